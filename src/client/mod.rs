@@ -1,0 +1,7 @@
+//! The client: a local proxy, a userspace stack and one session to the server.
+
+pub mod connect;
+pub mod proxy;
+pub mod resolve;
+pub mod run;
+pub mod tunnel;

@@ -1,0 +1,17 @@
+//! Every side effect: clock, buffer pools, sockets, TLS, TUN and netlink.
+
+pub mod clock;
+pub mod dial;
+pub mod journal;
+pub mod lane;
+pub mod limits;
+pub mod listen;
+pub mod netlink;
+pub mod nft;
+pub mod pool;
+pub mod ready;
+pub mod relay;
+pub mod state;
+pub mod sysctl;
+pub mod tls;
+pub mod tun;

@@ -1,0 +1,5 @@
+//! The program `adit`.
+
+fn main() -> std::process::ExitCode {
+    adit::cli::main()
+}

@@ -1,0 +1,10 @@
+//! The server: peers, leases, routing and egress.
+
+pub mod accept;
+pub mod dns;
+pub mod egress;
+pub mod filter;
+pub mod leases;
+pub mod router;
+pub mod run;
+pub mod session;

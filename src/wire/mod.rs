@@ -1,0 +1,1 @@
+//! Bytes to meaning and back, without state: the wire format, drawn once.
