@@ -1,0 +1,144 @@
+//! The byte stream under a stream lane: a TCP connection, bare or under TLS.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// A connected byte stream that can carry a lane.
+pub enum LaneStream {
+    /// Bare TCP.
+    Tcp(TcpStream),
+    /// TLS over TCP, from either side.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl LaneStream {
+    /// Returns the TCP connection at the bottom.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            LaneStream::Tcp(tcp) => tcp,
+            LaneStream::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Returns the address of the other end.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is already gone.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp().peer_addr()
+    }
+
+    /// Tells whether the stream is under TLS.
+    pub fn is_tls(&self) -> bool {
+        match self {
+            LaneStream::Tcp(_) => false,
+            LaneStream::Tls(_) => true,
+        }
+    }
+}
+
+impl AsyncRead for LaneStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            LaneStream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            LaneStream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for LaneStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            LaneStream::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            LaneStream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            LaneStream::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            LaneStream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    /// Bare TCP takes many slices in one system call. TLS is handed whole chunks: its records
+    /// are cut from one slice at a time, and a chunk is as large as its buffer.
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            LaneStream::Tcp(_) => true,
+            LaneStream::Tls(_) => false,
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            LaneStream::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            LaneStream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            LaneStream::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            LaneStream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Sets what a lane needs of its TCP connection, right after connect or accept.
+///
+/// - `TCP_NODELAY`: a frame leaves at once; the lane itself gathers what can be gathered.
+/// - `TCP_NOTSENT_LOWAT` of [`NOTSENT_LOWAT`]: the kernel keeps no more than that unsent, so
+///   that what waits, waits where queues are fair and measured.
+/// - `SO_KEEPALIVE` after [`KEEPALIVE_AFTER`]: a last resort for connections that belong to no
+///   session yet. A session notices a dead peer far sooner, which is why `TCP_USER_TIMEOUT` is
+///   left alone: a lane may come back from ten silent seconds.
+///
+/// # Errors
+///
+/// When the connection is already gone, or the kernel does not know an option.
+pub fn prepare_socket(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+/// How many unsent bytes the kernel may hold for one lane.
+pub const NOTSENT_LOWAT: u32 = 128 * 1024;
+
+/// Silence before the kernel's first keepalive probe: longer than any session's own ping, so
+/// that probes are sent only where no session is.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Time between two probes, as the Linux man page suggests for interactive use.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Probes unanswered before the connection is given up: about two minutes in all.
+const KEEPALIVE_PROBES: u32 = 4;
