@@ -1,1 +1,3 @@
 //! Configuration: file, then environment, then flags, into validated types.
+
+pub mod address;

@@ -7,6 +7,7 @@ pub mod lane;
 pub mod limits;
 pub mod listen;
 pub mod netlink;
+pub mod network;
 pub mod nft;
 pub mod pool;
 pub mod ready;

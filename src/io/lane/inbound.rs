@@ -61,10 +61,18 @@ impl Inbound {
         let tail = self.end - self.start;
         let cheap = tail * CHEAP_MOVE <= self.start;
         let cramped = room < self.missing().max(MIN_READ.min(self.bytes.len() / 8));
-        if self.start > 0 && (cheap || cramped) {
+        if self.start > 0 && cheap {
             self.move_to_front();
-        }
-        if self.end == self.bytes.len() {
+        } else if self.start > 0 && cramped {
+            // A dear move means that the buffer is small for such frames: a larger one moves
+            // them more rarely.
+            let larger = self.larger();
+            if larger > self.bytes.len() {
+                self.resize(larger);
+            } else {
+                self.move_to_front();
+            }
+        } else if room == 0 {
             self.resize(self.larger());
         }
         &mut self.bytes[self.end..]
@@ -156,7 +164,7 @@ impl Inbound {
             self.filled = false;
             self.resize(self.larger());
         } else if self.window >= SIZE_WINDOW {
-            let wanted = (self.peak * 2).max(LENGTH + FRAME_LIMIT_AT_FIRST);
+            let wanted = (self.peak * SPARE).max(LENGTH + FRAME_LIMIT_AT_FIRST);
             self.window = 0;
             self.peak = 0;
             if self.start == self.end && wanted * 2 <= self.bytes.len() {
@@ -237,6 +245,10 @@ const CHEAP_MOVE: usize = 16;
 
 /// The least room worth a system call at the end of a large buffer.
 const MIN_READ: usize = 16 * 1024;
+
+/// A buffer is too large when it is twice as large as this times the most it held: with less
+/// spare room the moves at its end would cost more than a tenth.
+const SPARE: usize = 10;
 
 /// How many reads decide whether the buffer is too large. On an idle lane, whose keepalive is
 /// two reads in ten seconds, that is about three minutes.
@@ -349,6 +361,21 @@ mod tests {
         assert_eq!(feed(&mut inbound, &stream, &[usize::MAX]).len(), 100);
         assert_eq!(inbound.capacity(), before);
         assert!(before <= 2048 + 4);
+    }
+
+    #[test]
+    fn steady_traffic_keeps_its_buffer() {
+        for portion in [1_448, 16_384, 200_000] {
+            let mut inbound = Inbound::new();
+            inbound.set_limit(66_000);
+            let stream = frame(&[3; 60_000]).repeat(100);
+            feed(&mut inbound, &stream, &[portion]);
+            let settled = inbound.capacity();
+            let moved = inbound.moved();
+            feed(&mut inbound, &stream, &[portion]);
+            assert_eq!(inbound.capacity(), settled);
+            assert!(inbound.moved() - moved < stream.len() as u64 / 10);
+        }
     }
 
     #[test]

@@ -416,9 +416,10 @@ mod tests {
                     got.push(frame.to_vec());
                 }
             }
-            assert_eq!(got, [last.clone()]);
+            assert_eq!(got, std::slice::from_ref(&last));
             assert_eq!(far.next_frame(), Ok(None));
-            assert_eq!(carry(&mut far, &mut near, &[last.clone()]).await, [last]);
+            let back = carry(&mut far, &mut near, std::slice::from_ref(&last)).await;
+            assert_eq!(back, [last]);
         });
     }
 
