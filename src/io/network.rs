@@ -7,22 +7,20 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with,
-};
-use tokio::io::unix::AsyncFd;
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket_with};
+use tokio::net::UnixDatagram;
 use tokio::time::{Instant, timeout_at};
 
 /// Waits for changes of the host's network.
 #[derive(Debug)]
 pub struct NetworkWatch {
     /// `None` where the kernel gives no such socket.
-    socket: Option<AsyncFd<OwnedFd>>,
+    socket: Option<UnixDatagram>,
 }
 
 impl NetworkWatch {
@@ -69,7 +67,7 @@ impl Default for NetworkWatch {
     }
 }
 
-fn subscribe() -> io::Result<AsyncFd<OwnedFd>> {
+fn subscribe() -> io::Result<UnixDatagram> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
@@ -78,11 +76,12 @@ fn subscribe() -> io::Result<AsyncFd<OwnedFd>> {
     )?;
     // The port id 0 lets the kernel choose one.
     bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
-    Ok(AsyncFd::register(socket)?)
+    // A netlink socket is a datagram socket; the type only lends its readiness and recv.
+    UnixDatagram::from_std(StdUnixDatagram::from(socket))
 }
 
 /// Waits for a first message and then until none came for [`QUIET`], [`LONGEST_BURST`] at most.
-async fn settled(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
+async fn settled(socket: &UnixDatagram) -> io::Result<()> {
     drain(socket).await?;
     let end = Instant::now() + LONGEST_BURST;
     loop {
@@ -95,21 +94,20 @@ async fn settled(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
 }
 
 /// Waits for a message and takes up to [`MAX_DRAINED`] of those that are there.
-async fn drain(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let mut readable = socket.readable().await?;
+async fn drain(socket: &UnixDatagram) -> io::Result<()> {
+    socket.readable().await?;
     // Only that a message came counts, so the rest of it may be cut off.
     let mut message = [0; 64];
     for _ in 0..MAX_DRAINED {
-        match recv(socket, &mut message, RecvFlags::empty()) {
-            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        match socket.try_recv(&mut message) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
-            Err(Errno::AGAIN) => {
-                readable.clear_ready();
-                break;
-            }
-            // The kernel dropped messages because there were so many: a change all the more.
-            Err(Errno::NOBUFS | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN) => break,
+                // The kernel dropped messages because there were so many: a change all the more.
+                Some(Errno::NOBUFS | Errno::INTR) => {}
+                Some(_) | None => return Err(error),
+            },
         }
     }
     Ok(())
@@ -136,3 +134,80 @@ const LONGEST_BURST: Duration = Duration::from_secs(3);
 
 /// How many messages are taken before other tasks get their turn.
 const MAX_DRAINED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs on virtual time: it passes only while everything waits.
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime")
+            .block_on(future)
+    }
+
+    fn watch() -> (UnixDatagram, NetworkWatch) {
+        let (kernel, socket) = UnixDatagram::pair().expect("a pair of sockets");
+        let watch = NetworkWatch {
+            socket: Some(socket),
+        };
+        (kernel, watch)
+    }
+
+    #[test]
+    fn burst_of_changes_is_one_change() {
+        block_on(async {
+            let (kernel, mut watch) = watch();
+            let started = Instant::now();
+            let burst = async {
+                for _ in 0..5 {
+                    kernel.send(&[1; 100]).await.expect("room");
+                    tokio::time::sleep(QUIET / 2).await;
+                }
+            };
+            tokio::join!(burst, watch.changed());
+            assert!(started.elapsed() >= QUIET * 3);
+            let more = tokio::time::timeout(QUIET * 10, watch.changed()).await;
+            assert!(more.is_err(), "one burst was reported twice");
+        });
+    }
+
+    #[test]
+    fn endless_burst_is_reported_all_the_same() {
+        block_on(async {
+            let (kernel, mut watch) = watch();
+            let burst = async {
+                loop {
+                    kernel.send(&[1; 100]).await.expect("room");
+                    tokio::time::sleep(QUIET / 3).await;
+                }
+            };
+            tokio::select! {
+                () = burst => {}
+                () = watch.changed() => {}
+            }
+        });
+    }
+
+    #[test]
+    fn silence_is_no_change() {
+        block_on(async {
+            let (_kernel, mut watch) = watch();
+            let changed = tokio::time::timeout(LONGEST_BURST * 10, watch.changed()).await;
+            assert!(changed.is_err());
+        });
+    }
+
+    #[test]
+    fn watch_without_a_socket_never_reports() {
+        block_on(async {
+            let mut watch = NetworkWatch { socket: None };
+            assert!(!watch.is_available());
+            let changed = tokio::time::timeout(LONGEST_BURST * 10, watch.changed()).await;
+            assert!(changed.is_err());
+        });
+    }
+}
