@@ -1,1 +1,5 @@
 //! Placeholder.
+
+mod offload;
+
+pub use offload::{Checksum, Gso, Offload, VirtioFields};

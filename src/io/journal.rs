@@ -1,1 +1,448 @@
-//! Placeholder.
+//! The journal: what this program changed in the system, so that it can be undone, at exit or by the next start.
+//!
+//! A change is on the disk before it is made ([`Journal::record`]), and struck out after it has been undone
+//! ([`Journal::undo`]), newest first. So whatever moment the process or the machine stops at, the file names every
+//! change that may have been made; one that is named but was never made must be harmless to undo, and so must one
+//! that was undone and not struck out yet.
+//!
+//! ```text
+//! record(A) ─ make A ─ record(B) ─ make B ─ … run … ─ undo B ─ strike B ─ undo A ─ strike A ─ file gone
+//! ```
+//!
+//! A journal belongs to a [`World`]: one boot of one machine and one network namespace. Tables and sysctls of the
+//! network are properties of exactly that, so a journal from another world has nothing left to undo and is dropped.
+
+use std::fs;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{StateDir, StateError};
+
+/// The changes made to the system and not undone yet, kept in the state directory.
+#[derive(Debug)]
+pub struct Journal {
+    state: StateDir,
+    content: Content,
+}
+
+impl Journal {
+    /// Opens the journal of a state directory, with what a former process left in it.
+    ///
+    /// Changes that belong to another [`World`] are forgotten: they ended with it.
+    ///
+    /// # Errors
+    /// [`JournalError::State`] when the file cannot be read, [`JournalError::Malformed`] when it makes no sense.
+    pub fn open(state: &StateDir, world: &World) -> Result<Self, JournalError> {
+        let fresh = Content {
+            world: world.clone(),
+            changes: Vec::new(),
+        };
+        let content = match state.read(FILE_NAME)? {
+            None => fresh,
+            Some(bytes) => {
+                let malformed = |source| JournalError::Malformed {
+                    path: state.path().join(FILE_NAME),
+                    source,
+                };
+                let content: Content = serde_json::from_slice(&bytes).map_err(malformed)?;
+                if content.world == *world {
+                    content
+                } else {
+                    fresh
+                }
+            }
+        };
+        Ok(Self {
+            state: state.clone(),
+            content,
+        })
+    }
+
+    /// Notes that `change` is about to be made; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`JournalError::State`] when it cannot be written, [`JournalError::Full`] above [`MAX_CHANGES`]: the change must
+    /// not be made then.
+    pub fn record(&mut self, change: Change) -> Result<(), JournalError> {
+        if self.content.changes.len() >= MAX_CHANGES {
+            return Err(JournalError::Full { limit: MAX_CHANGES });
+        }
+        self.content.changes.push(change);
+        self.save().inspect_err(|_| {
+            self.content.changes.pop();
+        })
+    }
+
+    /// Undoes every change with `undo_one`, newest first, and strikes out each one that succeeded.
+    ///
+    /// One that fails stays in the journal for the next start and does not keep the others from being undone.
+    ///
+    /// # Errors
+    /// [`JournalError::Undo`] with every failure, [`JournalError::State`] when the file cannot be written.
+    pub fn undo(
+        &mut self,
+        mut undo_one: impl FnMut(&Change) -> io::Result<()>,
+    ) -> Result<(), JournalError> {
+        let mut failures = Vec::new();
+        let mut index = self.content.changes.len();
+        while index > 0 {
+            index -= 1;
+            let Some(change) = self.content.changes.get(index) else {
+                break;
+            };
+            match undo_one(change) {
+                Ok(()) => {
+                    self.content.changes.remove(index);
+                    self.save()?;
+                }
+                Err(source) => failures.push(UndoFailure {
+                    change: change.clone(),
+                    source,
+                }),
+            }
+        }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(JournalError::Undo(Failures(failures)))
+        }
+    }
+
+    /// The changes that may have been made and were not undone, oldest first.
+    pub fn changes(&self) -> &[Change] {
+        &self.content.changes
+    }
+
+    fn save(&self) -> Result<(), JournalError> {
+        if self.content.changes.is_empty() {
+            return Ok(self.state.remove(FILE_NAME)?);
+        }
+        let bytes = serde_json::to_vec_pretty(&self.content).map_err(JournalError::Encode)?;
+        Ok(self.state.write(FILE_NAME, &bytes)?)
+    }
+}
+
+/// One thing this program changed in the system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// An nftables table of family `inet`, made for a tunnel interface.
+    Table {
+        /// The table's name.
+        name: String,
+        /// The interface it serves.
+        interface: String,
+    },
+    /// A value below /proc/sys.
+    Sysctl {
+        /// The path below /proc/sys, such as `net/ipv4/ip_forward`.
+        key: String,
+        /// What it was.
+        was: String,
+        /// What it was set to; none where another change of this journal moves it along, so that it is put back
+        /// whatever it has become.
+        set: Option<String>,
+    },
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Table { name, .. } => write!(f, "nftables table inet {name}"),
+            Self::Sysctl { key, was, .. } => {
+                write!(f, "sysctl {} (was {was})", key.replace('/', "."))
+            }
+        }
+    }
+}
+
+/// The boot of the machine and the network namespace that a journal is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct World {
+    /// The kernel's identifier of this boot.
+    pub boot: String,
+    /// The network namespace: its cookie, which a boot never uses twice, or its inode on kernels before 5.14.
+    pub network: String,
+}
+
+impl World {
+    /// Finds out where the calling thread is.
+    ///
+    /// # Errors
+    /// What /proc says when it cannot be read.
+    pub fn current() -> io::Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+            .trim()
+            .to_owned();
+        let network = match super::sysctl::network_cookie() {
+            Ok(cookie) => format!("cookie:{cookie}"),
+            // The thread's own namespace, which need not be that of the process.
+            Err(_) => fs::read_link("/proc/thread-self/ns/net")?
+                .to_string_lossy()
+                .into_owned(),
+        };
+        Ok(Self { boot, network })
+    }
+}
+
+/// Why the journal cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// The state directory does not let it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The file is not a journal.
+    #[error(
+        "the journal {} cannot be understood ({source}): see that the host's forwarding sysctls are as you want them, then delete it",
+        path.display()
+    )]
+    Malformed {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The journal could not be put into text.
+    #[error("cannot encode the journal: {0}")]
+    Encode(serde_json::Error),
+    /// Too many changes.
+    #[error("more than {limit} changes to the system")]
+    Full {
+        /// The limit.
+        limit: usize,
+    },
+    /// Some changes could not be undone.
+    #[error("cannot undo {0}")]
+    Undo(Failures),
+}
+
+/// A change that could not be undone and why.
+#[derive(Debug)]
+pub struct UndoFailure {
+    /// The change.
+    pub change: Change,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// All failures of one [`Journal::undo`], at least one.
+#[derive(Debug)]
+pub struct Failures(pub Vec<UndoFailure>);
+
+impl std::fmt::Display for Failures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, failure) in self.0.iter().enumerate() {
+            if index > 0 {
+                write!(f, "; ")?;
+            }
+            write!(f, "{}: {}", failure.change, failure.source)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    world: World,
+    changes: Vec<Change>,
+}
+
+/// The most changes one journal holds: two for each interface of a host with hundreds of them, and a few more.
+pub const MAX_CHANGES: usize = 1024;
+
+const FILE_NAME: &str = "journal.json";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A system of named values in place of the kernel.
+    type System = BTreeMap<String, String>;
+
+    fn world() -> World {
+        World {
+            boot: "b".into(),
+            network: "n".into(),
+        }
+    }
+
+    fn change(key: &str, was: &str, set: &str) -> Change {
+        Change::Sysctl {
+            key: key.into(),
+            was: was.into(),
+            set: Some(set.into()),
+        }
+    }
+
+    fn undo_in(system: &mut System, change: &Change) -> io::Result<()> {
+        match change {
+            Change::Sysctl { key, was, set } => {
+                let value = system.get_mut(key).ok_or(io::ErrorKind::NotFound)?;
+                if set.as_ref() == Some(value) {
+                    *value = was.clone();
+                }
+                Ok(())
+            }
+            Change::Table { .. } => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Where a process is killed: before or after one of the steps of a whole life.
+    fn life(state: &StateDir, system: &mut System, mut steps_left: usize) {
+        let mut step = || {
+            steps_left = steps_left.checked_sub(1)?;
+            Some(())
+        };
+        let mut run = || -> Option<()> {
+            let mut journal = Journal::open(state, &world()).unwrap();
+            journal.undo(|change| undo_in(system, change)).unwrap();
+            for key in ["a", "b", "c"] {
+                step()?;
+                journal.record(change(key, "0", "1")).unwrap();
+                step()?;
+                system.insert(key.into(), "1".into());
+            }
+            let mut killed = false;
+            let _ = journal.undo(|change| {
+                killed |= step().is_none();
+                if killed {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                undo_in(system, change)
+            });
+            None
+        };
+        run();
+    }
+
+    #[test]
+    fn killed_at_any_step_the_next_start_puts_all_back() {
+        let before: System = ["a", "b", "c"]
+            .map(|key| (key.to_owned(), "0".to_owned()))
+            .into();
+        for steps in 0..12 {
+            let directory = tempfile::tempdir().unwrap();
+            let state = StateDir::open(directory.path()).unwrap();
+            let mut system = before.clone();
+            life(&state, &mut system, steps);
+            let changed = system != before;
+            assert!(
+                !changed
+                    || !Journal::open(&state, &world())
+                        .unwrap()
+                        .changes()
+                        .is_empty(),
+                "after {steps} steps"
+            );
+            let mut journal = Journal::open(&state, &world()).unwrap();
+            journal.undo(|change| undo_in(&mut system, change)).unwrap();
+            assert_eq!(system, before, "after {steps} steps");
+            assert_eq!(state.read(FILE_NAME).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn undoing_twice_is_harmless_and_keeps_what_others_set_since() {
+        let mut system: System = [("a".to_owned(), "7".to_owned())].into();
+        undo_in(&mut system, &change("a", "0", "1")).unwrap();
+        assert_eq!(system["a"], "7");
+    }
+
+    #[test]
+    fn changes_are_undone_newest_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let mut journal = Journal::open(&state, &world()).unwrap();
+        for key in ["a", "b", "c"] {
+            journal.record(change(key, "0", "1")).unwrap();
+        }
+        let mut order = Vec::new();
+        journal
+            .undo(|change| {
+                order.push(change.to_string());
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(
+            order,
+            ["sysctl c (was 0)", "sysctl b (was 0)", "sysctl a (was 0)"]
+        );
+        assert!(journal.changes().is_empty());
+    }
+
+    #[test]
+    fn failure_is_reported_kept_and_does_not_stop_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let mut journal = Journal::open(&state, &world()).unwrap();
+        let table = Change::Table {
+            name: "adit_adit0".into(),
+            interface: "adit0".into(),
+        };
+        journal.record(change("a", "0", "1")).unwrap();
+        journal.record(table.clone()).unwrap();
+        let mut system: System = [("a".to_owned(), "1".to_owned())].into();
+        let error = journal
+            .undo(|change| undo_in(&mut system, change))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("table inet adit_adit0"),
+            "{error}"
+        );
+        assert_eq!(system["a"], "0");
+        assert_eq!(Journal::open(&state, &world()).unwrap().changes(), [table]);
+    }
+
+    #[test]
+    fn journal_of_another_boot_or_namespace_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        Journal::open(&state, &world())
+            .unwrap()
+            .record(change("a", "0", "1"))
+            .unwrap();
+        for other in [
+            World {
+                boot: "b2".into(),
+                ..world()
+            },
+            World {
+                network: "n2".into(),
+                ..world()
+            },
+        ] {
+            assert!(Journal::open(&state, &other).unwrap().changes().is_empty());
+        }
+        assert_eq!(Journal::open(&state, &world()).unwrap().changes().len(), 1);
+    }
+
+    #[test]
+    fn malformed_journal_is_named_and_nothing_is_guessed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        state.write(FILE_NAME, b"{\"world\":").unwrap();
+        let error = Journal::open(&state, &world()).unwrap_err();
+        assert!(error.to_string().contains("journal.json"), "{error}");
+    }
+
+    #[test]
+    fn full_journal_refuses_the_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let mut journal = Journal::open(&state, &world()).unwrap();
+        journal.content.changes = vec![change("a", "0", "1"); MAX_CHANGES];
+        assert!(matches!(
+            journal.record(change("b", "0", "1")),
+            Err(JournalError::Full { limit: MAX_CHANGES })
+        ));
+    }
+
+    #[test]
+    fn world_is_stable_within_a_process() {
+        assert_eq!(World::current().unwrap(), World::current().unwrap());
+    }
+}

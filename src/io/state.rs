@@ -1,1 +1,341 @@
-//! Placeholder.
+//! The state directory: what a server or client remembers between two runs, held by one process at a time.
+//!
+//! ```text
+//! <state directory>/        0700
+//!   lock                    held by flock(2) for as long as a `StateDir` lives; holds the owner's process id
+//!   <name>                  0600, replaced whole: temporary file, fsync, rename, fsync of the directory
+//! ```
+//!
+//! The lock is the kernel's, so a killed process leaves nothing that would stop the next one. A reader sees the
+//! former or the new content of a file and never a mixture, whatever moment the machine stopped at.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A state directory that this process holds the lock of; clones share the lock, and the last one releases it.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    /// Open for as long as the lock is wanted: closing the last descriptor releases it.
+    _lock: File,
+}
+
+impl StateDir {
+    /// Creates the directory (0700, with its parents) if need be and takes its lock without waiting.
+    ///
+    /// # Errors
+    /// [`StateError::Held`] when another process has the lock, with its process id where it could be read;
+    /// [`StateError::Directory`] or [`StateError::File`] when the file system refuses.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StateError> {
+        let path = path.into();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| StateError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        let lock_path = path.join(LOCK_NAME);
+        let failed = |source| StateError::File {
+            path: lock_path.clone(),
+            source,
+        };
+        // The content is not truncated here: until the lock is ours it is the holder's.
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&lock_path)
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let pid = holder(&mut lock);
+                return Err(StateError::Held {
+                    path,
+                    holder: Holder(pid),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        lock.set_len(0).map_err(failed)?;
+        writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+        Ok(Self {
+            held: Arc::new(Held { path, _lock: lock }),
+        })
+    }
+
+    /// Writes `bytes` to the file `name` in the directory, whole or not at all, readable by the owner alone.
+    ///
+    /// When this returns, the new content outlives a power cut.
+    ///
+    /// # Errors
+    /// [`StateError::File`] when the file system refuses; [`StateError::Name`] when `name` is not a plain name.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.file(name)?;
+        write_atomically(&path, bytes).map_err(|source| StateError::File { path, source })
+    }
+
+    /// Removes the file `name`; one that is not there counts as removed.
+    ///
+    /// # Errors
+    /// As [`StateDir::write`].
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.file(name)?;
+        let removed = match fs::remove_file(&path) {
+            Ok(()) => sync_directory(&self.held.path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        removed.map_err(|source| StateError::File { path, source })
+    }
+
+    /// Reads the file `name`: `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`StateError::TooLarge`] above [`MAX_FILE_LEN`]; else as [`StateDir::write`].
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.file(name)?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StateError::File { path, source }),
+        };
+        let mut bytes = Vec::new();
+        match file.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes) {
+            Ok(length) if length as u64 > MAX_FILE_LEN => Err(StateError::TooLarge {
+                path,
+                limit: MAX_FILE_LEN,
+            }),
+            Ok(_) => Ok(Some(bytes)),
+            Err(source) => Err(StateError::File { path, source }),
+        }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.held.path
+    }
+
+    /// The path of the file `name`, which must stay inside the directory and leave the lock alone.
+    fn file(&self, name: &str) -> Result<PathBuf, StateError> {
+        let plain =
+            !name.is_empty() && !name.starts_with('.') && !name.contains('/') && name != LOCK_NAME;
+        if plain {
+            Ok(self.held.path.join(name))
+        } else {
+            Err(StateError::Name {
+                name: name.to_owned(),
+            })
+        }
+    }
+}
+
+/// Replaces the file at `path` by `bytes`, whole or not at all, with mode 0600.
+///
+/// A temporary file in the same directory is written and flushed to the disk, renamed over `path`, and the directory
+/// flushed, so that a crash at any point leaves the former content or the new one.
+///
+/// # Errors
+/// Whatever the file system says; the temporary file is removed then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".adit-")
+        .permissions(fs::Permissions::from_mode(FILE_MODE))
+        .tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    sync_directory(directory)
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// Another process works on this directory.
+    #[error(
+        "the state directory {} is in use by {holder}: stop it, or give this one a state directory of its own",
+        path.display()
+    )]
+    Held {
+        /// The directory.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
+    },
+    /// The directory cannot be made or opened.
+    #[error("cannot create the state directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file in it cannot be read or written.
+    #[error("cannot use the state file {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is larger than anything this program writes.
+    #[error("the state file {} is larger than {limit} bytes and was not written by this program", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A name that is not a plain file name.
+    #[error("{name:?} is not a name of a state file")]
+    Name {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The process that holds a state directory, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(pub Option<u32>);
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "process {pid}"),
+            None => write!(f, "another process"),
+        }
+    }
+}
+
+/// The process id in the lock file; none while its holder has not written it yet.
+fn holder(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.rewind().ok()?;
+    // A process id has at most ten digits.
+    lock.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// The largest state file that is read, in bytes: a thousand times what ten thousand leases need is still below.
+pub const MAX_FILE_LEN: u64 = 64 << 20;
+
+const LOCK_NAME: &str = "lock";
+
+/// State may name users and their addresses: nobody but the owner reads it.
+const FILE_MODE: u32 = 0o600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_holder_is_refused_and_told_the_process_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateDir::open(directory.path()).unwrap();
+        let error = StateDir::open(directory.path()).unwrap_err();
+        assert!(
+            matches!(error, StateError::Held { holder: Holder(Some(pid)), .. } if pid == std::process::id())
+        );
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        drop(first);
+        StateDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn lock_lives_as_long_as_the_last_clone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateDir::open(directory.path()).unwrap();
+        let clone = first.clone();
+        drop(first);
+        assert!(StateDir::open(directory.path()).is_err());
+        drop(clone);
+        assert!(StateDir::open(directory.path()).is_ok());
+    }
+
+    #[test]
+    fn longer_process_id_of_a_former_holder_leaves_no_digits() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(LOCK_NAME), "99999999999999\n").unwrap();
+        let _held = StateDir::open(directory.path()).unwrap();
+        let text = fs::read_to_string(directory.path().join(LOCK_NAME)).unwrap();
+        assert_eq!(text.trim(), std::process::id().to_string());
+    }
+
+    #[test]
+    fn files_are_private_replaced_whole_and_leave_no_temporary_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path().join("a/b")).unwrap();
+        assert_eq!(state.read("leases").unwrap(), None);
+        state.write("leases", b"one").unwrap();
+        state.write("leases", b"two").unwrap();
+        assert_eq!(state.read("leases").unwrap().as_deref(), Some(&b"two"[..]));
+        let mode = |name: &str| {
+            fs::metadata(state.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(mode("leases"), 0o600);
+        assert_eq!(mode(LOCK_NAME), 0o600);
+        assert_eq!(
+            fs::metadata(state.path()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        let mut names: Vec<_> = fs::read_dir(state.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["leases", "lock"]);
+        state.remove("leases").unwrap();
+        state.remove("leases").unwrap();
+        assert_eq!(state.read("leases").unwrap(), None);
+    }
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        for name in ["", "../x", "a/b", ".hidden", "..", LOCK_NAME] {
+            assert!(
+                matches!(state.write(name, b""), Err(StateError::Name { .. })),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn directory_that_cannot_be_made_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = StateDir::open(file.join("state")).unwrap_err();
+        assert!(error.to_string().contains("file/state"), "{error}");
+    }
+}

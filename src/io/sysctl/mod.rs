@@ -1,0 +1,422 @@
+//! The sysctls that make a host a router: switched on where they are off, and put back exactly.
+//!
+//! | sysctl | set to | why |
+//! |---|---|---|
+//! | `net.ipv4.ip_forward` | 1 | else the kernel drops what is not for itself |
+//! | `net.ipv6.conf.all.forwarding` | 1 | the same for IPv6 |
+//! | `net.ipv6.conf.<interface>.accept_ra`, where 1 | 2 | a router ignores router advertisements unless this is 2: the host would lose its own address and default route |
+//!
+//! A value that is right already is left alone, and nothing is written then: a container whose /proc/sys is read-only
+//! works if its runtime set them (`docker run --sysctl net.ipv4.ip_forward=1`).
+//!
+//! # What the kernel changes beside
+//!
+//! Writing `ip_forward` resets values of every interface (ip-sysctl: "this variable is special, its change resets all
+//! configuration parameters to their default state (RFC 1122 for hosts, RFC 1812 for routers)"): it sets
+//! `net.ipv4.conf.*.forwarding` to the same value and `net.ipv4.conf.all.accept_redirects` to its opposite. The IPv6
+//! switch does so for `net.ipv6.conf.*.forwarding`. Where those were not what switching off again will make of them,
+//! they are journaled too, and put back after it ([`Change::Sysctl`] without `set`).
+//!
+//! While forwarding is on, the host forwards for everybody whom its firewall lets, as any router does. Our own
+//! rules ([`crate::io::nft`]) speak of our tunnel only.
+//!
+//! # Two servers on one host
+//!
+//! Each server [`claims`] what it needs. What is claimed by another when a server leaves stays as it is; whoever leaves
+//! last puts back the value from before the first, which later ones take over from the claims they find.
+//!
+//! ```text
+//!  A starts: 0 → 1, claims (was 0)      B starts: finds 1 and A's claim, claims (was 0)
+//!  A stops:  B still claims it, leaves 1              B stops: nobody else, 1 → 0
+//! ```
+
+mod claims;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use self::claims::{Claim, Facts, Turn};
+use super::journal::{Change, Journal, JournalError};
+
+pub(crate) use self::claims::network_cookie;
+
+/// The sysctls this process has claimed; dropping it ends the claims and puts nothing back.
+#[derive(Debug, Default)]
+pub struct Sysctls {
+    claims: Vec<Claim>,
+}
+
+impl Sysctls {
+    /// Switches forwarding on for the families asked for, each change journaled before it is made.
+    ///
+    /// `tunnel` is our own interface, which is left out of what is noted.
+    ///
+    /// # Errors
+    /// [`SysctlError::Refused`] names everything that must be set by hand when /proc/sys cannot be written;
+    /// [`SysctlError::Missing`] when the kernel has no such family.
+    pub fn forward(
+        &mut self,
+        journal: &mut Journal,
+        v4: bool,
+        v6: bool,
+        tunnel: &str,
+    ) -> Result<(), SysctlError> {
+        let _turn = Turn::wait();
+        self.adopt(journal, v4, v6)?;
+        let mut refused = Vec::new();
+        for step in wanted(v4, v6, tunnel)? {
+            match self.take(journal, &step) {
+                Ok(()) => {}
+                Err(SysctlError::Refused { keys, source }) => refused.push((keys, source)),
+                Err(error) => return Err(error),
+            }
+        }
+        let keys = refused
+            .iter()
+            .map(|(keys, _)| keys.as_str())
+            .collect::<Vec<_>>()
+            .join(" ");
+        match refused.into_iter().next() {
+            Some((_, source)) => Err(SysctlError::Refused { keys, source }),
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes a journaled change of a sysctl: ends our claim, and puts the old value back unless another claims it or
+    /// somebody has set it to something else since.
+    ///
+    /// # Errors
+    /// What the file system says; a sysctl that is gone (with its interface) counts as undone.
+    pub fn undo(&mut self, key: &str, was: &str, set: Option<&str>) -> io::Result<()> {
+        // A journal is a file: nothing outside the known keys is written on its word.
+        if !is_known_key(key) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let _turn = Turn::wait();
+        self.claims.retain(|claim| claim.facts().key != key);
+        if claims::of_others(&self.claims)?
+            .iter()
+            .any(|claim| claim.key == key)
+        {
+            return Ok(());
+        }
+        let Some(current) = read(key)? else {
+            return Ok(());
+        };
+        let is_ours = match set {
+            Some(set) => current == set,
+            // It moved along with another: whatever it became.
+            None => true,
+        };
+        if is_ours && current != was {
+            return match write(key, was) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+        }
+        Ok(())
+    }
+
+    /// Takes over what other servers have claimed for the families we want: whoever leaves last puts it back.
+    fn adopt(&mut self, journal: &mut Journal, v4: bool, v6: bool) -> Result<(), SysctlError> {
+        let mut others = claims::of_others(&self.claims).map_err(SysctlError::Claims)?;
+        // Undone in reverse: the switches first, so they are noted last.
+        others.sort_by_key(|claim| (is_switch(&claim.key), claim.key.clone()));
+        others.dedup_by(|a, b| a.key == b.key);
+        for claim in others {
+            let wanted = if claim.key.starts_with("net/ipv4/") {
+                v4
+            } else {
+                v6
+            };
+            if wanted && !self.has_claimed(&claim.key) && self.claims.len() < MAX_STEPS {
+                self.note(journal, claim)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One sysctl: noted, claimed and set where it is not right yet.
+    fn take(&mut self, journal: &mut Journal, step: &Step) -> Result<(), SysctlError> {
+        let io_error = |source| SysctlError::Io {
+            key: step.key.clone(),
+            source,
+        };
+        let Some(current) = read(&step.key).map_err(io_error)? else {
+            return Ok(());
+        };
+        match &step.set {
+            Some(set) if *set == current => return Ok(()),
+            Some(set) => {
+                // First whether it can be written at all: what cannot be changed needs no journal.
+                if let Err(source) = probe(&step.key) {
+                    let keys = format!("{}={set}", step.key.replace('/', "."));
+                    return Err(SysctlError::Refused { keys, source });
+                }
+            }
+            None => {}
+        }
+        if !self.has_claimed(&step.key) {
+            let set = step.set.clone().unwrap_or_else(|| MOVED_ALONG.to_owned());
+            self.note(
+                journal,
+                Facts {
+                    key: step.key.clone(),
+                    was: current,
+                    set,
+                },
+            )?;
+        }
+        match &step.set {
+            Some(set) => write(&step.key, set).map_err(io_error),
+            None => Ok(()),
+        }
+    }
+
+    /// Journals and claims.
+    fn note(&mut self, journal: &mut Journal, facts: Facts) -> Result<(), SysctlError> {
+        let set = (facts.set != MOVED_ALONG).then(|| facts.set.clone());
+        journal.record(Change::Sysctl {
+            key: facts.key.clone(),
+            was: facts.was.clone(),
+            set,
+        })?;
+        self.claims
+            .push(Claim::take(facts).map_err(SysctlError::Claims)?);
+        Ok(())
+    }
+
+    fn has_claimed(&self, key: &str) -> bool {
+        self.claims.iter().any(|claim| claim.facts().key == key)
+    }
+}
+
+/// One sysctl that is wanted, or that moves along with one.
+#[derive(Debug, PartialEq, Eq)]
+struct Step {
+    key: String,
+    set: Option<String>,
+}
+
+/// Why the host cannot be made to forward.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SysctlError {
+    /// /proc/sys cannot be written, as in most containers.
+    #[error(
+        "cannot switch on forwarding ({source}): set {keys} on the host, or for a container by `docker run --sysctl …` or the pod's securityContext.sysctls"
+    )]
+    Refused {
+        /// What must be set, as sysctl(8) takes it.
+        keys: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel does not have it.
+    #[error("this kernel has no {key}")]
+    Missing {
+        /// The sysctl's path below /proc/sys.
+        key: String,
+    },
+    /// Reading or writing failed.
+    #[error("cannot use the sysctl {}: {source}", key.replace('/', "."))]
+    Io {
+        /// The sysctl's path below /proc/sys.
+        key: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The claims of other servers cannot be read or ours not be made.
+    #[error("cannot share sysctls with other servers on this host: {0}")]
+    Claims(io::Error),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// All steps in the order in which they must be taken: what the kernel will move along first, the switch last.
+fn wanted(v4: bool, v6: bool, tunnel: &str) -> Result<Vec<Step>, SysctlError> {
+    let mut steps = Vec::new();
+    let io_error = |key: &str| {
+        let key = key.to_owned();
+        move |source| SysctlError::Io { key, source }
+    };
+    for (wanted, switch, conf) in [(v4, IP_FORWARD, CONF4), (v6, FORWARDING6, CONF6)] {
+        if !wanted {
+            continue;
+        }
+        let Some(value) = read(switch).map_err(io_error(switch))? else {
+            return Err(SysctlError::Missing {
+                key: switch.to_owned(),
+            });
+        };
+        let interfaces = interfaces(conf, tunnel).map_err(io_error(conf))?;
+        if conf == CONF6 {
+            for interface in &interfaces {
+                let key = format!("{conf}/{interface}/accept_ra");
+                let value = read(&key).map_err(io_error(&key))?;
+                // Ports of a bridge take no part in IPv6 themselves.
+                let is_port = Path::new(&format!("/sys/class/net/{interface}/brport")).exists();
+                if value.as_deref() == Some("1")
+                    && interface != "default"
+                    && interface != "lo"
+                    && !is_port
+                {
+                    steps.push(Step {
+                        key,
+                        set: Some("2".to_owned()),
+                    });
+                }
+            }
+        }
+        // A switch that is on already moves nothing, and is not ours to switch off.
+        for interface in &interfaces {
+            let key = format!("{conf}/{interface}/forwarding");
+            let moves = read(&key)
+                .map_err(io_error(&key))?
+                .is_some_and(|own| value == "0" && own != "0");
+            if moves {
+                steps.push(Step { key, set: None });
+            }
+        }
+        if switch == IP_FORWARD && value == "0" {
+            // Switching off sets it to 1, whatever it was.
+            let is_off = read(ACCEPT_REDIRECTS)
+                .map_err(io_error(ACCEPT_REDIRECTS))?
+                .is_some_and(|own| own == "0");
+            if is_off {
+                steps.push(Step {
+                    key: ACCEPT_REDIRECTS.to_owned(),
+                    set: None,
+                });
+            }
+        }
+        steps.push(Step {
+            key: switch.to_owned(),
+            set: Some("1".to_owned()),
+        });
+    }
+    if steps.len() > MAX_STEPS {
+        tracing::warn!(
+            sysctls = steps.len(),
+            "too many interfaces, some may lose router advertisements"
+        );
+        let mut room = MAX_STEPS;
+        steps.retain(|step| {
+            room = room.saturating_sub(1);
+            room > 0 || is_switch(&step.key)
+        });
+    }
+    Ok(steps)
+}
+
+/// The interfaces with a directory of sysctls, `default` among them; not `all`, and not the tunnel's.
+fn interfaces(conf: &str, tunnel: &str) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(Path::new(ROOT).join(conf))? {
+        if let Ok(name) = entry?.file_name().into_string()
+            && name != "all"
+            && name != tunnel
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Sets a sysctl of our own interface, which ends with it and needs no journal.
+///
+/// # Errors
+/// What the file system says.
+pub fn set_own(family: Family, interface: &str, name: &str, value: &str) -> io::Result<()> {
+    let conf = match family {
+        Family::V4 => CONF4,
+        Family::V6 => CONF6,
+    };
+    let key = format!("{conf}/{interface}/{name}");
+    if read(&key)?.as_deref() == Some(value) {
+        Ok(())
+    } else {
+        write(&key, value)
+    }
+}
+
+/// Says whether the host has IPv6: built in, and not switched off for all interfaces.
+pub fn has_ipv6() -> bool {
+    matches!(read("net/ipv6/conf/all/disable_ipv6"), Ok(Some(value)) if value == "0")
+}
+
+/// An IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Whether it is one of the two that turn forwarding on.
+fn is_switch(key: &str) -> bool {
+    key == IP_FORWARD || key == FORWARDING6
+}
+
+/// Whether a path below /proc/sys is one that this program may change and put back.
+fn is_known_key(key: &str) -> bool {
+    if key == IP_FORWARD {
+        return true;
+    }
+    let mut parts = key.split('/');
+    let (net, family, conf) = (parts.next(), parts.next(), parts.next());
+    let (interface, name, rest) = (parts.next(), parts.next(), parts.next());
+    let known_name = matches!(
+        (family, name),
+        (Some("ipv4"), Some("forwarding" | "accept_redirects"))
+            | (Some("ipv6"), Some("forwarding" | "accept_ra"))
+    );
+    let plain = |name: &str| {
+        !name.is_empty() && name != "." && name != ".." && !name.contains(char::is_whitespace)
+    };
+    net == Some("net")
+        && conf == Some("conf")
+        && known_name
+        && rest.is_none()
+        && interface.is_some_and(plain)
+}
+
+/// The value of a sysctl: `None` when it does not exist.
+fn read(key: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(Path::new(ROOT).join(key)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // The directory of an interface that is going away.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(key: &str, value: &str) -> io::Result<()> {
+    fs::write(Path::new(ROOT).join(key), value)
+}
+
+/// Opens a sysctl for writing and writes nothing.
+fn probe(key: &str) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(Path::new(ROOT).join(key))
+        .map(drop)
+}
+
+const ROOT: &str = "/proc/sys";
+const CONF4: &str = "net/ipv4/conf";
+const CONF6: &str = "net/ipv6/conf";
+const IP_FORWARD: &str = "net/ipv4/ip_forward";
+const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
+const ACCEPT_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+
+/// What a claim says in place of a value for a sysctl that moves along with another.
+const MOVED_ALONG: &str = "-";
+
+/// The most sysctls one server sets: each costs a descriptor for its claim.
+const MAX_STEPS: usize = 256;
