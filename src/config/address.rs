@@ -64,16 +64,24 @@ impl FromStr for LaneAddr {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(AddressError::NoScheme { found: text.to_owned() });
+            return Err(AddressError::NoScheme {
+                found: text.to_owned(),
+            });
         };
         let scheme = scheme.parse()?;
         // A pasted URL often ends in a slash, which changes nothing.
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '?', '#', '@']) {
-            return Err(AddressError::NotOnlyHostAndPort { found: text.to_owned() });
+            return Err(AddressError::NotOnlyHostAndPort {
+                found: text.to_owned(),
+            });
         }
         let (host, port) = split_port(rest)?;
-        Ok(Self { scheme, host: host.parse()?, port })
+        Ok(Self {
+            scheme,
+            host: host.parse()?,
+            port,
+        })
     }
 }
 
@@ -84,7 +92,9 @@ impl FromStr for Scheme {
         Self::ALL
             .into_iter()
             .find(|scheme| scheme.as_str().eq_ignore_ascii_case(text))
-            .ok_or_else(|| AddressError::UnknownScheme { found: text.to_owned() })
+            .ok_or_else(|| AddressError::UnknownScheme {
+                found: text.to_owned(),
+            })
     }
 }
 
@@ -96,7 +106,9 @@ impl FromStr for Host {
             let inner = inner.strip_suffix(']').unwrap_or(inner);
             return match inner.parse::<Ipv6Addr>() {
                 Ok(ip) => Ok(Self::Ip(ip.into())),
-                Err(_) => Err(AddressError::NotIpv6 { found: inner.to_owned() }),
+                Err(_) => Err(AddressError::NotIpv6 {
+                    found: inner.to_owned(),
+                }),
             };
         }
         if let Ok(ip) = text.parse::<Ipv4Addr>() {
@@ -106,7 +118,9 @@ impl FromStr for Host {
         if is_host_name(name) {
             Ok(Self::Name(name.to_owned()))
         } else {
-            Err(AddressError::NotAName { found: text.to_owned() })
+            Err(AddressError::NotAName {
+                found: text.to_owned(),
+            })
         }
     }
 }
@@ -194,7 +208,9 @@ pub enum AddressError {
         found: String,
     },
     /// The host is neither an address nor a possible name.
-    #[error("`{found}` is neither a host name nor an IP address: write one like vpn.example.com or 203.0.113.7")]
+    #[error(
+        "`{found}` is neither a host name nor an IP address: write one like vpn.example.com or 203.0.113.7"
+    )]
     NotAName {
         /// The text.
         found: String,
@@ -204,20 +220,28 @@ pub enum AddressError {
 /// Splits `host:port`, where an IPv6 host stands in brackets.
 fn split_port(text: &str) -> Result<(&str, u16), AddressError> {
     if text.parse::<Ipv6Addr>().is_ok() {
-        return Err(AddressError::NoBrackets { found: text.to_owned() });
+        return Err(AddressError::NoBrackets {
+            found: text.to_owned(),
+        });
     }
-    let no_port = || AddressError::NoPort { found: text.to_owned() };
+    let no_port = || AddressError::NoPort {
+        found: text.to_owned(),
+    };
     if text.ends_with(']') {
         return Err(no_port());
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(no_port)?;
     // `str::parse` would take a leading `+`.
     if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(AddressError::BadPort { found: port.to_owned() });
+        return Err(AddressError::BadPort {
+            found: port.to_owned(),
+        });
     }
     match port.parse() {
         Ok(number) => Ok((host, number)),
-        Err(_) => Err(AddressError::BadPort { found: port.to_owned() }),
+        Err(_) => Err(AddressError::BadPort {
+            found: port.to_owned(),
+        }),
     }
 }
 
@@ -227,10 +251,14 @@ pub(crate) fn is_host_name(name: &str) -> bool {
         (1..=MAX_LABEL).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     // All digits and dots is a mistyped address (RFC 1123, section 2.1), not a name.
-    let numeric = name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let numeric = name
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
     name.len() <= MAX_NAME && !numeric && name.split('.').all(label_fits)
 }
 
@@ -247,7 +275,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<LaneAddr, String> {
-        text.parse().map_err(|error: AddressError| error.to_string())
+        text.parse()
+            .map_err(|error: AddressError| error.to_string())
     }
 
     #[test]
@@ -261,7 +290,12 @@ mod tests {
         ] {
             assert_eq!(parse(text).expect(text).to_string(), text);
         }
-        assert_eq!(parse("TLS://Vpn.Example.:1/").expect("case and slash").to_string(), "tls://Vpn.Example:1");
+        assert_eq!(
+            parse("TLS://Vpn.Example.:1/")
+                .expect("case and slash")
+                .to_string(),
+            "tls://Vpn.Example:1"
+        );
     }
 
     #[test]

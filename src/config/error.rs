@@ -90,12 +90,21 @@ pub(super) struct Source {
 impl Spot {
     /// `line` and `column` count from 1, `column` and `len` in characters.
     pub(super) fn new(source: Arc<Source>, line: usize, column: usize, len: usize) -> Self {
-        Self { source, line, column, len, secret: false }
+        Self {
+            source,
+            line,
+            column,
+            len,
+            secret: false,
+        }
     }
 
     /// The same spot, whose line is never shown.
     pub(super) fn secret(self) -> Self {
-        Self { secret: true, ..self }
+        Self {
+            secret: true,
+            ..self
+        }
     }
 
     /// The file.
@@ -115,7 +124,9 @@ impl Spot {
 
     /// Writes the line with a mark under the stretch; nothing where the line is secret.
     fn write_snippet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(line) = self.source.text.lines().nth(self.line.saturating_sub(1)) else { return Ok(()) };
+        let Some(line) = self.source.text.lines().nth(self.line.saturating_sub(1)) else {
+            return Ok(());
+        };
         if self.secret {
             return Ok(());
         }
@@ -133,13 +144,19 @@ impl Spot {
         let number = self.line.to_string();
         let gutter = " ".repeat(number.len());
         let indent = " ".repeat(before - skip);
-        write!(f, "\n{gutter} |\n{number} | {}\n{gutter} | {indent}{mark}", shown.trim_end())
+        write!(
+            f,
+            "\n{gutter} |\n{number} | {}\n{gutter} | {indent}{mark}",
+            shown.trim_end()
+        )
     }
 }
 
 impl PartialEq for Spot {
     fn eq(&self, other: &Self) -> bool {
-        self.source.path == other.source.path && self.line == other.line && self.column == other.column
+        self.source.path == other.source.path
+            && self.line == other.line
+            && self.column == other.column
     }
 }
 
@@ -148,7 +165,9 @@ impl Eq for Spot {}
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(spot) => write!(f, "{}:{}:{}", spot.path().display(), spot.line, spot.column),
+            Self::File(spot) => {
+                write!(f, "{}:{}:{}", spot.path().display(), spot.line, spot.column)
+            }
             Self::Variable(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => f.write_str(name),
             Self::Missing(Some(path)) => write!(f, "{}", path.display()),
@@ -190,7 +209,9 @@ impl fmt::Display for Problems<'_> {
 pub(super) fn explain_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "this user may not read it (permission denied)".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "this user may not read it (permission denied)".to_owned()
+        }
         io::ErrorKind::IsADirectory => "this is a folder, not a file".to_owned(),
         _ => {
             let text = error.to_string();

@@ -1,5 +1,6 @@
 //! Reads and writes the files that a configuration names: texts and keys.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -9,29 +10,37 @@ use std::str::FromStr;
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, MAX_FILE_LEN, explain_io};
-use crate::proto::identity::{KeyError, SecretKey};
+use crate::proto::identity::SecretKey;
 
 /// Reads a configuration file; `None` where there is none.
 ///
 /// # Errors
 /// It is unreadable, longer than 4 MiB, or not UTF-8.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(MAX_FILE_LEN + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_LEN {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
+        return Err(ConfigError::TooLarge {
+            path: path.to_owned(),
+        });
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Some(text)),
-        Err(error) => {
-            Err(ConfigError::NotText { path: path.to_owned(), offset: error.utf8_error().valid_up_to() })
-        }
+        Err(error) => Err(ConfigError::NotText {
+            path: path.to_owned(),
+            offset: error.utf8_error().valid_up_to(),
+        }),
     }
 }
 
@@ -42,16 +51,34 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
 ///
 /// # Errors
 /// It is missing, unreadable, open to others, or holds no key. No error repeats what the file holds.
-pub fn read_key<K: FromStr<Err = KeyError>>(path: &Path) -> Result<K, KeyFileError> {
-    let unreadable = |source| KeyFileError::Unreadable { path: path.to_owned(), source };
+pub fn read_key<K>(path: &Path) -> Result<K, KeyFileError>
+where
+    K: FromStr,
+    K::Err: fmt::Display,
+{
+    let unreadable = |source| KeyFileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let mode = metadata.mode() & 0o777;
-    if metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() && mode & 0o077 != 0 {
-        return Err(KeyFileError::TooOpen { path: path.to_owned(), mode });
+    if metadata.is_file()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && mode & 0o077 != 0
+    {
+        return Err(KeyFileError::TooOpen {
+            path: path.to_owned(),
+            mode,
+        });
     }
     let text = read_secret(file).map_err(unreadable)?;
-    text.trim().parse().map_err(|source| KeyFileError::Malformed { path: path.to_owned(), source })
+    text.trim()
+        .parse()
+        .map_err(|error: K::Err| KeyFileError::Malformed {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Reads a short secret, such as a password, from a file: its first line.
@@ -59,9 +86,33 @@ pub fn read_key<K: FromStr<Err = KeyError>>(path: &Path) -> Result<K, KeyFileErr
 /// # Errors
 /// As [`read_key`], but any text is accepted.
 pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-    let unreadable = |source| KeyFileError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| KeyFileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let text = read_secret(File::open(path).map_err(unreadable)?).map_err(unreadable)?;
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+    Ok(Zeroizing::new(
+        text.lines().next().unwrap_or_default().to_owned(),
+    ))
+}
+
+/// Tells whether a file can be opened for reading, without reading it.
+///
+/// # Errors
+/// It cannot.
+pub(super) fn probe(path: &Path) -> Result<(), KeyFileError> {
+    let unreadable = |source| KeyFileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = File::open(path)
+        .and_then(|file| file.metadata())
+        .map_err(unreadable)?;
+    if metadata.is_dir() {
+        Err(unreadable(io::ErrorKind::IsADirectory.into()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Parses a secret key that was read from a stream: 44 base64 characters, white space around them.
@@ -69,9 +120,16 @@ pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, KeyFileErr
 /// # Errors
 /// Reading fails, or the text is no key.
 pub fn read_key_from(stream: impl io::Read, name: &Path) -> Result<SecretKey, KeyFileError> {
-    let text = read_secret(stream)
-        .map_err(|source| KeyFileError::Unreadable { path: name.to_owned(), source })?;
-    text.trim().parse().map_err(|source| KeyFileError::Malformed { path: name.to_owned(), source })
+    let text = read_secret(stream).map_err(|source| KeyFileError::Unreadable {
+        path: name.to_owned(),
+        source,
+    })?;
+    text.trim()
+        .parse::<SecretKey>()
+        .map_err(|error| KeyFileError::Malformed {
+            path: name.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Writes a secret key to a new file of mode 0600, in one step: the file is there whole, or not at all.
@@ -79,28 +137,46 @@ pub fn read_key_from(stream: impl io::Read, name: &Path) -> Result<SecretKey, Ke
 /// # Errors
 /// The file exists (unless `replace`), or cannot be written.
 pub fn write_key(path: &Path, key: &SecretKey, replace: bool) -> Result<(), KeyFileError> {
-    let unwritable = |source| KeyFileError::Unwritable { path: path.to_owned(), source };
+    let unwritable = |source| KeyFileError::Unwritable {
+        path: path.to_owned(),
+        source,
+    };
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     // `tempfile` makes the file with mode 0600, in the same folder: so it can be linked or renamed into place.
-    let mut file = tempfile::Builder::new().prefix(".adit-key-").tempfile_in(folder).map_err(unwritable)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".adit-key-")
+        .tempfile_in(folder)
+        .map_err(unwritable)?;
     let mut line = Zeroizing::new(Vec::with_capacity(64));
     line.extend_from_slice(key.to_base64().as_bytes());
     line.push(b'\n');
-    file.write_all(&line).and_then(|()| file.as_file().sync_all()).map_err(unwritable)?;
-    let placed = if replace { file.persist(path) } else { file.persist_noclobber(path) };
+    file.write_all(&line)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(unwritable)?;
+    let placed = if replace {
+        file.persist(path)
+    } else {
+        file.persist_noclobber(path)
+    };
     match placed {
         Ok(_) => {}
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(KeyFileError::Exists { path: path.to_owned() });
+            return Err(KeyFileError::Exists {
+                path: path.to_owned(),
+            });
         }
         Err(error) => return Err(unwritable(error.error)),
     }
     // The name outlives a power cut only once its folder is on the disk; a folder that cannot be opened for
     // reading still holds the file.
-    if let Ok(folder) = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(folder) {
+    if let Ok(folder) = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(folder)
+    {
         folder.sync_all().map_err(unwritable)?;
     }
     Ok(())
@@ -127,12 +203,12 @@ pub enum KeyFileError {
         mode: u32,
     },
     /// The file holds no key.
-    #[error("{} holds no key: {source}; `adit keygen` makes one", path.display())]
+    #[error("{} holds no key: {reason}; `adit keygen` makes one", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong with its text.
-        source: KeyError,
+        /// What is wrong with its text, without the text.
+        reason: String,
     },
     /// The file is there already, and keys are not overwritten.
     #[error("{} exists already: name another file, or say --force to lose the key in it", path.display())]
@@ -161,7 +237,9 @@ fn read_secret(stream: impl io::Read) -> io::Result<Zeroizing<String>> {
 fn explain_write(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such folder".to_owned(),
-        io::ErrorKind::PermissionDenied => "this user may not write there (permission denied)".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "this user may not write there (permission denied)".to_owned()
+        }
         _ => explain_io(error),
     }
 }

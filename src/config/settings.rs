@@ -58,6 +58,7 @@ pub(super) struct Settings<'a> {
     inputs: Inputs<'a>,
     path: Option<PathBuf>,
     entries: Vec<Entry>,
+    absent: bool,
     known: BTreeSet<String>,
     problems: Vec<Problem>,
     warnings: Vec<String>,
@@ -73,29 +74,49 @@ impl<'a> Settings<'a> {
             inputs,
             path: inputs.file.map(Path::to_owned),
             entries: Vec::new(),
+            absent: false,
             known: BTreeSet::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
         };
-        let Some(path) = inputs.file else { return Ok(settings) };
+        let Some(path) = inputs.file else {
+            return Ok(settings);
+        };
         match files::read_text(path)? {
             Some(text) => {
-                let source = Arc::new(Source { path: path.to_owned(), text });
-                settings.entries = yaml::parse(&source).map_err(|problem| ConfigError::Invalid(vec![problem]))?;
+                let source = Arc::new(Source {
+                    path: path.to_owned(),
+                    text,
+                });
+                settings.entries =
+                    yaml::parse(&source).map_err(|problem| ConfigError::Invalid(vec![problem]))?;
             }
-            None => settings.warnings.push(format!("{}: there is no such file", path.display())),
+            None => {
+                settings.absent = true;
+                settings
+                    .warnings
+                    .push(format!("{}: there is no such file", path.display()));
+            }
         }
         Ok(settings)
     }
 
     /// Reads one value by `parse`, whose error says what was found and what would be right.
-    pub(super) fn value<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<Located<T>> {
+    pub(super) fn value<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
         let (text, place) = self.text(key)?;
         self.parsed(key, &text, place, parse)
     }
 
     /// Like [`Self::value`], for a value that must never be shown.
-    pub(super) fn secret<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<Located<T>> {
+    pub(super) fn secret<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
         let (text, place) = self.text(key)?;
         self.parsed(key, &text, hide(place), parse)
     }
@@ -131,12 +152,17 @@ impl<'a> Settings<'a> {
     /// Reads a list of groups, which only a file can hold.
     pub(super) fn groups(&mut self, key: &str) -> Vec<Group> {
         self.known.insert(format!("{key}[]"));
-        let Some(node) = find(&self.entries, key) else { return Vec::new() };
+        let Some(node) = find(&self.entries, key) else {
+            return Vec::new();
+        };
         let items = match node.value {
             Value::Null => return Vec::new(),
             Value::List(items) => items,
             Value::Text(_) | Value::Map(_) => {
-                let message = format!("found {}, where a list is expected: begin each item with `- `", node.value.kind());
+                let message = format!(
+                    "found {}, where a list is expected: begin each item with `- `",
+                    node.value.kind()
+                );
                 self.problem(key, Place::File(node.spot), message);
                 return Vec::new();
             }
@@ -146,9 +172,17 @@ impl<'a> Settings<'a> {
             let path = format!("{key}[{index}]");
             let place = Place::File(item.spot);
             match item.value {
-                Value::Map(entries) => groups.push(Group { path, pattern: format!("{key}[]"), entries, place }),
+                Value::Map(entries) => groups.push(Group {
+                    path,
+                    pattern: format!("{key}[]"),
+                    entries,
+                    place,
+                }),
                 Value::Null | Value::Text(_) | Value::List(_) => {
-                    let message = format!("found {}, where a group of `key: value` is expected", item.value.kind());
+                    let message = format!(
+                        "found {}, where a group of `key: value` is expected",
+                        item.value.kind()
+                    );
                     self.problem(&path, place, message);
                 }
             }
@@ -175,7 +209,11 @@ impl<'a> Settings<'a> {
 
     /// Adds a problem.
     pub(super) fn problem(&mut self, key: &str, place: Place, message: impl Into<String>) {
-        self.problems.push(Problem { place, key: key.to_owned(), message: message.into() });
+        self.problems.push(Problem {
+            place,
+            key: key.to_owned(),
+            message: message.into(),
+        });
     }
 
     /// Adds the problem that a key, which has no default, is not set; `right` says what to write.
@@ -219,14 +257,14 @@ impl<'a> Settings<'a> {
             Place::Missing(_) => (3, 0, 0),
         });
         // A file that is not there is the likeliest reason for everything that is missing.
-        let absent = self.warnings.pop().filter(|_| self.path.is_some());
-        if let (Some(_), Some(path)) = (absent, &self.path) {
+        if self.absent {
+            let message = "there is no such file".to_owned();
             self.problems.insert(
                 0,
                 Problem {
-                    place: Place::Missing(Some(path.clone())),
+                    place: Place::Missing(self.path),
                     key: String::new(),
-                    message: "there is no such file".to_owned(),
+                    message,
                 },
             );
         }
@@ -237,6 +275,11 @@ impl<'a> Settings<'a> {
     #[cfg(test)]
     pub(super) fn known(&self) -> &BTreeSet<String> {
         &self.known
+    }
+
+    /// Whether a problem with this key was found.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.key == key)
     }
 
     /// Whether the file holds this key.
@@ -261,13 +304,23 @@ impl<'a> Settings<'a> {
     fn texts(&mut self, key: &str) -> Option<Vec<(String, String, Place)>> {
         self.known.insert(key.to_owned());
         let split = |text: &str| -> Vec<String> {
-            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+            text.split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(str::to_owned)
+                .collect()
         };
         let name = |items: Vec<String>, place: &Place| -> Vec<(String, String, Place)> {
-            items.into_iter().map(|item| (key.to_owned(), item, place.clone())).collect()
+            items
+                .into_iter()
+                .map(|item| (key.to_owned(), item, place.clone()))
+                .collect()
         };
         if let Some((values, place)) = self.flag(key) {
-            return Some(name(values.iter().flat_map(|text| split(text)).collect(), &place));
+            return Some(name(
+                values.iter().flat_map(|text| split(text)).collect(),
+                &place,
+            ));
         }
         if let Some((text, place)) = self.variable(key) {
             return Some(name(split(&text), &place));
@@ -282,7 +335,10 @@ impl<'a> Settings<'a> {
                     match item.value {
                         Value::Text(text) => texts.push((path, text, place)),
                         Value::Null | Value::List(_) | Value::Map(_) => {
-                            let message = format!("found {}, where a single value is expected", item.value.kind());
+                            let message = format!(
+                                "found {}, where a single value is expected",
+                                item.value.kind()
+                            );
                             self.problem(&path, place, message);
                         }
                     }
@@ -316,7 +372,9 @@ impl<'a> Settings<'a> {
 
     /// Finds `key` or `group.key` in the file.
     fn lookup(&mut self, key: &str) -> Option<Node> {
-        let Some((group, inner)) = key.split_once('.') else { return find(&self.entries, key) };
+        let Some((group, inner)) = key.split_once('.') else {
+            return find(&self.entries, key);
+        };
         let node = find(&self.entries, group)?;
         match node.value {
             Value::Map(entries) => find(&entries, inner),
@@ -324,7 +382,10 @@ impl<'a> Settings<'a> {
             Value::Text(_) | Value::List(_) => {
                 let place = Place::File(node.spot);
                 if !self.problems.iter().any(|problem| problem.key == group) {
-                    let message = format!("found {}, where a group such as {{{inner}: …}} is expected", node.value.kind());
+                    let message = format!(
+                        "found {}, where a group such as {{{inner}: …}} is expected",
+                        node.value.kind()
+                    );
                     self.problem(group, place, message);
                 }
                 None
@@ -338,7 +399,11 @@ impl<'a> Settings<'a> {
             Value::Text(text) => Some((text, Place::File(node.spot))),
             Value::Null => None,
             Value::List(_) | Value::Map(_) => {
-                self.problem(key, Place::File(node.spot), format!("found {kind}, where a single value is expected"));
+                self.problem(
+                    key,
+                    Place::File(node.spot),
+                    format!("found {kind}, where a single value is expected"),
+                );
                 None
             }
         }
@@ -362,14 +427,21 @@ impl<'a> Settings<'a> {
 
     fn parsed_path(&mut self, key: &str, text: &str, place: Place) -> Option<Located<PathBuf>> {
         if text.is_empty() || text.contains('\0') {
-            self.problem(key, place, format!("`{text}` is not a path: write the name of a file"));
+            self.problem(
+                key,
+                place,
+                format!("`{text}` is not a path: write the name of a file"),
+            );
             return None;
         }
         let folder = match &place {
             Place::File(spot) => spot.path().parent().unwrap_or(Path::new("")).to_owned(),
             Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => PathBuf::new(),
         };
-        Some(Located { value: folder.join(text), place })
+        Some(Located {
+            value: folder.join(text),
+            place,
+        })
     }
 
     /// Walks the file beside the keys that were asked for.
@@ -407,12 +479,20 @@ impl<'a> Settings<'a> {
     /// Words the answer to an unknown key: the nearest known one, or all.
     fn unknown_key(&self, pattern: &str) -> String {
         let (parent, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
-        let siblings: BTreeSet<&str> = self.known.iter().filter_map(|known| sibling(known, parent)).collect();
+        let siblings: BTreeSet<&str> = self
+            .known
+            .iter()
+            .filter_map(|known| sibling(known, parent))
+            .collect();
         if let Some(near) = nearest(name, siblings.iter().copied()) {
             return format!("unknown key `{name}`: did you mean `{near}`?");
         }
         // A key that exists elsewhere is named with its place.
-        if let Some(elsewhere) = self.known.iter().find(|known| known.rsplit('.').next() == Some(name)) {
+        if let Some(elsewhere) = self
+            .known
+            .iter()
+            .find(|known| known.rsplit('.').next() == Some(name))
+        {
             return format!("unknown key `{name}` in this place: there is `{elsewhere}`");
         }
         let all: Vec<&str> = siblings.into_iter().collect();
@@ -440,16 +520,29 @@ pub(super) fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> O
 
 /// The name that `known` has directly below `parent`, if it is there.
 fn sibling<'k>(known: &'k str, parent: &str) -> Option<&'k str> {
-    let rest = if parent.is_empty() { known } else { known.strip_prefix(parent)?.strip_prefix('.')? };
-    rest.split(['.', '[']).next().filter(|name| !name.is_empty())
+    let rest = if parent.is_empty() {
+        known
+    } else {
+        known.strip_prefix(parent)?.strip_prefix('.')?
+    };
+    rest.split(['.', '['])
+        .next()
+        .filter(|name| !name.is_empty())
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 fn find(entries: &[Entry], key: &str) -> Option<Node> {
-    entries.iter().find(|entry| entry.key == key).map(|entry| entry.node.clone())
+    entries
+        .iter()
+        .find(|entry| entry.key == key)
+        .map(|entry| entry.node.clone())
 }
 
 fn hide(place: Place) -> Place {

@@ -56,13 +56,17 @@ impl Value {
 pub(super) fn parse(source: &Arc<Source>) -> Result<Vec<Entry>, Problem> {
     // A byte order mark says nothing in UTF-8, and would shift every offset.
     let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
-    let root = serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| syntax(source, &error))?;
+    let root =
+        serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| syntax(source, &error))?;
     let node = place(source, text, root)?;
     match node.value {
         Value::Map(entries) => Ok(entries),
         Value::Null => Ok(Vec::new()),
         Value::Text(_) | Value::List(_) => Err(Problem {
-            message: format!("found {}, where lines of `key: value` are expected", node.value.kind()),
+            message: format!(
+                "found {}, where lines of `key: value` are expected",
+                node.value.kind()
+            ),
             place: Place::File(node.spot),
             key: String::new(),
         }),
@@ -148,7 +152,9 @@ fn place(source: &Arc<Source>, text: &str, raw: Spanned<Raw>) -> Result<Node, Pr
     let written = written(text, &raw.defined);
     let len = match &raw.value {
         Raw::Null => 1,
-        Raw::Text(_) | Raw::Plain => written.and_then(|text| text.lines().next()).map_or(1, |line| line.chars().count()),
+        Raw::Text(_) | Raw::Plain => written
+            .and_then(|text| text.lines().next())
+            .map_or(1, |line| line.chars().count()),
         Raw::List(_) | Raw::Map(_) => 1,
     };
     let spot = spot(source, &raw.referenced, len);
@@ -165,22 +171,40 @@ fn place(source: &Arc<Source>, text: &str, raw: Spanned<Raw>) -> Result<Node, Pr
                 });
             }
         },
-        Raw::List(nodes) => {
-            Value::List(nodes.into_iter().map(|node| place(source, text, node)).collect::<Result<_, _>>()?)
-        }
-        Raw::Map(entries) => {
-            Value::Map(entries.into_iter().map(|(key, node)| entry(source, text, key, node)).collect::<Result<_, _>>()?)
-        }
+        Raw::List(nodes) => Value::List(
+            nodes
+                .into_iter()
+                .map(|node| place(source, text, node))
+                .collect::<Result<_, _>>()?,
+        ),
+        Raw::Map(entries) => Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, node)| entry(source, text, key, node))
+                .collect::<Result<_, _>>()?,
+        ),
     };
     Ok(Node { value, spot })
 }
 
-fn entry(source: &Arc<Source>, text: &str, key: Spanned<Raw>, node: Spanned<Raw>) -> Result<Entry, Problem> {
+fn entry(
+    source: &Arc<Source>,
+    text: &str,
+    key: Spanned<Raw>,
+    node: Spanned<Raw>,
+) -> Result<Entry, Problem> {
     let key = place(source, text, key)?;
     match key.value {
-        Value::Text(name) => Ok(Entry { key: name, key_spot: key.spot, node: place(source, text, node)? }),
+        Value::Text(name) => Ok(Entry {
+            key: name,
+            key_spot: key.spot,
+            node: place(source, text, node)?,
+        }),
         Value::Null | Value::List(_) | Value::Map(_) => Err(Problem {
-            message: format!("found {} in the place of a key, which is one word", key.value.kind()),
+            message: format!(
+                "found {} in the place of a key, which is one word",
+                key.value.kind()
+            ),
             place: Place::File(key.spot),
             key: String::new(),
         }),
@@ -196,7 +220,12 @@ fn written<'a>(text: &'a str, location: &Location) -> Option<&'a str> {
 
 fn spot(source: &Arc<Source>, location: &Location, len: usize) -> Spot {
     let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-    Spot::new(Arc::clone(source), number(location.line()), number(location.column()), len)
+    Spot::new(
+        Arc::clone(source),
+        number(location.line()),
+        number(location.column()),
+        len,
+    )
 }
 
 /// Turns the parser's error into a problem: its words without the place, which is told once, in front.
@@ -211,7 +240,9 @@ fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
         }
         other => {
             let text = other.to_string();
-            let words = text.split_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+            let words = text
+                .split_once(" at line ")
+                .map_or(text.as_str(), |(words, _)| words);
             format!("not valid YAML: {words}")
         }
     };
@@ -219,5 +250,9 @@ fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
         Some(location) => Place::File(spot(source, &location, 1)),
         None => Place::Missing(Some(source.path.clone())),
     };
-    Problem { place, key: String::new(), message }
+    Problem {
+        place,
+        key: String::new(),
+        message,
+    }
 }

@@ -159,7 +159,11 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
         bytes.copy_from_slice(&decoded);
     }
     decoded.zeroize();
-    if fits { Ok(bytes) } else { Err(KeyError::Encoding) }
+    if fits {
+        Ok(bytes)
+    } else {
+        Err(KeyError::Encoding)
+    }
 }
 
 /// Bytes in a key: the size of an X25519 scalar and point (RFC 7748, section 5).
@@ -182,7 +186,10 @@ mod tests {
 
     #[test]
     fn wrong_lengths_and_alphabets_are_told_apart() {
-        assert_eq!("abc".parse::<PublicKey>(), Err(KeyError::Length { found: 3 }));
+        assert_eq!(
+            "abc".parse::<PublicKey>(),
+            Err(KeyError::Length { found: 3 })
+        );
         let odd = "!".repeat(KEY_CHARS);
         assert_eq!(odd.parse::<PublicKey>(), Err(KeyError::Encoding));
         let unpadded = "A".repeat(KEY_CHARS);
