@@ -1,58 +1,333 @@
-//! Where a lane leads: scheme, host and port.
+//! The address of a lane, `scheme://host:port`, as a configuration names it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Where one lane of a session can be reached: `tcp://203.0.113.7:7443`, `tls://vpn.example.com:8443`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LaneAddr {
+    /// How the lane is carried.
+    pub scheme: Scheme,
+    /// The host by name or by address.
+    pub host: Host,
+    /// The port; 0 only where it is bound ("any free port").
+    pub port: u16,
+}
 
 /// How a lane is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// `tcp://`: frames on a bare TCP connection.
+    /// Frames on a plain TCP connection.
     Tcp,
-    /// `tls://`: frames on a TLS connection.
+    /// Frames inside TLS 1.3 on a TCP connection.
     Tls,
 }
 
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Scheme::Tcp => "tcp",
-            Scheme::Tls => "tls",
-        })
-    }
-}
-
-/// A host, by name or by address.
+/// A host by name or by address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// A name, resolved anew each time it is used.
+    /// A DNS name, without a final dot, as it was written.
     Name(String),
     /// An address.
     Ip(IpAddr),
 }
 
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Host::Name(name) => f.write_str(name),
-            Host::Ip(IpAddr::V4(ip)) => write!(f, "{ip}"),
-            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+impl LaneAddr {
+    /// Names the address to bind or connect to, where no name has to be resolved first.
+    pub fn socket_addr(&self) -> Option<SocketAddr> {
+        match &self.host {
+            Host::Name(_) => None,
+            Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port)),
         }
     }
 }
 
-/// The address of a lane, as in `tls://vpn.example.com:8443`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneAddr {
-    /// How the lane is carried.
-    pub scheme: Scheme,
-    /// The host to connect to, or to listen on.
-    pub host: Host,
-    /// The TCP port.
-    pub port: u16,
+impl Scheme {
+    /// Every scheme, in the order in which they are named to people.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Tls];
+
+    /// The word in front of `://`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+impl FromStr for LaneAddr {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(AddressError::NoScheme {
+                found: text.to_owned(),
+            });
+        };
+        let scheme = scheme.parse()?;
+        // A pasted URL often ends in a slash, which changes nothing.
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains(['/', '?', '#', '@']) {
+            return Err(AddressError::NotOnlyHostAndPort {
+                found: text.to_owned(),
+            });
+        }
+        let (host, port) = split_port(rest)?;
+        Ok(Self {
+            scheme,
+            host: host.parse()?,
+            port,
+        })
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        Self::ALL
+            .into_iter()
+            .find(|scheme| scheme.as_str().eq_ignore_ascii_case(text))
+            .ok_or_else(|| AddressError::UnknownScheme {
+                found: text.to_owned(),
+            })
+    }
+}
+
+impl FromStr for Host {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(inner) = text.strip_prefix('[') {
+            let inner = inner.strip_suffix(']').unwrap_or(inner);
+            return match inner.parse::<Ipv6Addr>() {
+                Ok(ip) => Ok(Self::Ip(ip.into())),
+                Err(_) => Err(AddressError::NotIpv6 {
+                    found: inner.to_owned(),
+                }),
+            };
+        }
+        if let Ok(ip) = text.parse::<Ipv4Addr>() {
+            return Ok(Self::Ip(ip.into()));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if is_host_name(name) {
+            Ok(Self::Name(name.to_owned()))
+        } else {
+            Err(AddressError::NotAName {
+                found: text.to_owned(),
+            })
+        }
+    }
+}
+
+impl TryFrom<String> for LaneAddr {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        text.parse()
+    }
+}
+
+impl From<LaneAddr> for String {
+    fn from(address: LaneAddr) -> Self {
+        address.to_string()
+    }
 }
 
 impl fmt::Display for LaneAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Ip(IpAddr::V4(ip)) => ip.fmt(f),
+            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+        }
+    }
+}
+
+/// Why a text is not the address of a lane.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// There is no `://`.
+    #[error("`{found}` does not say how to connect: write tcp://{found} or tls://{found}")]
+    NoScheme {
+        /// The text.
+        found: String,
+    },
+    /// The word in front of `://` is none that is known.
+    #[error("`{found}` is not a kind of lane: write tcp:// or tls://")]
+    UnknownScheme {
+        /// The word.
+        found: String,
+    },
+    /// Something other than a host and a port follows the scheme.
+    #[error("`{found}` is more than a host and a port: write scheme://host:port")]
+    NotOnlyHostAndPort {
+        /// The text.
+        found: String,
+    },
+    /// The port is missing.
+    #[error("`{found}` has no port: write {found}:7443")]
+    NoPort {
+        /// The host.
+        found: String,
+    },
+    /// The port is not a number of 16 bits.
+    #[error("`{found}` is not a port: write a number from 1 to 65535")]
+    BadPort {
+        /// The text after the last colon.
+        found: String,
+    },
+    /// An IPv6 address stands without its brackets.
+    #[error("`{found}` is an IPv6 address without brackets: write [{found}]:7443")]
+    NoBrackets {
+        /// The address.
+        found: String,
+    },
+    /// What stands in brackets is not an IPv6 address.
+    #[error("`{found}` is not an IPv6 address: write one like [2001:db8::1]:7443")]
+    NotIpv6 {
+        /// The text in the brackets.
+        found: String,
+    },
+    /// The host is neither an address nor a possible name.
+    #[error(
+        "`{found}` is neither a host name nor an IP address: write one like vpn.example.com or 203.0.113.7"
+    )]
+    NotAName {
+        /// The text.
+        found: String,
+    },
+}
+
+/// Splits `host:port`, where an IPv6 host stands in brackets.
+fn split_port(text: &str) -> Result<(&str, u16), AddressError> {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(AddressError::NoBrackets {
+            found: text.to_owned(),
+        });
+    }
+    let no_port = || AddressError::NoPort {
+        found: text.to_owned(),
+    };
+    if text.ends_with(']') {
+        return Err(no_port());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(no_port)?;
+    // `str::parse` would take a leading `+`.
+    if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(AddressError::BadPort {
+            found: port.to_owned(),
+        });
+    }
+    match port.parse() {
+        Ok(number) => Ok((host, number)),
+        Err(_) => Err(AddressError::BadPort {
+            found: port.to_owned(),
+        }),
+    }
+}
+
+/// Whether `name` could be a host name (RFC 1123, section 2.1), underscores allowed as resolvers do.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    let label_fits = |label: &str| {
+        (1..=MAX_LABEL).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    // All digits and dots is a mistyped address (RFC 1123, section 2.1), not a name.
+    let numeric = name
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    name.len() <= MAX_NAME && !numeric && name.split('.').all(label_fits)
+}
+
+/// Octets in one label of a name (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
+
+/// Characters in a name without its final dot: 255 octets with length bytes and root (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 253;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<LaneAddr, String> {
+        text.parse()
+            .map_err(|error: AddressError| error.to_string())
+    }
+
+    #[test]
+    fn well_formed_addresses_come_back_as_written() {
+        for text in [
+            "tcp://203.0.113.7:7443",
+            "tls://vpn.example.com:8443",
+            "tcp://[2001:db8::1]:1",
+            "tcp://0.0.0.0:0",
+            "tls://a_b.x-y:65535",
+        ] {
+            assert_eq!(parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(
+            parse("TLS://Vpn.Example.:1/")
+                .expect("case and slash")
+                .to_string(),
+            "tls://Vpn.Example:1"
+        );
+    }
+
+    #[test]
+    fn each_mistake_is_answered_with_what_would_be_right() {
+        for (text, right) in [
+            ("vpn.example.com:7443", "write tcp://vpn.example.com:7443"),
+            ("udp://h:1", "`udp` is not a kind of lane"),
+            ("tcp://h", "write h:7443"),
+            ("tcp://[::1]", "write [::1]:7443"),
+            ("tcp://::1", "without brackets"),
+            ("tcp://h:", "`` is not a port"),
+            ("tcp://h:+1", "`+1` is not a port"),
+            ("tcp://h:65536", "from 1 to 65535"),
+            ("tcp://h:1/path", "more than a host and a port"),
+            ("tcp://user@h:1", "more than a host and a port"),
+            ("tcp://[fe80::g]:1", "not an IPv6 address"),
+            ("tcp://1.2.3:1", "neither a host name nor an IP address"),
+            ("tcp://a..b:1", "neither a host name nor an IP address"),
+            ("tcp://-a:1", "neither a host name nor an IP address"),
+            ("tcp://:1", "neither a host name nor an IP address"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(right), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_survives_a_round_trip(text in ".{0,64}") {
+            if let Ok(address) = text.parse::<LaneAddr>() {
+                prop_assert_eq!(address.to_string().parse::<LaneAddr>(), Ok(address));
+            }
+        }
     }
 }

@@ -1,3 +1,40 @@
 //! Configuration: file, then environment, then flags, into validated types.
+//!
+//! ```text
+//! file ──yaml──▶ tree with places ─┐
+//! environment ADIT_* ──────────────┼─▶ settings ──parse──▶ ServerConfig / ClientConfig
+//! flags ───────────────────────────┘      └─▶ problems: place, key, found, right
+//! ```
+//!
+//! The YAML document becomes an untyped tree whose nodes know their line and column. A program reads it key by
+//! key through [`settings`], which looks at flags first, then at the environment, then at the file. Every
+//! mistake is collected, none hides another, and a key that nobody asked for is an error with the nearest known
+//! one. What the rest of the program sees cannot be wrong any more: addresses lie in their networks, keys are
+//! read, names are unique.
 
 pub mod address;
+mod aead;
+mod client;
+mod error;
+mod files;
+mod parse;
+mod server;
+mod settings;
+mod yaml;
+
+pub use address::{AddressError, Host, LaneAddr, Scheme};
+pub use aead::Aead;
+pub use client::{ClientConfig, ClientTlsConfig, ProxyAuth};
+pub use error::{ConfigError, Place, Problem, Spot};
+pub use files::{KeyFileError, read_key, read_key_from, write_key};
+pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
+pub use settings::{FlagValue, Inputs, variable};
+
+/// A configuration that can be used, and what somebody should look at all the same.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub config: T,
+    /// One sentence each, to be logged at the start.
+    pub warnings: Vec<String>,
+}

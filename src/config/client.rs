@@ -1,0 +1,272 @@
+//! The configuration of a client.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::address::{LaneAddr, Scheme};
+use super::aead::Aead;
+use super::error::ConfigError;
+use super::server::{Unique, read_aead, read_file, values};
+use super::settings::{Inputs, Settings};
+use super::{Loaded, files, parse};
+use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+
+/// Everything that a client is told, checked.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Where the server is reached, tried in turn; at least one, none twice.
+    pub servers: Vec<LaneAddr>,
+    /// The server's identity.
+    pub server_key: PublicKey,
+    /// The client's identity.
+    pub secret_key: SecretKey,
+    /// A secret shared with the server beside the identities.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where the local proxy listens; port 0 takes any free one. Loopback, unless there is a password or it was
+    /// said that none is wanted.
+    pub proxy: SocketAddr,
+    /// What the proxy asks of whoever uses it.
+    pub proxy_auth: Option<ProxyAuth>,
+    /// How the certificate of a `tls` lane is checked.
+    pub tls: ClientTlsConfig,
+    /// Resolvers inside the tunnel; empty: those that the server names.
+    pub dns: Vec<IpAddr>,
+    /// How long one attempt at one server may take, until the session stands.
+    pub connect_timeout: Duration,
+    /// Ciphers in the order of preference; empty: what this processor is best at.
+    pub aead: Vec<Aead>,
+}
+
+/// The user name and the password of the local proxy. `Debug` shows neither.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyAuth {
+    /// The user name, 1 to 255 bytes without a colon.
+    pub user: String,
+    /// The password, 1 to 255 bytes, erased when dropped.
+    pub password: Zeroizing<String>,
+}
+
+/// How the certificate of a `tls` lane is checked, beside the server's identity, which always is.
+///
+/// With a pin, only it counts; else a certificate that one of the authorities vouches for is good; with nothing
+/// set, any certificate is, since the session's handshake decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientTlsConfig {
+    /// SHA-256 of acceptable public keys (SubjectPublicKeyInfo).
+    pub pins: Vec<[u8; 32]>,
+    /// A PEM file of authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Whether the authorities of the system count.
+    pub system: bool,
+    /// The name to ask for and to check, where it is not the server's host.
+    pub server_name: Option<String>,
+}
+
+impl ClientConfig {
+    /// Reads and checks the configuration of a client.
+    ///
+    /// # Errors
+    /// The file is unreadable, or any setting is wrong; all wrong settings are told at once.
+    pub fn load(inputs: Inputs<'_>) -> Result<Loaded<Self>, ConfigError> {
+        let mut settings = Settings::open(inputs)?;
+        let config = Self::read(&mut settings);
+        let warnings = settings.finish()?;
+        config
+            .map(|config| Loaded { config, warnings })
+            .ok_or_else(|| ConfigError::Invalid(Vec::new()))
+    }
+
+    /// `None` only after a problem was added.
+    pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
+        let servers = read_servers(settings);
+        let server_key = settings.value("server_key", parse::public_key);
+        if server_key.is_none() {
+            settings.missing(
+                "server_key",
+                "write what `adit pubkey` prints for the server's key file",
+            );
+        }
+        let secret_key = read_key(settings);
+        let preshared_key = read_preshared(settings);
+        if let (Some(at), Some(own)) = (&server_key, &secret_key)
+            && own.public() == at.value
+        {
+            let message = "this is the key of the client itself: write the server's public key";
+            settings.problem("server_key", at.place.clone(), message);
+        }
+        let proxy_auth = read_auth(settings);
+        let proxy = read_proxy(settings, proxy_auth.is_some());
+        let tls = read_tls(settings, &servers);
+        let dns = values(settings.list("dns", parse::resolver));
+        let connect_timeout = settings.value("connect_timeout", |text| {
+            parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
+        });
+        let aead = read_aead(settings);
+        Some(Self {
+            servers,
+            server_key: server_key?.value,
+            secret_key: secret_key?,
+            preshared_key,
+            proxy,
+            proxy_auth,
+            tls,
+            dns,
+            connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
+            aead,
+        })
+    }
+}
+
+impl fmt::Debug for ProxyAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxyAuth(..)")
+    }
+}
+
+fn read_servers(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
+    let servers = settings.list("server", parse::server).unwrap_or_default();
+    if servers.is_empty() {
+        settings.missing(
+            "server",
+            "write where the server is reached, such as tls://vpn.example.com:8443",
+        );
+    }
+    let mut seen = Unique::new("server");
+    for at in &servers {
+        seen.insert(settings, at.value.clone(), at.value.to_string(), &at.place);
+    }
+    values(Some(servers))
+}
+
+fn read_key(settings: &mut Settings<'_>) -> Option<SecretKey> {
+    let Some(at) = settings.path("key_file") else {
+        settings.missing(
+            "key_file",
+            "write the name of a file made by `adit keygen -o FILE`",
+        );
+        return None;
+    };
+    read_file(settings, "key_file", &at.place, files::read_key(&at.value))
+}
+
+fn read_preshared(settings: &mut Settings<'_>) -> Option<PresharedKey> {
+    let at = settings.path("preshared_key_file")?;
+    read_file(
+        settings,
+        "preshared_key_file",
+        &at.place,
+        files::read_key(&at.value),
+    )
+}
+
+fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
+    let user = settings.value("proxy_user", |text| parse::credential(text, false));
+    let password = settings.secret("proxy_password", |text| {
+        parse::credential(text, true).map(Zeroizing::new)
+    });
+    let file = settings.path("proxy_password_file");
+    if let (Some(_), Some(file)) = (&password, &file) {
+        let message = "stands beside proxy_password: keep one of the two";
+        settings.problem("proxy_password_file", file.place.clone(), message);
+    }
+    let from_file = file.and_then(|file| {
+        let text = read_file(
+            settings,
+            "proxy_password_file",
+            &file.place,
+            files::read_password(&file.value),
+        )?;
+        match parse::credential(&text, true) {
+            Ok(text) => Some(super::settings::Located {
+                value: Zeroizing::new(text),
+                place: file.place,
+            }),
+            Err(message) => {
+                settings.problem(
+                    "proxy_password_file",
+                    file.place,
+                    format!("the password in it {message}"),
+                );
+                None
+            }
+        }
+    });
+    match (user, password.or(from_file)) {
+        (Some(user), Some(password)) => Some(ProxyAuth {
+            user: user.value,
+            password: password.value,
+        }),
+        (Some(user), None) => {
+            // A password that was wrong has been told already.
+            if !settings.has_problem("proxy_password")
+                && !settings.has_problem("proxy_password_file")
+            {
+                let message = "has no password: set proxy_password or proxy_password_file too";
+                settings.problem("proxy_user", user.place, message);
+            }
+            None
+        }
+        (None, Some(password)) => {
+            if !settings.has_problem("proxy_user") {
+                settings.problem(
+                    "proxy_password",
+                    password.place,
+                    "has no user name: set proxy_user too",
+                );
+            }
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn read_proxy(settings: &mut Settings<'_>, has_password: bool) -> SocketAddr {
+    let proxy = settings.value("proxy", parse::proxy);
+    let open = settings
+        .value("proxy_open", parse::boolean)
+        .is_some_and(|at| at.value);
+    let Some(at) = proxy else {
+        return DEFAULT_PROXY;
+    };
+    if !at.value.ip().to_canonical().is_loopback() && !has_password && !open {
+        let message = format!(
+            "`{}` can be reached from other hosts, and anybody there could use the tunnel: listen on 127.0.0.1, set proxy_user and proxy_password, or say proxy_open: true",
+            at.value
+        );
+        settings.problem("proxy", at.place, message);
+    }
+    at.value
+}
+
+fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> ClientTlsConfig {
+    let pins = settings.list("tls.pin", parse::pin);
+    let ca_file = settings.path("tls.ca_file");
+    let system = settings.value("tls.system", parse::boolean);
+    let server_name = settings.value("tls.server_name", parse::server_name);
+    if let Some(at) = &ca_file {
+        read_file(settings, "tls.ca_file", &at.place, files::probe(&at.value));
+    }
+    if settings.file_has("tls") && !servers.iter().any(|server| server.scheme == Scheme::Tls) {
+        settings
+            .warn("tls: nothing of it is used, since no server is reached by tls://".to_owned());
+    }
+    ClientTlsConfig {
+        pins: values(pins),
+        ca_file: ca_file.map(|at| at.value),
+        system: system.is_some_and(|at| at.value),
+        server_name: server_name.map(|at| at.value),
+    }
+}
+
+/// The port that SOCKS has by convention (RFC 1928, section 3), for this host alone.
+const DEFAULT_PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+/// Three losses of a SYN on a path of a few hundred milliseconds, and the handshakes after it.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Less than a satellite's round trips for TCP, TLS and the session would never connect.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// More than the kernel's own patience with a SYN has no effect.
+const MAX_TIMEOUT: Duration = Duration::from_secs(120);

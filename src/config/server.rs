@@ -1,0 +1,597 @@
+//! The configuration of a server.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::address::Scheme;
+use super::aead::Aead;
+use super::error::{ConfigError, Place};
+use super::settings::{Group, Inputs, Located, Settings};
+use super::{Loaded, files, parse};
+use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+
+/// Everything that a server is told, checked: addresses are inside their networks, names and keys are unique.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where lanes are accepted; at least one, none twice.
+    pub listen: Vec<ListenAddr>,
+    /// The server's identities, the current one first, former ones (in rotation) behind it; at least one.
+    pub secret_keys: Vec<SecretKey>,
+    /// The pool of inner IPv4 addresses; at least one of the two pools is there.
+    pub network: Option<Ipv4Net>,
+    /// The pool of inner IPv6 addresses.
+    pub network6: Option<Ipv6Net>,
+    /// Where packets leave.
+    pub egress: EgressKind,
+    /// The TUN device of [`EgressKind::Tun`].
+    pub tun: TunConfig,
+    /// The inner MTU in bytes, 1280 to 9000.
+    pub mtu: u16,
+    /// Networks that clients may reach beside the public Internet.
+    pub allow: Vec<IpNet>,
+    /// Who may connect.
+    pub clients: Vec<ClientEntry>,
+    /// The certificate of `tls` lanes; without, one is generated and kept in the state folder.
+    pub tls: Option<TlsFiles>,
+    /// Resolvers that answer the clients' queries; empty: those of the host.
+    pub dns: Vec<SocketAddr>,
+    /// Whether clients may send packets to one another.
+    pub client_to_client: bool,
+    /// The folder of what outlives the process: leases, replay times, certificate, journal.
+    pub state_dir: PathBuf,
+    /// Most sessions at once.
+    pub max_clients: u32,
+    /// Bounds for each client.
+    pub limits: Limits,
+    /// Ciphers in the order of preference; empty: what this processor is best at.
+    pub aead: Vec<Aead>,
+}
+
+/// An address on which a server accepts lanes. Port 0 takes any free one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddr {
+    /// How the lanes are carried.
+    pub scheme: Scheme,
+    /// The address to bind.
+    pub address: SocketAddr,
+}
+
+/// Where packets leave the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EgressKind {
+    /// A TUN device, the kernel's routing and masquerading; needs CAP_NET_ADMIN.
+    Tun,
+    /// A userspace stack that opens ordinary sockets; needs no privilege.
+    User,
+}
+
+/// The TUN device of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunConfig {
+    /// The name of the interface, 1 to 15 bytes.
+    pub name: String,
+    /// Whether packets leave the host under its own address.
+    pub masquerade: bool,
+}
+
+/// The files of a certificate, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, with its chain.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// A client that may connect.
+#[derive(Clone, Debug)]
+pub struct ClientEntry {
+    /// The name, unique, for logs and metrics.
+    pub name: String,
+    /// The identity, unique.
+    pub public_key: PublicKey,
+    /// The IPv4 address of its first instance, inside the pool.
+    pub address: Option<Ipv4Addr>,
+    /// The IPv6 address of its first instance, inside the pool.
+    pub address6: Option<Ipv6Addr>,
+    /// A secret shared with it beside the identities.
+    pub preshared_key: Option<PresharedKey>,
+}
+
+/// Bounds for each client with the `user` egress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most flows (TCP, UDP and ICMP echo together) that one client may have open.
+    pub flows_per_client: u32,
+    /// Most TCP flows of one client whose origin has not answered yet.
+    pub half_open_per_client: u32,
+}
+
+impl ServerConfig {
+    /// Reads and checks the configuration of a server.
+    ///
+    /// # Errors
+    /// The file is unreadable, or any setting is wrong; all wrong settings are told at once.
+    pub fn load(inputs: Inputs<'_>) -> Result<Loaded<Self>, ConfigError> {
+        let mut settings = Settings::open(inputs)?;
+        let config = Self::read(&mut settings, inputs.environment);
+        let warnings = settings.finish()?;
+        config
+            .map(|config| Loaded { config, warnings })
+            .ok_or_else(|| ConfigError::Invalid(Vec::new()))
+    }
+
+    /// `None` only after a problem was added.
+    pub(super) fn read(
+        settings: &mut Settings<'_>,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Option<Self> {
+        let listen = read_listen(settings);
+        let secret_keys = read_keys(settings);
+        let (network, network6) = read_pools(settings);
+        let egress = settings.value("egress", parse::egress);
+        let tun = TunConfig {
+            name: settings
+                .value("tun.name", parse::interface)
+                .map_or_else(|| DEFAULT_TUN.to_owned(), |at| at.value),
+            masquerade: settings
+                .value("tun.masquerade", parse::boolean)
+                .is_none_or(|at| at.value),
+        };
+        let mtu = settings.value("mtu", |text| {
+            parse::number(text, MIN_MTU.into(), MAX_MTU.into())
+        });
+        let allow = values(settings.list("allow", parse::allow));
+        let clients = read_clients(settings, network, network6, &secret_keys);
+        let tls = read_tls(settings, &listen);
+        let dns = values(settings.list("dns", parse::upstream));
+        let client_to_client = settings
+            .value("client_to_client", parse::boolean)
+            .is_some_and(|at| at.value);
+        let state_dir = settings.path("state_dir").map(|at| at.value);
+        let max_clients =
+            settings.value("max_clients", |text| parse::number(text, 1, MOST_CLIENTS));
+        let limits = read_limits(settings);
+        let aead = read_aead(settings);
+        let state_dir = match (state_dir, secret_keys.first()) {
+            (Some(folder), _) => Some(folder),
+            (None, Some(key)) => {
+                let folder = default_state_dir(environment, &key.public());
+                if folder.is_none() {
+                    settings.missing(
+                        "state_dir",
+                        "name a folder that this user can write, since HOME is not set",
+                    );
+                }
+                folder
+            }
+            // Without a key there is a problem already.
+            (None, None) => None,
+        };
+        Some(Self {
+            listen,
+            secret_keys,
+            network,
+            network6,
+            egress: egress.map_or(EgressKind::Tun, |at| at.value),
+            tun,
+            mtu: mtu
+                .and_then(|at| u16::try_from(at.value).ok())
+                .unwrap_or(DEFAULT_MTU),
+            allow,
+            clients,
+            tls,
+            dns,
+            client_to_client,
+            state_dir: state_dir?,
+            max_clients: max_clients.map_or(DEFAULT_CLIENTS, |at| at.value),
+            limits,
+            aead,
+        })
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.address)
+    }
+}
+
+impl Default for TunConfig {
+    fn default() -> Self {
+        Self {
+            name: DEFAULT_TUN.to_owned(),
+            masquerade: true,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows_per_client: DEFAULT_FLOWS,
+            half_open_per_client: DEFAULT_HALF_OPEN,
+        }
+    }
+}
+
+fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
+    let Some(listen) = settings.list("listen", parse::listen) else {
+        return vec![ListenAddr {
+            scheme: Scheme::Tcp,
+            address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT),
+        }];
+    };
+    let mut seen = Unique::new("listen");
+    for at in &listen {
+        // Two kinds of lane cannot share a TCP port either; any free port is free for both.
+        if at.value.address.port() != 0 {
+            seen.insert(
+                settings,
+                at.value.address,
+                at.value.address.to_string(),
+                &at.place,
+            );
+        }
+    }
+    values(Some(listen))
+}
+
+fn read_keys(settings: &mut Settings<'_>) -> Vec<SecretKey> {
+    let Some(paths) = settings.paths("key_file") else {
+        settings.missing(
+            "key_file",
+            "write the name of a file made by `adit keygen -o FILE`",
+        );
+        return Vec::new();
+    };
+    let mut keys = Vec::new();
+    for at in paths {
+        keys.extend(read_file(
+            settings,
+            "key_file",
+            &at.place,
+            files::read_key(&at.value),
+        ));
+    }
+    if keys.is_empty() {
+        settings.missing(
+            "key_file",
+            "write the name of a file made by `adit keygen -o FILE`",
+        );
+    }
+    keys
+}
+
+fn read_pools(settings: &mut Settings<'_>) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
+    let network = settings.value("network", parse::pool4);
+    let network6 = settings.value("network6", parse::pool6);
+    if let (Some(Located { value: None, .. }), Some(Located { value: None, place })) =
+        (&network, &network6)
+    {
+        let message =
+            "is off, and `network` is off too: clients need an address, so give one of the two";
+        settings.problem("network6", place.clone(), message);
+    }
+    (
+        network.map_or(Some(DEFAULT_POOL4), |at| at.value),
+        network6.map_or(Some(DEFAULT_POOL6), |at| at.value),
+    )
+}
+
+fn read_clients(
+    settings: &mut Settings<'_>,
+    network: Option<Ipv4Net>,
+    network6: Option<Ipv6Net>,
+    own: &[SecretKey],
+) -> Vec<ClientEntry> {
+    let own: Vec<PublicKey> = own.iter().map(SecretKey::public).collect();
+    let mut names = Unique::new("clients");
+    let mut keys = Unique::new("clients");
+    let mut addresses = Unique::new("clients");
+    let mut addresses6 = Unique::new("clients");
+    let mut clients = Vec::new();
+    for group in settings.groups("clients") {
+        let name = settings.value_in(&group, "name", parse::client_name);
+        let public_key = settings.value_in(&group, "public_key", parse::public_key);
+        let address = settings.value_in(&group, "address", parse::ipv4);
+        let address6 = settings.value_in(&group, "address6", parse::ipv6);
+        let preshared_key = read_preshared(settings, &group);
+        if let Some(at) = &name {
+            names.insert(
+                settings,
+                at.value.clone(),
+                format!("the name {}", at.value),
+                &at.place,
+            );
+        } else {
+            settings.missing_in(
+                &group,
+                "name",
+                "give the client a name, which is shown in logs",
+            );
+        }
+        if let Some(at) = &public_key {
+            keys.insert(
+                settings,
+                at.value,
+                format!("the key {}", at.value),
+                &at.place,
+            );
+            if own.contains(&at.value) {
+                settings.problem(
+                    "clients",
+                    at.place.clone(),
+                    "this is the key of the server itself: write the client's public key",
+                );
+            }
+        } else {
+            settings.missing_in(
+                &group,
+                "public_key",
+                "write what `adit pubkey` prints for the client's key file",
+            );
+        }
+        if let Some(at) = &address {
+            addresses.insert(
+                settings,
+                at.value,
+                format!("the address {}", at.value),
+                &at.place,
+            );
+            check_address(settings, at, network.map(IpNet::from));
+        }
+        if let Some(at) = &address6 {
+            addresses6.insert(
+                settings,
+                at.value,
+                format!("the address {}", at.value),
+                &at.place,
+            );
+            check_address(settings, at, network6.map(IpNet::from));
+        }
+        if let (Some(name), Some(public_key)) = (name, public_key) {
+            clients.push(ClientEntry {
+                name: name.value,
+                public_key: public_key.value,
+                address: address.map(|at| at.value),
+                address6: address6.map(|at| at.value),
+                preshared_key,
+            });
+        }
+    }
+    clients
+}
+
+fn read_preshared(settings: &mut Settings<'_>, group: &Group) -> Option<PresharedKey> {
+    let at = settings.path_in(group, "preshared_key_file")?;
+    read_file(settings, "clients", &at.place, files::read_key(&at.value))
+}
+
+/// A fixed address is one that the pool could lease.
+fn check_address<A: Copy + Into<IpAddr>>(
+    settings: &mut Settings<'_>,
+    at: &Located<A>,
+    pool: Option<IpNet>,
+) {
+    let address: IpAddr = at.value.into();
+    let message = match pool {
+        None => format!("`{address}` has no network to be in: the network of its family is off"),
+        Some(pool) if !pool.contains(&address) => {
+            format!("`{address}` is outside {pool}: write an address inside it")
+        }
+        Some(pool) if gateway(pool) == address => {
+            format!("`{address}` is the gateway, the server's own: write another of {pool}")
+        }
+        Some(pool)
+            if pool.network() == address || (address.is_ipv4() && pool.broadcast() == address) =>
+        {
+            format!("`{address}` is not a host's address in {pool}: write another")
+        }
+        Some(_) => return,
+    };
+    settings.problem("clients", at.place.clone(), message);
+}
+
+fn read_tls(settings: &mut Settings<'_>, listen: &[ListenAddr]) -> Option<TlsFiles> {
+    let certificate = settings.path("tls.certificate");
+    let key = settings.path("tls.key");
+    for at in [&certificate, &key].into_iter().flatten() {
+        read_file(settings, "tls", &at.place, files::probe(&at.value));
+    }
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            if !listen.iter().any(|listen| listen.scheme == Scheme::Tls) {
+                settings.warn(
+                    "tls: the certificate is not used, since no tls:// address is listened on"
+                        .to_owned(),
+                );
+            }
+            Some(TlsFiles {
+                certificate: certificate.value,
+                key: key.value,
+            })
+        }
+        (Some(at), None) => {
+            settings.problem(
+                "tls.key",
+                at.place,
+                "is missing: a certificate needs its private key beside it",
+            );
+            None
+        }
+        (None, Some(at)) => {
+            settings.problem(
+                "tls.certificate",
+                at.place,
+                "is missing: a private key needs its certificate beside it",
+            );
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn read_limits(settings: &mut Settings<'_>) -> Limits {
+    let flows = settings.value("limits.flows_per_client", |text| {
+        parse::number(text, 1, MOST_FLOWS)
+    });
+    let half_open = settings.value("limits.half_open_per_client", |text| {
+        parse::number(text, 1, MOST_FLOWS)
+    });
+    let limits = Limits {
+        flows_per_client: flows.map_or(DEFAULT_FLOWS, |at| at.value),
+        half_open_per_client: half_open.as_ref().map_or(DEFAULT_HALF_OPEN, |at| at.value),
+    };
+    match half_open {
+        Some(at) if at.value > limits.flows_per_client => {
+            let message = format!(
+                "`{}` is more than flows_per_client, {}: write less",
+                at.value, limits.flows_per_client
+            );
+            settings.problem("limits.half_open_per_client", at.place, message);
+            limits
+        }
+        Some(_) => limits,
+        // A default never contradicts what was written.
+        None => Limits {
+            half_open_per_client: limits.half_open_per_client.min(limits.flows_per_client),
+            ..limits
+        },
+    }
+}
+
+/// Reads the ciphers, for both kinds of program.
+pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<Aead> {
+    let Some(aead) = settings.list("aead", parse::aead) else {
+        return Vec::new();
+    };
+    let mut seen = Unique::new("aead");
+    for at in &aead {
+        seen.insert(settings, at.value, at.value.as_str().to_owned(), &at.place);
+    }
+    values(Some(aead))
+}
+
+/// Turns the error of a file into a problem of the key that names it.
+pub(super) fn read_file<T>(
+    settings: &mut Settings<'_>,
+    key: &str,
+    place: &Place,
+    read: Result<T, files::KeyFileError>,
+) -> Option<T> {
+    match read {
+        Ok(value) => Some(value),
+        Err(error) => {
+            settings.problem(key, place.clone(), error.to_string());
+            None
+        }
+    }
+}
+
+pub(super) fn values<T>(list: Option<Vec<Located<T>>>) -> Vec<T> {
+    list.unwrap_or_default()
+        .into_iter()
+        .map(|at| at.value)
+        .collect()
+}
+
+/// The server's own address in a pool: the first after the network's.
+pub(super) fn gateway(pool: IpNet) -> IpAddr {
+    match pool {
+        IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()).saturating_add(1)).into(),
+        IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()).saturating_add(1)).into(),
+    }
+}
+
+/// Notices what is written twice.
+pub(super) struct Unique<K> {
+    key: &'static str,
+    seen: HashMap<K, Place>,
+}
+
+impl<K: Hash + Eq> Unique<K> {
+    pub(super) fn new(key: &'static str) -> Self {
+        Self {
+            key,
+            seen: HashMap::new(),
+        }
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        settings: &mut Settings<'_>,
+        value: K,
+        what: String,
+        place: &Place,
+    ) {
+        if let Some(first) = self.seen.get(&value) {
+            settings.problem(
+                self.key,
+                place.clone(),
+                format!("{what} stands twice, first at {first}: keep one"),
+            );
+        } else {
+            self.seen.insert(value, place.clone());
+        }
+    }
+}
+
+/// The folder that systemd gives, else that of the system (root) or of the user; below it one folder per identity,
+/// so that two servers of one host do not meet.
+fn default_state_dir(
+    environment: &dyn Fn(&str) -> Option<String>,
+    key: &PublicKey,
+) -> Option<PathBuf> {
+    let variable = |name: &str| environment(name).filter(|text| text.starts_with('/'));
+    if let Some(folders) = variable("STATE_DIRECTORY") {
+        // systemd.exec(5): several folders are separated by colons.
+        return folders.split(':').next().map(PathBuf::from);
+    }
+    let base = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib")
+    } else if let Some(folder) = variable("XDG_STATE_HOME") {
+        PathBuf::from(folder)
+    } else {
+        Path::new(&variable("HOME")?).join(".local/state")
+    };
+    let name: String = key
+        .as_bytes()
+        .iter()
+        .take(STATE_NAME_LEN)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Some(base.join("adit").join(name))
+}
+
+/// The port of lanes where none is said.
+const DEFAULT_PORT: u16 = 7443;
+/// A network of RFC 1918 that home routers and clouds seldom take.
+const DEFAULT_POOL4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 86, 0, 0), 24);
+/// A unique local network (RFC 4193), beside the IPv4 one.
+const DEFAULT_POOL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd86, 0, 0, 0, 0, 0, 0, 0), 64);
+/// The name of the TUN device where none is said.
+const DEFAULT_TUN: &str = "adit0";
+/// Fits into one TCP segment or datagram of a path of 1500 bytes with all headers of a lane.
+const DEFAULT_MTU: u16 = 1400;
+/// The least that IPv6 requires of a link (RFC 8200, section 5).
+const MIN_MTU: u16 = 1280;
+/// The largest common size of a frame on Ethernet.
+const MAX_MTU: u16 = 9000;
+/// Sessions at once where no number is said: more than the clients of a large office.
+const DEFAULT_CLIENTS: u32 = 4096;
+/// More sessions than one process can have descriptors for.
+const MOST_CLIENTS: u32 = 1_000_000;
+/// Flows of one client where no number is said: 10,000 idle connections and room for busy ones.
+const DEFAULT_FLOWS: u32 = 16_384;
+/// Half-open flows of one client where no number is said: a scan is slowed, a browser never.
+const DEFAULT_HALF_OPEN: u32 = 512;
+/// Flows that one client could ever have: one per port of one address and family.
+const MOST_FLOWS: u32 = 1_000_000;
+/// Bytes of the public key in the name of the state folder: enough to never meet another by chance on one host.
+const STATE_NAME_LEN: usize = 6;

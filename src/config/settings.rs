@@ -1,0 +1,553 @@
+//! Reads settings by key: a flag wins over the environment, the environment over the file.
+//!
+//! A key at the top or in a group (`tun.name`) can be given in all three places; its variable is the key in
+//! capitals behind `ADIT_`, with the dot as an underscore (`ADIT_TUN_NAME`), and a list is separated by commas
+//! there. Lists of groups (`clients`) live in the file only. Reading never stops at a mistake: problems are
+//! collected, and [`Settings::finish`] adds the keys that nobody asked for.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{ConfigError, Place, Problem, Source};
+use super::files;
+use super::yaml::{self, Entry, Node, Value};
+
+/// Where the settings of a program come from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The configuration file. One that does not exist counts as empty.
+    pub file: Option<&'a Path>,
+    /// Looks up an environment variable.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// What the command line says.
+    pub flags: &'a [FlagValue],
+}
+
+/// A setting given on the command line.
+#[derive(Clone, Debug)]
+pub struct FlagValue {
+    /// The key that it sets, as in the file.
+    pub key: &'static str,
+    /// The flag as it was typed, for messages: `--proxy`.
+    pub flag: &'static str,
+    /// The values in their order; the last one counts unless the key is a list.
+    pub values: Vec<String>,
+}
+
+/// A value and where it was found.
+#[derive(Clone, Debug)]
+pub(super) struct Located<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// One group of keys in a list of groups.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// `clients[0]`.
+    path: String,
+    /// `clients[]`.
+    pattern: String,
+    entries: Vec<Entry>,
+    pub(super) place: Place,
+}
+
+/// The settings while they are being read.
+pub(super) struct Settings<'a> {
+    inputs: Inputs<'a>,
+    path: Option<PathBuf>,
+    entries: Vec<Entry>,
+    absent: bool,
+    known: BTreeSet<String>,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Settings<'a> {
+    /// Reads and parses the file, if there is one.
+    ///
+    /// # Errors
+    /// The file is unreadable, too large, not text, or not YAML.
+    pub(super) fn open(inputs: Inputs<'a>) -> Result<Self, ConfigError> {
+        let mut settings = Self {
+            inputs,
+            path: inputs.file.map(Path::to_owned),
+            entries: Vec::new(),
+            absent: false,
+            known: BTreeSet::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let Some(path) = inputs.file else {
+            return Ok(settings);
+        };
+        match files::read_text(path)? {
+            Some(text) => {
+                let source = Arc::new(Source {
+                    path: path.to_owned(),
+                    text,
+                });
+                settings.entries =
+                    yaml::parse(&source).map_err(|problem| ConfigError::Invalid(vec![problem]))?;
+            }
+            None => {
+                settings.absent = true;
+                settings
+                    .warnings
+                    .push(format!("{}: there is no such file", path.display()));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Reads one value by `parse`, whose error says what was found and what would be right.
+    pub(super) fn value<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let (text, place) = self.text(key)?;
+        self.parsed(key, &text, place, parse)
+    }
+
+    /// Like [`Self::value`], for a value that must never be shown.
+    pub(super) fn secret<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let (text, place) = self.text(key)?;
+        self.parsed(key, &text, hide(place), parse)
+    }
+
+    /// Reads a list; a single value is a list of one. `None` where the key is not set.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        let mut items = Vec::new();
+        for (path, text, place) in self.texts(key)? {
+            items.extend(self.parsed(&path, &text, place, &parse));
+        }
+        Some(items)
+    }
+
+    /// Reads a path; in a file it is relative to the file's folder, elsewhere to the working folder.
+    pub(super) fn path(&mut self, key: &str) -> Option<Located<PathBuf>> {
+        let (text, place) = self.text(key)?;
+        self.parsed_path(key, &text, place)
+    }
+
+    /// Reads a list of paths.
+    pub(super) fn paths(&mut self, key: &str) -> Option<Vec<Located<PathBuf>>> {
+        let mut items = Vec::new();
+        for (path, text, place) in self.texts(key)? {
+            items.extend(self.parsed_path(&path, &text, place));
+        }
+        Some(items)
+    }
+
+    /// Reads a list of groups, which only a file can hold.
+    pub(super) fn groups(&mut self, key: &str) -> Vec<Group> {
+        self.known.insert(format!("{key}[]"));
+        let Some(node) = find(&self.entries, key) else {
+            return Vec::new();
+        };
+        let items = match node.value {
+            Value::Null => return Vec::new(),
+            Value::List(items) => items,
+            Value::Text(_) | Value::Map(_) => {
+                let message = format!(
+                    "found {}, where a list is expected: begin each item with `- `",
+                    node.value.kind()
+                );
+                self.problem(key, Place::File(node.spot), message);
+                return Vec::new();
+            }
+        };
+        let mut groups = Vec::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let path = format!("{key}[{index}]");
+            let place = Place::File(item.spot);
+            match item.value {
+                Value::Map(entries) => groups.push(Group {
+                    path,
+                    pattern: format!("{key}[]"),
+                    entries,
+                    place,
+                }),
+                Value::Null | Value::Text(_) | Value::List(_) => {
+                    let message = format!(
+                        "found {}, where a group of `key: value` is expected",
+                        item.value.kind()
+                    );
+                    self.problem(&path, place, message);
+                }
+            }
+        }
+        groups
+    }
+
+    /// Reads one value of a group.
+    pub(super) fn value_in<T>(
+        &mut self,
+        group: &Group,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let (text, place) = self.text_in(group, key)?;
+        self.parsed(&format!("{}.{key}", group.path), &text, place, parse)
+    }
+
+    /// Reads one path of a group.
+    pub(super) fn path_in(&mut self, group: &Group, key: &str) -> Option<Located<PathBuf>> {
+        let (text, place) = self.text_in(group, key)?;
+        self.parsed_path(&format!("{}.{key}", group.path), &text, place)
+    }
+
+    /// Adds a problem.
+    pub(super) fn problem(&mut self, key: &str, place: Place, message: impl Into<String>) {
+        self.problems.push(Problem {
+            place,
+            key: key.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    /// Adds the problem that a key, which has no default, is not set; `right` says what to write.
+    pub(super) fn missing(&mut self, key: &str, right: &str) {
+        // A mistyped value was already reported; it is not missing.
+        if self.problems.iter().any(|problem| problem.key == key) {
+            return;
+        }
+        let message = format!("is missing: {right} (or set {})", variable(key));
+        self.problem(key, Place::Missing(self.path.clone()), message);
+    }
+
+    /// Adds the problem that a group lacks a key.
+    pub(super) fn missing_in(&mut self, group: &Group, key: &str, right: &str) {
+        let path = format!("{}.{key}", group.path);
+        if self.problems.iter().any(|problem| problem.key == path) {
+            return;
+        }
+        self.problem(&path, group.place.clone(), format!("is missing: {right}"));
+    }
+
+    /// Adds something that should be looked at but does not stop the start.
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// Ends the reading: unknown keys are problems; without problems the warnings are handed out.
+    ///
+    /// # Errors
+    /// All problems found.
+    pub(super) fn finish(mut self) -> Result<Vec<String>, ConfigError> {
+        let entries = std::mem::take(&mut self.entries);
+        self.unknown_keys(&entries, "", "");
+        if self.problems.is_empty() {
+            return Ok(self.warnings);
+        }
+        self.problems.sort_by_key(|problem| match &problem.place {
+            Place::File(spot) => (0, spot.line(), spot.column()),
+            Place::Variable(_) => (1, 0, 0),
+            Place::Flag(_) => (2, 0, 0),
+            Place::Missing(_) => (3, 0, 0),
+        });
+        // A file that is not there is the likeliest reason for everything that is missing.
+        if self.absent {
+            let message = "there is no such file".to_owned();
+            self.problems.insert(
+                0,
+                Problem {
+                    place: Place::Missing(self.path),
+                    key: String::new(),
+                    message,
+                },
+            );
+        }
+        Err(ConfigError::Invalid(self.problems))
+    }
+
+    /// Every key that was asked for, `clients[].name` among them.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> &BTreeSet<String> {
+        &self.known
+    }
+
+    /// Whether a problem with this key was found.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.key == key)
+    }
+
+    /// Whether the file holds this key.
+    pub(super) fn file_has(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == key)
+    }
+
+    /// The text of a single value with its place.
+    fn text(&mut self, key: &str) -> Option<(String, Place)> {
+        self.known.insert(key.to_owned());
+        if let Some((values, place)) = self.flag(key) {
+            return values.last().map(|text| (text.clone(), place));
+        }
+        if let Some((text, place)) = self.variable(key) {
+            return Some((text, place));
+        }
+        let node = self.lookup(key)?;
+        self.scalar(key, node)
+    }
+
+    /// The texts of a list with their keys and places.
+    fn texts(&mut self, key: &str) -> Option<Vec<(String, String, Place)>> {
+        self.known.insert(key.to_owned());
+        let split = |text: &str| -> Vec<String> {
+            text.split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(str::to_owned)
+                .collect()
+        };
+        let name = |items: Vec<String>, place: &Place| -> Vec<(String, String, Place)> {
+            items
+                .into_iter()
+                .map(|item| (key.to_owned(), item, place.clone()))
+                .collect()
+        };
+        if let Some((values, place)) = self.flag(key) {
+            return Some(name(
+                values.iter().flat_map(|text| split(text)).collect(),
+                &place,
+            ));
+        }
+        if let Some((text, place)) = self.variable(key) {
+            return Some(name(split(&text), &place));
+        }
+        let node = self.lookup(key)?;
+        match node.value {
+            Value::List(items) => {
+                let mut texts = Vec::new();
+                for (index, item) in items.into_iter().enumerate() {
+                    let path = format!("{key}[{index}]");
+                    let place = Place::File(item.spot.clone());
+                    match item.value {
+                        Value::Text(text) => texts.push((path, text, place)),
+                        Value::Null | Value::List(_) | Value::Map(_) => {
+                            let message = format!(
+                                "found {}, where a single value is expected",
+                                item.value.kind()
+                            );
+                            self.problem(&path, place, message);
+                        }
+                    }
+                }
+                Some(texts)
+            }
+            Value::Null | Value::Text(_) | Value::Map(_) => {
+                let (text, place) = self.scalar(key, node)?;
+                Some(vec![(key.to_owned(), text, place)])
+            }
+        }
+    }
+
+    fn text_in(&mut self, group: &Group, key: &str) -> Option<(String, Place)> {
+        self.known.insert(format!("{}.{key}", group.pattern));
+        let node = find(&group.entries, key)?;
+        self.scalar(&format!("{}.{key}", group.path), node)
+    }
+
+    fn flag(&self, key: &str) -> Option<(Vec<String>, Place)> {
+        let given = self.inputs.flags.iter().find(|flag| flag.key == key)?;
+        Some((given.values.clone(), Place::Flag(given.flag)))
+    }
+
+    /// A variable that is set but empty counts as not set, as `${NAME:-}` makes it in scripts.
+    fn variable(&self, key: &str) -> Option<(String, Place)> {
+        let name = variable(key);
+        let text = (self.inputs.environment)(&name).filter(|text| !text.is_empty())?;
+        Some((text, Place::Variable(name)))
+    }
+
+    /// Finds `key` or `group.key` in the file.
+    fn lookup(&mut self, key: &str) -> Option<Node> {
+        let Some((group, inner)) = key.split_once('.') else {
+            return find(&self.entries, key);
+        };
+        let node = find(&self.entries, group)?;
+        match node.value {
+            Value::Map(entries) => find(&entries, inner),
+            Value::Null => None,
+            Value::Text(_) | Value::List(_) => {
+                let place = Place::File(node.spot);
+                if !self.problems.iter().any(|problem| problem.key == group) {
+                    let message = format!(
+                        "found {}, where a group such as {{{inner}: …}} is expected",
+                        node.value.kind()
+                    );
+                    self.problem(group, place, message);
+                }
+                None
+            }
+        }
+    }
+
+    fn scalar(&mut self, key: &str, node: Node) -> Option<(String, Place)> {
+        let kind = node.value.kind();
+        match node.value {
+            Value::Text(text) => Some((text, Place::File(node.spot))),
+            Value::Null => None,
+            Value::List(_) | Value::Map(_) => {
+                self.problem(
+                    key,
+                    Place::File(node.spot),
+                    format!("found {kind}, where a single value is expected"),
+                );
+                None
+            }
+        }
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &str,
+        text: &str,
+        place: Place,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        match parse(text) {
+            Ok(value) => Some(Located { value, place }),
+            Err(message) => {
+                self.problem(key, place, message);
+                None
+            }
+        }
+    }
+
+    fn parsed_path(&mut self, key: &str, text: &str, place: Place) -> Option<Located<PathBuf>> {
+        if text.is_empty() || text.contains('\0') {
+            self.problem(
+                key,
+                place,
+                format!("`{text}` is not a path: write the name of a file"),
+            );
+            return None;
+        }
+        let folder = match &place {
+            Place::File(spot) => spot.path().parent().unwrap_or(Path::new("")).to_owned(),
+            Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => PathBuf::new(),
+        };
+        Some(Located {
+            value: folder.join(text),
+            place,
+        })
+    }
+
+    /// Walks the file beside the keys that were asked for.
+    fn unknown_keys(&mut self, entries: &[Entry], path: &str, pattern: &str) {
+        for entry in entries {
+            let path = join(path, &entry.key);
+            let pattern = join(pattern, &entry.key);
+            let group = format!("{pattern}.");
+            let list = format!("{pattern}[]");
+            if self.known.contains(&pattern) {
+                continue;
+            }
+            match &entry.node.value {
+                Value::Map(inner) if self.known.iter().any(|known| known.starts_with(&group)) => {
+                    self.unknown_keys(inner, &path, &pattern);
+                }
+                Value::List(items) if self.known.contains(&list) => {
+                    for (index, item) in items.iter().enumerate() {
+                        if let Value::Map(inner) = &item.value {
+                            self.unknown_keys(inner, &format!("{path}[{index}]"), &list);
+                        }
+                    }
+                }
+                Value::Null | Value::Text(_) | Value::List(_) | Value::Map(_) => {
+                    let is_known = |known: &String| known.starts_with(&group) || *known == list;
+                    if !self.known.iter().any(is_known) {
+                        let message = self.unknown_key(&pattern);
+                        self.problem(&path, Place::File(entry.key_spot.clone()), message);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Words the answer to an unknown key: the nearest known one, or all.
+    fn unknown_key(&self, pattern: &str) -> String {
+        let (parent, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
+        let siblings: BTreeSet<&str> = self
+            .known
+            .iter()
+            .filter_map(|known| sibling(known, parent))
+            .collect();
+        if let Some(near) = nearest(name, siblings.iter().copied()) {
+            return format!("unknown key `{name}`: did you mean `{near}`?");
+        }
+        // A key that exists elsewhere is named with its place.
+        if let Some(elsewhere) = self
+            .known
+            .iter()
+            .find(|known| known.rsplit('.').next() == Some(name))
+        {
+            return format!("unknown key `{name}` in this place: there is `{elsewhere}`");
+        }
+        let all: Vec<&str> = siblings.into_iter().collect();
+        format!("unknown key `{name}`: the keys here are {}", all.join(", "))
+    }
+}
+
+/// Names the environment variable of a key: `ADIT_TUN_NAME` for `tun.name`.
+pub fn variable(key: &str) -> String {
+    format!("ADIT_{}", key.to_uppercase().replace('.', "_"))
+}
+
+/// Finds the nearest of some words, if one is near enough to be meant.
+pub(super) fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let flat = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = flat(word);
+    // One slip in three characters; more would guess.
+    let most = (word.chars().count() / 3).clamp(1, 3);
+    words
+        .map(|known| (strsim::damerau_levenshtein(&word, &flat(known)), known))
+        .filter(|(distance, _)| *distance <= most)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// The name that `known` has directly below `parent`, if it is there.
+fn sibling<'k>(known: &'k str, parent: &str) -> Option<&'k str> {
+    let rest = if parent.is_empty() {
+        known
+    } else {
+        known.strip_prefix(parent)?.strip_prefix('.')?
+    };
+    rest.split(['.', '['])
+        .next()
+        .filter(|name| !name.is_empty())
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+fn find(entries: &[Entry], key: &str) -> Option<Node> {
+    entries
+        .iter()
+        .find(|entry| entry.key == key)
+        .map(|entry| entry.node.clone())
+}
+
+fn hide(place: Place) -> Place {
+    match place {
+        Place::File(spot) => Place::File(spot.secret()),
+        Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => place,
+    }
+}
