@@ -79,7 +79,7 @@ fn repair(criterion: &mut Criterion) {
         let parity: Vec<(usize, &[u8])> = (0..rows)
             .map(|row| (row, encoder.parity(row).expect("a row of the block")))
             .collect();
-        let lost = |index: usize| index % (k / rows) == 0 && index / (k / rows) < rows;
+        let lost = |index: usize| index.is_multiple_of(k / rows);
         let received: Vec<Option<&[u8]>> = sources
             .iter()
             .enumerate()

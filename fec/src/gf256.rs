@@ -25,11 +25,13 @@ pub(crate) static PRODUCT: [[u8; 256]; 256] = product_table();
 ///
 /// Sixteen bytes are what a byte shuffle of SSSE3, AVX2 or NEON can look up at once; a product is
 /// the sum of the products of the two halves of a byte.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", test))]
 pub(crate) static NIBBLES: [[u8; 32]; 256] = nibble_table();
 
 /// `AFFINE[c]` is the multiplication by c as the 8x8 bit matrix that `GF2P8AFFINEQB` takes.
 ///
 /// That instruction's own multiplication is fixed to polynomial 0x11B, hence the matrix.
+#[cfg(any(target_arch = "x86_64", test))]
 pub(crate) static AFFINE: [u64; 256] = affine_table();
 
 /// Multiplies two elements by their logarithms.
@@ -90,6 +92,7 @@ const fn product_table() -> [[u8; 256]; 256] {
     table
 }
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", test))]
 const fn nibble_table() -> [[u8; 32]; 256] {
     let mut table = [[0; 32]; 256];
     let mut c = 0;
@@ -105,6 +108,7 @@ const fn nibble_table() -> [[u8; 32]; 256] {
     table
 }
 
+#[cfg(any(target_arch = "x86_64", test))]
 const fn affine_table() -> [u64; 256] {
     let mut table = [0; 256];
     let mut c = 0;

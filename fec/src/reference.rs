@@ -25,9 +25,12 @@ pub fn multiply(a: u8, b: u8) -> u8 {
     product as u8
 }
 
-/// Inverts an element of GF(2^8) as its 254th power; zero, which has no inverse, gives `None`.
+/// Inverts an element of GF(2^8); zero, which has no inverse, gives `None`.
+///
+/// The 255th power of every other element is 1, so that the inverse is the 254th: a^2 · a^4 · … · a^128.
 pub fn invert(a: u8) -> Option<u8> {
-    (a != 0).then(|| (0..254).fold(1, |power, _| multiply(power, a)))
+    let squares = std::iter::successors(Some(multiply(a, a)), |&b| Some(multiply(b, b)));
+    (a != 0).then(|| squares.take(7).fold(1, multiply))
 }
 
 /// Returns the coefficient of source `column` in parity row `row`: y / (x + y) with the row's point
@@ -55,11 +58,11 @@ pub fn invert_matrix(matrix: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
         for value in &mut rows[column] {
             *value = multiply(*value, scale);
         }
+        let pivot = rows[column].clone();
         for row in (0..size).filter(|&row| row != column) {
             let factor = rows[row][column];
-            for at in 0..2 * size {
-                let change = multiply(factor, rows[column][at]);
-                rows[row][at] ^= change;
+            for (value, &above) in rows[row].iter_mut().zip(&pivot) {
+                *value ^= multiply(factor, above);
             }
         }
     }

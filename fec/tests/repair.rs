@@ -207,8 +207,8 @@ proptest! {
         order in prop::collection::vec(any::<Index>(), 255),
     ) {
         let mut indices: Vec<_> = (0..sources.len()).collect();
-        for at in 0..indices.len() {
-            indices.swap(at, order[at].index(sources.len()));
+        for (at, other) in order.iter().enumerate().take(sources.len()) {
+            indices.swap(at, other.index(sources.len()));
         }
         let capacity = longest(&sources);
         let mut encoder = ReedSolomon::new().encoder(vec![0; rows * capacity]);
