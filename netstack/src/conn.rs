@@ -1,0 +1,698 @@
+//! One TCP connection: a smoltcp interface and socket with rings, and what smoltcp does not tell or do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config as InterfaceConfig, Interface};
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::device::{Arrival, Departure, Limits, Shape, Written};
+use crate::event::Cause;
+use crate::flow::Tuple;
+use crate::header::Header;
+use crate::offload::MAX_SEGMENTS;
+use crate::packet::{V4_HEADER, V6_HEADER};
+use crate::replies::Replies;
+use crate::rings::{BoundSocket, Ring};
+use crate::segment::{self, ACK, FIN, RST, SYN, Segment, TCP_HEADER, before};
+use crate::sink::PacketSink;
+
+/// A connection that smoltcp runs.
+pub(crate) struct Conn {
+    interface: Interface,
+    socket: BoundSocket,
+    tuple: Tuple,
+    shape: Shape,
+    mtu: u16,
+    super_packets: bool,
+    keepalive: Duration,
+    /// Our highest sequence number sent, plus one; none before our SYN.
+    sent_next: Option<u32>,
+    /// The highest acknowledgement received, or our first sequence number.
+    sent_una: u32,
+    /// The last acknowledgement sent.
+    ack_sent: Option<u32>,
+    /// The end of the furthest segment that arrived: beyond `ack_sent` there may be data out of order in the ring.
+    seen_end: Option<u32>,
+    /// When the last segment arrived.
+    heard: Instant,
+    /// Since when something of ours is unacknowledged.
+    unacked_since: Option<Instant>,
+    /// When the handshake must be done.
+    handshake_until: Instant,
+    established: bool,
+    /// When smoltcp went to TIME-WAIT.
+    time_wait_since: Option<Instant>,
+    probing: bool,
+    /// Why the flow has failed, while there may be data left to read.
+    pub(crate) failed: Option<Cause>,
+    /// `send` said that there is no room.
+    pub(crate) want_send: bool,
+    finished: bool,
+}
+
+/// When a connection wants to be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Now,
+    At(Instant),
+    Never,
+}
+
+/// What an arriving segment has changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) established: bool,
+    pub(crate) progress: bool,
+    pub(crate) failed: Option<Cause>,
+    pub(crate) reply_lost: bool,
+}
+
+/// smoltcp has panicked; the connection must not be used any more.
+#[derive(Debug)]
+pub(crate) struct Failed;
+
+impl Conn {
+    /// Makes a connection that will send a SYN.
+    pub(crate) fn connect(
+        socket: BoundSocket,
+        config: &Config,
+        tuple: Tuple,
+        seed: u64,
+        now: Instant,
+        clock: &Clock,
+    ) -> Option<Conn> {
+        let most = most_mss(config.mtu, &tuple);
+        let mut conn = Conn::new(socket, config, tuple, most, seed, now, clock);
+        let Conn {
+            socket, interface, ..
+        } = &mut conn;
+        let local = IpEndpoint::from(tuple.local());
+        socket
+            .tcp_mut()
+            .connect(interface.context(), IpEndpoint::from(tuple.remote()), local)
+            .ok()?;
+        Some(conn)
+    }
+
+    /// Makes a connection that answers this SYN, a whole packet.
+    pub(crate) fn accept(
+        socket: BoundSocket,
+        config: &Config,
+        tuple: Tuple,
+        syn: &mut [u8],
+        seed: u64,
+        now: Instant,
+        clock: &Clock,
+    ) -> Option<Conn> {
+        let at = ip_header(&tuple);
+        let mss = segment::clamp_mss(syn.get_mut(at..)?, most_mss(config.mtu, &tuple));
+        let mut conn = Conn::new(socket, config, tuple, mss, seed, now, clock);
+        conn.socket
+            .tcp_mut()
+            .listen(IpEndpoint::from(tuple.local()))
+            .ok()?;
+        let parsed = Segment::parse(syn.get(at..)?)?;
+        conn.feed(clock.to_smoltcp(now), syn, None).ok()?;
+        conn.seen_end = Some(parsed.sequence.wrapping_add(1));
+        (conn.state() == tcp::State::SynReceived).then_some(conn)
+    }
+
+    fn new(
+        mut socket: BoundSocket,
+        config: &Config,
+        tuple: Tuple,
+        mss: u16,
+        seed: u64,
+        now: Instant,
+        clock: &Clock,
+    ) -> Conn {
+        let tcp = socket.tcp_mut();
+        tcp.set_congestion_control(tcp::CongestionControl::Cubic);
+        // Whoever writes into the ring has gathered what there is; waiting for more only delays an echo.
+        tcp.set_nagle_enabled(false);
+        tcp.set_keep_alive(Some(smoltcp_duration(config.keepalive)));
+        let interface = interface(
+            config.mtu,
+            config.super_packets,
+            &tuple,
+            mss,
+            seed,
+            clock.to_smoltcp(now),
+        );
+        Conn {
+            interface,
+            socket,
+            tuple,
+            shape: Shape {
+                ip_header: ip_header(&tuple),
+                own_mss: most_mss(config.mtu, &tuple),
+                mss,
+            },
+            mtu: config.mtu,
+            super_packets: config.super_packets,
+            keepalive: config.keepalive,
+            sent_next: None,
+            sent_una: 0,
+            ack_sent: None,
+            seen_end: None,
+            heard: now,
+            unacked_since: Some(now),
+            handshake_until: now + config.connect_timeout,
+            established: false,
+            time_wait_since: None,
+            probing: false,
+            failed: None,
+            want_send: false,
+            finished: false,
+        }
+    }
+
+    /// Takes an arriving segment: a whole packet without options, the checksum of which was checked.
+    pub(crate) fn ingress(
+        &mut self,
+        now: Instant,
+        clock: &Clock,
+        packet: &mut [u8],
+        parsed: Segment,
+        replies: &mut Replies,
+    ) -> Result<Change, Failed> {
+        let smol_now = clock.to_smoltcp(now);
+        let before_state = self.state();
+        let (before_read, before_queue) = (
+            self.socket.tcp().recv_queue(),
+            self.socket.tcp().send_queue(),
+        );
+        self.heard = now;
+        if self.probing {
+            self.probing = false;
+            self.socket
+                .tcp_mut()
+                .set_keep_alive(Some(smoltcp_duration(self.keepalive)));
+        }
+        if parsed.has(SYN) {
+            self.learn_mss(packet, smol_now);
+        }
+        self.divide_ack(smol_now, packet, parsed)?;
+        // A super-packet is worth an acknowledgement of its own; smaller ones wait for company or for an answer.
+        let delay = if parsed.payload >= 2 * usize::from(self.shape.own_mss) {
+            Duration::ZERO
+        } else {
+            ACK_DELAY
+        };
+        self.socket
+            .tcp_mut()
+            .set_ack_delay(Some(smoltcp_duration(delay)));
+        let reply_lost = self.feed(smol_now, packet, Some(replies))?;
+        self.note_arrival(parsed);
+
+        let after = self.state();
+        let tcp = self.socket.tcp();
+        let mut change = Change {
+            reply_lost,
+            ..Change::default()
+        };
+        change.progress = tcp.recv_queue() > before_read || ended(after) && !ended(before_state);
+        if tcp.send_queue() < before_queue {
+            self.unacked_since = Some(now);
+        }
+        if self.want_send
+            && self.writable()
+            && (tcp.send_queue() < before_queue || !self.established)
+        {
+            self.want_send = false;
+            change.progress = true;
+        }
+        if tcp.send_queue() == 0
+            && !matches!(
+                after,
+                tcp::State::FinWait1 | tcp::State::Closing | tcp::State::LastAck
+            )
+        {
+            self.unacked_since = None;
+        }
+        if !self.established && is_established(after) {
+            self.established = true;
+            change.established = true;
+        }
+        if after == tcp::State::TimeWait && self.time_wait_since.is_none() {
+            self.time_wait_since = Some(now);
+        }
+        if gone(after) && !gone(before_state) && before_state != tcp::State::LastAck {
+            let cause = if before_state == tcp::State::SynSent {
+                Cause::Refused
+            } else {
+                Cause::Reset
+            };
+            self.failed = Some(cause);
+            change.failed = Some(cause);
+        }
+        Ok(change)
+    }
+
+    /// Writes at most one packet; says what was written.
+    pub(crate) fn egress<S: PacketSink>(
+        &mut self,
+        now: Instant,
+        clock: &Clock,
+        sink: &mut S,
+    ) -> Result<Written, Failed> {
+        let mut written = Written::default();
+        let bound = self.bound();
+        let Conn {
+            interface,
+            socket,
+            shape,
+            ..
+        } = self;
+        let mut device = Departure {
+            sink,
+            bound,
+            shape: *shape,
+            written: &mut written,
+        };
+        let smol_now = clock.to_smoltcp(now);
+        guard(|| {
+            interface.poll_egress(smol_now, &mut device, socket.set());
+        })?;
+        if let Some((_, _, parsed)) = written.packet {
+            self.note_departure(parsed);
+            if !self.probing
+                && self.established
+                && now.saturating_duration_since(self.heard) >= self.keepalive
+            {
+                self.probing = true;
+                self.socket
+                    .tcp_mut()
+                    .set_keep_alive(Some(smoltcp_duration(PROBE_INTERVAL)));
+            }
+        }
+        Ok(written)
+    }
+
+    /// Says how long the next packet can be at most.
+    pub(crate) fn bound(&self) -> usize {
+        let headers = self.shape.ip_header + MAX_TCP_HEADER;
+        let most = if self.super_packets {
+            usize::from(u16::MAX)
+        } else {
+            usize::from(self.mtu)
+        };
+        (headers + self.socket.tcp().send_queue()).min(most)
+    }
+
+    /// Says when smoltcp wants to send or to be called.
+    pub(crate) fn due(&mut self, now: Instant, clock: &Clock) -> Due {
+        if let Some(since) = self.time_wait_since
+            && now.saturating_duration_since(since) >= TIME_WAIT_CARE
+        {
+            // Calling smoltcp at the end of its TIME-WAIT would empty a ring that may not be read yet.
+            return Due::Never;
+        }
+        let smol_now = clock.to_smoltcp(now);
+        let Conn {
+            interface, socket, ..
+        } = self;
+        match interface.poll_at(smol_now, socket.set()) {
+            None => Due::Never,
+            Some(at) if at <= smol_now => Due::Now,
+            Some(_) if self.time_wait_since.is_some() => Due::Never,
+            Some(at) => Due::At(clock.from_smoltcp(at)),
+        }
+    }
+
+    /// Says when one of the stack's own time-outs strikes.
+    pub(crate) fn expires(&self, config: &Config, released: Option<Instant>) -> Option<Instant> {
+        if gone(self.state()) {
+            return None;
+        }
+        let mut at = match (self.established, self.unacked_since) {
+            (false, _) => self.handshake_until,
+            (true, Some(since)) => self.heard.max(since) + config.user_timeout,
+            (true, None) => self.heard + config.keepalive + PROBE_INTERVAL * PROBES,
+        };
+        if let Some(released) = released {
+            at = at.min(self.heard.max(released) + config.close_timeout);
+            at = at.min(released + config.close_timeout * CLOSE_LIMIT);
+        }
+        Some(at)
+    }
+
+    /// Ends the connection with a reset, which leaves by `egress`; without one in SYN-SENT, where nobody waits for it.
+    pub(crate) fn abort(&mut self, cause: Cause) {
+        if self.failed.is_none() {
+            self.failed = Some(cause);
+        }
+        if self.time_wait_since.is_none() {
+            self.socket.tcp_mut().abort();
+        }
+    }
+
+    /// Ends our stream after what is queued.
+    pub(crate) fn finish(&mut self, now: Instant) {
+        if !self.finished {
+            self.finished = true;
+            self.socket.tcp_mut().close();
+            self.unacked_since = self.unacked_since.or(Some(now));
+        }
+    }
+
+    /// Lends what has arrived to `f`; none if nothing has.
+    pub(crate) fn recv<R>(&mut self, f: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let tcp = self.socket.tcp_mut();
+        if !tcp.can_recv() {
+            return None;
+        }
+        tcp.recv(f).ok()
+    }
+
+    /// Says whether the peer has ended its stream; what it sent before may still be unread.
+    pub(crate) fn peer_finished(&mut self) -> bool {
+        if self.socket.tcp().can_recv() {
+            return false;
+        }
+        matches!(
+            self.socket.tcp_mut().recv(|_| (0, ())),
+            Err(tcp::RecvError::Finished)
+        )
+    }
+
+    /// Lends free room of the send ring to `f`; none if there is none now.
+    pub(crate) fn send<R>(
+        &mut self,
+        now: Instant,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<R> {
+        let tcp = self.socket.tcp_mut();
+        if !tcp.can_send() {
+            self.want_send = true;
+            return None;
+        }
+        let was_empty = tcp.send_queue() == 0;
+        let result = tcp.send(f).ok()?;
+        if was_empty && tcp.send_queue() > 0 {
+            self.unacked_since = Some(now);
+        }
+        Some(result)
+    }
+
+    /// Says whether `finish` was called.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Says whether the handshake is done.
+    pub(crate) fn is_established(&self) -> bool {
+        self.established
+    }
+
+    pub(crate) fn recv_len(&self) -> usize {
+        self.socket.tcp().recv_queue()
+    }
+
+    pub(crate) fn send_space(&self) -> usize {
+        let tcp = self.socket.tcp();
+        if tcp.may_send() {
+            tcp.send_capacity() - tcp.send_queue()
+        } else {
+            0
+        }
+    }
+
+    pub(crate) fn send_queue(&self) -> usize {
+        self.socket.tcp().send_queue()
+    }
+
+    /// Says whether the connection is over and nothing is left to send, not even a reset.
+    pub(crate) fn is_over(&self) -> bool {
+        gone(self.state())
+            && (self.state() == tcp::State::Listen || self.socket.tcp().local_endpoint().is_none())
+    }
+
+    /// Gives the numbers for a TIME-WAIT entry, if the connection is in that state.
+    pub(crate) fn time_wait(&self) -> Option<(u32, u32)> {
+        match (self.time_wait_since, self.sent_next, self.ack_sent) {
+            (Some(_), Some(sequence), Some(ack)) => Some((sequence, ack)),
+            (_, _, _) => None,
+        }
+    }
+
+    /// Says whether an ICMP error that quotes this sequence number can be about something in flight (RFC 5927 §4).
+    pub(crate) fn in_flight(&self, sequence: u32) -> bool {
+        self.sent_next
+            .is_some_and(|next| !before(sequence, self.sent_una) && before(sequence, next))
+    }
+
+    /// Gives the memory of rings back that are empty since `idle`; says how many.
+    pub(crate) fn give_back(&mut self, now: Instant, idle: Duration) -> u64 {
+        if now.saturating_duration_since(self.heard) < idle {
+            return 0;
+        }
+        let nothing_out_of_order = match (self.seen_end, self.ack_sent) {
+            (Some(seen), Some(acked)) => !before(acked, seen),
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        let mut count = 0;
+        if self.socket.tcp().recv_queue() == 0 && nothing_out_of_order {
+            count += u64::from(self.socket.give_back(Ring::Receive));
+        }
+        if self.socket.tcp().send_queue() == 0 {
+            count += u64::from(self.socket.give_back(Ring::Send));
+        }
+        count
+    }
+
+    pub(crate) fn state(&self) -> tcp::State {
+        self.socket.tcp().state()
+    }
+
+    pub(crate) fn into_socket(self) -> BoundSocket {
+        self.socket
+    }
+
+    fn writable(&self) -> bool {
+        let tcp = self.socket.tcp();
+        // Not for every segment's worth: a writer that is woken for crumbs makes crumbs.
+        tcp.may_send() && tcp.send_capacity() - tcp.send_queue() >= tcp.send_capacity() / 4
+    }
+
+    fn feed(
+        &mut self,
+        now: SmolInstant,
+        packet: &[u8],
+        replies: Option<&mut Replies>,
+    ) -> Result<bool, Failed> {
+        let mut written = Written::default();
+        let Conn {
+            interface,
+            socket,
+            shape,
+            ..
+        } = self;
+        let mut device = Arrival {
+            frame: Some(packet),
+            replies,
+            shape: *shape,
+            written: &mut written,
+        };
+        guard(|| {
+            interface.poll_ingress_single(now, &mut device, socket.set());
+        })?;
+        if let Some((_, _, parsed)) = written.packet {
+            self.note_departure(parsed);
+        }
+        Ok(written.lost)
+    }
+
+    /// Takes the segment size of a SYN-ACK, and makes the interface anew if it rules out what was planned.
+    fn learn_mss(&mut self, packet: &mut [u8], now: SmolInstant) {
+        let Some(bytes) = packet.get_mut(self.shape.ip_header..) else {
+            return;
+        };
+        let mss = segment::clamp_mss(bytes, self.shape.own_mss);
+        if self.established || mss == self.shape.mss {
+            return;
+        }
+        self.shape.mss = mss;
+        // All state of TCP is in the socket; an interface is only limits and addresses.
+        self.interface = interface(self.mtu, self.super_packets, &self.tuple, mss, 0, now);
+    }
+
+    /// Shows smoltcp an acknowledgement of many segments as the many it stands for.
+    ///
+    /// smoltcp grows its congestion window by at most one segment for each acknowledgement. A receiver of
+    /// super-packets acknowledges 45 segments at once, so slow start would take as many round trips as it otherwise
+    /// takes acknowledgements. RFC 3465 counts bytes for this reason; this is the same from outside. It is done only
+    /// while the window is what holds the flow back, and small against the send ring.
+    fn divide_ack(
+        &mut self,
+        now: SmolInstant,
+        packet: &[u8],
+        parsed: Segment,
+    ) -> Result<(), Failed> {
+        let Some(sent_next) = self.sent_next else {
+            return Ok(());
+        };
+        if parsed.flags & (SYN | RST | FIN) != 0 || !parsed.has(ACK) || !self.established {
+            return Ok(());
+        }
+        let mss = u32::from(self.shape.mss);
+        let acked = parsed.ack.wrapping_sub(self.sent_una);
+        let flight = sent_next.wrapping_sub(self.sent_una);
+        let tcp = self.socket.tcp();
+        let (queue, capacity) = (tcp.send_queue() as u64, tcp.send_capacity() as u64);
+        let held_back = queue > u64::from(flight) && u64::from(flight) < capacity / 2;
+        if acked > flight || acked <= mss || !held_back {
+            return Ok(());
+        }
+        let at = self.shape.ip_header;
+        let mut bare = [0; V6_HEADER + TCP_HEADER];
+        let len = at + TCP_HEADER;
+        let (Some(bare), Some(head)) = (bare.get_mut(..len), packet.get(at..at + TCP_HEADER))
+        else {
+            return Ok(());
+        };
+        let header = Header {
+            source: self.tuple.remote.0,
+            destination: self.tuple.local.0,
+            protocol: crate::packet::protocol::TCP,
+            ident: 0,
+        };
+        header.write(bare);
+        bare[at..].copy_from_slice(head);
+        bare[at + 12] = ((TCP_HEADER / 4) << 4) as u8;
+        bare[at + 13] = ACK;
+        let count = ((acked - 1) / mss).min(MAX_SEGMENTS as u32);
+        for step in 1..=count {
+            let ack = self.sent_una.wrapping_add(step * mss);
+            bare[at + 8..at + 12].copy_from_slice(&ack.to_be_bytes());
+            self.feed(now, bare, None)?;
+        }
+        Ok(())
+    }
+
+    fn note_arrival(&mut self, parsed: Segment) {
+        if parsed.has(ACK)
+            && let Some(next) = self.sent_next
+            && before(self.sent_una, parsed.ack)
+            && !before(next, parsed.ack)
+        {
+            self.sent_una = parsed.ack;
+        }
+        if parsed.has(RST) {
+            return;
+        }
+        match self.seen_end {
+            Some(end) if !before(end, parsed.end()) => {}
+            Some(_) | None => self.seen_end = Some(parsed.end()),
+        }
+    }
+
+    fn note_departure(&mut self, parsed: Segment) {
+        if parsed.has(RST) {
+            return;
+        }
+        if parsed.has(ACK) {
+            self.ack_sent = Some(parsed.ack);
+        }
+        match self.sent_next {
+            None => {
+                self.sent_una = parsed.sequence;
+                self.sent_next = Some(parsed.end());
+            }
+            Some(next) if before(next, parsed.end()) => self.sent_next = Some(parsed.end()),
+            Some(_) => {}
+        }
+    }
+}
+
+fn interface(
+    mtu: u16,
+    super_packets: bool,
+    tuple: &Tuple,
+    mss: u16,
+    seed: u64,
+    now: SmolInstant,
+) -> Interface {
+    let headers = ip_header(tuple) + TCP_HEADER;
+    // What leaves must pass the receiver's check: no crumbs, and no more segments than a super-packet may have.
+    let most = (super_packets && usize::from(mss) >= crate::offload::MIN_SEGMENT)
+        .then(|| (headers + MAX_SEGMENTS * usize::from(mss)).min(usize::from(u16::MAX)));
+    let mut config = InterfaceConfig::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let mut interface = Interface::new(config, &mut Limits::new(mtu, most), now);
+    let prefix = if tuple.local.0.is_ipv4() { 32 } else { 128 };
+    interface.update_ip_addrs(|addresses| {
+        // The list is empty and has room for two.
+        let _ = addresses.push(IpCidr::new(tuple.local.0.into(), prefix));
+    });
+    interface
+}
+
+fn ip_header(tuple: &Tuple) -> usize {
+    if tuple.local.0.is_ipv4() {
+        V4_HEADER
+    } else {
+        V6_HEADER
+    }
+}
+
+/// Says what a segment may carry at most within the inner MTU.
+fn most_mss(mtu: u16, tuple: &Tuple) -> u16 {
+    // The MTU is at least 1,280.
+    mtu - (ip_header(tuple) + TCP_HEADER) as u16
+}
+
+fn smoltcp_duration(duration: Duration) -> SmolDuration {
+    SmolDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX >> 1))
+}
+
+/// Says whether the connection is over; LISTEN is where smoltcp returns to when a SYN-ACK is answered by a reset.
+fn gone(state: tcp::State) -> bool {
+    matches!(state, tcp::State::Closed | tcp::State::Listen)
+}
+
+fn ended(state: tcp::State) -> bool {
+    matches!(
+        state,
+        tcp::State::CloseWait | tcp::State::Closing | tcp::State::LastAck | tcp::State::TimeWait
+    )
+}
+
+fn is_established(state: tcp::State) -> bool {
+    match state {
+        tcp::State::Closed | tcp::State::Listen | tcp::State::SynSent | tcp::State::SynReceived => {
+            false
+        }
+        tcp::State::Established
+        | tcp::State::FinWait1
+        | tcp::State::FinWait2
+        | tcp::State::CloseWait
+        | tcp::State::Closing
+        | tcp::State::LastAck
+        | tcp::State::TimeWait => true,
+    }
+}
+
+/// Runs smoltcp so that a panic in it ends one flow and not the program.
+///
+/// Its sequence numbers panic when they are subtracted the wrong way round, and what they are comes from the network.
+fn guard(f: impl FnOnce()) -> Result<(), Failed> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|_| Failed)
+}
+
+/// Long enough to gather two segments or an answer, short against what a user notices and against Nagle at the peer.
+const ACK_DELAY: Duration = Duration::from_millis(4);
+/// Linux asks nine times at 75 s before it gives an idle flow up.
+const PROBE_INTERVAL: Duration = Duration::from_secs(75);
+const PROBES: u32 = 9;
+/// smoltcp leaves TIME-WAIT after 10 s; before that it is called to acknowledge a repeated FIN.
+const TIME_WAIT_CARE: Duration = Duration::from_secs(9);
+/// A released flow whose peer keeps answering may take this many times the close time-out.
+const CLOSE_LIMIT: u32 = 10;
+const MAX_TCP_HEADER: usize = 60;

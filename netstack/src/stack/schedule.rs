@@ -1,0 +1,273 @@
+//! Who sends next, and who is called when.
+
+use std::time::Instant;
+
+use super::{RING_IDLE, STUCK_RETRY, SWEEP_FLOWS, SWEEP_INTERVAL, SWEEP_RINGS, Stack};
+use crate::conn::Due;
+use crate::event::Cause;
+use crate::flow::State;
+use crate::offload::Gso;
+use crate::sink::PacketSink;
+use crate::waits::Wait;
+
+impl Stack {
+    /// Writes packets until there is nothing to send or the sink is full.
+    ///
+    /// Small replies go first. Then the flows that have something to send take turns, one packet each, so that a bulk
+    /// flow delays an echo by one packet of each other flow at most. A full sink keeps everybody's place.
+    pub fn poll_transmit<S: PacketSink>(&mut self, now: Instant, sink: &mut S) {
+        while let Some(len) = self.replies.drain_one(sink) {
+            self.stats.packets_out += 1;
+            self.stats.bytes_out += len as u64;
+        }
+        if !self.replies.is_empty() {
+            return;
+        }
+        let clock = self.clock(now);
+        while let Some(&slot) = self.dirty.front() {
+            let slot = slot as usize;
+            let Some(flow) = self.flows.get_mut(slot) else {
+                self.dirty.pop_front();
+                continue;
+            };
+            let State::Open(conn) = &mut flow.state else {
+                flow.dirty = false;
+                self.dirty.pop_front();
+                continue;
+            };
+            let written = match conn.egress(now, &clock, sink) {
+                Ok(written) => written,
+                Err(_) => {
+                    self.stats.internal_failures += 1;
+                    self.fail(slot, Cause::Internal);
+                    continue;
+                }
+            };
+            if written.lost {
+                self.stats.sink_failures += 1;
+            }
+            match written.packet {
+                Some((len, offload, _)) => {
+                    self.stats.packets_out += 1;
+                    self.stats.bytes_out += len as u64;
+                    self.stats.super_packets_out += u64::from(offload.gso != Gso::None);
+                    self.rotate();
+                    self.touch(slot, now);
+                }
+                None if conn.due(now, &clock) == Due::Now => {
+                    if sink_is_full(conn.bound(), sink) {
+                        return;
+                    }
+                    // smoltcp wants to send and does not; it is asked again, but not in a loop.
+                    self.rotate();
+                    self.timers.arm(slot as u32, now + STUCK_RETRY);
+                }
+                None => {
+                    self.rotate();
+                    self.touch(slot, now);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass: retransmissions, time-outs, TIME-WAIT, fragments, idle rings.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(slot) = self.timers.pop(now) {
+            self.serve(slot as usize, now);
+        }
+        self.waits.expire(now);
+        self.stats.waits_now = self.waits.len() as u64;
+        self.stats.reassembly_dropped += self.fragments.expire(now);
+        if self.next_sweep.is_some_and(|at| at <= now) {
+            self.sweep(now);
+        }
+    }
+
+    /// Says when [`handle_timeout`](Stack::handle_timeout) is to be called next.
+    ///
+    /// What is ready to be sent does not count: see [`wants_transmit`](Stack::wants_transmit).
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [
+            self.timers.next(),
+            self.waits.next(),
+            self.fragments.next(),
+            self.next_sweep,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Takes the flow at the head of the queue out of it.
+    fn rotate(&mut self) {
+        if let Some(slot) = self.dirty.pop_front()
+            && let Some(flow) = self.flows.get_mut(slot as usize)
+        {
+            flow.dirty = false;
+        }
+    }
+
+    /// Sees to it that a flow is called when it needs to be, and freed when it is over.
+    pub(super) fn touch(&mut self, slot: usize, now: Instant) {
+        let clock = self.clock(now);
+        let Some(flow) = self.flows.get_mut(slot) else {
+            return;
+        };
+        let conn = match &mut flow.state {
+            State::Waiting(syn) => {
+                self.timers.arm(slot as u32, syn.expires);
+                return;
+            }
+            State::Failed(_) => {
+                if flow.released.is_some() {
+                    self.remove(slot, now);
+                }
+                return;
+            }
+            State::Open(conn) => conn,
+        };
+        let due = conn.due(now, &clock);
+        let resting = conn.time_wait().is_some();
+        if flow.released.is_some() && (conn.is_over() || resting && due != Due::Now) {
+            self.remove(slot, now);
+            return;
+        }
+        let own = conn.expires(&self.config, flow.released);
+        match (due, own) {
+            (Due::Now, _) if !flow.dirty => {
+                flow.dirty = true;
+                self.dirty.push_back(slot as u32);
+            }
+            (Due::Now, _) => {}
+            (Due::At(at), own) => self
+                .timers
+                .arm(slot as u32, own.map_or(at, |own| own.min(at))),
+            (Due::Never, Some(own)) => self.timers.arm(slot as u32, own),
+            (Due::Never, None) => {}
+        }
+        if self.next_sweep.is_none() {
+            self.next_sweep = Some(now + SWEEP_INTERVAL);
+        }
+    }
+
+    /// Calls a flow whose time has come.
+    fn serve(&mut self, slot: usize, now: Instant) {
+        let Some(flow) = self.flows.get_mut(slot) else {
+            return;
+        };
+        let released = flow.released;
+        match &mut flow.state {
+            State::Waiting(syn) if syn.expires <= now => {
+                self.half_open -= 1;
+                self.stats.timed_out += 1;
+                self.end_waiting(slot, now, Cause::TimedOut);
+            }
+            State::Waiting(_) | State::Failed(_) => self.touch(slot, now),
+            State::Open(conn) => {
+                if conn
+                    .expires(&self.config, released)
+                    .is_some_and(|at| at <= now)
+                {
+                    self.stats.timed_out += 1;
+                    let handshake = !conn.is_established();
+                    conn.abort(Cause::TimedOut);
+                    if handshake {
+                        self.fail(slot, Cause::TimedOut);
+                    } else {
+                        self.owe(slot, |owed| owed.closed = Some(Cause::TimedOut));
+                    }
+                }
+                self.touch(slot, now);
+            }
+        }
+    }
+
+    /// Ends a flow that was not accepted: its owner hears of it, if it heard of the flow.
+    pub(super) fn end_waiting(&mut self, slot: usize, now: Instant, cause: Cause) {
+        let flow = &mut self.flows[slot];
+        flow.state = State::Failed(cause);
+        if flow.owed.incoming {
+            self.remove(slot, now);
+        } else {
+            self.owe(slot, |owed| owed.closed = Some(cause));
+        }
+    }
+
+    /// Ends a flow at once, without a word to the peer; what it had received is gone.
+    pub(super) fn fail(&mut self, slot: usize, cause: Cause) {
+        let Some(flow) = self.flows.get_mut(slot) else {
+            return;
+        };
+        match std::mem::replace(&mut flow.state, State::Failed(cause)) {
+            State::Open(conn) => {
+                if cause != Cause::Internal {
+                    self.pool.put(conn.into_socket());
+                }
+            }
+            State::Waiting(_) => self.half_open -= 1,
+            State::Failed(earlier) => {
+                flow.state = State::Failed(earlier);
+                return;
+            }
+        }
+        self.timers.disarm(slot as u32);
+        if self.flows[slot].released.is_some() {
+            self.forget(slot, None);
+        } else {
+            self.owe(slot, |owed| owed.closed = Some(cause));
+        }
+    }
+
+    /// Frees a flow, and lays its addresses to rest where that is needed.
+    pub(super) fn remove(&mut self, slot: usize, now: Instant) {
+        self.forget(slot, Some(now));
+    }
+
+    fn forget(&mut self, slot: usize, now: Option<Instant>) {
+        let Some(flow) = self.flows.try_remove(slot) else {
+            return;
+        };
+        self.table.remove(&flow.tuple);
+        self.timers.disarm(slot as u32);
+        if flow.dirty {
+            self.dirty.retain(|dirty| *dirty as usize != slot);
+        }
+        let wait = match flow.state {
+            State::Open(conn) => {
+                let wait = conn
+                    .time_wait()
+                    .map(|(sequence, ack)| Wait::TimeWait { sequence, ack });
+                self.pool.put(conn.into_socket());
+                wait
+            }
+            State::Waiting(_) | State::Failed(_) => None,
+        };
+        let wait = wait.or(flow.outgoing.then_some(Wait::Quiet));
+        if let (Some(wait), Some(now)) = (wait, now) {
+            self.stats.waits_evicted += u64::from(self.waits.insert(now, flow.tuple, wait));
+        }
+        self.stats.waits_now = self.waits.len() as u64;
+        self.stats.flows_now = self.flows.len() as u64;
+        self.stats.half_open_now = self.half_open as u64;
+    }
+
+    /// Gives memory back: of some spare rings, and of the idle ones among some flows.
+    fn sweep(&mut self, now: Instant) {
+        self.stats.rings_given_back += self.pool.cool(SWEEP_RINGS) as u64;
+        let end = self.sweep_at + SWEEP_FLOWS;
+        for slot in self.sweep_at..end.min(self.flows.capacity()) {
+            if let Some(flow) = self.flows.get_mut(slot)
+                && let State::Open(conn) = &mut flow.state
+            {
+                self.stats.rings_given_back += conn.give_back(now, RING_IDLE);
+            }
+        }
+        self.sweep_at = if end >= self.flows.capacity() { 0 } else { end };
+        let more = !self.flows.is_empty() || self.pool.is_warm();
+        self.next_sweep = more.then_some(now + SWEEP_INTERVAL);
+    }
+}
+
+fn sink_is_full<S: PacketSink>(bound: usize, sink: &mut S) -> bool {
+    sink.reserve(bound).is_none()
+}
