@@ -1,0 +1,12 @@
+//! The handshake: two messages, hybrid, from strangers to a [`Session`](super::Session).
+
+mod challenge;
+pub(super) mod exchange;
+mod initiator;
+mod kem;
+mod noise;
+mod responder;
+
+pub use challenge::{ChallengeState, MAX_CHALLENGES};
+pub use initiator::{ClientConfig, HandshakeError, Initiator, KemKind, Reply};
+pub use responder::{Answer, ClientEntry, MAX_SERVER_KEYS, Responder, Silence};

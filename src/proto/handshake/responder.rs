@@ -1,0 +1,300 @@
+//! The server's side of the handshake.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use super::challenge::{ChallengeState, NewestTimes};
+use super::exchange::{ExchangeError, Heard};
+use super::initiator::{CAPABILITIES, unix_micros};
+use crate::proto::aead::{AeadKind, AeadOffer, aes_hardware};
+use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+use crate::proto::keys::Role;
+use crate::proto::random::Generator;
+use crate::proto::session::{Agreement, Session, Settings};
+use crate::wire::{
+    FrameType, HandshakeFormatError, HandshakeFrame, INSTANCE_LEN, MINOR, NOISE_INIT_OVERHEAD,
+    RefuseReason, SessionId,
+};
+
+/// Answers handshakes for one server. Shared by every connection; its one lock is held for a table
+/// lookup, never during cryptography.
+#[derive(Debug)]
+pub struct Responder {
+    keys: Vec<ServerKey>,
+    offer: AeadOffer,
+    settings: Settings,
+    times: Mutex<NewestTimes>,
+}
+
+impl Responder {
+    /// Answers for `keys`, at most [`MAX_SERVER_KEYS`] (more are ignored): several while one
+    /// replaces another. `started` is the wall clock at start: an older message 1 may be a replay.
+    #[must_use]
+    pub fn new(
+        keys: Vec<SecretKey>,
+        aead: &[AeadKind],
+        settings: Settings,
+        started: SystemTime,
+    ) -> Self {
+        let keys = keys
+            .into_iter()
+            .take(MAX_SERVER_KEYS)
+            .map(|secret| ServerKey {
+                public: secret.public(),
+                secret,
+            })
+            .collect();
+        Self {
+            keys,
+            offer: AeadOffer::new(aead, aes_hardware()),
+            settings,
+            times: Mutex::new(NewestTimes::new(unix_micros(started), MAX_INSTANCES)),
+        }
+    }
+
+    /// Takes a whole HandshakeInit frame from a connection that has not proven anything.
+    ///
+    /// `lookup` tells whether a key is a client's. The session is returned unconfirmed: it changes
+    /// nothing about an older one of the same instance until [`SessionEvent::Confirmed`].
+    ///
+    /// # Errors
+    /// [`Silence`]: answer nothing.
+    ///
+    /// [`SessionEvent::Confirmed`]: crate::proto::SessionEvent::Confirmed
+    pub fn handle_init(
+        &self,
+        now: Instant,
+        frame: &[u8],
+        connection: &mut ChallengeState,
+        rng: &mut impl rand::CryptoRng,
+        lookup: impl FnOnce(&PublicKey) -> Option<ClientEntry>,
+    ) -> Result<Answer, Silence> {
+        let frame = parse(frame)?;
+        let mut generator = Generator::new(rng);
+        let (key, heard) = self.hear(&frame, &mut generator)?;
+        if heard.peer == key.public {
+            return Err(Silence::Reflected);
+        }
+        let peer = heard.peer;
+        let instance = heard.hello.instance;
+        let entry = lookup(&peer).ok_or(Silence::UnknownKey { key: peer })?;
+        let answer = heard.hello.challenge.as_ref();
+        let proven = answer.is_some_and(|answer| connection.accept(answer));
+        if !self.times().admit(peer, instance, heard.hello.time, proven) {
+            let challenge = connection
+                .issue(&mut generator)
+                .ok_or(Silence::Stale { key: peer })?;
+            let frame = HandshakeFrame {
+                frame_type: FrameType::Challenge,
+                kind: frame.kind,
+                body: &challenge,
+            };
+            return Ok(Answer::Challenge(frame.to_vec()));
+        }
+        let psk = entry.psk.as_ref();
+        let offer = AeadOffer {
+            spoken: heard.hello.aead_offered,
+            hardware: heard.hello.aead_hardware,
+        };
+        let reply = |message: &[u8]| {
+            let frame_type = FrameType::HandshakeReply;
+            HandshakeFrame {
+                frame_type,
+                kind: frame.kind,
+                body: message,
+            }
+            .to_vec()
+        };
+        let Some(aead) = self.offer.choose(offer) else {
+            let reason = RefuseReason::Aead;
+            let message = heard.refuse(psk, reason, MINOR, CAPABILITIES)?;
+            return Ok(Answer::Refuse {
+                reply: reply(&message),
+                reason,
+                peer,
+            });
+        };
+        let id = SessionId(generator.u64());
+        let hello = heard.hello;
+        let (message, secrets) = heard.accept(psk, MINOR, CAPABILITIES, id.0, aead.byte())?;
+        let Some(secrets) = secrets else {
+            let reason = RefuseReason::EncapsulationKey;
+            return Ok(Answer::Refuse {
+                reply: reply(&message),
+                reason,
+                peer,
+            });
+        };
+        let agreement = Agreement {
+            role: Role::Responder,
+            id,
+            kind: frame.kind,
+            secret: key.secret.clone(),
+            peer,
+            psk: entry.psk,
+            instance,
+            aead,
+            peer_minor: hello.minor,
+            capabilities: CAPABILITIES & hello.capabilities,
+            keys: secrets.derive(aead, Role::Responder),
+            settings: self.settings,
+            generator,
+        };
+        let session = Box::new(Session::new(now, agreement));
+        Ok(Answer::Accept {
+            reply: reply(&message),
+            session,
+            peer,
+            instance,
+            client: entry.id,
+        })
+    }
+
+    fn hear(
+        &self,
+        frame: &HandshakeFrame<'_>,
+        generator: &mut Generator,
+    ) -> Result<(&ServerKey, Heard), Silence> {
+        for key in &self.keys {
+            match Heard::read(frame.kind, &[], &key.secret, frame.body, generator.child()) {
+                Ok(heard) => return Ok((key, heard)),
+                // Perhaps it is for another of our keys.
+                Err(ExchangeError::Crypto) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Silence::Unreadable)
+    }
+
+    fn times(&self) -> std::sync::MutexGuard<'_, NewestTimes> {
+        // The table is whole between any two of its operations, whoever panicked.
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse(frame: &[u8]) -> Result<HandshakeFrame<'_>, Silence> {
+    let frame = HandshakeFrame::parse(frame)?;
+    if frame.frame_type != FrameType::HandshakeInit {
+        return Err(Silence::NotInit {
+            found: frame.frame_type,
+        });
+    }
+    let least = NOISE_INIT_OVERHEAD + frame.kind.encapsulation_key_len();
+    if frame.body.len() < least {
+        return Err(Silence::Short {
+            len: frame.body.len(),
+            least,
+        });
+    }
+    Ok(frame)
+}
+
+#[derive(Debug)]
+struct ServerKey {
+    secret: SecretKey,
+    public: PublicKey,
+}
+
+/// What the server knows of a client.
+#[derive(Clone, Debug, Default)]
+pub struct ClientEntry {
+    /// The pre-shared key, if this client has one.
+    pub psk: Option<PresharedKey>,
+    /// The server's own number for the client, handed back in [`Answer::Accept`].
+    pub id: usize,
+}
+
+/// What to answer to a message 1.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Its time is stale: send this whole frame, and keep the connection's [`ChallengeState`].
+    Challenge(Vec<u8>),
+    /// The client is known and cannot be served: send this whole frame and close.
+    Refuse {
+        /// The whole HandshakeReply frame.
+        reply: Vec<u8>,
+        /// Why, for the log.
+        reason: RefuseReason,
+        /// Who.
+        peer: PublicKey,
+    },
+    /// There is a session, unconfirmed: send this whole frame.
+    Accept {
+        /// The whole HandshakeReply frame.
+        reply: Vec<u8>,
+        /// The session.
+        session: Box<Session>,
+        /// Whose it is.
+        peer: PublicKey,
+        /// Which run of that client.
+        instance: [u8; INSTANCE_LEN],
+        /// The number `lookup` gave.
+        client: usize,
+    },
+}
+
+/// Why a server says nothing. For counters and debug logs; a stranger learns none of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Silence {
+    /// Not a handshake frame, of another major version, or of an unknown kind.
+    #[error(transparent)]
+    Format(#[from] HandshakeFormatError),
+    /// A frame that a server sends: our own, come back, or somebody's mistake.
+    #[error("{found:?} frame instead of message 1")]
+    NotInit {
+        /// Its type.
+        found: FrameType,
+    },
+    /// Too short for any message 1 of its kind; refused before any cryptography.
+    #[error("message 1 of {len} bytes, at least {least} are due")]
+    Short {
+        /// Bytes it has.
+        len: usize,
+        /// Bytes the shortest has.
+        least: usize,
+    },
+    /// It does not open under any of our keys.
+    #[error("message 1 does not open under our key")]
+    Unreadable,
+    /// It opens, and its payload is malformed.
+    #[error("message 1 is malformed inside: {0}")]
+    Payload(HandshakeFormatError),
+    /// It was made with our own key.
+    #[error("message 1 bears our own key")]
+    Reflected,
+    /// It opens, and its key is no client's.
+    #[error("unknown key {key}")]
+    UnknownKey {
+        /// The key.
+        key: PublicKey,
+    },
+    /// Its time is stale, and the connection has had its challenges.
+    #[error("stale message 1 of {key}, challenges used up")]
+    Stale {
+        /// The key.
+        key: PublicKey,
+    },
+    /// Message 2 could not be made: the client's ephemeral key is of low order.
+    #[error("message 2 could not be made")]
+    Unanswerable,
+}
+
+impl From<ExchangeError> for Silence {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Format(error) => Self::Payload(error),
+            ExchangeError::Crypto | ExchangeError::Kem | ExchangeError::Refused { .. } => {
+                Self::Unanswerable
+            }
+        }
+    }
+}
+
+/// Keys a server answers for: the current one and those it rotates from or to. Each costs a
+/// Diffie-Hellman per stray message.
+pub const MAX_SERVER_KEYS: usize = 4;
+
+/// (key, instance) pairs whose newest time is kept: 1,024 clients with 8 instances, 400 KiB.
+const MAX_INSTANCES: usize = 8192;

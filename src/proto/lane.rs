@@ -1,0 +1,263 @@
+//! One lane of a session: its state, counters, liveness and round-trip time.
+
+use std::time::{Duration, Instant};
+
+use super::aead::same_secret;
+use super::liveness::{Liveness, LivenessLimits};
+use super::stats::LaneStats;
+use crate::wire::{JOIN_CHALLENGE_LEN, LaneId};
+
+/// What kind of pipe a lane is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LaneKind {
+    /// Delivers every frame, in order, or breaks.
+    Stream,
+}
+
+/// How far a lane has got.
+#[derive(Clone, Debug)]
+pub(super) enum LaneState {
+    /// Client: the Join frame is made, nothing came back.
+    Joining,
+    /// Server: nothing has opened on it yet; it is the handshake's own lane.
+    Unproven,
+    /// Server: the Join opened; the challenge is to come back.
+    Challenged {
+        /// What JoinOk carries.
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    },
+    /// Both ends know that the other is there.
+    Confirmed,
+    /// Given up, or broken. Nothing passes any more.
+    Dead,
+}
+
+/// A lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) id: LaneId,
+    pub(super) kind: LaneKind,
+    pub(super) state: LaneState,
+    pub(super) liveness: Liveness,
+    pub(super) rtt: RoundTrip,
+    pub(super) stats: LaneStats,
+    counters: [Counters; SLOTS],
+}
+
+impl Lane {
+    pub(super) fn new(
+        now: Instant,
+        id: LaneId,
+        kind: LaneKind,
+        state: LaneState,
+        limits: LivenessLimits,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            state,
+            liveness: Liveness::new(now, limits),
+            rtt: RoundTrip::default(),
+            stats: LaneStats::default(),
+            counters: Default::default(),
+        }
+    }
+
+    /// Whether packets may be sent on it.
+    pub(super) const fn is_confirmed(&self) -> bool {
+        match self.state {
+            LaneState::Confirmed => true,
+            LaneState::Joining
+            | LaneState::Unproven
+            | LaneState::Challenged { .. }
+            | LaneState::Dead => false,
+        }
+    }
+
+    /// Whether anything may still pass.
+    pub(super) const fn is_dead(&self) -> bool {
+        match self.state {
+            LaneState::Dead => true,
+            LaneState::Joining
+            | LaneState::Unproven
+            | LaneState::Challenged { .. }
+            | LaneState::Confirmed => false,
+        }
+    }
+
+    /// Server: takes the echo of a challenge; whether it is the right one.
+    pub(super) fn accept_echo(&mut self, echo: &[u8; JOIN_CHALLENGE_LEN]) -> bool {
+        match &self.state {
+            LaneState::Challenged { challenge } if same_secret(challenge, echo) => {
+                self.state = LaneState::Confirmed;
+                true
+            }
+            LaneState::Challenged { .. }
+            | LaneState::Joining
+            | LaneState::Unproven
+            | LaneState::Confirmed
+            | LaneState::Dead => false,
+        }
+    }
+
+    /// Gives the next counter to seal with. 2^64 frames do not pass in an epoch; its limits are
+    /// far below.
+    pub(super) fn next_counter(&mut self, epoch: u64) -> u64 {
+        let counters = self.counters(epoch);
+        let counter = counters.send;
+        counters.send += 1;
+        counter
+    }
+
+    /// Whether a counter may be opened: strictly increasing, since a stream keeps its order.
+    pub(super) fn check_counter(&mut self, epoch: u64, counter: u64) -> Result<(), u64> {
+        let least = self.counters(epoch).receive;
+        // The last counter of all would leave no next one.
+        if counter < least || counter == u64::MAX {
+            Err(least)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Remembers a counter whose frame opened.
+    pub(super) fn accept_counter(&mut self, epoch: u64, counter: u64) {
+        self.counters(epoch).receive = counter.saturating_add(1);
+    }
+
+    /// Forgets the counters of an epoch whose keys were replaced before they were ever used.
+    pub(super) fn reset_counters(&mut self, epoch: u64) {
+        self.counters[slot(epoch)] = Counters {
+            epoch,
+            ..Counters::default()
+        };
+    }
+
+    fn counters(&mut self, epoch: u64) -> &mut Counters {
+        let counters = &mut self.counters[slot(epoch)];
+        if counters.epoch != epoch {
+            *counters = Counters {
+                epoch,
+                ..Counters::default()
+            };
+        }
+        counters
+    }
+}
+
+/// The counters of one epoch, both directions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    epoch: u64,
+    send: u64,
+    receive: u64,
+}
+
+fn slot(epoch: u64) -> usize {
+    (epoch % SLOTS as u64) as usize
+}
+
+/// Epochs whose counters are kept: former, current and next live at once; four make the slot a mask.
+const SLOTS: usize = 4;
+
+/// Smoothed round-trip time (RFC 6298, section 2).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RoundTrip {
+    smoothed: Option<Duration>,
+    pending: Option<u64>,
+}
+
+impl RoundTrip {
+    /// A ping with that time is on its way.
+    pub(super) fn handle_ping(&mut self, time: u64) {
+        self.pending = Some(time);
+    }
+
+    /// A pong came back at `now`, both in microseconds of our clock; `None` if nobody asked for it.
+    pub(super) fn handle_pong(&mut self, time: u64, now: u64) -> Option<Duration> {
+        if self.pending != Some(time) {
+            return None;
+        }
+        self.pending = None;
+        let sample = Duration::from_micros(now.checked_sub(time)?);
+        let smoothed = self
+            .smoothed
+            .map_or(sample, |smoothed| (smoothed * 7 + sample) / 8);
+        self.smoothed = Some(smoothed);
+        self.smoothed
+    }
+
+    pub(super) const fn smoothed(&self) -> Option<Duration> {
+        self.smoothed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(state: LaneState) -> Lane {
+        Lane::new(
+            Instant::now(),
+            LaneId(1),
+            LaneKind::Stream,
+            state,
+            LivenessLimits::default(),
+        )
+    }
+
+    #[test]
+    fn counters_start_at_0_in_every_epoch_and_never_repeat() {
+        let mut lane = lane(LaneState::Confirmed);
+        assert_eq!([lane.next_counter(0), lane.next_counter(0)], [0, 1]);
+        assert_eq!([lane.next_counter(1), lane.next_counter(0)], [0, 2]);
+        assert_eq!(
+            lane.next_counter(4),
+            0,
+            "epoch 0 is long gone, its slot is epoch 4's"
+        );
+    }
+
+    #[test]
+    fn a_counter_opens_only_above_the_last() {
+        let mut lane = lane(LaneState::Confirmed);
+        assert_eq!(lane.check_counter(0, 5), Ok(()));
+        lane.accept_counter(0, 5);
+        assert_eq!(lane.check_counter(0, 5), Err(6));
+        assert_eq!(lane.check_counter(0, 6), Ok(()));
+        assert_eq!(lane.check_counter(1, 0), Ok(()));
+        assert_eq!(lane.check_counter(0, u64::MAX), Err(6));
+    }
+
+    #[test]
+    fn only_the_right_echo_confirms() {
+        let mut lane = lane(LaneState::Challenged { challenge: [7; 16] });
+        assert!(!lane.accept_echo(&[8; 16]));
+        assert!(!lane.is_confirmed());
+        assert!(lane.accept_echo(&[7; 16]));
+        assert!(lane.is_confirmed());
+        assert!(!lane.accept_echo(&[7; 16]), "an echo confirms once");
+    }
+
+    #[test]
+    fn a_pong_counts_once_and_only_if_asked_for() {
+        let mut rtt = RoundTrip::default();
+        assert_eq!(rtt.handle_pong(5, 9), None);
+        rtt.handle_ping(1000);
+        assert_eq!(rtt.handle_pong(999, 2000), None);
+        assert_eq!(rtt.handle_pong(1000, 9000), Some(Duration::from_millis(8)));
+        assert_eq!(rtt.handle_pong(1000, 9000), None);
+        rtt.handle_ping(10_000);
+        assert_eq!(
+            rtt.handle_pong(10_000, 10_000),
+            Some(Duration::from_millis(7))
+        );
+        rtt.handle_ping(50_000);
+        assert_eq!(
+            rtt.handle_pong(50_000, 10),
+            None,
+            "an echo from the future is none"
+        );
+    }
+}

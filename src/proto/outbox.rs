@@ -1,0 +1,119 @@
+//! Control frames that wait to be sealed. They are sealed when they leave, so that counters leave
+//! in order.
+
+use std::collections::VecDeque;
+
+use crate::wire::{CloseReason, Control, InnerConfig, JOIN_CHALLENGE_LEN, LaneId};
+
+/// A control frame that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub(super) route: Route,
+    pub(super) message: Message,
+}
+
+/// Where a control frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// On that lane or not at all.
+    Lane(LaneId),
+    /// On whatever lane the session prefers; waits until there is one.
+    Best,
+}
+
+/// A control frame that owns its bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Message {
+    Ping,
+    Pong { time: u64 },
+    Config { serial: u32, config: InnerConfig },
+    ConfigOk { serial: u32 },
+    Close { reason: CloseReason },
+    RekeyAsk,
+    RekeyInit { epoch: u8, message: Vec<u8> },
+    RekeyReply { epoch: u8, message: Vec<u8> },
+    JoinOk { challenge: [u8; JOIN_CHALLENGE_LEN] },
+    JoinEcho { challenge: [u8; JOIN_CHALLENGE_LEN] },
+}
+
+impl Message {
+    /// Appends the inside of the seal; `time` is what a ping carries.
+    pub(super) fn write(&self, time: u64, out: &mut Vec<u8>) {
+        let control = match self {
+            Self::Ping => Control::Ping { time },
+            Self::Pong { time } => Control::Pong { time: *time },
+            Self::Config { serial, config } => Control::Config {
+                serial: *serial,
+                config: config.clone(),
+            },
+            Self::ConfigOk { serial } => Control::ConfigOk { serial: *serial },
+            Self::Close { reason } => Control::Close { reason: *reason },
+            Self::RekeyAsk => Control::RekeyAsk,
+            Self::RekeyInit { epoch, message } => Control::RekeyInit {
+                epoch: *epoch,
+                message,
+            },
+            Self::RekeyReply { epoch, message } => Control::RekeyReply {
+                epoch: *epoch,
+                message,
+            },
+            Self::JoinOk { challenge } => Control::JoinOk {
+                challenge: *challenge,
+            },
+            Self::JoinEcho { challenge } => Control::JoinEcho {
+                challenge: *challenge,
+            },
+        };
+        control.write(out);
+    }
+
+    /// Whether the other end is to answer, so that silence means something.
+    pub(super) const fn wants_answer(&self) -> bool {
+        match self {
+            Self::Ping | Self::JoinOk { .. } => true,
+            Self::Pong { .. }
+            | Self::Config { .. }
+            | Self::ConfigOk { .. }
+            | Self::Close { .. }
+            | Self::RekeyAsk
+            | Self::RekeyInit { .. }
+            | Self::RekeyReply { .. }
+            | Self::JoinEcho { .. } => false,
+        }
+    }
+}
+
+/// The queue, bounded by [`LIMIT`].
+#[derive(Debug, Default)]
+pub(super) struct Outbox(VecDeque<Waiting>);
+
+impl Outbox {
+    /// Queues a frame; `false` if there is no room, and it is not queued.
+    pub(super) fn push(&mut self, route: Route, message: Message) -> bool {
+        let room = self.0.len() < LIMIT;
+        if room {
+            self.0.push_back(Waiting { route, message });
+        }
+        room
+    }
+
+    /// Takes the first frame that `ready` lets go.
+    pub(super) fn pop(&mut self, ready: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        let index = self.0.iter().position(ready)?;
+        self.0.remove(index)
+    }
+
+    /// Drops every frame that `keep` does not want; returns how many.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Waiting) -> bool) -> u64 {
+        let before = self.0.len();
+        self.0.retain(keep);
+        (before - self.0.len()) as u64
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Frames that may wait: a handful is usual, a peer that makes us answer more loses answers.
+const LIMIT: usize = 64;

@@ -1,0 +1,241 @@
+//! When to replace an epoch's keys, and the handshake that does it.
+//!
+//! The initiator rekeys; the responder asks when the limits of what it sealed are reached, or when
+//! the initiator is late. The handshake is the hybrid one again, whole, inside sealed control
+//! frames, with the session's id and the epoch's number in its prologue.
+
+use std::time::{Duration, Instant};
+
+use super::epoch::Epoch;
+use super::handshake::exchange::{ExchangeError, Heard, Hello, Opening};
+use super::identity::{PresharedKey, PublicKey, SecretKey};
+use super::keys::{HandshakeSecrets, Role};
+use super::random::Generator;
+use crate::wire::{HandshakeKind, INSTANCE_LEN, MINOR, SessionId};
+
+/// When an epoch's keys are replaced. Tests lower them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RekeyLimits {
+    /// Age.
+    pub age: Duration,
+    /// Frames sealed by one end.
+    pub frames: u64,
+    /// Bytes sealed by one end.
+    pub bytes: u64,
+    /// Failed opens after which the session ends.
+    pub failed_opens: u64,
+    /// How long to wait for the answer to a rekey, and for the initiator to begin one that is due.
+    pub patience: Duration,
+}
+
+impl Default for RekeyLimits {
+    /// 120 s, 2^32 frames, 2^38 bytes, 2^36 failed opens, 10 s.
+    ///
+    /// All far below where AES-GCM (NIST SP 800-38D; RFC 9001, appendix B) and
+    /// ChaCha20-Poly1305 weaken; 120 s bounds what a stolen key opens.
+    fn default() -> Self {
+        Self {
+            age: Duration::from_secs(120),
+            frames: 1 << 32,
+            bytes: 1 << 38,
+            failed_opens: 1 << 36,
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+impl RekeyLimits {
+    /// Whether an end has sealed enough with an epoch to want another.
+    pub(super) const fn is_worn(&self, epoch: &Epoch) -> bool {
+        epoch.usage.frames >= self.frames || epoch.usage.bytes >= self.bytes
+    }
+
+    /// Whether an end has sealed so much that it must not go on: a quarter beyond the limit.
+    pub(super) const fn is_spent(&self, epoch: &Epoch) -> bool {
+        epoch.usage.frames >= self.frames.saturating_add(self.frames / 4 + SLACK_FRAMES)
+            || epoch.usage.bytes >= self.bytes.saturating_add(self.bytes / 4 + SLACK_BYTES)
+    }
+
+    /// When the epoch is old enough: the responder gives the initiator the time to begin.
+    pub(super) fn due(&self, epoch: &Epoch, role: Role) -> Instant {
+        match role {
+            Role::Initiator => epoch.since + self.age,
+            Role::Responder => epoch.since + self.age + self.patience,
+        }
+    }
+}
+
+/// What a rekey handshake is made with: the same as the session's own.
+pub(super) struct Credentials {
+    pub(super) secret: SecretKey,
+    pub(super) peer: PublicKey,
+    pub(super) psk: Option<PresharedKey>,
+    pub(super) instance: [u8; INSTANCE_LEN],
+    pub(super) kind: HandshakeKind,
+    pub(super) session: SessionId,
+    pub(super) aead: u8,
+    pub(super) capabilities: u32,
+}
+
+impl Credentials {
+    fn context(&self, epoch: u64) -> [u8; 16] {
+        let mut context = [0; 16];
+        context[..8].copy_from_slice(&self.session.0.to_be_bytes());
+        context[8..].copy_from_slice(&epoch.to_be_bytes());
+        context
+    }
+
+    const fn epoch_kind(&self) -> HandshakeKind {
+        match self.kind {
+            HandshakeKind::Session768 | HandshakeKind::Epoch768 => HandshakeKind::Epoch768,
+            HandshakeKind::Session1024 | HandshakeKind::Epoch1024 => HandshakeKind::Epoch1024,
+        }
+    }
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state of the rekey handshake.
+#[derive(Debug)]
+pub(super) struct Rekey {
+    credentials: Credentials,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing is under way.
+    Idle,
+    /// Initiator: message 1 is out.
+    Opened { epoch: u64, opening: Opening },
+    /// Responder: the initiator was asked.
+    Asked,
+}
+
+impl Rekey {
+    pub(super) const fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            state: State::Idle,
+        }
+    }
+
+    /// Initiator: begins, or begins again; returns message 1.
+    pub(super) fn start(
+        &mut self,
+        epoch: u64,
+        generator: &mut Generator,
+    ) -> Result<Vec<u8>, ExchangeError> {
+        let credentials = &self.credentials;
+        let hello = Hello {
+            minor: MINOR,
+            capabilities: credentials.capabilities,
+            aead_offered: 0,
+            aead_hardware: 0,
+            instance: credentials.instance,
+            time: 0,
+            challenge: None,
+        };
+        let (opening, message) = Opening::start(
+            credentials.epoch_kind(),
+            &credentials.context(epoch),
+            &credentials.secret,
+            &credentials.peer,
+            credentials.psk.as_ref(),
+            &hello,
+            generator.child(),
+        )?;
+        self.state = State::Opened { epoch, opening };
+        Ok(message)
+    }
+
+    /// Initiator: takes message 2. `None` if it answers nothing that is under way.
+    pub(super) fn handle_reply(
+        &mut self,
+        low_byte: u8,
+        message: &[u8],
+    ) -> Option<HandshakeSecrets> {
+        let State::Opened { epoch, opening } = &mut self.state else {
+            return None;
+        };
+        if *epoch as u8 != low_byte {
+            return None;
+        }
+        let agreed = opening.finish(message).ok()?;
+        let credentials = &self.credentials;
+        self.state = State::Idle;
+        let same = agreed.session == credentials.session.0 && agreed.aead == credentials.aead;
+        same.then_some(agreed.secrets)
+    }
+
+    /// Responder: takes message 1 for the epoch that is next; returns message 2 and the secrets.
+    pub(super) fn handle_init(
+        &mut self,
+        epoch: u64,
+        low_byte: u8,
+        message: &[u8],
+        generator: &mut Generator,
+    ) -> Option<(Vec<u8>, HandshakeSecrets)> {
+        if epoch as u8 != low_byte {
+            return None;
+        }
+        let credentials = &self.credentials;
+        let heard = Heard::read(
+            credentials.epoch_kind(),
+            &credentials.context(epoch),
+            &credentials.secret,
+            message,
+            generator.child(),
+        )
+        .ok()?;
+        if heard.peer != credentials.peer || heard.hello.instance != credentials.instance {
+            return None;
+        }
+        let (reply, secrets) = heard
+            .accept(
+                credentials.psk.as_ref(),
+                MINOR,
+                credentials.capabilities,
+                credentials.session.0,
+                credentials.aead,
+            )
+            .ok()?;
+        self.state = State::Idle;
+        Some((reply, secrets?))
+    }
+
+    /// Responder: whether to ask now; once until the initiator begins or [`Rekey::reset`].
+    pub(super) fn ask(&mut self) -> bool {
+        match self.state {
+            State::Idle => {
+                self.state = State::Asked;
+                true
+            }
+            State::Asked | State::Opened { .. } => false,
+        }
+    }
+
+    /// Forgets what is under way.
+    pub(super) fn reset(&mut self) {
+        self.state = State::Idle;
+    }
+
+    pub(super) const fn is_under_way(&self) -> bool {
+        match self.state {
+            State::Opened { .. } | State::Asked => true,
+            State::Idle => false,
+        }
+    }
+}
+
+/// Room beyond a limit for the frames of the rekey itself, and for what is sealed while it is on.
+const SLACK_FRAMES: u64 = 1 << 10;
+
+/// The same in bytes.
+const SLACK_BYTES: u64 = 1 << 26;

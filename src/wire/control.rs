@@ -1,0 +1,387 @@
+//! Control frames: what two ends of a session say to each other inside the seal, beside packets.
+
+use super::config::{ConfigError, InnerConfig};
+use super::reader::{Reader, Short};
+use super::sealed::InnerType;
+
+/// A control frame, inside the seal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control<'a> {
+    /// `time (8)`: the sender's own clock, opaque to the receiver.
+    Ping {
+        /// Microseconds of the sender's clock.
+        time: u64,
+    },
+    /// `time (8)`: the time of the ping it answers.
+    Pong {
+        /// What the ping carried.
+        time: u64,
+    },
+    /// `serial (4) ‖ fields`.
+    Config {
+        /// Counts the configurations of a session, so that a repeat is known as one.
+        serial: u32,
+        /// What the client shall use.
+        config: InnerConfig,
+    },
+    /// `serial (4)`.
+    ConfigOk {
+        /// The configuration that arrived.
+        serial: u32,
+    },
+    /// `reason (1)`.
+    Close {
+        /// Why the session ends.
+        reason: CloseReason,
+    },
+    /// No body.
+    RekeyAsk,
+    /// `epoch (1) ‖ Noise message 1`.
+    RekeyInit {
+        /// Low byte of the epoch it is to begin.
+        epoch: u8,
+        /// The Noise message.
+        message: &'a [u8],
+    },
+    /// `epoch (1) ‖ Noise message 2`.
+    RekeyReply {
+        /// Low byte of the epoch it begins.
+        epoch: u8,
+        /// The Noise message.
+        message: &'a [u8],
+    },
+    /// `challenge (16)`.
+    JoinOk {
+        /// What the client must echo on the same lane.
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    },
+    /// `challenge (16)`.
+    JoinEcho {
+        /// What the JoinOk carried.
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    },
+}
+
+impl<'a> Control<'a> {
+    /// Reads the body of a control frame of type `kind`.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the type is not a control frame's, or the body is not exactly what the type says.
+    pub fn parse(kind: InnerType, body: &'a [u8]) -> Result<Self, ControlError> {
+        let mut reader = Reader::new(body);
+        let short = |short: Short| ControlError::Short { kind, short };
+        let control = match kind {
+            InnerType::Ping => Self::Ping {
+                time: reader.u64().map_err(short)?,
+            },
+            InnerType::Pong => Self::Pong {
+                time: reader.u64().map_err(short)?,
+            },
+            InnerType::Config => {
+                let serial = reader.u32().map_err(short)?;
+                let config = InnerConfig::parse(reader.rest())?;
+                return Ok(Self::Config { serial, config });
+            }
+            InnerType::ConfigOk => Self::ConfigOk {
+                serial: reader.u32().map_err(short)?,
+            },
+            InnerType::Close => Self::Close {
+                reason: CloseReason::from_byte(reader.u8().map_err(short)?),
+            },
+            InnerType::RekeyAsk => Self::RekeyAsk,
+            InnerType::RekeyInit => {
+                let epoch = reader.u8().map_err(short)?;
+                return Ok(Self::RekeyInit {
+                    epoch,
+                    message: reader.rest(),
+                });
+            }
+            InnerType::RekeyReply => {
+                let epoch = reader.u8().map_err(short)?;
+                return Ok(Self::RekeyReply {
+                    epoch,
+                    message: reader.rest(),
+                });
+            }
+            InnerType::JoinOk => Self::JoinOk {
+                challenge: reader.array().map_err(short)?,
+            },
+            InnerType::JoinEcho => Self::JoinEcho {
+                challenge: reader.array().map_err(short)?,
+            },
+            InnerType::Packet
+            | InnerType::Join
+            | InnerType::Enrol
+            | InnerType::FlowOpen
+            | InnerType::FlowData
+            | InnerType::FlowCredit
+            | InnerType::FlowFin
+            | InnerType::FlowReset
+            | InnerType::Repair
+            | InnerType::Report => return Err(ControlError::NotControl { kind }),
+        };
+        match reader.rest().len() {
+            0 => Ok(control),
+            extra => Err(ControlError::Long { kind, extra }),
+        }
+    }
+
+    /// The type byte this frame travels under.
+    #[must_use]
+    pub const fn inner_type(&self) -> InnerType {
+        match self {
+            Self::Ping { .. } => InnerType::Ping,
+            Self::Pong { .. } => InnerType::Pong,
+            Self::Config { .. } => InnerType::Config,
+            Self::ConfigOk { .. } => InnerType::ConfigOk,
+            Self::Close { .. } => InnerType::Close,
+            Self::RekeyAsk => InnerType::RekeyAsk,
+            Self::RekeyInit { .. } => InnerType::RekeyInit,
+            Self::RekeyReply { .. } => InnerType::RekeyReply,
+            Self::JoinOk { .. } => InnerType::JoinOk,
+            Self::JoinEcho { .. } => InnerType::JoinEcho,
+        }
+    }
+
+    /// Appends type and body, as they stand inside the seal.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.push(self.inner_type().byte());
+        match self {
+            Self::Ping { time } | Self::Pong { time } => out.extend_from_slice(&time.to_be_bytes()),
+            Self::Config { serial, config } => {
+                out.extend_from_slice(&serial.to_be_bytes());
+                config.write(out);
+            }
+            Self::ConfigOk { serial } => out.extend_from_slice(&serial.to_be_bytes()),
+            Self::Close { reason } => out.push(reason.byte()),
+            Self::RekeyAsk => {}
+            Self::RekeyInit { epoch, message } | Self::RekeyReply { epoch, message } => {
+                out.push(*epoch);
+                out.extend_from_slice(message);
+            }
+            Self::JoinOk { challenge } | Self::JoinEcho { challenge } => {
+                out.extend_from_slice(challenge)
+            }
+        }
+    }
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The program that says so is stopping.
+    ShuttingDown,
+    /// The same instance has a newer session.
+    Superseded,
+    /// The client is no longer in the server's configuration.
+    Revoked,
+    /// The server has no address left to give.
+    PoolExhausted,
+    /// The client's key runs as many instances as it may.
+    TooManyInstances,
+    /// The other end broke the protocol.
+    ProtocolError,
+    /// Nothing was heard for too long.
+    Idle,
+    /// A reason this version does not know.
+    Unknown(u8),
+}
+
+impl CloseReason {
+    /// Reads a reason byte.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::ShuttingDown,
+            2 => Self::Superseded,
+            3 => Self::Revoked,
+            4 => Self::PoolExhausted,
+            5 => Self::TooManyInstances,
+            6 => Self::ProtocolError,
+            7 => Self::Idle,
+            other => Self::Unknown(other),
+        }
+    }
+
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::ShuttingDown => 1,
+            Self::Superseded => 2,
+            Self::Revoked => 3,
+            Self::PoolExhausted => 4,
+            Self::TooManyInstances => 5,
+            Self::ProtocolError => 6,
+            Self::Idle => 7,
+            Self::Unknown(byte) => byte,
+        }
+    }
+}
+
+impl std::fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ShuttingDown => f.write_str("the other end is shutting down"),
+            Self::Superseded => f.write_str("superseded by a newer session of the same instance"),
+            Self::Revoked => f.write_str("the key is no longer accepted"),
+            Self::PoolExhausted => f.write_str("the server has no free address"),
+            Self::TooManyInstances => f.write_str("too many instances run with this key"),
+            Self::ProtocolError => f.write_str("protocol error"),
+            Self::Idle => f.write_str("nothing was heard for too long"),
+            Self::Unknown(byte) => write!(f, "reason {byte}"),
+        }
+    }
+}
+
+/// Why the inside of a sealed frame is not a control frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The body ends within a field.
+    #[error("{kind:?} frame: {short}")]
+    Short {
+        /// The frame's type.
+        kind: InnerType,
+        /// The field that did not fit.
+        short: Short,
+    },
+    /// Bytes are left behind the last field.
+    #[error("{kind:?} frame has {extra} bytes too many")]
+    Long {
+        /// The frame's type.
+        kind: InnerType,
+        /// Bytes left.
+        extra: usize,
+    },
+    /// The type is none of a control frame.
+    #[error("{kind:?} is not a control frame")]
+    NotControl {
+        /// The frame's type.
+        kind: InnerType,
+    },
+    /// The fields of a Config frame are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// Bytes of the challenge in a JoinOk: 128 bits cannot be guessed.
+pub const JOIN_CHALLENGE_LEN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn vectors() -> Vec<(Control<'static>, Vec<u8>)> {
+        let challenge = [0xC0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        let with = |kind: u8, body: &[u8]| [&[kind], body].concat();
+        vec![
+            (
+                Control::Ping { time: 0x0102 },
+                with(2, &[0, 0, 0, 0, 0, 0, 1, 2]),
+            ),
+            (Control::Pong { time: u64::MAX }, with(3, &[0xff; 8])),
+            (
+                Control::Config {
+                    serial: 7,
+                    config: InnerConfig::default(),
+                },
+                with(4, &[0, 0, 0, 7, 6, 0, 2, 0x05, 0x78]),
+            ),
+            (Control::ConfigOk { serial: 7 }, with(5, &[0, 0, 0, 7])),
+            (
+                Control::Close {
+                    reason: CloseReason::ShuttingDown,
+                },
+                with(6, &[1]),
+            ),
+            (
+                Control::Close {
+                    reason: CloseReason::Unknown(99),
+                },
+                with(6, &[99]),
+            ),
+            (Control::RekeyAsk, with(7, &[])),
+            (
+                Control::RekeyInit {
+                    epoch: 1,
+                    message: b"noise",
+                },
+                with(8, b"\x01noise"),
+            ),
+            (
+                Control::RekeyReply {
+                    epoch: 1,
+                    message: b"reply",
+                },
+                with(9, b"\x01reply"),
+            ),
+            (Control::JoinOk { challenge }, with(0x0B, &challenge)),
+            (Control::JoinEcho { challenge }, with(0x0C, &challenge)),
+        ]
+    }
+
+    #[test]
+    fn control_vectors() {
+        for (control, bytes) in vectors() {
+            let mut out = Vec::new();
+            control.write(&mut out);
+            assert_eq!(out, bytes, "{control:?}");
+            let kind = InnerType::from_byte(bytes[0]).unwrap();
+            assert_eq!(Control::parse(kind, &bytes[1..]), Ok(control));
+        }
+    }
+
+    #[test]
+    fn fixed_bodies_are_refused_one_byte_short_and_one_byte_long() {
+        for (control, bytes) in vectors() {
+            let kind = control.inner_type();
+            if matches!(
+                kind,
+                InnerType::Config | InnerType::RekeyInit | InnerType::RekeyReply
+            ) {
+                continue;
+            }
+            let mut long = bytes.clone();
+            long.push(0);
+            assert_eq!(
+                Control::parse(kind, &long[1..]),
+                Err(ControlError::Long { kind, extra: 1 })
+            );
+            if bytes.len() > 1 {
+                let cut = Control::parse(kind, &bytes[1..bytes.len() - 1]);
+                assert!(
+                    matches!(cut, Err(ControlError::Short { .. })),
+                    "{control:?}: {cut:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_close_reason_survives_its_byte() {
+        for byte in 0..=255 {
+            assert_eq!(CloseReason::from_byte(byte).byte(), byte);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bodies_never_panic_and_what_parses_is_written_back(
+            kind in any::<u8>(),
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            if let Some(kind) = InnerType::from_byte(kind)
+                && let Ok(control) = Control::parse(kind, &body)
+            {
+                let mut out = Vec::new();
+                control.write(&mut out);
+                let again = Control::parse(kind, &out[1..]);
+                prop_assert_eq!(again, Ok(control));
+            }
+        }
+    }
+}
