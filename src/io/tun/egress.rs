@@ -183,6 +183,11 @@ impl Undo {
         self.is_dead = true;
     }
 
+    #[cfg(test)]
+    pub(super) fn is_owned(&self) -> bool {
+        self.table.as_ref().is_some_and(Table::is_owned)
+    }
+
     fn run(&mut self) -> Result<(), UndoError> {
         let Self {
             journal,

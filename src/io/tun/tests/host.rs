@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread;
 
 use futures_util::TryStreamExt;
-use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::io::nft;
 
@@ -132,8 +132,7 @@ pub(super) fn netlink() -> Handle {
 }
 
 pub(super) async fn index(handle: &Handle, name: &str) -> u32 {
-    let links = handle.link().get().match_name(name.to_owned()).execute();
-    futures_util::pin_mut!(links);
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
     links.try_next().await.unwrap().unwrap().header.index
 }
 
@@ -157,6 +156,26 @@ pub(super) async fn add_address(name: &str, address: &str, prefix_len: u8) {
     request.message_mut().header.flags |=
         rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
     request.execute().await.unwrap();
+}
+
+pub(super) async fn add_route(network: &str, gateway: &str) {
+    let handle = netlink();
+    let gateway: IpAddr = gateway.parse().unwrap();
+    let network: ipnet::IpNet = network.parse().unwrap();
+    let message = match (network, gateway) {
+        (ipnet::IpNet::V4(net), IpAddr::V4(gateway)) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .gateway(gateway)
+            .build(),
+        (ipnet::IpNet::V6(net), IpAddr::V6(gateway)) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .gateway(gateway)
+            .build(),
+        (ipnet::IpNet::V4(_), IpAddr::V6(_)) | (ipnet::IpNet::V6(_), IpAddr::V4(_)) => {
+            panic!("two families")
+        }
+    };
+    handle.route().add(message).execute().await.unwrap();
 }
 
 /// A cable between the calling thread's namespace and another, both ends up with an address of each family.
@@ -217,7 +236,12 @@ pub(super) fn everything() -> BTreeMap<String, String> {
                 .filter_map(|line| line.split_once(':'))
                 .map(|(name, _)| name.trim())
                 .collect(),
-            _ => text.lines().collect(),
+            // The inner nodes of the trie depend on the order of events.
+            _ => text
+                .lines()
+                .filter(|line| !line.contains("+--"))
+                .map(str::trim)
+                .collect(),
         };
         all.insert(path, names.join("\n"));
     }
