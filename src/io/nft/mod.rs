@@ -50,3 +50,6 @@ mod socket;
 
 pub use self::obstacle::{Obstacle, obstacles};
 pub use self::rules::{NftError, Rules, Table, delete_leftover, table_name};
+
+#[cfg(test)]
+pub(crate) use self::obstacle::chains;

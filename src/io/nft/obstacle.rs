@@ -239,3 +239,27 @@ const NFTA_TARGET_NAME: u16 = 1;
 
 /// A list is interrupted only while somebody reloads rules, which is over at once.
 const LIST_TRIES: u32 = 5;
+
+/// Table, name and number of rules of every base chain or other chain of the calling thread's network namespace.
+#[cfg(test)]
+pub(crate) fn chains() -> io::Result<Vec<(String, String, usize)>> {
+    let socket = NftSocket::open()?;
+    let rules = list(&socket, NFT_MSG_GETRULE)?;
+    let chains = list(&socket, NFT_MSG_GETCHAIN)?;
+    let text = |object: &Object, kind| {
+        find_text(&object.attributes, kind)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Ok(chains
+        .iter()
+        .map(|chain| {
+            let (table, name) = (text(chain, NFTA_CHAIN_TABLE), text(chain, NFTA_CHAIN_NAME));
+            let of_chain = |rule: &&Object| {
+                text(rule, NFTA_RULE_TABLE) == table && text(rule, NFTA_RULE_CHAIN) == name
+            };
+            let count = rules.iter().filter(of_chain).count();
+            (table, name, count)
+        })
+        .collect())
+}

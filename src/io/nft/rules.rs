@@ -225,6 +225,18 @@ impl Table {
         })
     }
 
+    /// As [`Table::load`] on a kernel that knows no owners.
+    #[cfg(test)]
+    pub(crate) fn load_without_owner(rules: &Rules) -> io::Result<Self> {
+        let socket = NftSocket::open()?;
+        socket.run(rules.batch(false))?;
+        Ok(Self {
+            name: table_name(&rules.interface),
+            is_owned: false,
+            socket,
+        })
+    }
+
     /// Deletes the table; one that somebody else has deleted counts as deleted.
     ///
     /// # Errors

@@ -109,8 +109,8 @@ impl Tun {
     /// # Errors
     /// When the runtime is shutting down.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Dropping the guard keeps the readiness; `try_read` clears it.
-        ready!(self.fd.poll_read_ready(cx))?;
+        // `try_read` clears the readiness when it would block.
+        ready!(self.fd.poll_read_ready(cx))?.retain_ready();
         Poll::Ready(Ok(()))
     }
 

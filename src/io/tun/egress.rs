@@ -150,6 +150,8 @@ pub struct Undo {
     journal: Journal,
     sysctls: Sysctls,
     table: Option<Table>,
+    #[cfg(test)]
+    is_dead: bool,
 }
 
 impl Undo {
@@ -160,6 +162,8 @@ impl Undo {
             journal,
             sysctls: Sysctls::default(),
             table: None,
+            #[cfg(test)]
+            is_dead: false,
         })
     }
 
@@ -173,11 +177,23 @@ impl Undo {
         self.run()
     }
 
+    /// Ends as a killed process does: descriptors are closed and nothing is put back.
+    #[cfg(test)]
+    pub(super) fn die(mut self) {
+        self.is_dead = true;
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_owned(&self) -> bool {
+        self.table.as_ref().is_some_and(Table::is_owned)
+    }
+
     fn run(&mut self) -> Result<(), UndoError> {
         let Self {
             journal,
             sysctls,
             table,
+            ..
         } = self;
         journal.undo(|change| match change {
             Change::Table { name, interface } => match table.take() {
@@ -216,6 +232,10 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.is_dead {
+            return;
+        }
         if !self.journal.changes().is_empty()
             && let Err(error) = self.run()
         {

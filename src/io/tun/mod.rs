@@ -32,3 +32,6 @@ pub mod virtio;
 pub use device::{OpenError, READ_LEN, Tun};
 pub use egress::{SetupError, TunEgress, TunSettings, Undo, UndoError, Warning, clean_up, setup};
 pub use virtio::{VirtioError, VirtioHeader};
+
+#[cfg(test)]
+mod tests;
