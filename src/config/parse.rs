@@ -187,9 +187,15 @@ pub(super) fn pool6(text: &str) -> Parsed<Option<Ipv6Net>> {
 /// A network to let clients reach; an address alone is a network of one.
 pub(super) fn allow(text: &str) -> Parsed<IpNet> {
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(ip.into());
+        return Ok(ip.to_canonical().into());
     }
-    network(text, "write a network like 192.168.7.0/24 or an address")
+    let net = network(text, "write a network like 192.168.7.0/24 or an address")?;
+    match net {
+        IpNet::V6(v6) if v6.network().to_ipv4_mapped().is_some() && v6.prefix_len() >= 96 => Err(
+            format!("`{text}` is IPv4 in an IPv6 coat, and judged as IPv4: write the IPv4 network"),
+        ),
+        IpNet::V4(_) | IpNet::V6(_) => Ok(net),
+    }
 }
 
 fn network(text: &str, right: &str) -> Parsed<IpNet> {

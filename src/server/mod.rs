@@ -4,6 +4,7 @@ pub mod accept;
 pub mod dns;
 pub mod egress;
 pub mod filter;
+pub mod lease_store;
 pub mod leases;
 pub mod router;
 pub mod run;

@@ -1,0 +1,86 @@
+//! Keeps leases in a file of the state folder.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::leases::{Leases, RestoreError, Restored};
+use crate::proto::identity::PublicKey;
+
+/// The file of a server's leases.
+#[derive(Clone, Debug)]
+pub struct LeaseStore {
+    path: PathBuf,
+}
+
+/// What came of loading the file.
+#[derive(Debug)]
+pub enum LoadedLeases {
+    /// There is no file yet.
+    New,
+    /// The leases are back.
+    Restored(Restored),
+    /// The file makes no sense; it was moved aside, and the server starts without leases.
+    SetAside {
+        /// Where it is now.
+        to: PathBuf,
+        /// What is wrong with it.
+        reason: RestoreError,
+    },
+}
+
+impl LeaseStore {
+    /// Names the file in a state folder, which exists.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            path: state_dir.join("leases.json"),
+        }
+    }
+
+    /// Reads the file into `leases`. One that makes no sense is moved aside, not lost, and is not an error.
+    ///
+    /// # Errors
+    /// The file cannot be read or moved.
+    pub fn load(
+        &self,
+        now: SystemTime,
+        leases: &mut Leases,
+        known: impl Fn(&PublicKey) -> bool,
+    ) -> io::Result<LoadedLeases> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LoadedLeases::New),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        // A longer file is cut, and so makes no sense.
+        file.take(MAX_FILE_LEN).read_to_end(&mut bytes)?;
+        match leases.restore(now, &bytes, known) {
+            Ok(restored) => Ok(LoadedLeases::Restored(restored)),
+            Err(reason) => {
+                let to = self.path.with_extension("json.broken");
+                fs::rename(&self.path, &to)?;
+                Ok(LoadedLeases::SetAside { to, reason })
+            }
+        }
+    }
+
+    /// Writes all leases in one step: after a crash the file is the old one or the new one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, now: SystemTime, leases: &Leases) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".leases-")
+            .tempfile_in(folder)?;
+        file.write_all(&leases.save(now))?;
+        file.as_file().sync_data()?;
+        file.persist(&self.path).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+/// Bytes in the largest file that is read: some 200,000 leases.
+const MAX_FILE_LEN: u64 = 64 << 20;
