@@ -1,1 +1,41 @@
-//! Placeholder.
+//! The local proxy: one port that speaks SOCKS5, SOCKS4, SOCKS4a and HTTP.
+//!
+//! ```text
+//!             first byte
+//!  accept ──▶ 05, 04 ──▶ socks (sans-IO) ──▶ CONNECT ────▶ Resolver::connect ─▶ Flow::attach
+//!    │                          └──────────▶ ASSOCIATE ──▶ Tunnel::associate
+//!    │        else ────▶ http (hyper) ─────▶ CONNECT ────▶ Resolver::connect ─▶ Flow::attach
+//!    │                          ├──────────▶ http://… ───▶ forward (hyper client over FlowStream)
+//!    │                          └──────────▶ /proxy.pac
+//!    └ no room ─▶ refused in words
+//! ```
+//!
+//! A connection is a task here only until its flow is up; then [`Flow::attach`] gives
+//! the socket to the driver, which moves the bytes without a task. What stays is plain
+//! HTTP, whose messages must be looked at, and the control connections of UDP relays.
+//!
+//! # Limits
+//!
+//! [`ProxySettings`] bounds the connections that the proxy holds, those that have not
+//! said yet what they want, and the time they may take for it. SOCKS negotiations keep
+//! less than 520 bytes, HTTP heads are bounded by [`http::MAX_HEAD`]; bodies stream with
+//! back-pressure. Whoever is refused is told why, in the protocol that it speaks, and
+//! counted in [`ProxyStats`].
+//!
+//! [`Flow::attach`]: crate::client::tunnel::Flow::attach
+
+mod auth;
+mod forward;
+mod headers;
+pub mod http;
+mod linger;
+mod listen;
+mod pac;
+pub mod socks;
+mod socks_client;
+mod stats;
+pub mod udp_header;
+
+pub use auth::{Credentials, CredentialsError};
+pub use listen::{ProxySettings, serve};
+pub use stats::{Counter, ProxyStats};

@@ -1,0 +1,77 @@
+//! The header in front of datagrams on a SOCKS5 UDP relay (RFC 1928 section 7).
+//!
+//! ```text
+//!  00 00 | fragment | type | address | port | payload…
+//! ```
+
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use super::socks::{Reader, SocksError, read_address, write_address};
+use crate::client::resolve::{Host, HostError};
+
+/// Reads the header of a datagram from the application: destination and payload.
+///
+/// # Errors
+///
+/// Why the datagram is to be dropped; each reason has a counter in the relay.
+pub fn decode(datagram: &[u8]) -> Result<(Host, u16, &[u8]), UdpHeaderError> {
+    let mut reader = Reader(datagram);
+    let Some([_, _, fragment]) = reader.array() else {
+        return Err(UdpHeaderError::Truncated);
+    };
+    if fragment != 0 {
+        return Err(UdpHeaderError::Fragment { fragment });
+    }
+    match read_address(&mut reader) {
+        Ok(Some((host, port))) => Ok((host, port, reader.0)),
+        Ok(None) => Err(UdpHeaderError::Truncated),
+        Err(SocksError::AddressType { kind }) => Err(UdpHeaderError::AddressType { kind }),
+        Err(SocksError::Host(error)) => Err(UdpHeaderError::Host(error)),
+        // An address has no other faults.
+        Err(
+            SocksError::Version { .. }
+            | SocksError::NoMethod
+            | SocksError::PasswordWanted
+            | SocksError::WrongPassword
+            | SocksError::Command { .. }
+            | SocksError::FieldTooLong,
+        ) => Err(UdpHeaderError::Truncated),
+    }
+}
+
+/// Appends the header of a datagram to the application: who sent the payload.
+///
+/// Ten bytes for IPv4, 22 for IPv6; the payload goes behind it.
+pub fn encode(from: SocketAddr, out: &mut Vec<u8>) {
+    out.extend([0, 0, 0]);
+    write_address(out, from);
+}
+
+/// The longest header that [`encode`] writes, in bytes.
+pub const MAX_ENCODED: usize = 22;
+
+/// Why a datagram of the application cannot be relayed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UdpHeaderError {
+    /// The datagram ends within the header.
+    #[error("the datagram is shorter than its header")]
+    Truncated,
+    /// Fragments may be dropped (RFC 1928 section 7), and are.
+    #[error("fragment {fragment} of a datagram; fragments are not supported")]
+    Fragment {
+        /// Its number and end bit.
+        fragment: u8,
+    },
+    /// The type of address is unknown.
+    #[error("address type {kind} is not supported")]
+    AddressType {
+        /// The type.
+        kind: u8,
+    },
+    /// The host name is not one.
+    #[error("bad destination: {0}")]
+    Host(#[from] HostError),
+}

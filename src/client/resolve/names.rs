@@ -1,0 +1,68 @@
+//! Resolves names for the driver, which may not wait: UDP headers of SOCKS5 carry names.
+
+use std::net::IpAddr;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Host, ResolveError, Resolver};
+use crate::client::tunnel::Tunnel;
+
+/// One name that the driver wants resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameQuery {
+    /// The driver's own number, given back with the answer.
+    pub query: u64,
+    /// The name.
+    pub host: Host,
+}
+
+/// The driver's end of the name service.
+pub type NameQueries = mpsc::Sender<NameQuery>;
+
+/// Makes the name service: a bounded queue, and the task that answers what is put into
+/// it by [`Tunnel::resolved`].
+///
+/// The driver uses `try_send`: when the queue is full, it drops the datagram and counts
+/// it. The task ends when the queue's sender is dropped or `stop` is cancelled.
+pub fn name_service(
+    resolver: Resolver,
+    tunnel: Tunnel,
+    stop: CancellationToken,
+) -> (NameQueries, impl Future<Output = ()> + Send) {
+    let (sender, queries) = mpsc::channel(QUEUE);
+    (sender, serve(resolver, tunnel, queries, stop))
+}
+
+async fn serve(
+    resolver: Resolver,
+    tunnel: Tunnel,
+    mut queries: mpsc::Receiver<NameQuery>,
+    stop: CancellationToken,
+) {
+    let mut lookups: JoinSet<(u64, Result<Vec<IpAddr>, ResolveError>)> = JoinSet::new();
+    loop {
+        let room = lookups.len() < CONCURRENT;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(done) = lookups.join_next() => {
+                // A lookup that panicked has no answer: its datagrams time out.
+                if let Ok((query, answer)) = done {
+                    tunnel.resolved(query, answer).await;
+                }
+            }
+            query = queries.recv(), if room => {
+                let Some(NameQuery { query, host }) = query else { return };
+                let resolver = resolver.clone();
+                lookups.spawn(async move { (query, resolver.lookup(&host).await) });
+            }
+        }
+    }
+}
+
+/// Names that wait to be looked at; a UDP application has few destinations by name.
+const QUEUE: usize = 256;
+
+/// Lookups at once.
+const CONCURRENT: usize = 64;

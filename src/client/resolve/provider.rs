@@ -1,0 +1,107 @@
+//! Lends the tunnel to the DNS library as its network.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
+use hickory_resolver::net::runtime::{DnsUdpSocket, RuntimeProvider, TokioHandle, TokioTime};
+use tokio::time::timeout;
+
+use crate::client::tunnel::{ConnectError, FlowStream, Tunnel, UdpPort};
+
+/// Opens the DNS library's sockets inside the tunnel.
+#[derive(Clone)]
+pub(super) struct TunnelRuntime {
+    tunnel: Tunnel,
+    handle: TokioHandle,
+}
+
+impl TunnelRuntime {
+    pub(super) fn new(tunnel: Tunnel) -> Self {
+        Self {
+            tunnel,
+            handle: TokioHandle::default(),
+        }
+    }
+}
+
+impl RuntimeProvider for TunnelRuntime {
+    type Handle = TokioHandle;
+    type Timer = TokioTime;
+    type Udp = TunnelUdp;
+    type Tcp = AsyncIoTokioAsStd<FlowStream>;
+
+    fn create_handle(&self) -> TokioHandle {
+        self.handle.clone()
+    }
+
+    fn connect_tcp(
+        &self,
+        server: SocketAddr,
+        _bind: Option<SocketAddr>,
+        limit: Option<Duration>,
+    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
+        let tunnel = self.tunnel.clone();
+        Box::pin(async move {
+            let connect = tunnel.connect(server);
+            match timeout(limit.unwrap_or(super::LOOKUP_LIMIT), connect).await {
+                Ok(Ok(flow)) => Ok(AsyncIoTokioAsStd(flow.into_stream())),
+                Ok(Err(error)) => Err(io::Error::other(error)),
+                Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        })
+    }
+
+    fn bind_udp(
+        &self,
+        _local: SocketAddr,
+        _server: SocketAddr,
+    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Udp>>>> {
+        let tunnel = self.tunnel.clone();
+        Box::pin(async move {
+            // The netstack chooses the port, at random.
+            let port = tunnel.bind_udp().await.map_err(io::Error::other)?;
+            Ok(TunnelUdp(port))
+        })
+    }
+}
+
+/// Returns what the tunnel said, if it is at the bottom of an IO error.
+pub(super) fn connect_error(error: &io::Error) -> Option<ConnectError> {
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref())
+        .copied()
+}
+
+/// A UDP port of the inner address.
+pub(super) struct TunnelUdp(UdpPort);
+
+impl DnsUdpSocket for TunnelUdp {
+    type Time = TokioTime;
+
+    fn poll_recv_from(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<(usize, SocketAddr)>> {
+        self.0.poll_recv_from(cx, buf)
+    }
+
+    fn poll_send_to(
+        &self,
+        _cx: &mut Context<'_>,
+        buf: &[u8],
+        target: SocketAddr,
+    ) -> Poll<io::Result<usize>> {
+        match self.0.try_send_to(buf, target) {
+            // Lost as any datagram may be; the query is repeated.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(buf.len())),
+            outcome => Poll::Ready(outcome),
+        }
+    }
+}
