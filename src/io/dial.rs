@@ -265,3 +265,289 @@ pub const STAGGER: Duration = Duration::from_millis(250);
 /// How many addresses of one name are tried. More than a dozen at one stagger each would
 /// outlast any sensible time-out.
 const MAX_ATTEMPTS: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::io::listen::Listener;
+    use crate::io::tls::Verify;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts
+            .iter()
+            .map(|text| text.parse().expect("an address"))
+            .collect()
+    }
+
+    fn lane_addr(scheme: Scheme, host: Host, port: u16) -> LaneAddr {
+        LaneAddr { scheme, host, port }
+    }
+
+    fn name_addr() -> LaneAddr {
+        lane_addr(Scheme::Tcp, Host::Name("vpn.example".to_owned()), 443)
+    }
+
+    fn tls() -> ClientTls {
+        ClientTls::new(&Verify::Unchecked).expect("needs nothing")
+    }
+
+    fn runtime() -> tokio::runtime::Builder {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all();
+        builder
+    }
+
+    /// Runs on virtual time: it passes only while everything waits.
+    fn on_virtual_time<F: Future>(future: F) -> F::Output {
+        let runtime = runtime().start_paused(true).build();
+        runtime.expect("a runtime").block_on(future)
+    }
+
+    fn on_real_time<F: Future>(future: F) -> F::Output {
+        runtime().build().expect("a runtime").block_on(future)
+    }
+
+    #[test]
+    fn families_take_turns_from_the_one_the_system_prefers() {
+        let found = addresses(&[
+            "[::1]:1",
+            "[::2]:1",
+            "[::3]:1",
+            "1.1.1.1:1",
+            "2.2.2.2:1",
+            "1.1.1.1:1",
+        ]);
+        assert_eq!(
+            interleave(found),
+            addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"])
+        );
+        let found = addresses(&["1.1.1.1:1", "2.2.2.2:1", "[::1]:1"]);
+        assert_eq!(
+            interleave(found),
+            addresses(&["1.1.1.1:1", "[::1]:1", "2.2.2.2:1"])
+        );
+    }
+
+    #[test]
+    fn name_with_many_addresses_is_tried_at_a_dozen() {
+        let found = (0..100)
+            .map(|i| SocketAddr::from((Ipv4Addr::new(10, 0, 0, i), 1)))
+            .collect();
+        assert_eq!(interleave(found).len(), MAX_ATTEMPTS);
+    }
+
+    #[test]
+    fn silent_address_delays_the_next_by_one_stagger() {
+        on_virtual_time(async {
+            let started = Instant::now();
+            let deadline = started + Duration::from_secs(10);
+            let order = addresses(&["[::1]:443", "127.0.0.1:443"]);
+            let connect = async |address: SocketAddr| {
+                if address.is_ipv6() {
+                    pending::<()>().await;
+                }
+                Ok(address)
+            };
+            let won = race(order, &name_addr(), deadline, connect).await;
+            let (connected, address) = won.expect("one of them answers");
+            assert_eq!(connected, address);
+            assert!(address.is_ipv4());
+            let waited = started.elapsed();
+            assert!(waited >= STAGGER && waited < STAGGER * 2, "{waited:?}");
+        });
+    }
+
+    #[test]
+    fn slow_first_address_still_wins_over_a_slower_second() {
+        on_virtual_time(async {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let order = addresses(&["[::1]:443", "127.0.0.1:443"]);
+            let connect = async |address: SocketAddr| {
+                tokio::time::sleep(STAGGER * 2).await;
+                Ok(address)
+            };
+            let won = race(order, &name_addr(), deadline, connect).await;
+            assert!(won.expect("both answer").1.is_ipv6());
+        });
+    }
+
+    #[test]
+    fn refused_address_is_followed_at_once() {
+        on_virtual_time(async {
+            let started = Instant::now();
+            let deadline = started + Duration::from_secs(10);
+            let order = addresses(&["[::1]:443", "127.0.0.1:443"]);
+            let connect = async |address: SocketAddr| match address {
+                SocketAddr::V6(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+                SocketAddr::V4(_) => Ok(()),
+            };
+            race(order, &name_addr(), deadline, connect)
+                .await
+                .expect("the second answers");
+            assert!(started.elapsed() < STAGGER);
+        });
+    }
+
+    #[test]
+    fn error_names_every_address_and_why_it_failed() {
+        on_virtual_time(async {
+            let deadline = Instant::now() + STAGGER + STAGGER / 2;
+            let order = addresses(&["[::1]:443", "127.0.0.1:443", "[::2]:443", "[::3]:443"]);
+            let tried = RefCell::new(Vec::new());
+            let connect = async |address: SocketAddr| {
+                tried.borrow_mut().push(address);
+                match address {
+                    SocketAddr::V6(_) => pending::<io::Result<()>>().await,
+                    SocketAddr::V4(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+                }
+            };
+            let error = race(order, &name_addr(), deadline, connect)
+                .await
+                .expect_err("nobody answers");
+            assert_eq!(
+                error.to_string(),
+                "cannot connect to tcp://vpn.example:443: \
+                 127.0.0.1:443: connection refused; \
+                 [::1]:443: no answer in time; \
+                 [::2]:443: no answer in time; \
+                 [::3]:443: not tried, the time was up"
+            );
+            assert_eq!(
+                tried.into_inner(),
+                addresses(&["[::1]:443", "127.0.0.1:443", "[::2]:443"])
+            );
+        });
+    }
+
+    #[test]
+    fn black_holed_address_does_not_keep_the_other_from_winning() {
+        on_real_time(async {
+            // A listener whose backlog is full drops every further SYN: a black hole.
+            let hole = socket2::Socket::new(
+                socket2::Domain::IPV4,
+                socket2::Type::STREAM,
+                Some(socket2::Protocol::TCP),
+            )
+            .expect("a socket");
+            hole.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+                .expect("a free port");
+            hole.listen(0).expect("listens");
+            let silent = hole.local_addr().expect("bound").as_socket().expect("inet");
+            let mut fill = Vec::new();
+            loop {
+                let connect = TcpStream::connect(silent);
+                match tokio::time::timeout(Duration::from_millis(300), connect).await {
+                    Ok(filling) => fill.push(filling.expect("the backlog takes it")),
+                    Err(_elapsed) => break,
+                }
+            }
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let answering = listener.local_addr().expect("bound");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let (_tcp, address) = race(
+                vec![silent, answering],
+                &name_addr(),
+                deadline,
+                TcpStream::connect,
+            )
+            .await
+            .expect("one of them answers");
+            assert_eq!(address, answering);
+        });
+    }
+
+    #[test]
+    fn tcp_lane_is_dialled_by_name_and_by_address() {
+        on_real_time(async {
+            let listener =
+                Listener::bind("127.0.0.1:0".parse().expect("an address"), &[]).expect("free");
+            let port = listener.local_addr().port();
+            let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(4));
+            for host in [
+                Host::Name("localhost".to_owned()),
+                Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            ] {
+                let addr = lane_addr(Scheme::Tcp, host, port);
+                let tls = tls();
+                let (stream, accepted) = tokio::join!(
+                    dial(&addr, &tls, Duration::from_secs(60)),
+                    listener.accept(&permits)
+                );
+                let stream = stream.expect("it listens");
+                assert!(!stream.is_tls());
+                assert!(stream.tcp().nodelay().expect("an open socket"));
+                let accepted = accepted.expect("the semaphore is open");
+                let near = stream.tcp().local_addr().expect("connected");
+                assert_eq!(accepted.peer, near);
+            }
+        });
+    }
+
+    #[test]
+    fn refused_port_is_said_with_its_address() {
+        on_real_time(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let port = listener.local_addr().expect("bound").port();
+            drop(listener);
+            let addr = lane_addr(Scheme::Tls, Host::Ip(Ipv4Addr::LOCALHOST.into()), port);
+            let error = match dial(&addr, &tls(), Duration::from_secs(60)).await {
+                Ok(_) => panic!("nobody listens there"),
+                Err(error) => error.to_string(),
+            };
+            assert!(
+                error.contains(&format!("127.0.0.1:{port}: Connection refused")),
+                "{error}"
+            );
+        });
+    }
+
+    #[test]
+    fn name_that_does_not_exist_is_said() {
+        on_real_time(async {
+            // A label of 70 characters is no legal name: no resolver is asked about it.
+            let name = format!("{}.invalid", "x".repeat(70));
+            let addr = lane_addr(Scheme::Tcp, Host::Name(name.clone()), 1);
+            match dial(&addr, &tls(), Duration::from_secs(60)).await {
+                Err(DialError::Resolve { name: said, .. }) => assert_eq!(said, name),
+                Err(other) => panic!("{other}"),
+                Ok(_) => panic!("there is no such name"),
+            }
+        });
+    }
+
+    #[test]
+    fn server_that_never_answers_the_tls_handshake_times_out() {
+        on_real_time(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let port = listener.local_addr().expect("bound").port();
+            let addr = lane_addr(Scheme::Tls, Host::Ip(Ipv4Addr::LOCALHOST.into()), port);
+            let result = dial(&addr, &tls(), Duration::from_millis(300)).await;
+            assert!(matches!(result, Err(DialError::TlsTimedOut { .. })));
+        });
+    }
+
+    #[test]
+    fn server_that_speaks_no_tls_is_said() {
+        on_real_time(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let port = listener.local_addr().expect("bound").port();
+            let addr = lane_addr(Scheme::Tls, Host::Ip(Ipv4Addr::LOCALHOST.into()), port);
+            let answer = async {
+                use tokio::io::AsyncWriteExt;
+                let (mut peer, _) = listener.accept().await.expect("somebody dials");
+                peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    .await
+                    .expect("open");
+                peer
+            };
+            let tls = tls();
+            let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), answer);
+            assert!(matches!(result, Err(DialError::Tls { .. })));
+        });
+    }
+}

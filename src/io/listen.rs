@@ -236,3 +236,177 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest such wait: what was lacking may be back, and peers give up after some seconds.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(future)
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn loopback() -> Listener {
+        Listener::bind(address("127.0.0.1:0"), &[]).expect("a free port")
+    }
+
+    #[test]
+    fn port_in_use_is_said_with_what_to_do() {
+        block_on(async {
+            let first = loopback();
+            let error = Listener::bind(first.local_addr(), &[]).expect_err("it is in use");
+            assert!(matches!(error, BindError::InUse { .. }));
+            let text = error.to_string();
+            let port = first.local_addr().port();
+            assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
+            assert!(text.contains(&format!("sport = :{port}")), "{text}");
+        });
+    }
+
+    #[test]
+    fn foreign_address_is_said() {
+        block_on(async {
+            // TEST-NET-3 of RFC 5737 belongs to nobody.
+            let error = Listener::bind(address("203.0.113.7:0"), &[]).expect_err("not ours");
+            assert!(matches!(error, BindError::NotAvailable { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn unspecified_v6_address_takes_v4_unless_a_sibling_has_it() {
+        assert!(!only_v6(address("[::]:1"), &[address("127.0.0.1:1")]));
+        assert!(!only_v6(address("[::]:1"), &[address("0.0.0.0:2")]));
+        assert!(only_v6(
+            address("[::]:1"),
+            &[address("[::]:1"), address("0.0.0.0:1")]
+        ));
+        block_on(async {
+            let Ok(both) = Listener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), &[]) else {
+                // A host without IPv6 has nothing to show here; the rule was shown above.
+                return;
+            };
+            let port = both.local_addr().port();
+            let permits = Arc::new(Semaphore::new(1));
+            let (connected, accepted) = tokio::join!(
+                TcpStream::connect(("127.0.0.1", port)),
+                both.accept(&permits)
+            );
+            connected.expect("v4 reaches it");
+            assert!(accepted.is_some());
+        });
+    }
+
+    #[test]
+    fn both_unspecified_addresses_share_a_port() {
+        block_on(async {
+            let v4 = Listener::bind(address("0.0.0.0:0"), &[]).expect("a free port");
+            let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, v4.local_addr().port()));
+            match Listener::bind(v6, &[v4.local_addr(), v6]) {
+                Ok(_) => {}
+                Err(BindError::Other { source, .. })
+                    if Errno::from_io_error(&source) == Some(Errno::AFNOSUPPORT) => {}
+                Err(error) => panic!("{error}"),
+            }
+        });
+    }
+
+    #[test]
+    fn full_house_of_strangers_waits_in_the_backlog() {
+        block_on(async {
+            let listener = loopback();
+            let permits = Arc::new(Semaphore::new(1));
+            let _first = TcpStream::connect(listener.local_addr()).await.expect("up");
+            let _second = TcpStream::connect(listener.local_addr()).await.expect("up");
+            let stranger = listener.accept(&permits).await.expect("open");
+            let mut next = Box::pin(listener.accept(&permits));
+            assert!(futures_util::poll!(&mut next).is_pending());
+            assert_eq!(listener.stats().full, 1);
+            drop(stranger.permit);
+            assert!(next.await.is_some());
+            assert_eq!(listener.stats().accepted, 2);
+        });
+    }
+
+    #[test]
+    fn closed_semaphore_ends_the_listener() {
+        block_on(async {
+            let permits = Arc::new(Semaphore::new(1));
+            permits.close();
+            assert!(loopback().accept(&permits).await.is_none());
+        });
+    }
+
+    #[test]
+    fn only_lacks_are_waited_out() {
+        for lack in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS] {
+            assert!(is_lack(&lack.into()));
+        }
+        for other in [Errno::CONNABORTED, Errno::PROTO, Errno::NETDOWN] {
+            assert!(!is_lack(&other.into()));
+        }
+    }
+
+    /// The limit of descriptors belongs to the whole process, so the test proper runs in a
+    /// process of its own: this one again, with only this test.
+    #[test]
+    fn running_out_of_descriptors_pauses_accepting_and_loses_nobody() {
+        const CHILD: &str = "ADIT_TEST_OUT_OF_DESCRIPTORS";
+        if std::env::var_os(CHILD).is_some() {
+            return out_of_descriptors();
+        }
+        let name =
+            "io::listen::tests::running_out_of_descriptors_pauses_accepting_and_loses_nobody";
+        let output = std::process::Command::new(std::env::current_exe().expect("our own path"))
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .expect("runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
+    }
+
+    fn out_of_descriptors() {
+        block_on(async {
+            let listener = loopback();
+            let permits = Arc::new(Semaphore::new(8));
+            let mut client = TcpStream::connect(listener.local_addr()).await.expect("up");
+            // The next descriptor would be the lowest free number: forbid it and all above.
+            let probe = std::fs::File::open("/dev/null").expect("a descriptor");
+            let lowest = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&probe)).expect("positive");
+            drop(probe);
+            let before = getrlimit(Resource::Nofile);
+            let limit = |current| Rlimit {
+                current,
+                maximum: before.maximum,
+            };
+            setrlimit(Resource::Nofile, limit(Some(lowest))).expect("lowering is free");
+
+            let mut accept = Box::pin(listener.accept(&permits));
+            while listener.stats().pauses < 3 {
+                assert!(futures_util::poll!(&mut accept).is_pending());
+                sleep(Duration::from_millis(5)).await;
+            }
+            setrlimit(Resource::Nofile, limit(before.current)).expect("back as it was");
+
+            let mut accepted = accept.await.expect("open");
+            accepted.stream.write_all(b"hello").await.expect("open");
+            let mut hello = [0; 5];
+            client.read_exact(&mut hello).await.expect("open");
+            assert_eq!(&hello, b"hello");
+            assert_eq!(listener.stats().accepted, 1);
+        });
+    }
+}

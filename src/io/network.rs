@@ -102,12 +102,10 @@ async fn drain(socket: &UnixDatagram) -> io::Result<()> {
         match socket.try_recv(&mut message) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => break,
-                // The kernel dropped messages because there were so many: a change all the more.
-                Some(Errno::NOBUFS | Errno::INTR) => {}
-                Some(_) | None => return Err(error),
-            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // The kernel dropped messages because there were so many: a change all the more.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())

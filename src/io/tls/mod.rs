@@ -57,3 +57,281 @@ fn provider() -> Arc<CryptoProvider> {
         ..aws_lc_rs::default_provider()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::future::poll_fn;
+    use std::io;
+    use std::net::Ipv4Addr;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::NamedGroup;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsStream;
+
+    use super::*;
+    use crate::config::address::Host;
+    use crate::io::lane::{LaneStream, StreamLane};
+    use crate::io::pool::Pool;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(future)
+    }
+
+    fn name(text: &str) -> Host {
+        Host::Name(text.to_owned())
+    }
+
+    fn server() -> ServerTls {
+        let certificate = Certificate::throw_away(&["vpn.example".to_owned()]);
+        ServerTls::new(certificate.expect("generates")).expect("is of use")
+    }
+
+    async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.expect("connects"), far.expect("accepts").0)
+    }
+
+    async fn handshake(
+        verify: &Verify,
+        host: &Host,
+        server: &ServerTls,
+    ) -> (io::Result<LaneStream>, io::Result<LaneStream>) {
+        let client = ClientTls::new(verify).expect("the authorities are readable");
+        let (near, far) = tcp_pair().await;
+        tokio::join!(client.connect(host, near), server.accept(far))
+    }
+
+    fn tls(stream: LaneStream) -> Box<TlsStream<TcpStream>> {
+        match stream {
+            LaneStream::Tls(tls) => tls,
+            LaneStream::Tcp(_) => panic!("bare TCP"),
+        }
+    }
+
+    #[test]
+    fn hybrid_group_alpn_and_tls13_are_negotiated() {
+        block_on(async {
+            let (near, far) = handshake(&Verify::Unchecked, &name("any.example"), &server()).await;
+            let (near, far) = (near.expect("done"), tls(far.expect("done")));
+            let near = tls(near);
+            let (_, connection) = near.get_ref();
+            assert_eq!(
+                connection
+                    .negotiated_key_exchange_group()
+                    .expect("after the handshake")
+                    .name(),
+                NamedGroup::X25519MLKEM768
+            );
+            assert_eq!(
+                connection.protocol_version(),
+                Some(rustls::ProtocolVersion::TLSv1_3)
+            );
+            assert_eq!(connection.alpn_protocol(), Some(ALPN));
+            let TlsStream::Server(far) = *far else {
+                panic!("a server has the server's side");
+            };
+            assert_eq!(far.get_ref().1.server_name(), Some("any.example"));
+        });
+    }
+
+    #[test]
+    fn address_is_not_sent_as_a_name() {
+        block_on(async {
+            let host = Host::Ip(Ipv4Addr::LOCALHOST.into());
+            let (near, far) = handshake(&Verify::Unchecked, &host, &server()).await;
+            near.expect("done");
+            let TlsStream::Server(far) = *tls(far.expect("done")) else {
+                panic!("a server has the server's side");
+            };
+            assert_eq!(far.get_ref().1.server_name(), None);
+        });
+    }
+
+    #[test]
+    fn right_pin_is_accepted_among_others() {
+        block_on(async {
+            let server = server();
+            let verify = Verify::Pins(vec![self::server().pin(), server.pin()]);
+            let (near, far) = handshake(&verify, &name("other.example"), &server).await;
+            near.expect("the pin is right");
+            far.expect("the pin is right");
+        });
+    }
+
+    #[test]
+    fn wrong_pin_is_refused() {
+        block_on(async {
+            let verify = Verify::Pins(vec![server().pin()]);
+            let (near, far) = handshake(&verify, &name("vpn.example"), &server()).await;
+            let error = near.err().expect("another key");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(far.is_err());
+        });
+    }
+
+    #[test]
+    fn ca_file_accepts_its_own_and_the_right_name_alone() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = |name: &str| directory.path().join(name);
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut ca = CertificateParams::new(Vec::new()).expect("no names");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_cert = ca.self_signed(&ca_key).expect("signs");
+        let issuer = Issuer::from_params(&ca, &ca_key);
+        let key = KeyPair::generate().expect("a key");
+        let leaf = CertificateParams::new(vec!["vpn.example".to_owned()])
+            .expect("a name")
+            .signed_by(&key, &issuer)
+            .expect("signs");
+        fs::write(file("ca.pem"), ca_cert.pem()).expect("writable");
+        fs::write(file("leaf.pem"), leaf.pem()).expect("writable");
+        fs::write(file("key.pem"), key.serialize_pem()).expect("writable");
+        let certificate = Certificate::from_files(&file("leaf.pem"), &file("key.pem"));
+        let signed = ServerTls::new(certificate.expect("readable")).expect("is of use");
+        let verify = Verify::CaFile(file("ca.pem"));
+        block_on(async {
+            let (near, _far) = handshake(&verify, &name("vpn.example"), &signed).await;
+            near.expect("signed for this name");
+            let (near, _far) = handshake(&verify, &name("evil.example"), &signed).await;
+            assert!(near.is_err(), "another name");
+            let (near, _far) = handshake(&verify, &name("vpn.example"), &server()).await;
+            assert!(near.is_err(), "another authority");
+        });
+    }
+
+    #[test]
+    fn kept_certificate_serves_as_its_own_authority() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let names = ["vpn.example".to_owned()];
+        let certificate = Certificate::kept(directory.path(), &names).expect("generates");
+        let server = ServerTls::new(certificate).expect("is of use");
+        let verify = Verify::CaFile(directory.path().join("tls.crt"));
+        block_on(async {
+            let (near, _far) = handshake(&verify, &name("vpn.example"), &server).await;
+            near.expect("it is the authority");
+        });
+    }
+
+    #[test]
+    fn missing_ca_file_is_named() {
+        let verify = Verify::CaFile("/nowhere/ca.pem".into());
+        let error = ClientTls::new(&verify).err().expect("no such file");
+        assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
+    }
+
+    #[test]
+    fn ca_file_without_a_certificate_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("empty.pem");
+        fs::write(&path, "# nothing yet\n").expect("writable");
+        let error = ClientTls::new(&Verify::CaFile(path)).err();
+        let error = error.expect("no certificate in it").to_string();
+        assert!(error.contains("empty.pem"), "{error}");
+    }
+
+    #[test]
+    fn foreign_key_does_not_serve_a_certificate() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let one = directory.path().join("one");
+        let other = directory.path().join("other");
+        Certificate::kept(&one, &[]).expect("generates");
+        Certificate::kept(&other, &[]).expect("generates");
+        let mixed = Certificate::from_files(&one.join("tls.crt"), &other.join("tls.key"));
+        assert!(ServerTls::new(mixed.expect("readable")).is_err());
+    }
+
+    /// A ClientHello of TLS 1.2, as OpenSSL sent it before there was anything newer.
+    fn tls12_client_hello() -> Vec<u8> {
+        let mut hello = vec![0x03, 0x03];
+        hello.extend([7; 32]);
+        hello.push(0);
+        hello.extend([0, 4, 0xc0, 0x2f, 0xc0, 0x2b]);
+        hello.extend([1, 0]);
+        // Supported groups, point formats, signature algorithms; no supported_versions.
+        let extensions: &[u8] = &[
+            0, 10, 0, 6, 0, 4, 0, 29, 0, 23, 0, 11, 0, 2, 1, 0, 0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1,
+        ];
+        hello.extend((extensions.len() as u16).to_be_bytes());
+        hello.extend(extensions);
+        let mut handshake = vec![1, 0];
+        handshake.extend((hello.len() as u16).to_be_bytes());
+        handshake.extend(hello);
+        let mut record = vec![22, 3, 1];
+        record.extend((handshake.len() as u16).to_be_bytes());
+        record.extend(handshake);
+        record
+    }
+
+    #[test]
+    fn tls12_is_refused_with_a_protocol_version_alert() {
+        block_on(async {
+            let (mut near, far) = tcp_pair().await;
+            let server = server();
+            let probe = async {
+                near.write_all(&tls12_client_hello()).await.expect("open");
+                let mut alert = [0; 7];
+                near.read_exact(&mut alert).await.expect("an alert");
+                alert
+            };
+            let (alert, accepted) = tokio::join!(probe, server.accept(far));
+            assert!(accepted.is_err());
+            assert_eq!((alert[0], alert[5], alert[6]), (21, 2, 70));
+        });
+    }
+
+    #[test]
+    fn frames_cross_a_tls_lane_both_ways() {
+        block_on(async {
+            let (near, far) = handshake(&Verify::Unchecked, &name("vpn.example"), &server()).await;
+            let pool = Pool::new("test", 8, 8);
+            let mut near = StreamLane::new(near.expect("done"), Arc::clone(&pool));
+            let mut far = StreamLane::new(far.expect("done"), pool);
+            for lane in [&mut near, &mut far] {
+                lane.set_frame_limit(66_000);
+            }
+            for round in 0..20_usize {
+                let (from, to) = if round % 2 == 0 {
+                    (&mut near, &mut far)
+                } else {
+                    (&mut far, &mut near)
+                };
+                let frames: Vec<Vec<u8>> = [1, 1_426, 66_000, 30, 65_577]
+                    .iter()
+                    .map(|len: &usize| {
+                        let mut frame = u32::try_from(*len).expect("small").to_be_bytes().to_vec();
+                        frame.resize(4 + len, round as u8);
+                        frame
+                    })
+                    .collect();
+                for frame in &frames {
+                    let room = from.reserve(frame.len()).expect("below the mark");
+                    room.copy_from_slice(frame);
+                    from.commit(frame.len());
+                }
+                let mut got = Vec::new();
+                while got.len() < frames.len() {
+                    let read = poll_fn(|cx| {
+                        let _ = from.poll_flush(cx).map(|done| done.expect("open"));
+                        to.poll_read(cx)
+                    });
+                    assert!(read.await.expect("open") > 0);
+                    while let Some(frame) = to.next_frame().expect("legal") {
+                        got.push(frame.to_vec());
+                    }
+                }
+                assert!(got == frames);
+            }
+            poll_fn(|cx| near.poll_shutdown(cx)).await.expect("open");
+            assert_eq!(poll_fn(|cx| far.poll_read(cx)).await.expect("clean"), 0);
+        });
+    }
+}
