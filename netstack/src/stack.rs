@@ -124,6 +124,15 @@ impl Outcome {
     }
 }
 
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stack")
+            .field("flows", &self.flows.len())
+            .field("half_open", &self.half_open)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Stack {
     /// Makes a stack without flows.
     ///
@@ -475,6 +484,12 @@ impl Stack {
     /// Says whether nothing is to be sent, told or timed.
     pub fn is_idle(&self) -> bool {
         !self.wants_transmit() && self.owing.is_empty() && self.poll_timeout().is_none()
+    }
+
+    /// Gives the own address of the family of `like`, if there is one.
+    pub fn own_address(&self, like: IpAddr) -> Option<IpAddr> {
+        let same = |own: &&IpAddr| own.is_ipv4() == like.is_ipv4();
+        self.config.addresses.iter().find(same).copied()
     }
 
     /// Gives the addresses of a living flow: local, then remote.

@@ -1,6 +1,8 @@
 //! The client: a local proxy, a userspace stack and one session to the server.
 
+pub mod associate;
 pub mod connect;
+pub mod driver;
 pub mod proxy;
 pub mod resolve;
 pub mod run;

@@ -32,7 +32,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 pub use host::{Host, HostError};
 pub use names::{NameQueries, NameQuery, name_service};
 
-use super::tunnel::{ConnectError, Flow, InnerConfig, Tunnel};
+use super::tunnel::{ConnectError, Flow, Tunnel};
+use crate::wire::InnerConfig;
 use provider::TunnelRuntime;
 use race::{Family, Race};
 

@@ -1,1 +1,229 @@
-//! Placeholder.
+//! The client as a whole: its tunnel, its resolver and its proxy.
+//!
+//! [`Client::start`] makes a tunnel that connects by itself and stays connected; what wants
+//! to use it, the proxy or a caller of this library, takes handles from it:
+//!
+//! ```no_run
+//! # async fn example(config: adit::config::ClientConfig) -> anyhow::Result<()> {
+//! use adit::client::resolve::Host;
+//! use tokio::io::AsyncWriteExt;
+//!
+//! let client = adit::client::run::Client::start(&config)?;
+//! let host = Host::parse(b"example.com")?;
+//! let mut stream = client.resolver().connect(&host, 80).await?.into_stream();
+//! stream.write_all(b"GET / HTTP/1.0\r\nHost: example.com\r\n\r\n").await?;
+//! # client.close().await;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::connect::Connector;
+use super::driver::{Driver, Exit};
+use super::proxy::{Credentials, CredentialsError, ProxySettings, serve};
+use super::resolve::{Resolver, name_service};
+use super::tunnel::{Tunnel, tunnel};
+use crate::config::{ClientConfig, ClientTlsConfig};
+use crate::io::limits::raise_open_files;
+use crate::io::network::NetworkWatch;
+use crate::io::pool::Pool;
+use crate::io::tls::{ClientTls, ClientTlsError, Pin, Verify};
+use crate::proto;
+use crate::wire::InnerConfig;
+
+/// A tunnel that keeps itself connected, and the resolver that asks through it.
+///
+/// Dropping it ends the tunnel without a word to the server; [`Client::close`] says goodbye.
+#[derive(Debug)]
+pub struct Client {
+    tunnel: Tunnel,
+    resolver: Resolver,
+    driver: JoinHandle<Exit>,
+    stop: CancellationToken,
+}
+
+impl Client {
+    /// Starts to connect to the servers of `config`; must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the settings of TLS cannot be used.
+    pub fn start(config: &ClientConfig) -> Result<Self, StartError> {
+        match raise_open_files() {
+            Ok(limit) => info!(limit, "descriptors"),
+            Err(error) => warn!(%error, "the limit of open files stays as it was"),
+        }
+        let mut handshake = proto::ClientConfig::new(
+            config.secret_key.clone(),
+            config.server_key,
+            rand::rng().random(),
+        );
+        handshake.psk = config.preshared_key.clone();
+        let connector = Connector {
+            servers: config.servers.clone(),
+            tls: ClientTls::new(&verify(&config.tls))?,
+            handshake,
+            pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
+        };
+        let (configured, inner) = watch::channel(None);
+        let (tunnel, commands) = tunnel(inner);
+        let resolver = Resolver::new(tunnel.clone());
+        let stop = CancellationToken::new();
+        let (names, service) = name_service(resolver.clone(), tunnel.clone(), stop.clone());
+        tokio::spawn(service);
+        let driver = Driver::new(
+            Arc::new(connector),
+            commands,
+            configured,
+            names,
+            NetworkWatch::new(),
+            stop.clone(),
+        );
+        Ok(Self {
+            tunnel,
+            resolver,
+            driver: tokio::spawn(driver.run()),
+            stop,
+        })
+    }
+
+    /// Returns a handle for flows to addresses.
+    pub fn tunnel(&self) -> Tunnel {
+        self.tunnel.clone()
+    }
+
+    /// Returns a handle for flows to names.
+    pub fn resolver(&self) -> Resolver {
+        self.resolver.clone()
+    }
+
+    /// Waits until the server has given the first session its addresses.
+    ///
+    /// `None` when the tunnel ended before.
+    pub async fn connected(&self) -> Option<InnerConfig> {
+        let mut inner = self.tunnel.inner();
+        let config = inner.wait_for(Option::is_some).await.ok()?;
+        config.clone()
+    }
+
+    /// Waits until the tunnel has ended by itself, which only a fault makes it do.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.driver).await {
+            warn!(%error, "the tunnel's driver failed");
+        }
+    }
+
+    /// Closes the session in order and ends the tunnel.
+    pub async fn close(self) {
+        self.stop.cancel();
+        // The driver bounds its own goodbye; the time-out is for a runtime that stalls.
+        let _ = timeout(CLOSE_TIMEOUT, self.driver).await;
+    }
+}
+
+/// A local proxy that listens.
+#[derive(Debug)]
+pub struct Proxy {
+    listener: tokio::net::TcpListener,
+    address: SocketAddr,
+    settings: ProxySettings,
+}
+
+impl Proxy {
+    /// Binds the proxy of `config`.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be had or the password cannot be used.
+    pub async fn bind(config: &ClientConfig) -> Result<Self, StartError> {
+        let address = config.proxy;
+        let bind = |error| StartError::Bind { address, error };
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let mut settings = ProxySettings::default();
+        if let Some(auth) = &config.proxy_auth {
+            settings.credentials = Some(Credentials::new(&auth.user, &auth.password)?);
+        }
+        Ok(Self {
+            listener,
+            address,
+            settings,
+        })
+    }
+
+    /// Returns where it listens, with the port it was given.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves applications through `client` until `stop`.
+    pub async fn serve(self, client: &Client, stop: CancellationToken) {
+        let (tunnel, resolver) = (client.tunnel(), client.resolver());
+        serve(self.listener, self.settings, tunnel, resolver, stop).await;
+    }
+}
+
+/// Why a client does not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The settings of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] ClientTlsError),
+    /// The proxy's address cannot be had.
+    #[error("cannot listen on {address} for the proxy: {error}{}", hint(error))]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The proxy's user or password cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program, perhaps another client, listens there: stop it or set `proxy` to \
+             another port"
+        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need privilege: choose a higher one",
+        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
+        _ => "",
+    }
+}
+
+fn verify(tls: &ClientTlsConfig) -> Verify {
+    if !tls.pins.is_empty() {
+        Verify::Pins(tls.pins.iter().copied().map(Pin::from).collect())
+    } else if let Some(file) = &tls.ca_file {
+        Verify::CaFile(file.clone())
+    } else if tls.system {
+        Verify::System
+    } else {
+        Verify::Unchecked
+    }
+}
+
+/// How long the goodbye may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Free small buffers kept.
+const POOL_SMALL: usize = 64;
+
+/// Free large buffers kept: what one lane's write queue holds.
+const POOL_LARGE: usize = 8;

@@ -28,7 +28,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,6 +41,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::resolve::ResolveError;
+use crate::io::relay;
+use crate::wire::InnerConfig;
 
 /// Asks the driver for flows, UDP ports and associations; cheap to clone.
 #[derive(Clone, Debug)]
@@ -526,6 +528,12 @@ impl Pipe {
     }
 }
 
+impl relay::Pipe for Pipe {
+    fn fail(self: Box<Self>, kind: io::ErrorKind) {
+        Pipe::fail(*self, kind);
+    }
+}
+
 impl AsyncRead for Pipe {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -605,23 +613,6 @@ pub enum ConnectError {
     /// The session has no address of the origin's family (IPv4 or IPv6).
     #[error("the tunnel has no address of the origin's family")]
     NoAddress,
-}
-
-/// What the server gave the session: addresses, gateways, name servers, MTU.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InnerConfig {
-    /// The IPv4 address and the length of its prefix.
-    pub v4: Option<(Ipv4Addr, u8)>,
-    /// The IPv6 address and the length of its prefix.
-    pub v6: Option<(Ipv6Addr, u8)>,
-    /// The server's inner IPv4 address.
-    pub gateway4: Option<Ipv4Addr>,
-    /// The server's inner IPv6 address.
-    pub gateway6: Option<Ipv6Addr>,
-    /// Name servers, to be asked on port 53 through the tunnel.
-    pub dns: Vec<IpAddr>,
-    /// The inner MTU in bytes.
-    pub mtu: u16,
 }
 
 /// What a [`Handle`] is for.

@@ -1,5 +1,6 @@
 //! Every side effect: clock, buffer pools, sockets, TLS, TUN and netlink.
 
+pub mod carrier;
 pub mod clock;
 pub mod dial;
 pub mod journal;

@@ -53,6 +53,19 @@ impl Pool {
         self.lend(Class::Large)
     }
 
+    /// Lends a buffer cut to `len` bytes, of the smaller class that holds them.
+    ///
+    /// A `len` above [`LARGE`] gives a buffer of that size.
+    pub fn sized(self: &Arc<Self>, len: usize) -> Buffer {
+        let mut buffer = if len <= SMALL {
+            self.small()
+        } else {
+            self.large()
+        };
+        buffer.truncate(len);
+        buffer
+    }
+
     /// Returns what logs and metrics call this pool.
     pub fn name(&self) -> &'static str {
         self.name

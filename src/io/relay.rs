@@ -1,1 +1,510 @@
-//! Placeholder.
+//! Moves bytes between flows of the netstack and the sockets they stand for.
+//!
+//! # Theory of operation
+//!
+//! A [`Relay`] owns one [`Endpoint`] per flow: the application's socket on a client, the
+//! origin's socket on a server with egress `user`, or one end of an in-memory pipe. There is
+//! no task and no buffer per flow. The driver that owns the netstack calls
+//!
+//! 1. [`Relay::attach`] once a flow is established,
+//! 2. [`Relay::pump`] for each flow the netstack reports progress on, and
+//! 3. [`Relay::poll_ready`] for those whose sockets became ready.
+//!
+//! A pump copies from the flow's ring straight into the socket (`recv(|ring| write(ring))`)
+//! and from the socket straight into the ring (`send(|ring| read(ring))`), until either side
+//! would block. A socket that would block has then registered the flow's own waker, which
+//! puts the flow's number into the [`ReadySet`] and wakes the driver: readiness is waited
+//! for only after `WouldBlock`, and a wake-up names the flow it is for.
+//!
+//! ```text
+//!            ring ── recv ──▶ poll_write ──▶ socket        down
+//!            ring ◀── send ── poll_read  ◀── socket        up
+//! ```
+//!
+//! # Limits
+//!
+//! One pump moves at most [`PUMP_BYTES`] each way; what is left waits for the flow's next
+//! turn, so a fast flow cannot starve the others. The number of flows is bounded by the
+//! netstack.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use adit_netstack::{FlowId, RecvError, SendError, Stack};
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+
+/// The flows of one netstack and the sockets they stand for.
+#[derive(Debug)]
+pub struct Relay {
+    links: Vec<Option<Link>>,
+    open: usize,
+    ended: VecDeque<FlowId>,
+    ready: Arc<ReadySet>,
+    stats: RelayStats,
+}
+
+impl Relay {
+    /// Makes an empty relay that reports readiness to `ready`.
+    pub fn new(ready: Arc<ReadySet>) -> Self {
+        Self {
+            links: Vec::new(),
+            open: 0,
+            ended: VecDeque::new(),
+            ready,
+            stats: RelayStats::default(),
+        }
+    }
+
+    /// Binds `endpoint` to the established `flow`; `early` are bytes already read from it.
+    ///
+    /// The flow must not have an endpoint yet. The flow is queued for its first pump.
+    pub fn attach(&mut self, flow: FlowId, endpoint: Endpoint, early: Vec<u8>) {
+        let key = flow.index();
+        if self.links.len() <= key {
+            self.links.resize_with(key + 1, || None);
+        }
+        let notice = Arc::new(Notice::new(self.ready.clone(), key));
+        let link = Link {
+            flow,
+            endpoint,
+            waker: Waker::from(notice.clone()),
+            notice,
+            early: VecDeque::from(early),
+            up: Half::Open,
+            down: Half::Open,
+        };
+        if self.links[key].replace(link).is_none() {
+            self.open += 1;
+        }
+        self.stats.attached += 1;
+        self.requeue(key);
+    }
+
+    /// Moves what can be moved for `flow` both ways; returns whether anything moved.
+    pub fn pump(&mut self, now: Instant, stack: &mut Stack, flow: FlowId) -> bool {
+        match self.links.get_mut(flow.index()) {
+            Some(Some(link)) if link.flow == flow => self.pump_key(now, stack, flow.index()),
+            _ => false,
+        }
+    }
+
+    /// Pumps at most `budget` flows whose sockets became ready; returns whether any were.
+    pub fn poll_ready(&mut self, now: Instant, stack: &mut Stack, budget: usize) -> bool {
+        let mut any = false;
+        for _ in 0..budget {
+            let Some(key) = self.ready.pop() else { break };
+            any = true;
+            if let Some(Some(link)) = self.links.get(key) {
+                link.notice.taken();
+                self.pump_key(now, stack, key);
+            }
+        }
+        any
+    }
+
+    /// Lets go of `flow`, whose conversation the netstack has ended; the socket is reset.
+    pub fn reset(&mut self, flow: FlowId) {
+        if matches!(self.links.get(flow.index()), Some(Some(link)) if link.flow == flow) {
+            self.detach(flow.index(), End::Reset);
+        }
+    }
+
+    /// Resets every socket: their flows are gone.
+    pub fn reset_all(&mut self) {
+        for key in 0..self.links.len() {
+            if self.links[key].is_some() {
+                self.detach(key, End::Reset);
+            }
+        }
+    }
+
+    /// Returns the next flow with a pipe that has ended since the last call; its owner
+    /// inside this process may still hold its handle. To be drained after every turn.
+    pub fn poll_ended(&mut self) -> Option<FlowId> {
+        self.ended.pop_front()
+    }
+
+    /// Returns the number of flows that have a socket.
+    pub fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Returns whether no flow has a socket.
+    pub fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Returns what was counted.
+    pub fn stats(&self) -> &RelayStats {
+        &self.stats
+    }
+
+    fn pump_key(&mut self, now: Instant, stack: &mut Stack, key: usize) -> bool {
+        let Some(Some(link)) = self.links.get_mut(key) else {
+            return false;
+        };
+        let down = link.pump_down(now, stack);
+        let up = match down {
+            Ok(_) => link.pump_up(now, stack),
+            Err(end) => Err(end),
+        };
+        let done = link.up == Half::Finished && link.down == Half::Finished;
+        let flow = link.flow;
+        if let Ok(moved) = down {
+            self.stats.bytes_down += moved.bytes as u64;
+        }
+        if let Ok(moved) = up {
+            self.stats.bytes_up += moved.bytes as u64;
+        }
+        match (down, up) {
+            (Ok(down), Ok(up)) => {
+                if done {
+                    stack.release(now, flow);
+                    self.detach(key, End::Clean);
+                } else if down.more || up.more {
+                    self.requeue(key);
+                }
+                down.bytes + up.bytes > 0
+            }
+            (Err(end), _) | (_, Err(end)) => {
+                match end {
+                    End::Reset => {}
+                    End::Broken => stack.abort(now, flow),
+                    End::Clean => {}
+                }
+                stack.release(now, flow);
+                self.detach(key, end);
+                true
+            }
+        }
+    }
+
+    fn requeue(&self, key: usize) {
+        if let Some(Some(link)) = self.links.get(key) {
+            link.notice.queue();
+        }
+    }
+
+    fn detach(&mut self, key: usize, end: End) {
+        let Some(link) = self.links[key].take() else {
+            return;
+        };
+        self.open -= 1;
+        if matches!(link.endpoint, Endpoint::Pipe(_)) {
+            self.ended.push_back(link.flow);
+        }
+        match end {
+            End::Clean => self.stats.finished += 1,
+            End::Broken => self.stats.broken_sockets += 1,
+            End::Reset => {
+                self.stats.reset_flows += 1;
+                link.endpoint.reset();
+            }
+        }
+        while matches!(self.links.last(), Some(None)) {
+            self.links.pop();
+        }
+        // A burst of flows must not leave its high-water mark behind.
+        if self.links.capacity() > 64 && self.links.len() < self.links.capacity() / 4 {
+            self.links.shrink_to(self.links.len() * 2);
+        }
+    }
+}
+
+/// The outside end of a flow.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// A connected socket: an application's, or an origin's.
+    Tcp(TcpStream),
+    /// One end of an in-memory pipe, for callers inside this process.
+    Pipe(Box<dyn Pipe>),
+}
+
+/// One end of an in-memory pipe whose reader can be told that the flow has failed.
+pub trait Pipe: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {
+    /// Drops the pipe so that its reader sees `kind` instead of a clean end, if it can.
+    fn fail(self: Box<Self>, kind: io::ErrorKind);
+}
+
+impl Pipe for DuplexStream {
+    fn fail(self: Box<Self>, _: io::ErrorKind) {}
+}
+
+impl Endpoint {
+    fn poll_read(&mut self, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(bytes);
+        let read = match self {
+            Endpoint::Tcp(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
+            Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_read(cx, &mut buffer),
+        };
+        read.map_ok(|()| buffer.filled().len())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Endpoint::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Endpoint::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    /// Ends the connection so that the application sees a reset, as it would without us.
+    fn reset(self) {
+        match self {
+            Endpoint::Tcp(socket) => {
+                let handle = socket2::SockRef::from(&socket);
+                // A zero linger makes close(2) send RST; where it cannot be set, a plain
+                // close is the next best thing.
+                if handle.set_linger(Some(std::time::Duration::ZERO)).is_err() {
+                    let _ = handle.shutdown(Shutdown::Both);
+                }
+            }
+            Endpoint::Pipe(pipe) => pipe.fail(io::ErrorKind::ConnectionReset),
+        }
+    }
+}
+
+/// What a [`Relay`] has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelayStats {
+    /// Flows that were given a socket.
+    pub attached: u64,
+    /// Flows that ended with both halves closed in order.
+    pub finished: u64,
+    /// Flows ended because their socket failed.
+    pub broken_sockets: u64,
+    /// Flows ended because the flow itself was reset or timed out.
+    pub reset_flows: u64,
+    /// Bytes moved from flows to sockets.
+    pub bytes_down: u64,
+    /// Bytes moved from sockets to flows.
+    pub bytes_up: u64,
+}
+
+/// The keys whose wakers have fired since the driver last looked.
+///
+/// Bounded by the number of keys: each key is in the queue at most once.
+#[derive(Debug, Default)]
+pub struct ReadySet {
+    keys: Mutex<VecDeque<usize>>,
+    driver: AtomicWaker,
+}
+
+impl ReadySet {
+    /// Makes an empty set.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Registers the task to be woken when a key is added.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.driver.register(cx.waker());
+    }
+
+    fn push(&self, key: usize) {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(key);
+    }
+
+    /// Takes the oldest key.
+    pub fn pop(&self) -> Option<usize> {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+
+    /// Returns whether no key waits.
+    pub fn is_empty(&self) -> bool {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+}
+
+/// A waker that names what it wakes: it adds one key to a [`ReadySet`].
+#[derive(Debug)]
+pub struct Notice {
+    set: Arc<ReadySet>,
+    key: usize,
+    queued: AtomicBool,
+}
+
+impl Notice {
+    /// Makes a notice for `key`, not queued.
+    pub fn new(set: Arc<ReadySet>, key: usize) -> Self {
+        Self {
+            set,
+            key,
+            queued: AtomicBool::new(false),
+        }
+    }
+
+    /// Allows the next wake-up to queue the key again; called when the key was taken.
+    pub fn taken(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    /// Queues the key without a wake-up; returns whether it was not queued already.
+    pub fn queue(&self) -> bool {
+        let first = !self.queued.swap(true, Ordering::AcqRel);
+        if first {
+            self.set.push(self.key);
+        }
+        first
+    }
+}
+
+impl Wake for Notice {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queue() {
+            self.set.driver.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Link {
+    flow: FlowId,
+    endpoint: Endpoint,
+    waker: Waker,
+    notice: Arc<Notice>,
+    /// Bytes the application sent before the flow was up; sent first.
+    early: VecDeque<u8>,
+    up: Half,
+    down: Half,
+}
+
+impl Link {
+    /// Flow to socket.
+    fn pump_down(&mut self, now: Instant, stack: &mut Stack) -> Result<Moved, End> {
+        let mut cx = Context::from_waker(&self.waker);
+        let endpoint = &mut self.endpoint;
+        let mut moved = Moved::default();
+        while self.down == Half::Open {
+            if moved.bytes >= PUMP_BYTES {
+                moved.more = true;
+                break;
+            }
+            let step = stack.recv(now, self.flow, |ring| {
+                match endpoint.poll_write(&mut cx, ring) {
+                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => (0, Step::Broken),
+                    Poll::Ready(Ok(n)) => (n, Step::Moved(n)),
+                    Poll::Pending => (0, Step::Blocked),
+                }
+            });
+            match step {
+                Ok(Step::Moved(n)) => moved.bytes += n,
+                Ok(Step::Blocked) | Err(RecvError::Empty) => break,
+                Ok(Step::Ended | Step::Broken) => return Err(End::Broken),
+                Err(RecvError::Finished) => self.down = Half::Closing,
+                Err(_) => return Err(End::Reset),
+            }
+        }
+        if self.down == Half::Closing {
+            match self.endpoint.poll_shutdown(&mut cx) {
+                Poll::Ready(Ok(())) => self.down = Half::Finished,
+                // The application is gone already: nothing is left to tell it.
+                Poll::Ready(Err(_)) => self.down = Half::Finished,
+                Poll::Pending => {}
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Socket to flow.
+    fn pump_up(&mut self, now: Instant, stack: &mut Stack) -> Result<Moved, End> {
+        let mut cx = Context::from_waker(&self.waker);
+        let (endpoint, early) = (&mut self.endpoint, &mut self.early);
+        let mut moved = Moved::default();
+        while self.up == Half::Open {
+            if moved.bytes >= PUMP_BYTES {
+                moved.more = true;
+                break;
+            }
+            let step = stack.send(now, self.flow, |ring| {
+                if !early.is_empty() {
+                    let (front, _) = early.as_slices();
+                    let n = front.len().min(ring.len());
+                    ring[..n].copy_from_slice(&front[..n]);
+                    early.drain(..n);
+                    return (n, Step::Moved(n));
+                }
+                match endpoint.poll_read(&mut cx, ring) {
+                    Poll::Ready(Ok(0)) => (0, Step::Ended),
+                    Poll::Ready(Ok(n)) => (n, Step::Moved(n)),
+                    Poll::Ready(Err(_)) => (0, Step::Broken),
+                    Poll::Pending => (0, Step::Blocked),
+                }
+            });
+            match step {
+                Ok(Step::Moved(n)) => moved.bytes += n,
+                Ok(Step::Blocked) | Err(SendError::Full) => break,
+                Ok(Step::Ended) => {
+                    stack.finish(now, self.flow);
+                    self.up = Half::Finished;
+                }
+                Ok(Step::Broken) => return Err(End::Broken),
+                // The far end will read no more (it has reset or fully closed).
+                Err(_) => return Err(End::Reset),
+            }
+        }
+        Ok(moved)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    Open,
+    Closing,
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Moved(usize),
+    Blocked,
+    Ended,
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Both halves closed in order.
+    Clean,
+    /// The socket failed: the flow is aborted.
+    Broken,
+    /// The flow failed: the socket is reset.
+    Reset,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    bytes: usize,
+    more: bool,
+}
+
+/// The most one pump moves in one direction: a full receive ring, so that one wake-up can
+/// empty it, and no more, so that 64 such flows still take turns.
+pub const PUMP_BYTES: usize = 1 << 20;

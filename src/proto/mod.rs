@@ -3,7 +3,7 @@
 mod aead;
 mod epoch;
 mod handshake;
-mod identity;
+pub mod identity;
 mod keys;
 mod lane;
 mod liveness;

@@ -322,6 +322,15 @@ impl Session {
 
     // ---- control ----
 
+    /// Asks on every confirmed lane whether the other end is there, without waiting for the
+    /// keepalive: to be called when the host's network has changed.
+    pub fn probe(&mut self) {
+        let lanes: Vec<LaneId> = self.lanes().collect();
+        for lane in lanes {
+            self.queue(Route::Lane(lane), Message::Ping);
+        }
+    }
+
     /// Server: gives the client its configuration, once the session is confirmed, and again if it
     /// may have been lost. A newer one replaces it.
     pub fn configure(&mut self, config: InnerConfig) {

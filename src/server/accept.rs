@@ -1,1 +1,211 @@
-//! Placeholder.
+//! What happens to a connection before anybody knows who it is.
+//!
+//! # Theory of operation
+//!
+//! A connection gets one bounded buffer and [`AUTHENTICATION_TIMEOUT`]. Its first frames may
+//! be a join, which is passed to the session it names, or a handshake, which is answered if
+//! it is in order. Everything else, garbage, other protocols, replays, is read and thrown
+//! away without a word until the time is over: a stranger learns nothing, not even where
+//! its mistake was.
+//!
+//! # Limits
+//!
+//! At most [`MAX_STRANGERS`] such connections at once; one more is closed at once. A frame
+//! of a stranger is at most [`crate::wire::MAX_FRAME_PREAUTH`] bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
+use tracing::{debug, info, trace};
+
+use super::leases::Owner;
+use super::registry::ToSession;
+use super::run::Shared;
+use super::session::SessionDriver;
+use crate::config::Scheme;
+use crate::io::clock;
+use crate::io::lane::{LaneStream, StreamLane};
+use crate::proto::{Answer, ChallengeState};
+use crate::wire::{FrameType, frame_type, join_session_id};
+
+/// What became of connections before they were known.
+#[derive(Debug, Default)]
+pub struct AcceptStats {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Handshakes answered.
+    pub handshakes: AtomicU64,
+    /// Lanes that joined a session.
+    pub joins: AtomicU64,
+    /// Joins whose proof did not hold, or whose session is not there.
+    pub joins_refused: AtomicU64,
+    /// Handshakes that were not in order.
+    pub handshakes_refused: AtomicU64,
+    /// Challenges sent.
+    pub challenges: AtomicU64,
+    /// Connections that sent something that is no frame.
+    pub garbage: AtomicU64,
+    /// Connections that were not known in time, or closed before.
+    pub unknown: AtomicU64,
+    /// TLS handshakes that failed.
+    pub tls_failed: AtomicU64,
+}
+
+/// Serves one accepted connection until it is a lane, or its time is over.
+pub async fn serve(
+    shared: Arc<Shared>,
+    scheme: Scheme,
+    socket: TcpStream,
+    permit: OwnedSemaphorePermit,
+) {
+    shared.accept_stats.accepted.fetch_add(1, Ordering::Relaxed);
+    let known = timeout(
+        AUTHENTICATION_TIMEOUT,
+        authenticate(&shared, scheme, socket, permit),
+    );
+    match known.await {
+        Ok(Some(driver)) => driver.run().await,
+        Ok(None) => {}
+        Err(_) => {
+            shared.accept_stats.unknown.fetch_add(1, Ordering::Relaxed);
+            trace!("a connection was not known in time");
+        }
+    }
+}
+
+async fn authenticate(
+    shared: &Arc<Shared>,
+    scheme: Scheme,
+    socket: TcpStream,
+    permit: OwnedSemaphorePermit,
+) -> Option<SessionDriver> {
+    let stats = &shared.accept_stats;
+    let stream = match scheme {
+        Scheme::Tcp => LaneStream::Tcp(socket),
+        Scheme::Tls => match shared.tls.as_ref()?.accept(socket).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                stats.tls_failed.fetch_add(1, Ordering::Relaxed);
+                debug!(%error, "a TLS handshake failed");
+                return None;
+            }
+        },
+    };
+    let mut lane = StreamLane::new(stream, shared.pool.clone());
+    let mut challenge = ChallengeState::default();
+    loop {
+        let frame = match lane.read_frame().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                stats.unknown.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            Err(error) => {
+                stats.garbage.fetch_add(1, Ordering::Relaxed);
+                trace!(%error, "not a frame");
+                return discard(lane).await;
+            }
+        };
+        match frame_type(&frame) {
+            Some(FrameType::Join) => {
+                let orders = join_session_id(&frame).and_then(|id| shared.registry.find(id));
+                let Some(orders) = orders else {
+                    stats.joins_refused.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
+                let (back, returned) = oneshot::channel();
+                let join = ToSession::Join { frame, lane, back };
+                // Send fails when the session ends at this moment; the lane goes with it,
+                // and the client dials again.
+                orders.send(join).await.ok()?;
+                match returned.await {
+                    Ok(given_back) => {
+                        stats.joins_refused.fetch_add(1, Ordering::Relaxed);
+                        lane = given_back;
+                    }
+                    Err(_) => {
+                        stats.joins.fetch_add(1, Ordering::Relaxed);
+                        return None;
+                    }
+                }
+            }
+            Some(FrameType::HandshakeInit) => {
+                let answer = shared.responder.handle_init(
+                    clock::now(),
+                    &frame,
+                    &mut challenge,
+                    &mut rand::rng(),
+                    |key| shared.handshake_entry(key),
+                );
+                match answer {
+                    Ok(Answer::Challenge(frame)) => {
+                        stats.challenges.fetch_add(1, Ordering::Relaxed);
+                        lane.push_control(&frame);
+                        lane.flush().await.ok()?;
+                    }
+                    Ok(Answer::Accept {
+                        reply,
+                        session,
+                        peer,
+                        instance,
+                        ..
+                    }) => {
+                        stats.handshakes.fetch_add(1, Ordering::Relaxed);
+                        lane.push_control(&reply);
+                        return Some(SessionDriver::new(
+                            shared.clone(),
+                            *session,
+                            lane,
+                            Owner {
+                                key: peer,
+                                instance,
+                            },
+                            permit,
+                        ));
+                    }
+                    Ok(Answer::Refuse {
+                        reply,
+                        reason,
+                        peer,
+                    }) => {
+                        stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
+                        info!(client = shared.client_name(&peer), %reason, "refused a client");
+                        lane.push_control(&reply);
+                        lane.flush().await.ok()?;
+                        return None;
+                    }
+                    Err(silence) => {
+                        stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
+                        debug!(%silence, "a handshake was not answered");
+                    }
+                }
+            }
+            Some(_) | None => {
+                stats.garbage.fetch_add(1, Ordering::Relaxed);
+                return discard(lane).await;
+            }
+        }
+    }
+}
+
+/// Reads and throws away what a stranger sends until it leaves or its time is over: closing
+/// at the first wrong byte would tell it where that was.
+async fn discard(lane: StreamLane) -> Option<SessionDriver> {
+    let mut stream = lane.into_stream();
+    let mut waste = [0u8; 512];
+    while stream.read(&mut waste).await.is_ok_and(|n| n > 0) {}
+    None
+}
+
+/// How long a connection may stay unknown: a TLS handshake and three round trips over the
+/// slowest link we care about.
+pub const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Connections that may be unknown at the same time: 1,024 handshakes take about a second,
+/// and their buffers 4 MiB.
+pub const MAX_STRANGERS: usize = 1024;

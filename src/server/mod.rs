@@ -6,6 +6,8 @@ pub mod egress;
 pub mod filter;
 pub mod lease_store;
 pub mod leases;
+pub mod local;
+pub mod registry;
 pub mod router;
 pub mod run;
 pub mod session;

@@ -1,1 +1,194 @@
-//! Placeholder.
+//! Finds the session that an inner address belongs to, and queues packets for it.
+//!
+//! # Theory of operation
+//!
+//! Every session owns a [`Downlink`]: a queue of packets on their way to its client. The
+//! router maps inner addresses to downlinks. Whoever has a packet for a client (the TUN
+//! reader, another client's session) looks the destination up and pushes the packet; the
+//! session's driver is woken once per batch and drains it into its lane.
+//!
+//! A downlink that nobody drains fills up and then drops the newest packets, counted: the
+//! TUN is never left unread because one client is slow.
+//!
+//! # Limits
+//!
+//! A downlink holds at most [`DOWNLINK_BYTES`], all downlinks together at most
+//! [`TOTAL_BYTES`], both counted as the memory that the packets' buffers occupy.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::{Context, Poll};
+
+use adit_netstack::Offload;
+use futures_util::task::AtomicWaker;
+
+use crate::io::pool::Buffer;
+
+/// The table from inner addresses to sessions.
+#[derive(Debug, Default)]
+pub struct Router {
+    table: RwLock<HashMap<IpAddr, Arc<Downlink>, foldhash::fast::RandomState>>,
+    queued: Arc<AtomicUsize>,
+    no_route: AtomicU64,
+}
+
+impl Router {
+    /// Makes an empty router.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a downlink whose bytes count against this router's total.
+    pub fn downlink(&self) -> Arc<Downlink> {
+        Arc::new(Downlink {
+            packets: Mutex::new(VecDeque::new()),
+            bytes: AtomicUsize::new(0),
+            total: self.queued.clone(),
+            waker: AtomicWaker::new(),
+            dropped_full: AtomicU64::new(0),
+            dropped_total: AtomicU64::new(0),
+        })
+    }
+
+    /// Sends packets for `address` to `downlink` from now on.
+    pub fn insert(&self, address: IpAddr, downlink: Arc<Downlink>) {
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(address, downlink);
+    }
+
+    /// Removes `address` if it still leads to `downlink`.
+    pub fn remove(&self, address: IpAddr, downlink: &Arc<Downlink>) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table
+            .get(&address)
+            .is_some_and(|found| Arc::ptr_eq(found, downlink))
+        {
+            table.remove(&address);
+        }
+    }
+
+    /// Returns the downlink that packets for `address` go to; counts where there is none.
+    pub fn route(&self, address: IpAddr) -> Option<Arc<Downlink>> {
+        let found = self
+            .table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&address)
+            .cloned();
+        if found.is_none() {
+            self.no_route.fetch_add(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Returns the number of packets for addresses that no session holds.
+    pub fn no_route(&self) -> u64 {
+        self.no_route.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes queued in all downlinks.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+}
+
+/// The packets on their way to one client.
+#[derive(Debug)]
+pub struct Downlink {
+    packets: Mutex<VecDeque<Queued>>,
+    bytes: AtomicUsize,
+    total: Arc<AtomicUsize>,
+    waker: AtomicWaker,
+    dropped_full: AtomicU64,
+    dropped_total: AtomicU64,
+}
+
+/// A packet in a buffer with room in front of and behind it for the frame it will be.
+#[derive(Debug)]
+pub struct Queued {
+    /// The headroom, the packet and the tailroom of its frame.
+    pub buffer: Buffer,
+    /// What the packet still owes to an offload engine.
+    pub offload: Offload,
+}
+
+impl Downlink {
+    /// Queues a packet without waking the session; returns whether there was room.
+    pub fn push(&self, packet: Queued) -> bool {
+        let cost = packet.buffer.capacity();
+        if self.bytes.load(Ordering::Relaxed) + cost > DOWNLINK_BYTES {
+            self.dropped_full.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        if self.total.load(Ordering::Relaxed) + cost > TOTAL_BYTES {
+            self.dropped_total.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.total.fetch_add(cost, Ordering::Relaxed);
+        self.packets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(packet);
+        true
+    }
+
+    /// Wakes the session that drains this queue.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Takes the oldest packet; when there is none, the task of `cx` is woken by the next.
+    pub fn poll_pop(&self, cx: &Context<'_>) -> Poll<Queued> {
+        if let Some(packet) = self.pop() {
+            return Poll::Ready(packet);
+        }
+        self.waker.register(cx.waker());
+        match self.pop() {
+            Some(packet) => Poll::Ready(packet),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Drops what is queued: the session has ended.
+    pub fn clear(&self) {
+        while self.pop().is_some() {}
+    }
+
+    /// Returns the packets dropped because this queue, or all queues together, were full.
+    pub fn dropped(&self) -> (u64, u64) {
+        (
+            self.dropped_full.load(Ordering::Relaxed),
+            self.dropped_total.load(Ordering::Relaxed),
+        )
+    }
+
+    fn pop(&self) -> Option<Queued> {
+        let packet = self
+            .packets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()?;
+        let cost = packet.buffer.capacity();
+        self.bytes.fetch_sub(cost, Ordering::Relaxed);
+        self.total.fetch_sub(cost, Ordering::Relaxed);
+        Some(packet)
+    }
+}
+
+impl Drop for Downlink {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// The most that waits for one client: two of the netstack's receive windows, so that one
+/// flow at full window loses nothing, and a slow lane does not build up more.
+pub const DOWNLINK_BYTES: usize = 4 << 20;
+
+/// The most that waits for all clients together.
+pub const TOTAL_BYTES: usize = 256 << 20;

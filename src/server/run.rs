@@ -1,1 +1,446 @@
-//! Placeholder.
+//! The server as a whole: what its sessions share, and its start and end.
+//!
+//! # Theory of operation
+//!
+//! [`Server::start`] takes the state directory's lock, undoes what a crashed predecessor
+//! left in the system, sets the egress up, binds every listener, and only then says that the
+//! server is there; any failure on the way undoes what was done. [`Server::run`] serves until
+//! told to stop, then closes every session, keeps the leases and undoes the egress.
+//!
+//! ```text
+//!  listeners ──▶ accept::serve ──▶ SessionDriver ──▶ egress
+//!                     │                 ▲
+//!                     └── registry ─────┘ joins          TUN ──▶ TunEgress::drain ──▶ router
+//! ```
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::accept::{self, AcceptStats, MAX_STRANGERS};
+use super::dns::{DnsError, DnsService};
+use super::egress::Egress;
+use super::egress::tun::TunEgress;
+use super::filter::DestinationPolicy;
+use super::lease_store::{LeaseStore, LoadedLeases};
+use super::leases::{Fixed, Lease, Leases, Settings as LeaseSettings};
+use super::local::LocalLimits;
+use super::registry::Registry;
+use super::router::Router;
+use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
+use crate::io::clock;
+use crate::io::limits::raise_open_files;
+use crate::io::listen::{BindError, Listener};
+use crate::io::pool::Pool;
+use crate::io::state::{StateDir, StateError};
+use crate::io::tls::{Certificate, CertificateError, ServerTls};
+use crate::io::tun::{SetupError, TunSettings, Undo, setup};
+use crate::proto::{self, PublicKey, Responder, Settings};
+use crate::wire::InnerConfig;
+
+/// What the sessions of one server share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Inner addresses to sessions.
+    pub router: Arc<Router>,
+    /// The sessions and their leases.
+    pub registry: Registry,
+    /// Answers handshakes.
+    pub responder: Responder,
+    /// Where clients may go.
+    pub policy: DestinationPolicy,
+    /// Where their packets leave.
+    pub egress: Egress,
+    /// The inner gateway's addresses.
+    pub gateways: Vec<IpAddr>,
+    /// What a session may hold open.
+    pub limits: LocalLimits,
+    /// Answers names on the gateway.
+    pub dns: DnsService,
+    /// The certificate, where a listener needs one.
+    pub tls: Option<ServerTls>,
+    /// Packet buffers.
+    pub pool: Arc<Pool>,
+    /// The inner MTU.
+    pub mtu: u16,
+    /// Whether clients may reach each other.
+    pub client_to_client: bool,
+    /// Ends everything.
+    pub stop: CancellationToken,
+    /// What became of connections before they were known.
+    pub accept_stats: AcceptStats,
+    /// What became of sessions.
+    pub stats: ServerStats,
+    clients: HashMap<PublicKey, ClientEntry>,
+    networks: Vec<IpNet>,
+}
+
+/// What became of the sessions of a server.
+#[derive(Debug, Default)]
+pub struct ServerStats {
+    /// Sessions that have ended.
+    pub ended: AtomicU64,
+}
+
+impl Shared {
+    /// Returns what a handshake needs to know of the client with this key.
+    pub fn handshake_entry(&self, key: &PublicKey) -> Option<proto::ClientEntry> {
+        self.clients.get(key).map(|client| proto::ClientEntry {
+            psk: client.preshared_key.clone(),
+            id: 0,
+        })
+    }
+
+    /// Returns the name of the client with this key, for logs.
+    pub fn client_name(&self, key: &PublicKey) -> &str {
+        self.clients.get(key).map_or("?", |client| &client.name)
+    }
+
+    /// Returns whether `address` lies in the clients' networks.
+    pub fn is_inner(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|net| net.contains(&address))
+    }
+
+    /// Returns what a session with this lease is told about its network.
+    pub fn inner_config(&self, lease: &Lease) -> InnerConfig {
+        let prefix = |want: fn(&IpNet) -> bool| {
+            self.networks
+                .iter()
+                .find(|net| want(net))
+                .map_or(0, IpNet::prefix_len)
+        };
+        let v4 = lease.v4.map(|a| (a, prefix(|n| matches!(n, IpNet::V4(_)))));
+        let v6 = lease.v6.map(|a| (a, prefix(|n| matches!(n, IpNet::V6(_)))));
+        let mut config = InnerConfig {
+            v4,
+            v6,
+            gateway4: None,
+            gateway6: None,
+            dns: self.gateways.clone(),
+            mtu: self.mtu,
+        };
+        for gateway in &self.gateways {
+            match gateway {
+                IpAddr::V4(address) => config.gateway4 = Some(*address),
+                IpAddr::V6(address) => config.gateway6 = Some(*address),
+            }
+        }
+        config
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<(Scheme, Listener)>,
+    tun: Option<Arc<TunEgress>>,
+    undo: Option<Undo>,
+    state: StateDir,
+}
+
+impl Server {
+    /// Brings a server up: state, listeners, egress.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from starting; nothing that was set up on the way stays.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        match raise_open_files() {
+            Ok(limit) => info!(limit, "descriptors"),
+            Err(error) => warn!(%error, "the limit of open files stays as it was"),
+        }
+        let state = StateDir::open(&config.state_dir)?;
+        let listeners = bind(&config.listen)?;
+        let tls = server_tls(&config, &state)?;
+        let dns = DnsService::new(&config.dns)?;
+        let leases = restore_leases(&config)?;
+        let gateways = gateways(&leases);
+        // Last of all that can fail, so that nothing is to be undone when something does.
+        let (egress, tun, undo) = match config.egress {
+            EgressKind::User => (Egress::User, None, None),
+            EgressKind::Tun => {
+                let ready = setup(&tun_settings(&config, &leases), &state).await?;
+                let tun = Arc::new(TunEgress::new(Arc::new(ready.tun)));
+                (Egress::Tun(tun.clone()), Some(tun), Some(ready.undo))
+            }
+        };
+        let router = Arc::new(Router::new());
+        let networks: Vec<IpNet> = config
+            .network
+            .map(IpNet::V4)
+            .into_iter()
+            .chain(config.network6.map(IpNet::V6))
+            .collect();
+        let shared = Shared {
+            registry: Registry::new(router.clone(), leases),
+            router,
+            responder: Responder::new(
+                config.secret_keys.clone(),
+                &[],
+                Settings::default(),
+                clock::unix(),
+            ),
+            policy: DestinationPolicy::new(&config.allow, &[]),
+            egress,
+            gateways,
+            limits: LocalLimits {
+                flows: config.limits.flows_per_client as usize,
+                half_open: config.limits.half_open_per_client as usize,
+            },
+            dns,
+            tls,
+            pool: Pool::new("server", POOL_SMALL, POOL_LARGE),
+            mtu: config.mtu,
+            client_to_client: config.client_to_client,
+            stop: CancellationToken::new(),
+            accept_stats: AcceptStats::default(),
+            stats: ServerStats::default(),
+            clients: config
+                .clients
+                .into_iter()
+                .map(|client| (client.public_key, client))
+                .collect(),
+            networks,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            listeners,
+            tun,
+            undo,
+            state,
+        })
+    }
+
+    /// Returns where the server listens, with the ports it was given.
+    pub fn listening(&self) -> Vec<LaneAddr> {
+        self.listeners
+            .iter()
+            .map(|(scheme, listener)| LaneAddr {
+                scheme: *scheme,
+                host: Host::Ip(listener.local_addr().ip()),
+                port: listener.local_addr().port(),
+            })
+            .collect()
+    }
+
+    /// Returns the pin of the certificate that TLS lanes present, if there are any.
+    pub fn tls_pin(&self) -> Option<String> {
+        self.shared.tls.as_ref().map(|tls| tls.pin().to_string())
+    }
+
+    /// Returns what the sessions share, for a look at the counters.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Serves until `stop`, then closes every session and undoes what was set up.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self {
+            shared,
+            listeners,
+            tun,
+            undo,
+            state,
+        } = self;
+        let tasks = TaskTracker::new();
+        let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+        for (scheme, listener) in listeners {
+            let accepting = accept_all(
+                shared.clone(),
+                scheme,
+                listener,
+                strangers.clone(),
+                tasks.clone(),
+            );
+            tasks.spawn(accepting);
+        }
+        if let Some(tun) = &tun {
+            tasks.spawn(tun.clone().drain(
+                shared.router.clone(),
+                shared.pool.clone(),
+                shared.stop.clone(),
+            ));
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = keep_leases(&shared, &state) => {}
+        }
+        shared.stop.cancel();
+        tasks.close();
+        if timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
+            warn!(left = tasks.len(), "not everything ended in time");
+        }
+        write_leases(&shared, &state);
+        if let Some(Err(error)) = undo.map(Undo::undo) {
+            error!(%error, "not everything could be undone; the next start tries again");
+        }
+        info!("server stopped");
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The leases cannot be read.
+    #[error("the leases of the former run cannot be read: {0}")]
+    Leases(std::io::Error),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The certificate and its key are of no use for TLS 1.3.
+    #[error("the certificate cannot be used for TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The resolver cannot be set up.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// The TUN device cannot be set up.
+    #[error(transparent)]
+    Egress(#[from] SetupError),
+}
+
+fn bind(listen: &[ListenAddr]) -> Result<Vec<(Scheme, Listener)>, BindError> {
+    let addresses: Vec<SocketAddr> = listen.iter().map(|l| l.address).collect();
+    listen
+        .iter()
+        .map(|l| Ok((l.scheme, Listener::bind(l.address, &addresses)?)))
+        .collect()
+}
+
+fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTls>, StartError> {
+    if config.listen.iter().all(|l| l.scheme != Scheme::Tls) {
+        return Ok(None);
+    }
+    let certificate = match &config.tls {
+        Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
+        None => Certificate::kept(state.path(), &[])?,
+    };
+    Ok(Some(ServerTls::new(certificate)?))
+}
+
+/// The leases as a former run left them.
+fn restore_leases(config: &ServerConfig) -> Result<Leases, StartError> {
+    let fixed = config.clients.iter().map(|client| Fixed {
+        key: client.public_key,
+        lease: Lease {
+            v4: client.address,
+            v6: client.address6,
+        },
+    });
+    let mut leases = Leases::new(
+        config.network,
+        config.network6,
+        fixed,
+        LeaseSettings::default(),
+    );
+    let known = |key: &PublicKey| config.clients.iter().any(|c| c.public_key == *key);
+    let loaded = LeaseStore::new(&config.state_dir)
+        .load(clock::unix(), &mut leases, known)
+        .map_err(StartError::Leases)?;
+    match loaded {
+        LoadedLeases::New => {}
+        LoadedLeases::Restored(restored) => {
+            info!(kept = restored.kept, dropped = restored.dropped, "leases");
+        }
+        LoadedLeases::SetAside { to, reason } => {
+            warn!(%reason, file = %to.display(), "the leases make no sense and were set aside");
+        }
+    }
+    Ok(leases)
+}
+
+/// The gateway's addresses: the first host of each network.
+fn gateways(leases: &Leases) -> Vec<IpAddr> {
+    let v4 = leases.gateway4().map(IpAddr::V4);
+    let v6 = leases.gateway6().map(IpAddr::V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+fn tun_settings(config: &ServerConfig, leases: &Leases) -> TunSettings {
+    TunSettings {
+        name: config.tun.name.clone(),
+        mtu: config.mtu,
+        gateway4: config
+            .network
+            .zip(leases.gateway4())
+            .and_then(|(net, gateway)| Ipv4Net::new(gateway, net.prefix_len()).ok()),
+        gateway6: config
+            .network6
+            .zip(leases.gateway6())
+            .and_then(|(net, gateway)| Ipv6Net::new(gateway, net.prefix_len()).ok()),
+        masquerade: config.tun.masquerade,
+    }
+}
+
+async fn accept_all(
+    shared: Arc<Shared>,
+    scheme: Scheme,
+    listener: Listener,
+    strangers: Arc<Semaphore>,
+    tasks: TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept(&strangers) => accepted,
+        };
+        let Some(accepted) = accepted else { return };
+        tasks.spawn(accept::serve(
+            shared.clone(),
+            scheme,
+            accepted.stream,
+            accepted.permit,
+        ));
+    }
+}
+
+/// Writes the leases to disk whenever they have changed, for as long as it is polled.
+async fn keep_leases(shared: &Shared, state: &StateDir) {
+    let mut tick = interval(LEASES_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        write_leases(shared, state);
+    }
+}
+
+fn write_leases(shared: &Shared, state: &StateDir) {
+    if let Some(bytes) = shared.registry.changed_leases(clock::unix())
+        && let Err(error) = state.write(LEASES_FILE, &bytes)
+    {
+        warn!(%error, "the leases could not be kept; a restart may give other addresses");
+    }
+}
+
+/// The file in the state directory that the leases are kept in.
+const LEASES_FILE: &str = "leases.json";
+
+/// How often changed leases are written: a crash loses at most this, and those clients get
+/// another address once.
+const LEASES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long sessions may take to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Free small buffers kept: 2 MiB.
+const POOL_SMALL: usize = 1024;
+
+/// Free large buffers kept: 8 MiB, twice what one client may have queued.
+const POOL_LARGE: usize = 128;

@@ -1,1 +1,499 @@
-//! Placeholder.
+//! The server's driver of one session: lanes on one side, egress on the other.
+//!
+//! # Theory of operation
+//!
+//! One task owns one session, its lanes, and its netstack ([`Local`]). Uplink packets go
+//! from the lane through the filter straight to the TUN device, to the netstack, or to
+//! another client's downlink. Downlink packets wait in the session's [`Downlink`] until the
+//! lane has room, and are sealed in the buffer they were read into.
+//!
+//! A session is `Unconfirmed` until its first sealed frame has opened (at most
+//! [`CONFIRM_TIMEOUT`]), then `Live`: it enters the registry, gets its lease, and its
+//! addresses are pushed. Without a lane it waits for [`LINGER`] for its client to come back.
+//!
+//! # Limits
+//!
+//! The limits of its parts; one turn moves at most one read of each lane and
+//! [`DOWNLINK_PER_TURN`] packets.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use adit_netstack::{Offload, Packet, Unreachable};
+use rand::RngExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tracing::{Span, debug, debug_span, info, warn};
+
+use super::egress::Egress;
+use super::leases::{LeaseError, Owner};
+use super::local::Local;
+use super::registry::{ToSession, addresses};
+use super::router::{Downlink, Queued};
+use super::run::Shared;
+use crate::io::carrier::{Carrier, CarrierEvent};
+use crate::io::clock;
+use crate::io::lane::StreamLane;
+use crate::proto::{Session, SessionEvent};
+use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
+
+/// The task that owns one session on the server.
+pub struct SessionDriver {
+    shared: Arc<Shared>,
+    carrier: Carrier,
+    owner: Owner,
+    span: Span,
+    downlink: Arc<Downlink>,
+    orders: mpsc::Receiver<ToSession>,
+    sender: mpsc::Sender<ToSession>,
+    state: State,
+    addresses: Vec<IpAddr>,
+    local: Option<Local>,
+    laneless_since: Option<Instant>,
+    closing: Option<Instant>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    timer: Pin<Box<Sleep>>,
+    stats: UplinkStats,
+}
+
+enum State {
+    /// Nobody has proven yet that the handshake was not a replay.
+    Unconfirmed {
+        until: Instant,
+        /// Given back once the session counts as a client's.
+        _permit: OwnedSemaphorePermit,
+    },
+    Live,
+    Ended,
+}
+
+/// Uplink packets of one session, dropped or passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UplinkStats {
+    /// Packets passed on to the egress.
+    pub passed: u64,
+    /// Packets from an address that is not the client's.
+    pub foreign_source: u64,
+    /// Packets to where the policy lets nobody go.
+    pub denied: u64,
+    /// Packets to other clients while that is not allowed.
+    pub to_client_denied: u64,
+    /// Packets to an inner address that no session holds.
+    pub to_nobody: u64,
+    /// Packets to another client whose queue was full.
+    pub to_client_full: u64,
+    /// Bytes that are no IP packet.
+    pub unreadable: u64,
+    /// Packets that came before the session had its addresses.
+    pub early: u64,
+}
+
+impl SessionDriver {
+    /// Makes the driver of a session whose handshake has just been answered on `lane`.
+    pub fn new(
+        shared: Arc<Shared>,
+        session: Session,
+        lane: StreamLane,
+        owner: Owner,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let now = clock::now();
+        let (sender, orders) = mpsc::channel(ORDERS);
+        let span = debug_span!("session", id = %session.id());
+        Self {
+            downlink: shared.router.downlink(),
+            stopped: Box::pin(shared.stop.clone().cancelled_owned()),
+            shared,
+            carrier: Carrier::new(session, LaneId::FIRST, lane),
+            owner,
+            span,
+            orders,
+            sender,
+            state: State::Unconfirmed {
+                until: now + CONFIRM_TIMEOUT,
+                _permit: permit,
+            },
+            addresses: Vec::new(),
+            local: None,
+            laneless_since: None,
+            closing: None,
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            stats: UplinkStats::default(),
+        }
+    }
+
+    /// Drives the session to its end.
+    pub async fn run(mut self) {
+        let span = self.span.clone();
+        // The turns are bounded by the driver itself.
+        tokio::task::unconstrained(std::future::poll_fn(|cx| {
+            let _entered = span.enter();
+            self.poll(cx)
+        }))
+        .await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..TURNS {
+            let now = clock::now();
+            let mut any = self.poll_orders(cx, now);
+            any |= self.poll_in(cx, now);
+            any |= self.poll_downlink(cx, now);
+            any |= self.poll_local(cx, now);
+            any |= self.carrier.poll_send(cx, now);
+            any |= self.poll_events(now);
+            if self.poll_end(now) {
+                return Poll::Ready(());
+            }
+            if !any {
+                if !self.arm(cx, now) {
+                    return Poll::Pending;
+                }
+                self.handle_timeout(clock::now());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    // ---- from outside ------------------------------------------------------------------
+
+    fn poll_orders(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut any = false;
+        if self.closing.is_none() && self.stopped.as_mut().poll(cx).is_ready() {
+            self.close(now, CloseReason::ShuttingDown);
+            any = true;
+        }
+        while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
+            any = true;
+            match order {
+                ToSession::Close(reason) => self.close(now, reason),
+                ToSession::Join { frame, lane, back } => {
+                    match self.carrier.session_mut().handle_join(now, &frame) {
+                        Ok(id) if self.closing.is_none() => {
+                            info!(lane = %id, "lane joined");
+                            self.laneless_since = None;
+                            if !self.carrier.add_lane(id, lane, true) {
+                                self.carrier.session_mut().remove_lane(now, id);
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            debug!(%error, "a join was refused");
+                            // The connection may have ended meanwhile.
+                            let _ = back.send(lane);
+                        }
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    fn close(&mut self, now: Instant, reason: CloseReason) {
+        if self.closing.is_none() {
+            self.carrier.session_mut().close(now, reason);
+            self.closing = Some(now + CLOSE_TIMEOUT);
+        }
+    }
+
+    // ---- uplink ------------------------------------------------------------------------
+
+    fn poll_in(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut uplink = Uplink {
+            shared: &self.shared,
+            addresses: &self.addresses,
+            local: &mut self.local,
+            stats: &mut self.stats,
+            now,
+        };
+        self.carrier.poll_receive(cx, now, |frame, range, offload| {
+            uplink.handle(frame, range, offload);
+        })
+    }
+
+    // ---- downlink ----------------------------------------------------------------------
+
+    fn poll_downlink(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut any = false;
+        for _ in 0..DOWNLINK_PER_TURN {
+            if !self.carrier.has_room(now) {
+                break;
+            }
+            match self.downlink.poll_pop(cx) {
+                Poll::Ready(Queued { buffer, offload }) => {
+                    any = true;
+                    self.carrier.push(now, buffer, offload);
+                }
+                Poll::Pending => break,
+            }
+        }
+        any
+    }
+
+    fn poll_local(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        match self.local.as_mut() {
+            Some(local) => local.poll(cx, now, &mut self.carrier.sink(now)),
+            None => false,
+        }
+    }
+
+    // ---- the session itself ------------------------------------------------------------
+
+    fn poll_events(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(event) = self.carrier.poll_event(now) {
+            any = true;
+            match event {
+                CarrierEvent::LaneLost { lane, cause, left } => {
+                    debug!(%lane, %cause, left, "lane lost");
+                    if left == 0 {
+                        self.laneless_since = Some(now);
+                    }
+                }
+                CarrierEvent::Session(SessionEvent::Confirmed) => self.confirmed(now),
+                CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
+                    debug!(%reason, "the client closed the session");
+                    self.end();
+                }
+                CarrierEvent::Session(event) => debug!(?event, "session"),
+            }
+        }
+        any
+    }
+
+    fn confirmed(&mut self, now: Instant) {
+        if !matches!(self.state, State::Unconfirmed { .. }) {
+            return;
+        }
+        self.state = State::Live;
+        let entered = self.shared.registry.enter(
+            self.carrier.session().id(),
+            self.owner,
+            self.sender.clone(),
+            &self.downlink,
+            clock::unix(),
+        );
+        match entered {
+            Ok(lease) => {
+                self.addresses = addresses(&lease);
+                let config = self.shared.inner_config(&lease);
+                self.local = Some(Local::new(
+                    self.shared.gateways.clone(),
+                    config.mtu,
+                    matches!(self.shared.egress, Egress::User),
+                    self.shared.limits,
+                    self.shared.dns.clone(),
+                    rand::rng().random(),
+                ));
+                let client = self.shared.client_name(&self.owner.key);
+                info!(client, "session up");
+                debug!(client, addresses = ?self.addresses, "leased");
+                self.carrier.session_mut().configure(config);
+            }
+            Err(error) => {
+                let client = self.shared.client_name(&self.owner.key);
+                warn!(client, %error, "no lease");
+                self.close(now, close_reason(&error));
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.carrier.session_mut().handle_timeout(now);
+        if let Some(local) = self.local.as_mut() {
+            local.handle_timeout(now);
+        }
+    }
+
+    fn poll_end(&mut self, now: Instant) -> bool {
+        let over = match &self.state {
+            State::Ended => true,
+            State::Unconfirmed { until, .. } => now >= *until || self.carrier.lanes() == 0,
+            State::Live => self
+                .laneless_since
+                .is_some_and(|since| now >= since + LINGER),
+        };
+        let closed = self
+            .closing
+            .is_some_and(|until| now >= until || self.carrier.is_flushed());
+        if over || closed {
+            self.end();
+            return true;
+        }
+        false
+    }
+
+    fn end(&mut self) {
+        if let State::Live = self.state {
+            self.shared
+                .registry
+                .remove(self.carrier.session().id(), clock::unix());
+            self.shared.stats.ended.fetch_add(1, Ordering::Relaxed);
+            info!(
+                client = self.shared.client_name(&self.owner.key),
+                "session ended"
+            );
+            debug!(uplink = ?self.stats, downlink_dropped = ?self.downlink.dropped(), "counters");
+        }
+        self.state = State::Ended;
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let due = [
+            self.carrier.session().poll_timeout(),
+            self.local.as_mut().and_then(Local::poll_timeout),
+            self.laneless_since.map(|since| since + LINGER),
+            self.closing,
+            match &self.state {
+                State::Unconfirmed { until, .. } => Some(*until),
+                State::Live | State::Ended => None,
+            },
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        match due {
+            Some(due) if due <= now => true,
+            Some(due) => {
+                self.timer.as_mut().reset(due.into());
+                self.timer.as_mut().poll(cx).is_ready()
+            }
+            None => false,
+        }
+    }
+}
+
+impl Drop for SessionDriver {
+    fn drop(&mut self) {
+        // A panic in a turn must not leave the session in the tables.
+        if let State::Live = self.state {
+            self.end();
+        }
+    }
+}
+
+/// What a client is told when there is no lease for it.
+fn close_reason(error: &LeaseError) -> CloseReason {
+    match error {
+        LeaseError::Exhausted { .. } => CloseReason::PoolExhausted,
+        LeaseError::TooManyInstances { .. } => CloseReason::TooManyInstances,
+    }
+}
+
+/// Where an uplink packet may go.
+struct Uplink<'a> {
+    shared: &'a Shared,
+    addresses: &'a [IpAddr],
+    local: &'a mut Option<Local>,
+    stats: &'a mut UplinkStats,
+    now: Instant,
+}
+
+impl Uplink<'_> {
+    fn handle(&mut self, frame: &mut [u8], range: Range<usize>, offload: Offload) {
+        let Some(local) = self.local.as_mut() else {
+            self.stats.early += 1;
+            return;
+        };
+        let Some(bytes) = frame.get_mut(range.clone()) else {
+            return;
+        };
+        let Ok(packet) = Packet::parse(bytes) else {
+            self.stats.unreadable += 1;
+            return;
+        };
+        if !self.addresses.contains(&packet.source) {
+            self.stats.foreign_source += 1;
+            return;
+        }
+        if self.shared.gateways.contains(&packet.destination) {
+            self.stats.passed += 1;
+            local.handle_packet(self.now, bytes, offload);
+            return;
+        }
+        if self.shared.is_inner(packet.destination) {
+            self.to_client(frame, range, &packet, offload);
+            return;
+        }
+        if !self.shared.policy.allows(packet.destination) {
+            self.stats.denied += 1;
+            local.refuse(bytes, Unreachable::AdminProhibited);
+            return;
+        }
+        self.stats.passed += 1;
+        match &self.shared.egress {
+            Egress::Tun(tun) => tun.send(frame, range, &packet, offload),
+            Egress::User => local.handle_packet(self.now, bytes, offload),
+        }
+    }
+
+    fn to_client(
+        &mut self,
+        frame: &mut [u8],
+        range: Range<usize>,
+        packet: &Packet,
+        offload: Offload,
+    ) {
+        let Some(bytes) = frame.get(range) else {
+            return;
+        };
+        if !self.shared.client_to_client {
+            self.stats.to_client_denied += 1;
+            if let Some(local) = self.local.as_mut() {
+                local.refuse(bytes, Unreachable::AdminProhibited);
+            }
+            return;
+        }
+        if packet
+            .check_offload(bytes, offload, self.shared.mtu)
+            .is_err()
+        {
+            self.stats.unreadable += 1;
+            return;
+        }
+        let Some(downlink) = self.shared.router.route(packet.destination) else {
+            self.stats.to_nobody += 1;
+            if let Some(local) = self.local.as_mut() {
+                local.refuse(bytes, Unreachable::Host);
+            }
+            return;
+        };
+        let mut buffer = self
+            .shared
+            .pool
+            .sized(PACKET_HEADROOM + bytes.len() + TAILROOM);
+        buffer[PACKET_HEADROOM..PACKET_HEADROOM + bytes.len()].copy_from_slice(bytes);
+        if downlink.push(Queued { buffer, offload }) {
+            self.stats.passed += 1;
+            downlink.wake();
+        } else {
+            self.stats.to_client_full += 1;
+        }
+    }
+}
+
+/// Orders that wait for the driver: joins of one client's new lanes.
+const ORDERS: usize = 8;
+
+/// How long a handshake may stay without the client's first sealed frame.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a session waits for a client that has lost its last lane: long enough for a
+/// change of network, short enough that a killed client does not hold memory for long.
+pub const LINGER: Duration = Duration::from_secs(60);
+
+/// How long the last frame may take to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Turns before the runtime gets the thread back.
+const TURNS: usize = 32;
+
+/// Packets taken from the downlink queue per turn.
+const DOWNLINK_PER_TURN: usize = 64;

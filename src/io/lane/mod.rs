@@ -36,11 +36,13 @@
 //! the sender of the packets is made to wait instead. Control frames have a small allowance
 //! above it ([`StreamLane::reserve_control`]), so that a full lane still answers a ping.
 
+mod exchange;
 mod inbound;
 mod outbound;
 mod socket;
 mod stream;
 
+pub use exchange::ReadError;
 pub use inbound::{FRAME_LIMIT_AT_FIRST, FrameError};
 pub use outbound::{CONTROL_ALLOWANCE, HIGH_WATER};
 pub use socket::{LaneStream, NOTSENT_LOWAT, prepare_socket};

@@ -187,6 +187,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
         &self.stream
     }
 
+    /// Gives the stream back and forgets what was read and queued.
+    pub fn into_stream(self) -> S {
+        self.stream
+    }
+
     /// Returns the counters.
     pub fn stats(&self) -> LaneStats {
         LaneStats {
@@ -194,6 +199,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
             read_buffer: self.inbound.capacity(),
             ..self.stats
         }
+    }
+}
+
+impl<S> std::fmt::Debug for StreamLane<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamLane")
+            .field("queued", &self.outbound.len())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
     }
 }
 

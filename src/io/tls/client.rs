@@ -23,6 +23,12 @@ pub struct ClientTls {
     connector: TlsConnector,
 }
 
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientTls").finish_non_exhaustive()
+    }
+}
+
 impl ClientTls {
     /// Prepares for what `verify` asks; authorities are read now, not at each connection.
     ///

@@ -20,6 +20,12 @@ pub struct ServerTls {
     pin: Pin,
 }
 
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerTls").finish_non_exhaustive()
+    }
+}
+
 impl ServerTls {
     /// Prepares to answer with `certificate`.
     ///

@@ -37,6 +37,12 @@ pub enum Verify {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pin([u8; 32]);
 
+impl From<[u8; 32]> for Pin {
+    fn from(hash: [u8; 32]) -> Pin {
+        Pin(hash)
+    }
+}
+
 impl Pin {
     /// Returns the pin of a certificate.
     ///

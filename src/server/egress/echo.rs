@@ -1,0 +1,247 @@
+//! ICMP echo through ordinary sockets: what `ping` needs, without a capability.
+//!
+//! # Theory of operation
+//!
+//! Linux lets a process open an ICMP datagram socket if its group lies in the sysctl
+//! `net.ipv4.ping_group_range`. The kernel replaces the identifier of each request by the
+//! socket's own and gives back only the replies to it. One socket per inner address,
+//! identifier and family therefore stands for one running `ping`.
+//!
+//! # Limits
+//!
+//! At most [`MAX_ECHOES`] sockets per session, each ended after [`ECHO_IDLE`] without a
+//! request. Where the sysctl forbids such sockets, requests are dropped and counted.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use adit_netstack::{PacketSink, Stack};
+use slab::Slab;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::ReadBuf;
+use tokio::net::UdpSocket;
+
+use super::udp::send;
+use crate::io::relay::{Notice, ReadySet};
+
+/// The ping sockets of one session.
+#[derive(Debug)]
+pub struct EchoSockets {
+    by_client: HashMap<(IpAddr, u16, bool), usize>,
+    echoes: Slab<Echo>,
+    ready: Arc<ReadySet>,
+    sweep: Option<Instant>,
+    stats: EchoStats,
+}
+
+/// What [`EchoSockets`] have counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EchoStats {
+    /// Requests sent.
+    pub requests: u64,
+    /// Replies passed on.
+    pub replies: u64,
+    /// Requests dropped because the system gives no ping socket.
+    pub no_socket: u64,
+    /// Requests dropped because too many sockets are open.
+    pub too_many: u64,
+    /// Requests the system did not take.
+    pub send_failed: u64,
+    /// Replies that did not fit the lane.
+    pub no_room: u64,
+}
+
+impl EchoSockets {
+    /// Makes an empty table.
+    pub fn new() -> Self {
+        Self {
+            by_client: HashMap::new(),
+            echoes: Slab::new(),
+            ready: ReadySet::new(),
+            sweep: None,
+            stats: EchoStats::default(),
+        }
+    }
+
+    /// Sends an echo request of `client`'s to `origin`.
+    pub fn send(
+        &mut self,
+        now: Instant,
+        client: IpAddr,
+        origin: IpAddr,
+        ident: u16,
+        sequence: u16,
+        payload: &[u8],
+    ) {
+        let owner = (client, ident, origin.is_ipv4());
+        let key = match self.by_client.get(&owner) {
+            Some(&key) => key,
+            None if self.echoes.len() >= MAX_ECHOES => {
+                self.stats.too_many += 1;
+                return;
+            }
+            None => match open(origin) {
+                Ok(socket) => self.insert(now, owner, socket),
+                Err(_) => {
+                    self.stats.no_socket += 1;
+                    return;
+                }
+            },
+        };
+        let Some(echo) = self.echoes.get_mut(key) else {
+            return;
+        };
+        echo.last_used = now;
+        let mut message = Vec::with_capacity(ICMP_HEADER + payload.len());
+        let kind = if origin.is_ipv4() {
+            REQUEST_V4
+        } else {
+            REQUEST_V6
+        };
+        // Checksum and identifier are the kernel's to fill in.
+        message.extend_from_slice(&[kind, 0, 0, 0, 0, 0]);
+        message.extend_from_slice(&sequence.to_be_bytes());
+        message.extend_from_slice(payload);
+        match send(&echo.socket, &message, SocketAddr::new(origin, 0)) {
+            Ok(_) => self.stats.requests += 1,
+            Err(_) => self.stats.send_failed += 1,
+        }
+        if echo.notice.queue() {
+            self.sweep.get_or_insert(now + ECHO_IDLE);
+        }
+    }
+
+    /// Moves the replies into the tunnel; returns whether there were any.
+    pub fn poll<S: PacketSink>(
+        &mut self,
+        cx: &Context<'_>,
+        now: Instant,
+        stack: &mut Stack,
+        sink: &mut S,
+    ) -> bool {
+        self.ready.register(cx);
+        let mut any = false;
+        for _ in 0..MAX_ECHOES {
+            let Some(key) = self.ready.pop() else { break };
+            let Some(echo) = self.echoes.get_mut(key) else {
+                continue;
+            };
+            echo.notice.taken();
+            let mut scratch = vec![0u8; MAX_MESSAGE];
+            let mut wake = Context::from_waker(&echo.waker);
+            loop {
+                let mut buffer = ReadBuf::new(&mut scratch);
+                let Poll::Ready(Ok(from)) = echo.socket.poll_recv_from(&mut wake, &mut buffer)
+                else {
+                    break;
+                };
+                let Some((header, payload)) = buffer.filled().split_at_checked(ICMP_HEADER) else {
+                    continue;
+                };
+                if !matches!(header[0], REPLY_V4 | REPLY_V6) {
+                    continue;
+                }
+                any = true;
+                echo.last_used = now;
+                let (client, ident, _) = echo.owner;
+                let sequence = u16::from_be_bytes([header[6], header[7]]);
+                match stack.send_echo(sink, from.ip(), client, false, ident, sequence, payload) {
+                    Ok(()) => self.stats.replies += 1,
+                    Err(_) => self.stats.no_room += 1,
+                }
+            }
+        }
+        any
+    }
+
+    /// Returns when [`EchoSockets::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.sweep
+    }
+
+    /// Ends the sockets that have been idle for [`ECHO_IDLE`].
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.sweep.is_none_or(|due| now < due) {
+            return;
+        }
+        let by_client = &mut self.by_client;
+        self.echoes.retain(|_, echo| {
+            let keep = now < echo.last_used + ECHO_IDLE;
+            if !keep {
+                by_client.remove(&echo.owner);
+            }
+            keep
+        });
+        self.sweep = self
+            .echoes
+            .iter()
+            .map(|(_, echo)| echo.last_used + ECHO_IDLE)
+            .min();
+    }
+
+    /// Returns what was counted.
+    pub fn stats(&self) -> &EchoStats {
+        &self.stats
+    }
+
+    fn insert(&mut self, now: Instant, owner: (IpAddr, u16, bool), socket: UdpSocket) -> usize {
+        let entry = self.echoes.vacant_entry();
+        let key = entry.key();
+        let notice = Arc::new(Notice::new(self.ready.clone(), key));
+        entry.insert(Echo {
+            owner,
+            socket,
+            waker: Waker::from(notice.clone()),
+            notice,
+            last_used: now,
+        });
+        self.by_client.insert(owner, key);
+        key
+    }
+}
+
+impl Default for EchoSockets {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[derive(Debug)]
+struct Echo {
+    owner: (IpAddr, u16, bool),
+    socket: UdpSocket,
+    waker: Waker,
+    notice: Arc<Notice>,
+    last_used: Instant,
+}
+
+fn open(origin: IpAddr) -> io::Result<UdpSocket> {
+    let (domain, protocol) = match origin {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(protocol))?;
+    // An ICMP datagram socket is read and written as a UDP socket is.
+    UdpSocket::from_std(socket.into())
+}
+
+/// Sockets of one session: pings that run at the same time.
+pub const MAX_ECHOES: usize = 64;
+
+/// How long a socket stays without a request.
+pub const ECHO_IDLE: Duration = Duration::from_secs(30);
+
+/// Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443 section 4.1).
+const ICMP_HEADER: usize = 8;
+
+/// The largest message there is.
+const MAX_MESSAGE: usize = 65_536;
+
+const REQUEST_V4: u8 = 8;
+const REPLY_V4: u8 = 0;
+const REQUEST_V6: u8 = 128;
+const REPLY_V6: u8 = 129;
