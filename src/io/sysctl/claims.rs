@@ -243,6 +243,9 @@ mod tests {
 
     #[test]
     fn claim_is_seen_by_others_until_it_ends() {
+        let _no_child = crate::io::state::PROCESSES
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let facts = facts("net/ipv6/conf/claimtest0/forwarding");
         let count = |own: &[Claim]| {
             of_others(own)
