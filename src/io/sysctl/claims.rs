@@ -100,13 +100,13 @@ pub(super) fn of_others(own: &[Claim]) -> io::Result<Vec<Facts>> {
 
 /// The right to look at and change claims and values, one process at a time; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub struct Turn {
     _socket: Option<UnixListener>,
 }
 
 impl Turn {
     /// Waits for the right, for at most [`TURN_TRIES`] times [`TURN_PAUSE`]; goes ahead without it then.
-    pub(super) fn wait() -> Self {
+    pub fn wait() -> Self {
         let Ok(address) = SocketAddr::from_abstract_name(TURN_NAME) else {
             return Self { _socket: None };
         };

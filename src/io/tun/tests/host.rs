@@ -16,14 +16,27 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use crate::io::nft;
 use crate::io::state::PROCESSES;
 
-/// Whether this process may make namespaces; if not, says that the test is skipped, which is a failure in CI.
-pub(super) fn is_root() -> bool {
+/// Whether this process may make namespaces and TUN devices; if not, says that the test is skipped, which is a failure
+/// in CI.
+fn is_able() -> bool {
     // SAFETY: geteuid has no preconditions and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    if !is_root {
+    if unsafe { libc::geteuid() } != 0 {
         skip("needs root");
+        return false;
     }
-    is_root
+    // In a thread of its own, which ends with the namespaces that it made.
+    // SAFETY: changes the namespaces of that thread alone and touches no memory.
+    let made =
+        thread::spawn(|| unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } == 0);
+    if !made.join().unwrap() {
+        skip("needs root that may make namespaces (CAP_SYS_ADMIN)");
+        return false;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        skip("needs /dev/net/tun");
+        return false;
+    }
+    true
 }
 
 pub(super) fn skip(reason: &str) {
@@ -36,7 +49,7 @@ pub(super) fn skip(reason: &str) {
 
 /// Runs a test on a host of its own, in a thread of its own with a runtime of its own.
 pub(super) fn on_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    if is_root() {
+    if is_able() {
         let _no_child = PROCESSES.read().unwrap_or_else(PoisonError::into_inner);
         on_host_now(test);
     }
@@ -46,7 +59,7 @@ pub(super) fn on_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 
 pub(super) fn on_host_with_children<F: Future<Output = ()>>(
     test: impl FnOnce() -> F + Send + 'static,
 ) {
-    if is_root() {
+    if is_able() {
         let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
         on_host_now(test);
     }
