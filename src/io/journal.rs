@@ -1,12 +1,12 @@
 //! The journal: what this program changed in the system, so that it can be undone, at exit or by the next start.
 //!
-//! A change is on the disk before it is made ([`Journal::record`]), and struck out after it has been undone
-//! ([`Journal::undo`]), newest first. So whatever moment the process or the machine stops at, the file names every
+//! A change is on the disk before it is made ([`Journal::record`]). All are undone newest first, and struck out after
+//! that ([`Journal::undo`]). So whatever moment the process or the machine stops at, the file names every
 //! change that may have been made; one that is named but was never made must be harmless to undo, and so must one
 //! that was undone and not struck out yet.
 //!
 //! ```text
-//! record(A) ─ make A ─ record(B) ─ make B ─ … run … ─ undo B ─ strike B ─ undo A ─ strike A ─ file gone
+//! record(A) ─ make A ─ record(B) ─ make B ─ … run … ─ undo B ─ undo A ─ file gone
 //! ```
 //!
 //! A journal belongs to a [`World`]: one boot of one machine and one network namespace. Tables and sysctls of the
@@ -59,24 +59,29 @@ impl Journal {
         })
     }
 
-    /// Notes that `change` is about to be made; it is on the disk when this returns.
+    /// Notes that `changes` are about to be made, in this order; all are on the disk when this returns.
     ///
     /// # Errors
-    /// [`JournalError::State`] when it cannot be written, [`JournalError::Full`] above [`MAX_CHANGES`]: the change must
-    /// not be made then.
-    pub fn record(&mut self, change: Change) -> Result<(), JournalError> {
-        if self.content.changes.len() >= MAX_CHANGES {
-            return Err(JournalError::Full { limit: MAX_CHANGES });
-        }
-        self.content.changes.push(change);
-        self.save().inspect_err(|_| {
-            self.content.changes.pop();
-        })
+    /// [`JournalError::State`] when they cannot be written, [`JournalError::Full`] above [`MAX_CHANGES`]: none of them
+    /// must be made then.
+    pub fn record(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> Result<(), JournalError> {
+        let before = self.content.changes.len();
+        self.content.changes.extend(changes);
+        let result = match self.content.changes.len() {
+            after if after == before => Ok(()),
+            after if after > MAX_CHANGES => Err(JournalError::Full { limit: MAX_CHANGES }),
+            _ => self.save(),
+        };
+        result.inspect_err(|_| self.content.changes.truncate(before))
     }
 
-    /// Undoes every change with `undo_one`, newest first, and strikes out each one that succeeded.
+    /// Undoes every change with `undo_one`, newest first, and strikes out those that succeeded.
     ///
-    /// One that fails stays in the journal for the next start and does not keep the others from being undone.
+    /// One that fails stays in the journal for the next start and does not keep the others from being undone. They are
+    /// struck out together at the end, for an exit must not wait for the disk many times.
     ///
     /// # Errors
     /// [`JournalError::Undo`] with every failure, [`JournalError::State`] when the file cannot be written.
@@ -84,24 +89,21 @@ impl Journal {
         &mut self,
         mut undo_one: impl FnMut(&Change) -> io::Result<()>,
     ) -> Result<(), JournalError> {
+        if self.content.changes.is_empty() {
+            return Ok(());
+        }
         let mut failures = Vec::new();
-        let mut index = self.content.changes.len();
-        while index > 0 {
-            index -= 1;
-            let Some(change) = self.content.changes.get(index) else {
-                break;
-            };
-            match undo_one(change) {
-                Ok(()) => {
-                    self.content.changes.remove(index);
-                    self.save()?;
-                }
-                Err(source) => failures.push(UndoFailure {
-                    change: change.clone(),
-                    source,
-                }),
+        for change in self.content.changes.drain(..).rev() {
+            if let Err(source) = undo_one(&change) {
+                failures.push(UndoFailure { change, source });
             }
         }
+        self.content.changes = failures
+            .iter()
+            .rev()
+            .map(|failure| failure.change.clone())
+            .collect();
+        self.save()?;
         if failures.is_empty() {
             Ok(())
         } else {
@@ -302,7 +304,7 @@ mod tests {
             journal.undo(|change| undo_in(system, change)).unwrap();
             for key in ["a", "b", "c"] {
                 step()?;
-                journal.record(change(key, "0", "1")).unwrap();
+                journal.record([change(key, "0", "1")]).unwrap();
                 step()?;
                 system.insert(key.into(), "1".into());
             }
@@ -358,7 +360,7 @@ mod tests {
         let state = StateDir::open(directory.path()).unwrap();
         let mut journal = Journal::open(&state, &world()).unwrap();
         for key in ["a", "b", "c"] {
-            journal.record(change(key, "0", "1")).unwrap();
+            journal.record([change(key, "0", "1")]).unwrap();
         }
         let mut order = Vec::new();
         journal
@@ -383,8 +385,8 @@ mod tests {
             name: "adit_adit0".into(),
             interface: "adit0".into(),
         };
-        journal.record(change("a", "0", "1")).unwrap();
-        journal.record(table.clone()).unwrap();
+        journal.record([change("a", "0", "1")]).unwrap();
+        journal.record([table.clone()]).unwrap();
         let mut system: System = [("a".to_owned(), "1".to_owned())].into();
         let error = journal
             .undo(|change| undo_in(&mut system, change))
@@ -403,7 +405,7 @@ mod tests {
         let state = StateDir::open(directory.path()).unwrap();
         Journal::open(&state, &world())
             .unwrap()
-            .record(change("a", "0", "1"))
+            .record([change("a", "0", "1")])
             .unwrap();
         for other in [
             World {
@@ -436,7 +438,7 @@ mod tests {
         let mut journal = Journal::open(&state, &world()).unwrap();
         journal.content.changes = vec![change("a", "0", "1"); MAX_CHANGES];
         assert!(matches!(
-            journal.record(change("b", "0", "1")),
+            journal.record([change("b", "0", "1")]),
             Err(JournalError::Full { limit: MAX_CHANGES })
         ));
     }

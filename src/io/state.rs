@@ -246,12 +246,20 @@ const LOCK_NAME: &str = "lock";
 /// State may name users and their addresses: nobody but the owner reads it.
 const FILE_MODE: u32 = 0o600;
 
+/// Held for writing by a test that starts processes, for reading by one that must see a descriptor closed: a process
+/// that is being started has a copy of every descriptor for a moment.
+#[cfg(test)]
+pub(crate) static PROCESSES: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn second_holder_is_refused_and_told_the_process_id() {
+        let _no_child = PROCESSES
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let directory = tempfile::tempdir().unwrap();
         let first = StateDir::open(directory.path()).unwrap();
         let error = StateDir::open(directory.path()).unwrap_err();
@@ -268,6 +276,9 @@ mod tests {
 
     #[test]
     fn lock_lives_as_long_as_the_last_clone() {
+        let _no_child = PROCESSES
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let directory = tempfile::tempdir().unwrap();
         let first = StateDir::open(directory.path()).unwrap();
         let clone = first.clone();

@@ -12,27 +12,30 @@
 #[derive(Debug)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
+    /// Family of the objects it is about.
+    family: u8,
     /// Sequence number of the message that is written next.
     next: u32,
 }
 
 impl Batch {
-    /// Begins a transaction whose first message (the begin itself) has sequence number 1.
-    pub(super) fn new() -> Self {
+    /// Begins a transaction about a family; its first message (the begin itself) has sequence number 1.
+    pub(super) fn new(family: u8) -> Self {
         let mut batch = Self {
             bytes: Vec::with_capacity(4096),
+            family,
             next: FIRST_SEQUENCE,
         };
         batch.message(NFNL_MSG_BATCH_BEGIN, 0, 0, NFNL_SUBSYS_NFTABLES, |_| ());
         batch
     }
 
-    /// Adds a message about an object of family `inet`, to be acknowledged by the kernel.
+    /// Adds a message about an object, to be acknowledged by the kernel.
     pub(super) fn push(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Attributes<'_>)) {
         self.message(
             (NFNL_SUBSYS_NFTABLES << 8) | kind,
             flags | NLM_F_ACK,
-            NFPROTO_INET,
+            self.family,
             0,
             body,
         );
@@ -100,7 +103,7 @@ fn write_message(
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&[family, 0]);
     bytes.extend_from_slice(&resource.to_be_bytes());
-    body(&mut Attributes { bytes });
+    body(&mut Attributes::new(bytes));
     let length = (bytes.len() - start) as u32;
     bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
@@ -111,7 +114,12 @@ pub(super) struct Attributes<'a> {
     bytes: &'a mut Vec<u8>,
 }
 
-impl Attributes<'_> {
+impl<'a> Attributes<'a> {
+    /// Writes at the end of `bytes`.
+    pub(super) fn new(bytes: &'a mut Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
     pub(super) fn raw(&mut self, kind: u16, payload: &[u8]) {
         self.with(kind, |bytes| bytes.extend_from_slice(payload));
     }
@@ -129,7 +137,9 @@ impl Attributes<'_> {
     }
 
     pub(super) fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Attributes<'_>)) {
-        self.with(kind | NLA_F_NESTED, |bytes| body(&mut Attributes { bytes }));
+        self.with(kind | NLA_F_NESTED, |bytes| {
+            body(&mut Attributes::new(bytes))
+        });
     }
 
     fn with(&mut self, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
@@ -367,7 +377,7 @@ mod tests {
     #[test]
     fn attribute_is_length_kind_payload_and_padding() {
         let mut bytes = Vec::new();
-        let mut to = Attributes { bytes: &mut bytes };
+        let mut to = Attributes::new(&mut bytes);
         to.text(1, "ab");
         to.number(2, 7);
         let expected = [
@@ -385,7 +395,7 @@ mod tests {
 
     #[test]
     fn batch_is_framed_and_numbers_its_messages() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(NFPROTO_INET);
         batch.push(NFT_MSG_DELTABLE, 0, |to| to.text(NFTA_TABLE_NAME, "t"));
         batch.push(NFT_MSG_DELTABLE, 0, |to| to.text(NFTA_TABLE_NAME, "u"));
         let (bytes, acknowledged) = batch.finish();
@@ -408,7 +418,7 @@ mod tests {
     #[test]
     fn masked_comparison_is_written_as_the_kernel_reads_it() {
         let mut bytes = Vec::new();
-        let mut to = Attributes { bytes: &mut bytes };
+        let mut to = Attributes::new(&mut bytes);
         to.expressions(&[Expression::Mask(vec![255, 255, 0, 0]), Expression::Drop]);
         let names: Vec<_> = attributes(&bytes)
             .map(|(_, element)| find_text(element, NFTA_EXPR_NAME).unwrap())
@@ -436,7 +446,7 @@ mod tests {
         #[test]
         fn written_attributes_are_read_back(list in proptest::collection::vec((0_u16..100, proptest::collection::vec(any::<u8>(), 0..40)), 0..10)) {
             let mut bytes = Vec::new();
-            let mut to = Attributes { bytes: &mut bytes };
+            let mut to = Attributes::new(&mut bytes);
             for (kind, payload) in &list {
                 to.raw(*kind, payload);
             }

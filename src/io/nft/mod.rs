@@ -43,6 +43,8 @@
 //!
 //! Needs Linux 5.2 (masquerading in the `inet` family).
 
+#[cfg(test)]
+mod foreign;
 mod message;
 mod obstacle;
 mod rules;
@@ -52,4 +54,4 @@ pub use self::obstacle::{Obstacle, obstacles};
 pub use self::rules::{NftError, Rules, Table, delete_leftover, table_name};
 
 #[cfg(test)]
-pub(crate) use self::obstacle::chains;
+pub(crate) use self::foreign::{Step, chains, load_foreign};

@@ -240,26 +240,59 @@ const NFTA_TARGET_NAME: u16 = 1;
 /// A list is interrupted only while somebody reloads rules, which is over at once.
 const LIST_TRIES: u32 = 5;
 
-/// Table, name and number of rules of every base chain or other chain of the calling thread's network namespace.
 #[cfg(test)]
-pub(crate) fn chains() -> io::Result<Vec<(String, String, usize)>> {
-    let socket = NftSocket::open()?;
-    let rules = list(&socket, NFT_MSG_GETRULE)?;
-    let chains = list(&socket, NFT_MSG_GETCHAIN)?;
-    let text = |object: &Object, kind| {
-        find_text(&object.attributes, kind)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    Ok(chains
-        .iter()
-        .map(|chain| {
-            let (table, name) = (text(chain, NFTA_CHAIN_TABLE), text(chain, NFTA_CHAIN_NAME));
-            let of_chain = |rule: &&Object| {
-                text(rule, NFTA_RULE_TABLE) == table && text(rule, NFTA_RULE_CHAIN) == name
-            };
-            let count = rules.iter().filter(of_chain).count();
-            (table, name, count)
-        })
-        .collect())
+mod tests {
+    use super::super::message::Attributes;
+    use super::*;
+
+    fn rule(body: impl Fn(&mut Attributes<'_>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut to = Attributes::new(&mut bytes);
+        to.nested(NFTA_RULE_EXPRESSIONS, body);
+        bytes
+    }
+
+    fn expression(to: &mut Attributes<'_>, name: &str, body: impl Fn(&mut Attributes<'_>)) {
+        to.nested(1, |element| {
+            element.text(NFTA_EXPR_NAME, name);
+            element.nested(NFTA_EXPR_DATA, body);
+        });
+    }
+
+    #[test]
+    fn last_rule_drops_everything_only_without_a_condition() {
+        let reject = rule(|to| {
+            expression(to, "counter", |_| ());
+            expression(to, "reject", |_| ());
+        });
+        assert!(drops_everything(&reject));
+        let iptables =
+            rule(|to| expression(to, "target", |data| data.text(NFTA_TARGET_NAME, "REJECT")));
+        assert!(drops_everything(&iptables));
+        let limited = rule(|to| {
+            expression(to, "limit", |_| ());
+            expression(to, "reject", |_| ());
+        });
+        assert!(!drops_everything(&limited));
+        assert!(!drops_everything(&rule(|to| expression(to, "log", |_| ()))));
+        assert!(!drops_everything(&[]));
+    }
+
+    #[test]
+    fn compared_name_is_whole_or_a_beginning() {
+        assert!(names(b"adit0\0\0\0", "adit0"));
+        assert!(names(b"adit", "adit0"));
+        assert!(!names(b"adit\0", "adit0"));
+        assert!(!names(b"adit01\0", "adit0"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_rule_is_judged_without_panic(bytes: Vec<u8>) {
+            let object = Object { family: NFPROTO_IPV4, attributes: bytes.clone() };
+            judge("adit0", true, true, std::slice::from_ref(&object), std::slice::from_ref(&object));
+            lets_in(&bytes, "adit0");
+            drops_everything(&bytes);
+        }
+    }
 }

@@ -8,11 +8,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::message::{
     Batch, Expression, NF_ACCEPT, NF_INET_FORWARD, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING,
-    NFPROTO_IPV4, NFPROTO_IPV6, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME, NFT_META_NFPROTO,
-    NFT_META_OIFNAME, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWTABLE,
-    NFT_TABLE_F_OWNER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
-    NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
-    NFTA_RULE_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL,
+    NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME,
+    NFT_META_NFPROTO, NFT_META_OIFNAME, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE, NFT_TABLE_F_OWNER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, NLM_F_APPEND,
+    NLM_F_CREATE, NLM_F_EXCL,
 };
 use super::socket::NftSocket;
 
@@ -129,7 +130,7 @@ impl Rules {
     /// The transaction that makes the table.
     fn batch(&self, is_owned: bool) -> Batch {
         let table = table_name(&self.interface);
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(NFPROTO_INET);
         batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, |to| {
             to.text(NFTA_TABLE_NAME, &table);
             to.number(
@@ -285,7 +286,7 @@ fn delete(socket: &NftSocket, name: &str) -> io::Result<()> {
 }
 
 fn delete_batch(name: &str) -> Batch {
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(NFPROTO_INET);
     batch.push(NFT_MSG_DELTABLE, 0, |to| to.text(NFTA_TABLE_NAME, name));
     batch
 }
@@ -335,7 +336,7 @@ pub enum NftError {
 }
 
 /// Goes on if the interface the packet came in by (or leaves by) is, or is not, the named one.
-fn interface(is_input: bool, equal: bool, name: &str) -> Vec<Expression> {
+pub(super) fn interface(is_input: bool, equal: bool, name: &str) -> Vec<Expression> {
     let key = if is_input {
         NFT_META_IIFNAME
     } else {

@@ -100,13 +100,13 @@ pub(super) fn of_others(own: &[Claim]) -> io::Result<Vec<Facts>> {
 
 /// The right to look at and change claims and values, one process at a time; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub struct Turn {
     _socket: Option<UnixListener>,
 }
 
 impl Turn {
     /// Waits for the right, for at most [`TURN_TRIES`] times [`TURN_PAUSE`]; goes ahead without it then.
-    pub(super) fn wait() -> Self {
+    pub fn wait() -> Self {
         let Ok(address) = SocketAddr::from_abstract_name(TURN_NAME) else {
             return Self { _socket: None };
         };
@@ -243,6 +243,9 @@ mod tests {
 
     #[test]
     fn claim_is_seen_by_others_until_it_ends() {
+        let _no_child = crate::io::state::PROCESSES
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let facts = facts("net/ipv6/conf/claimtest0/forwarding");
         let count = |own: &[Claim]| {
             of_others(own)

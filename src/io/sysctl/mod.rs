@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `net.ipv4.ip_forward` | 1 | else the kernel drops what is not for itself |
 //! | `net.ipv6.conf.all.forwarding` | 1 | the same for IPv6 |
-//! | `net.ipv6.conf.<interface>.accept_ra`, where 1 | 2 | a router ignores router advertisements unless this is 2: the host would lose its own address and default route |
+//! | `net.ipv6.conf.<interface>.accept_ra`, where 1, before the switch above | 2 | a router ignores router advertisements unless this is 2: the host would lose its own address and default route |
 //!
 //! A value that is right already is left alone, and nothing is written then: a container whose /proc/sys is read-only
 //! works if its runtime set them (`docker run --sysctl net.ipv4.ip_forward=1`).
@@ -36,9 +36,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use self::claims::{Claim, Facts, Turn};
+use self::claims::{Claim, Facts};
+use tracing::warn;
+
 use super::journal::{Change, Journal, JournalError};
 
+pub use self::claims::Turn;
 pub(crate) use self::claims::network_cookie;
 
 /// The sysctls this process has claimed; dropping it ends the claims and puts nothing back.
@@ -63,24 +66,51 @@ impl Sysctls {
         tunnel: &str,
     ) -> Result<(), SysctlError> {
         let _turn = Turn::wait();
-        self.adopt(journal, v4, v6)?;
+        let mut facts = self.adoptable(v4, v6)?;
+        let mut steps = Vec::new();
         let mut refused = Vec::new();
         for step in wanted(v4, v6, tunnel)? {
-            match self.take(journal, &step) {
-                Ok(()) => {}
-                Err(SysctlError::Refused { keys, source }) => refused.push((keys, source)),
-                Err(error) => return Err(error),
+            let io_error = |source| SysctlError::Io {
+                key: step.key.clone(),
+                source,
+            };
+            let Some(was) = read(&step.key).map_err(io_error)? else {
+                continue;
+            };
+            if let Some(set) = &step.set {
+                if *set == was {
+                    continue;
+                }
+                // What cannot be written is found out before anything is changed.
+                if let Err(source) = probe(&step.key) {
+                    refused.push((format!("{}={set}", step.key.replace('/', ".")), source));
+                }
             }
+            if facts.iter().all(|known| known.key != step.key) {
+                let set = step.set.clone().unwrap_or_else(|| MOVED_ALONG.to_owned());
+                facts.push(Facts {
+                    key: step.key.clone(),
+                    was,
+                    set,
+                });
+            }
+            steps.push(step);
         }
         let keys = refused
             .iter()
-            .map(|(keys, _)| keys.as_str())
+            .map(|(key, _)| key.as_str())
             .collect::<Vec<_>>()
             .join(" ");
-        match refused.into_iter().next() {
-            Some((_, source)) => Err(SysctlError::Refused { keys, source }),
-            None => Ok(()),
+        if let Some((_, source)) = refused.into_iter().next() {
+            return Err(SysctlError::Refused { keys, source });
         }
+        self.note(journal, facts)?;
+        for Step { key, set } in steps {
+            if let Some(set) = set {
+                write(&key, &set).map_err(|source| SysctlError::Io { key, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Undoes a journaled change of a sysctl: ends our claim, and puts the old value back unless another claims it or
@@ -88,12 +118,17 @@ impl Sysctls {
     ///
     /// # Errors
     /// What the file system says; a sysctl that is gone (with its interface) counts as undone.
-    pub fn undo(&mut self, key: &str, was: &str, set: Option<&str>) -> io::Result<()> {
+    pub fn undo(
+        &mut self,
+        _turn: &Turn,
+        key: &str,
+        was: &str,
+        set: Option<&str>,
+    ) -> io::Result<()> {
         // A journal is a file: nothing outside the known keys is written on its word.
         if !is_known_key(key) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let _turn = Turn::wait();
         self.claims.retain(|claim| claim.facts().key != key);
         if claims::of_others(&self.claims)?
             .iter()
@@ -118,77 +153,38 @@ impl Sysctls {
         Ok(())
     }
 
-    /// Takes over what other servers have claimed for the families we want: whoever leaves last puts it back.
-    fn adopt(&mut self, journal: &mut Journal, v4: bool, v6: bool) -> Result<(), SysctlError> {
+    /// What other servers have claimed for the families we want, to be taken over: whoever leaves last puts it back.
+    fn adoptable(&self, v4: bool, v6: bool) -> Result<Vec<Facts>, SysctlError> {
         let mut others = claims::of_others(&self.claims).map_err(SysctlError::Claims)?;
-        // Undone in reverse: the switches first, so they are noted last.
-        others.sort_by_key(|claim| (is_switch(&claim.key), claim.key.clone()));
-        others.dedup_by(|a, b| a.key == b.key);
-        for claim in others {
-            let wanted = if claim.key.starts_with("net/ipv4/") {
+        others.retain(|claim| {
+            if claim.key.starts_with("net/ipv4/") {
                 v4
             } else {
                 v6
-            };
-            if wanted && !self.has_claimed(&claim.key) && self.claims.len() < MAX_STEPS {
-                self.note(journal, claim)?;
             }
-        }
-        Ok(())
-    }
-
-    /// One sysctl: noted, claimed and set where it is not right yet.
-    fn take(&mut self, journal: &mut Journal, step: &Step) -> Result<(), SysctlError> {
-        let io_error = |source| SysctlError::Io {
-            key: step.key.clone(),
-            source,
-        };
-        let Some(current) = read(&step.key).map_err(io_error)? else {
-            return Ok(());
-        };
-        match &step.set {
-            Some(set) if *set == current => return Ok(()),
-            Some(set) => {
-                // First whether it can be written at all: what cannot be changed needs no journal.
-                if let Err(source) = probe(&step.key) {
-                    let keys = format!("{}={set}", step.key.replace('/', "."));
-                    return Err(SysctlError::Refused { keys, source });
-                }
-            }
-            None => {}
-        }
-        if !self.has_claimed(&step.key) {
-            let set = step.set.clone().unwrap_or_else(|| MOVED_ALONG.to_owned());
-            self.note(
-                journal,
-                Facts {
-                    key: step.key.clone(),
-                    was: current,
-                    set,
-                },
-            )?;
-        }
-        match &step.set {
-            Some(set) => write(&step.key, set).map_err(io_error),
-            None => Ok(()),
-        }
+        });
+        others.sort_by(|a, b| a.key.cmp(&b.key));
+        others.dedup_by(|a, b| a.key == b.key);
+        Ok(others)
     }
 
     /// Journals and claims.
-    fn note(&mut self, journal: &mut Journal, facts: Facts) -> Result<(), SysctlError> {
-        let set = (facts.set != MOVED_ALONG).then(|| facts.set.clone());
-        journal.record(Change::Sysctl {
-            key: facts.key.clone(),
-            was: facts.was.clone(),
-            set,
-        })?;
-        self.claims
-            .push(Claim::take(facts).map_err(SysctlError::Claims)?);
+    fn note(&mut self, journal: &mut Journal, mut facts: Vec<Facts>) -> Result<(), SysctlError> {
+        // Undone in reverse: the switches first, then what moved along with them.
+        facts.sort_by_key(|facts| is_switch(&facts.key));
+        let excess = facts.len().saturating_sub(MAX_CLAIMS);
+        facts.drain(..excess);
+        let changes = facts.iter().map(|Facts { key, was, set }| Change::Sysctl {
+            key: key.clone(),
+            was: was.clone(),
+            set: (set != MOVED_ALONG).then(|| set.clone()),
+        });
+        journal.record(changes)?;
+        for facts in facts {
+            self.claims
+                .push(Claim::take(facts).map_err(SysctlError::Claims)?);
+        }
         Ok(())
-    }
-
-    fn has_claimed(&self, key: &str) -> bool {
-        self.claims.iter().any(|claim| claim.facts().key == key)
     }
 }
 
@@ -238,77 +234,95 @@ pub enum SysctlError {
 /// All steps in the order in which they must be taken: what the kernel will move along first, the switch last.
 fn wanted(v4: bool, v6: bool, tunnel: &str) -> Result<Vec<Step>, SysctlError> {
     let mut steps = Vec::new();
-    let io_error = |key: &str| {
-        let key = key.to_owned();
-        move |source| SysctlError::Io { key, source }
-    };
-    for (wanted, switch, conf) in [(v4, IP_FORWARD, CONF4), (v6, FORWARDING6, CONF6)] {
+    for (wanted, switch) in [(v4, IP_FORWARD), (v6, FORWARDING6)] {
         if !wanted {
             continue;
         }
-        let Some(value) = read(switch).map_err(io_error(switch))? else {
+        let Some(value) = read(switch).map_err(failed(switch))? else {
             return Err(SysctlError::Missing {
                 key: switch.to_owned(),
             });
         };
-        let interfaces = interfaces(conf, tunnel).map_err(io_error(conf))?;
-        if conf == CONF6 {
-            for interface in &interfaces {
-                let key = format!("{conf}/{interface}/accept_ra");
-                let value = read(&key).map_err(io_error(&key))?;
-                // Ports of a bridge take no part in IPv6 themselves.
-                let is_port = Path::new(&format!("/sys/class/net/{interface}/brport")).exists();
-                if value.as_deref() == Some("1")
-                    && interface != "default"
-                    && interface != "lo"
-                    && !is_port
-                {
-                    steps.push(Step {
-                        key,
-                        set: Some("2".to_owned()),
-                    });
-                }
-            }
-        }
         // A switch that is on already moves nothing, and is not ours to switch off.
-        for interface in &interfaces {
-            let key = format!("{conf}/{interface}/forwarding");
-            let moves = read(&key)
-                .map_err(io_error(&key))?
-                .is_some_and(|own| value == "0" && own != "0");
-            if moves {
-                steps.push(Step { key, set: None });
+        if value == "0" {
+            let mut along = if switch == IP_FORWARD {
+                along_with4(tunnel)?
+            } else {
+                along_with6(tunnel)?
+            };
+            if along.len() > MAX_NOTED {
+                warn!(
+                    sysctls = along.len(),
+                    noted = MAX_NOTED,
+                    "too many interfaces to put all their sysctls back"
+                );
+                along.truncate(MAX_NOTED);
             }
-        }
-        if switch == IP_FORWARD && value == "0" {
-            // Switching off sets it to 1, whatever it was.
-            let is_off = read(ACCEPT_REDIRECTS)
-                .map_err(io_error(ACCEPT_REDIRECTS))?
-                .is_some_and(|own| own == "0");
-            if is_off {
-                steps.push(Step {
-                    key: ACCEPT_REDIRECTS.to_owned(),
-                    set: None,
-                });
-            }
+            steps.append(&mut along);
         }
         steps.push(Step {
             key: switch.to_owned(),
             set: Some("1".to_owned()),
         });
     }
-    if steps.len() > MAX_STEPS {
-        tracing::warn!(
-            sysctls = steps.len(),
-            "too many interfaces, some may lose router advertisements"
-        );
-        let mut room = MAX_STEPS;
-        steps.retain(|step| {
-            room = room.saturating_sub(1);
-            room > 0 || is_switch(&step.key)
+    Ok(steps)
+}
+
+/// What switching IPv4 forwarding on and off again would leave different.
+fn along_with4(tunnel: &str) -> Result<Vec<Step>, SysctlError> {
+    let mut steps = forwarding_already(CONF4, tunnel)?;
+    // Switching off sets it to 1, whatever it was.
+    if read(ACCEPT_REDIRECTS)
+        .map_err(failed(ACCEPT_REDIRECTS))?
+        .as_deref()
+        == Some("0")
+    {
+        steps.push(Step {
+            key: ACCEPT_REDIRECTS.to_owned(),
+            set: None,
         });
     }
     Ok(steps)
+}
+
+/// The same for IPv6, and before it what must be set for the host to keep its own addresses.
+fn along_with6(tunnel: &str) -> Result<Vec<Step>, SysctlError> {
+    let mut steps = Vec::new();
+    for interface in interfaces(CONF6, tunnel).map_err(failed(CONF6))? {
+        let key = format!("{CONF6}/{interface}/accept_ra");
+        // Ports of a bridge take no part in IPv6 themselves.
+        let listens = interface != "default"
+            && interface != "lo"
+            && !Path::new(&format!("/sys/class/net/{interface}/brport")).exists();
+        if listens && read(&key).map_err(failed(&key))?.as_deref() == Some("1") {
+            steps.push(Step {
+                key,
+                set: Some("2".to_owned()),
+            });
+        }
+    }
+    steps.append(&mut forwarding_already(CONF6, tunnel)?);
+    Ok(steps)
+}
+
+/// Interfaces that forward while the switch is off: switching off will end that.
+fn forwarding_already(conf: &str, tunnel: &str) -> Result<Vec<Step>, SysctlError> {
+    let mut steps = Vec::new();
+    for interface in interfaces(conf, tunnel).map_err(failed(conf))? {
+        let key = format!("{conf}/{interface}/forwarding");
+        if read(&key)
+            .map_err(failed(&key))?
+            .is_some_and(|value| value != "0")
+        {
+            steps.push(Step { key, set: None });
+        }
+    }
+    Ok(steps)
+}
+
+fn failed(key: &str) -> impl FnOnce(io::Error) -> SysctlError {
+    let key = key.to_owned();
+    move |source| SysctlError::Io { key, source }
 }
 
 /// The interfaces with a directory of sysctls, `default` among them; not `all`, and not the tunnel's.
@@ -418,5 +432,9 @@ const ACCEPT_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 /// What a claim says in place of a value for a sysctl that moves along with another.
 const MOVED_ALONG: &str = "-";
 
-/// The most sysctls one server sets: each costs a descriptor for its claim.
-const MAX_STEPS: usize = 256;
+/// The most sysctls one server claims: each costs a descriptor.
+const MAX_CLAIMS: usize = 256;
+
+/// The most interfaces of one family whose sysctls are noted: hosts of containers have thousands, which are ports of
+/// bridges. Twice this and the switches stay below the most claims.
+const MAX_NOTED: usize = 120;

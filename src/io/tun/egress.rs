@@ -8,7 +8,7 @@ use crate::io::journal::{Change, Journal, JournalError, World};
 use crate::io::netlink::{CheckError, Netlink, NetlinkError};
 use crate::io::nft::{self, NftError, Obstacle, Table};
 use crate::io::state::StateDir;
-use crate::io::sysctl::{self, Family, SysctlError, Sysctls};
+use crate::io::sysctl::{self, Family, SysctlError, Sysctls, Turn};
 
 /// What the `tun` egress is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,12 +195,14 @@ impl Undo {
             table,
             ..
         } = self;
+        // One turn for all: waiting for it is bounded, and then bounded once.
+        let turn = Turn::wait();
         journal.undo(|change| match change {
             Change::Table { name, interface } => match table.take() {
                 Some(own) => own.delete(),
                 None => nft::delete_leftover(name, interface),
             },
-            Change::Sysctl { key, was, set } => sysctls.undo(key, was, set.as_deref()),
+            Change::Sysctl { key, was, set } => sysctls.undo(&turn, key, was, set.as_deref()),
         })?;
         Ok(())
     }
@@ -217,10 +219,10 @@ impl Undo {
 
     fn load(&mut self, rules: &nft::Rules) -> Result<(), SetupError> {
         let name = nft::table_name(&rules.interface);
-        self.journal.record(Change::Table {
+        self.journal.record([Change::Table {
             name,
             interface: rules.interface.clone(),
-        })?;
+        }])?;
         self.table = Some(Table::load(rules)?);
         Ok(())
     }

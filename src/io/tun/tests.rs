@@ -2,10 +2,12 @@
 
 mod host;
 
+use std::fs::Permissions;
 use std::future::poll_fn;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::task::Poll;
 use std::thread;
@@ -15,11 +17,11 @@ use adit_netstack::{Checksum, Gso};
 
 use self::host::{
     Namespace, add_address, add_route, assert_unchanged, cable, enter_new_mounts, everything,
-    mount, on_host, set_sysctl, skip, sysctl, up,
+    make_tun_node, mount, on_host, on_host_with_children, set_sysctl, skip, sysctl,
 };
 use super::*;
 use crate::io::netlink::{CheckError, Netlink};
-use crate::io::nft;
+use crate::io::nft::{self, Step};
 use crate::io::state::StateDir;
 
 fn settings() -> TunSettings {
@@ -40,7 +42,8 @@ fn state() -> (tempfile::TempDir, StateDir) {
 
 #[test]
 fn interface_rules_and_forwarding_are_as_asked_and_all_is_as_before_after_undo() {
-    on_host(|| async {
+    // The `nft` program, where there is one, is asked for a second opinion.
+    on_host_with_children(|| async {
         let before = everything();
         let (_directory, state) = state();
         let egress = setup(&settings(), &state).await.unwrap();
@@ -78,6 +81,10 @@ fn interface_rules_and_forwarding_are_as_asked_and_all_is_as_before_after_undo()
                 ("adit_adit0".into(), "postrouting".into(), 2)
             ]
         );
+        assert!(egress.undo.is_owned());
+        if let Some(listed) = nft_list() {
+            assert_eq!(listed, RULESET);
+        }
         assert_eq!(sysctl("net/ipv4/ip_forward"), "1");
         assert_eq!(sysctl("net/ipv6/conf/all/forwarding"), "1");
 
@@ -719,4 +726,469 @@ fn read_only_sysctls_are_named_unless_they_are_right_already() {
         drop(egress.tun);
         egress.undo.undo().unwrap();
     });
+}
+
+/// What the `nft` program says, without comments and the numbers of counters; none where it is not installed.
+fn nft_list() -> Option<String> {
+    let output = Command::new("nft")
+        .args(["list", "ruleset"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text
+        .lines()
+        .map(|line| line.split(" # ").next().unwrap_or_default());
+    let clean = lines.map(|line| {
+        line.replace("counter packets 0 bytes 0", "counter")
+            .trim()
+            .to_owned()
+    });
+    Some(
+        clean
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join("\n"),
+    )
+}
+
+/// The rules as the module's page has them.
+const RULESET: &str = "\
+table inet adit_adit0 {
+flags owner
+chain prerouting {
+type filter hook prerouting priority raw; policy accept;
+iifname \"adit0\" ip saddr != 10.86.0.0/24 counter drop
+iifname \"adit0\" ip6 saddr != fd86::/64 counter drop
+iifname != \"adit0\" iifname != \"lo\" ip saddr 10.86.0.0/24 counter drop
+iifname != \"adit0\" iifname != \"lo\" ip6 saddr fd86::/64 counter drop
+}
+chain forward {
+type filter hook forward priority filter; policy accept;
+iifname \"adit0\" oifname \"adit0\" counter drop
+iifname \"adit0\" ct state invalid counter drop
+oifname \"adit0\" ct state established,related accept
+oifname \"adit0\" ct status dnat accept
+oifname \"adit0\" counter drop
+}
+chain postrouting {
+type nat hook postrouting priority srcnat; policy accept;
+oifname != \"adit0\" ip saddr 10.86.0.0/24 masquerade
+oifname != \"adit0\" ip6 saddr fd86::/64 masquerade
+}
+}";
+
+const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+
+#[test]
+fn foreign_chains_that_drop_are_named_with_their_remedy() {
+    on_host(|| async {
+        let find = || nft::obstacles("adit0", true, true).unwrap();
+        assert_eq!(find(), []);
+        nft::load_foreign(
+            NFPROTO_IPV4,
+            "filter",
+            &[
+                Step::Base {
+                    chain: "FORWARD",
+                    drops: true,
+                },
+                Step::Plain("DOCKER-USER"),
+            ],
+        );
+        let found = find();
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].to_string(),
+            "the firewall chain `FORWARD` of table `ip filter` drops forwarded packets, and may drop those of the clients; to let them pass: iptables -I DOCKER-USER -i adit0 -j ACCEPT && iptables -I DOCKER-USER -o adit0 -j ACCEPT"
+        );
+        nft::load_foreign(
+            NFPROTO_IPV6,
+            "filter",
+            &[
+                Step::Base {
+                    chain: "FORWARD",
+                    drops: true,
+                },
+                Step::Plain("ufw6-user-forward"),
+            ],
+        );
+        nft::load_foreign(
+            NFPROTO_INET,
+            "firewalld",
+            &[
+                Step::Base {
+                    chain: "filter_FORWARD",
+                    drops: false,
+                },
+                Step::Drop("filter_FORWARD"),
+            ],
+        );
+        nft::load_foreign(
+            NFPROTO_INET,
+            "mine",
+            &[Step::Base {
+                chain: "fwd",
+                drops: true,
+            }],
+        );
+        nft::load_foreign(
+            NFPROTO_INET,
+            "harmless",
+            &[Step::Base {
+                chain: "fwd",
+                drops: false,
+            }],
+        );
+        let remedies: Vec<_> = find()
+            .into_iter()
+            .map(|obstacle| (obstacle.table, obstacle.remedy))
+            .collect();
+        let expected = [
+            (
+                "filter",
+                "iptables -I DOCKER-USER -i adit0 -j ACCEPT && iptables -I DOCKER-USER -o adit0 -j ACCEPT",
+            ),
+            (
+                "filter",
+                "ufw route allow in on adit0 && ufw route allow out on adit0",
+            ),
+            (
+                "firewalld",
+                "firewall-cmd --permanent --zone=trusted --add-interface=adit0 && firewall-cmd --reload",
+            ),
+            (
+                "mine",
+                "nft insert rule inet mine fwd iifname adit0 accept && nft insert rule inet mine fwd oifname adit0 accept",
+            ),
+        ];
+        let mut remedies: Vec<_> = remedies
+            .iter()
+            .map(|(table, remedy)| (table.as_str(), remedy.as_str()))
+            .collect();
+        remedies.sort_unstable();
+        assert_eq!(remedies, expected);
+        // Rules for IPv6 are no concern of a tunnel without it.
+        assert_eq!(nft::obstacles("adit0", true, false).unwrap().len(), 3);
+
+        // A rule for another interface is none for ours.
+        nft::load_foreign(
+            NFPROTO_IPV4,
+            "filter",
+            &[Step::Accept {
+                chain: "DOCKER-USER",
+                from: "adit01",
+            }],
+        );
+        assert_eq!(find().len(), 4);
+        nft::load_foreign(
+            NFPROTO_IPV4,
+            "filter",
+            &[Step::Accept {
+                chain: "DOCKER-USER",
+                from: "adit0",
+            }],
+        );
+        assert_eq!(find().len(), 3);
+    });
+}
+
+#[test]
+fn foreign_drop_beats_our_rules_and_setup_warns() {
+    on_host(|| async {
+        let internet = internet().await;
+        nft::load_foreign(
+            NFPROTO_IPV4,
+            "filter",
+            &[Step::Base {
+                chain: "FORWARD",
+                drops: true,
+            }],
+        );
+        let (_directory, state) = state();
+        let egress = setup(&settings(), &state).await.unwrap();
+        assert!(
+            matches!(&egress.warnings[..], [Warning::Obstacle(obstacle)] if obstacle.table == "filter")
+        );
+        let origin = "192.0.2.2:53".parse().unwrap();
+        let host = internet.within(|| socket("192.0.2.2:53"));
+        inject(
+            &egress.tun,
+            &udp("10.86.0.9:5000".parse().unwrap(), origin, b"dropped"),
+        );
+        for from in ["adit0", "eth0"] {
+            nft::load_foreign(
+                NFPROTO_IPV4,
+                "filter",
+                &[Step::Accept {
+                    chain: "FORWARD",
+                    from,
+                }],
+            );
+        }
+        assert_eq!(nft::obstacles("adit0", true, true).unwrap(), []);
+        inject(
+            &egress.tun,
+            &udp("10.86.0.9:5000".parse().unwrap(), origin, b"passes"),
+        );
+        let mut buffer = [0; 100];
+        let (length, _) = host.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"passes");
+    });
+}
+
+#[test]
+fn without_masquerading_the_client_is_seen_under_its_own_address() {
+    on_host(|| async {
+        let internet = internet().await;
+        let (_directory, state) = state();
+        let egress = setup(
+            &TunSettings {
+                masquerade: false,
+                ..settings()
+            },
+            &state,
+        )
+        .await
+        .unwrap();
+        let home = Namespace::current();
+        internet.enter();
+        add_route("10.86.0.0/24", "192.0.2.1").await;
+        let host = socket("192.0.2.2:53");
+        home.enter();
+        inject(
+            &egress.tun,
+            &udp(
+                "10.86.0.9:5000".parse().unwrap(),
+                "192.0.2.2:53".parse().unwrap(),
+                b"question",
+            ),
+        );
+        let mut buffer = [0; 100];
+        let (_, from) = host.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.to_string(), "10.86.0.9:5000");
+        // And others may open conversations with it.
+        host.send_to(b"unasked", "10.86.0.10:7").unwrap();
+        let (_, packet) = packet(&egress.tun, UDP).await;
+        assert!(packet.ends_with(b"unasked"));
+    });
+}
+
+/// This test program once more, as another process that runs the test `name` in the role of a server.
+fn server(program: &str, name: &str, state: &Path, wrapper: &[&str]) -> Command {
+    let arguments = [program, "--exact", name, "--nocapture", "--test-threads=1"];
+    let mut whole = wrapper.iter().copied().chain(arguments);
+    let mut command = Command::new(whole.next().unwrap());
+    command
+        .args(whole)
+        .env(ROLE, state)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    command
+}
+
+/// The server's side: sets up, says so, and undoes when its input ends.
+fn serve(state: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let state = StateDir::open(state).unwrap();
+        match setup(&settings(), &state).await {
+            Ok(egress) => {
+                println!("\nready");
+                io::stdin().read_line(&mut String::new()).unwrap();
+                drop(egress.tun);
+                egress.undo.undo().unwrap();
+                println!("\nundone");
+            }
+            Err(error) => println!("\nfailed: {error}"),
+        }
+    });
+}
+
+/// Reads until a line begins so, and gives it.
+fn line(output: &mut impl BufRead, beginnings: &[&str]) -> String {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(output.read_line(&mut line).unwrap() > 0, "the server ended");
+        if beginnings
+            .iter()
+            .any(|beginning| line.starts_with(beginning))
+        {
+            return line.trim().to_owned();
+        }
+    }
+}
+
+fn role() -> Option<PathBuf> {
+    std::env::var_os(ROLE).map(PathBuf::from)
+}
+
+/// Names the state directory for the process that plays the server.
+const ROLE: &str = "ADIT_TEST_SERVER_STATE";
+
+#[test]
+fn sigkill_leaves_no_interface_and_no_table_and_the_next_start_the_rest() {
+    if let Some(state) = role() {
+        return serve(&state);
+    }
+    on_host_with_children(|| async {
+        let before = everything();
+        let directory = tempfile::tempdir().unwrap();
+        let program = std::env::current_exe().unwrap();
+        let name =
+            "io::tun::tests::sigkill_leaves_no_interface_and_no_table_and_the_next_start_the_rest";
+        let mut child = server(program.to_str().unwrap(), name, directory.path(), &[])
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        assert_eq!(line(&mut output, &["ready", "failed"]), "ready");
+        let error = StateDir::open(directory.path()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("process {}", child.id())),
+            "{error}"
+        );
+        assert_eq!(sysctl("net/ipv4/ip_forward"), "1");
+        assert!(Netlink::open().unwrap().link("adit0").await.unwrap().is_up);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(nft::chains().unwrap(), []);
+        assert!(Netlink::open().unwrap().link("adit0").await.is_err());
+        assert_eq!(sysctl("net/ipv4/ip_forward"), "1");
+
+        let state = StateDir::open(directory.path()).unwrap();
+        let egress = setup(&settings(), &state).await.unwrap();
+        drop(egress.tun);
+        egress.undo.undo().unwrap();
+        assert_unchanged(&before);
+    });
+}
+
+/// A place where an ordinary user finds the test program and a state directory of its own, and may open /dev/net/tun
+/// if its mode says so. The calling thread's mounts are its own from here on.
+fn place_for_users(tun_mode: u32) -> (tempfile::TempDir, String, PathBuf) {
+    enter_new_mounts();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let node = directory.path().join("tun");
+    make_tun_node(&node, tun_mode);
+    mount(node.to_str().unwrap(), "/dev/net/tun", libc::MS_BIND);
+    let program = directory.path().join("program");
+    std::fs::write(&program, "").unwrap();
+    mount(
+        std::env::current_exe().unwrap().to_str().unwrap(),
+        program.to_str().unwrap(),
+        libc::MS_BIND,
+    );
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(USER), Some(USER)).unwrap();
+    (directory, program.to_str().unwrap().to_owned(), state)
+}
+
+/// Nobody.
+const USER: u32 = 65_534;
+
+fn has_setpriv() -> bool {
+    let found = Command::new("setpriv")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        skip("needs the program setpriv");
+    }
+    found
+}
+
+#[test]
+fn ordinary_user_with_cap_net_admin_alone_sets_up_and_undoes() {
+    if let Some(state) = role() {
+        // Nothing but that one capability.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(
+            status.contains("CapEff:\t0000000000001000") && status.contains("Uid:\t65534"),
+            "{status}"
+        );
+        return serve(&state);
+    }
+    on_host_with_children(|| async {
+        if !has_setpriv() {
+            return;
+        }
+        let _internet = odd_host().await;
+        let before = everything();
+        let (_directory, program, state) = place_for_users(0o666);
+        let name = "io::tun::tests::ordinary_user_with_cap_net_admin_alone_sets_up_and_undoes";
+        let user = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ];
+        let only = [
+            "--inh-caps=-all,+net_admin",
+            "--ambient-caps=-all,+net_admin",
+            "--bounding-set=-all,+net_admin",
+        ];
+        let mut child = server(&program, name, &state, &[&user[..], &only[..]].concat())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        assert_eq!(line(&mut output, &["ready", "failed"]), "ready");
+        assert_eq!(sysctl("net/ipv4/ip_forward"), "1");
+        assert_eq!(sysctl("net/ipv6/conf/eth0/accept_ra"), "2");
+        assert_eq!(nft::chains().unwrap().len(), 3);
+        // Root shares with it, and neither switches off what the other needs.
+        let (_root_directory, root_state) = self::state();
+        let egress = setup(&second(), &root_state).await.unwrap();
+        drop(child.stdin.take());
+        assert_eq!(line(&mut output, &["undone", "failed"]), "undone");
+        assert!(child.wait().unwrap().success());
+        assert_eq!(sysctl("net/ipv4/ip_forward"), "1");
+        drop(egress.tun);
+        egress.undo.undo().unwrap();
+        assert_unchanged(&before);
+    });
+}
+
+#[test]
+fn ordinary_user_without_capability_is_told_how_to_give_it() {
+    if let Some(state) = role() {
+        return serve(&state);
+    }
+    for (mode, words) in [
+        (0o666, ["CAP_NET_ADMIN", "setcap"]),
+        (0o600, ["chmod 0666 /dev/net/tun", "egress: user"]),
+    ] {
+        on_host_with_children(move || async move {
+            if !has_setpriv() {
+                return;
+            }
+            let before = everything();
+            let (_directory, program, state) = place_for_users(mode);
+            let name = "io::tun::tests::ordinary_user_without_capability_is_told_how_to_give_it";
+            let user = [
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "--bounding-set=-all",
+            ];
+            let mut child = server(&program, name, &state, &user).spawn().unwrap();
+            let mut output = BufReader::new(child.stdout.take().unwrap());
+            let answer = line(&mut output, &["ready", "failed"]);
+            assert!(words.iter().all(|word| answer.contains(word)), "{answer}");
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            assert_unchanged(&before);
+        });
+    }
 }

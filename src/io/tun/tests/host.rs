@@ -5,22 +5,38 @@ use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::thread;
 
 use futures_util::TryStreamExt;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::io::nft;
+use crate::io::state::PROCESSES;
 
-/// Whether this process may make namespaces; if not, says that the test is skipped, which is a failure in CI.
-pub(super) fn is_root() -> bool {
+/// Whether this process may make namespaces and TUN devices; if not, says that the test is skipped, which is a failure
+/// in CI.
+fn is_able() -> bool {
     // SAFETY: geteuid has no preconditions and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    if !is_root {
+    if unsafe { libc::geteuid() } != 0 {
         skip("needs root");
+        return false;
     }
-    is_root
+    // In a thread of its own, which ends with the namespaces that it made.
+    // SAFETY: changes the namespaces of that thread alone and touches no memory.
+    let made =
+        thread::spawn(|| unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } == 0);
+    if !made.join().unwrap() {
+        skip("needs root that may make namespaces (CAP_SYS_ADMIN)");
+        return false;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        skip("needs /dev/net/tun");
+        return false;
+    }
+    true
 }
 
 pub(super) fn skip(reason: &str) {
@@ -33,9 +49,23 @@ pub(super) fn skip(reason: &str) {
 
 /// Runs a test on a host of its own, in a thread of its own with a runtime of its own.
 pub(super) fn on_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    if !is_root() {
-        return;
+    if is_able() {
+        let _no_child = PROCESSES.read().unwrap_or_else(PoisonError::into_inner);
+        on_host_now(test);
     }
+}
+
+/// As [`on_host`], for a test that starts processes.
+pub(super) fn on_host_with_children<F: Future<Output = ()>>(
+    test: impl FnOnce() -> F + Send + 'static,
+) {
+    if is_able() {
+        let _alone = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
+        on_host_now(test);
+    }
+}
+
+fn on_host_now<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = thread::spawn(|| {
         enter_new_network();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -89,6 +119,15 @@ pub(super) fn mount(source: &str, target: &str, flags: libc::c_ulong) {
         "mount {target:?}: {}",
         io::Error::last_os_error()
     );
+}
+
+/// Makes a device node like /dev/net/tun.
+pub(super) fn make_tun_node(path: &Path, mode: u32) {
+    let text = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the path is zero-terminated and alive.
+    let result = unsafe { libc::mknod(text.as_ptr(), libc::S_IFCHR, libc::makedev(10, 200)) };
+    assert_eq!(result, 0, "mknod {path:?}: {}", io::Error::last_os_error());
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// A network namespace that a thread can go to and come back from.
