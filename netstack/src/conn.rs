@@ -48,6 +48,9 @@ pub(crate) struct Conn {
     /// When smoltcp went to TIME-WAIT.
     time_wait_since: Option<Instant>,
     probing: bool,
+    /// The rings may hold memory: something was written since they were last given back.
+    receive_warm: bool,
+    send_warm: bool,
     /// Why the flow has failed, while there may be data left to read.
     pub(crate) failed: Option<Cause>,
     /// `send` said that there is no room.
@@ -166,6 +169,9 @@ impl Conn {
             established: false,
             time_wait_since: None,
             probing: false,
+            // They may be another flow's.
+            receive_warm: true,
+            send_warm: true,
             failed: None,
             want_send: false,
             finished: false,
@@ -188,6 +194,7 @@ impl Conn {
             self.socket.tcp().send_queue(),
         );
         self.heard = now;
+        self.receive_warm |= parsed.payload > 0;
         if self.probing {
             self.probing = false;
             self.socket
@@ -242,7 +249,8 @@ impl Conn {
         if after == tcp::State::TimeWait && self.time_wait_since.is_none() {
             self.time_wait_since = Some(now);
         }
-        if gone(after) && !gone(before_state) && before_state != tcp::State::LastAck {
+        let orderly = matches!(before_state, tcp::State::LastAck | tcp::State::TimeWait);
+        if gone(after) && !gone(before_state) && !orderly {
             let cause = if before_state == tcp::State::SynSent {
                 Cause::Refused
             } else {
@@ -262,6 +270,14 @@ impl Conn {
         sink: &mut S,
     ) -> Result<Written, Failed> {
         let mut written = Written::default();
+        let idle = now.saturating_duration_since(self.heard);
+        if !self.probing && self.established && idle >= self.keepalive {
+            // Before the first probe leaves: smoltcp sets the time of the next one when it sends.
+            self.probing = true;
+            self.socket
+                .tcp_mut()
+                .set_keep_alive(Some(smoltcp_duration(PROBE_INTERVAL)));
+        }
         let bound = self.bound();
         let Conn {
             interface,
@@ -281,15 +297,6 @@ impl Conn {
         })?;
         if let Some((_, _, parsed)) = written.packet {
             self.note_departure(parsed);
-            if !self.probing
-                && self.established
-                && now.saturating_duration_since(self.heard) >= self.keepalive
-            {
-                self.probing = true;
-                self.socket
-                    .tcp_mut()
-                    .set_keep_alive(Some(smoltcp_duration(PROBE_INTERVAL)));
-            }
         }
         Ok(written)
     }
@@ -394,6 +401,7 @@ impl Conn {
         }
         let was_empty = tcp.send_queue() == 0;
         let result = tcp.send(f).ok()?;
+        self.send_warm = true;
         if was_empty && tcp.send_queue() > 0 {
             self.unacked_since = Some(now);
         }
@@ -458,10 +466,12 @@ impl Conn {
             (Some(_), None) => false,
         };
         let mut count = 0;
-        if self.socket.tcp().recv_queue() == 0 && nothing_out_of_order {
+        if self.receive_warm && self.socket.tcp().recv_queue() == 0 && nothing_out_of_order {
+            self.receive_warm = false;
             count += u64::from(self.socket.give_back(Ring::Receive));
         }
-        if self.socket.tcp().send_queue() == 0 {
+        if self.send_warm && self.socket.tcp().send_queue() == 0 {
+            self.send_warm = false;
             count += u64::from(self.socket.give_back(Ring::Send));
         }
         count

@@ -89,11 +89,7 @@ impl Reassembly {
             return finish(&key, fragment.next, piece, out);
         }
         if !self.table.contains_key(&key) {
-            while self.table.len() >= MAX_DATAGRAMS || self.bytes + piece.len() > MAX_BYTES {
-                if !self.drop_oldest() {
-                    return Fragmented::Dropped;
-                }
-            }
+            while self.table.len() >= MAX_DATAGRAMS && self.drop_oldest(&key) {}
             let partial = Partial {
                 expires: now + MAX_AGE,
                 payload: Vec::new(),
@@ -103,13 +99,19 @@ impl Reassembly {
             };
             self.table.insert(key, partial);
         }
+        let end = usize::from(fragment.offset) + piece.len();
+        let before = self
+            .table
+            .get(&key)
+            .map_or(0, |partial| partial.payload.len());
+        let growth = end.saturating_sub(before);
+        while self.bytes + growth > MAX_BYTES && self.drop_oldest(&key) {}
         let Some(partial) = self.table.get_mut(&key) else {
             return Fragmented::Dropped;
         };
-        let before = partial.payload.len();
         let added = partial.add(fragment, piece);
         self.bytes += partial.payload.len() - before;
-        if added.is_none() || self.bytes > MAX_BYTES {
+        if added.is_none() {
             self.forget(&key);
             self.dropped += 1;
             return Fragmented::Dropped;
@@ -151,10 +153,10 @@ impl Reassembly {
         }
     }
 
-    fn drop_oldest(&mut self) -> bool {
-        let Some(key) = self
-            .table
-            .iter()
+    /// Drops the oldest datagram but `spared`; false if there is no other.
+    fn drop_oldest(&mut self, spared: &Key) -> bool {
+        let others = self.table.iter().filter(|(key, _)| *key != spared);
+        let Some(key) = others
             .min_by_key(|(_, partial)| partial.expires)
             .map(|(key, _)| *key)
         else {

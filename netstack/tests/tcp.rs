@@ -1,0 +1,750 @@
+//! TCP between two stacks: streams, endings, limits.
+
+mod world;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use adit_netstack::{
+    Cause, Config, ConnectError, Event, RecvError, Rejection, SendError, Unreachable,
+};
+use world::{Drain, ORIGIN4, ORIGIN6, Source, World, client_config, exchange, network_config};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn ten_mebibytes_pass_both_ways_over_v4_in_super_packets() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    exchange(&mut world, flow, other, 10 << 20, 30 * SECOND);
+    assert!(world.ab.super_packets > 100 && world.ba.super_packets > 100);
+    assert!(world.a.dropped.is_empty() && world.b.dropped.is_empty());
+}
+
+#[test]
+fn ten_mebibytes_pass_both_ways_over_v6_in_super_packets() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN6);
+    exchange(&mut world, flow, other, 10 << 20, 30 * SECOND);
+    assert!(world.ab.super_packets > 100 && world.ba.super_packets > 100);
+    assert!(world.a.dropped.is_empty() && world.b.dropped.is_empty());
+}
+
+#[test]
+fn plain_packets_stay_within_the_mtu() {
+    for origin in [ORIGIN4, ORIGIN6] {
+        let plain = |config: Config| Config {
+            super_packets: false,
+            mtu: 1280,
+            ..config
+        };
+        let mut world = World::with(plain(client_config()), plain(network_config()));
+        let (flow, other) = world.open(origin);
+        exchange(&mut world, flow, other, 1 << 20, 30 * SECOND);
+        assert_eq!(world.ab.super_packets + world.ba.super_packets, 0);
+        assert_eq!(world.ab.longest, 1280);
+        assert!(world.a.dropped.is_empty() && world.b.dropped.is_empty());
+    }
+}
+
+#[test]
+fn flow_survives_loss_and_reordering() {
+    for (seed, origin) in [ORIGIN4, ORIGIN6].into_iter().enumerate() {
+        let plain = |config: Config| Config {
+            super_packets: seed == 0,
+            ..config
+        };
+        let mut world = World::with(plain(client_config()), plain(network_config()));
+        let (flow, other) = world.open(origin);
+        for link in [&mut world.ab, &mut world.ba] {
+            link.loss = 0.02;
+            link.reorder = 0.05;
+        }
+        exchange(&mut world, flow, other, 1 << 20, 600 * SECOND);
+    }
+}
+
+#[test]
+fn slow_start_doubles_per_round_trip_although_super_packets_are_acknowledged_at_once() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    for link in [&mut world.ab, &mut world.ba] {
+        link.delay = Duration::from_millis(25);
+    }
+    let begun = world.now;
+    let mut source = Source::new(flow, 1, 1 << 20);
+    let mut drain = Drain::new(other, 1);
+    world.until(60 * SECOND, |world| {
+        source.pump(world.now, &mut world.a.stack);
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.finished
+    });
+    // From 2 KiB to 512 KiB in flight takes eight round trips of 50 ms; growth by a segment each would take 370.
+    assert!(
+        world.now - begun < Duration::from_millis(50 * 14),
+        "{:?}",
+        world.now - begun
+    );
+}
+
+#[test]
+fn half_close_leaves_the_other_direction_open() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut up = (Source::new(flow, 5, 3000), Drain::new(other, 5));
+    world.until(SECOND, |world| {
+        up.0.pump(world.now, &mut world.a.stack);
+        up.1.pump(world.now, &mut world.b.stack, usize::MAX);
+        up.1.finished
+    });
+    assert_eq!(
+        world.a.stack.send(world.now, flow, |_| (0, ())),
+        Err(SendError::Closed)
+    );
+    let mut down = (Source::new(other, 6, 2 << 20), Drain::new(flow, 6));
+    world.until(10 * SECOND, |world| {
+        down.0.pump(world.now, &mut world.b.stack);
+        down.1.pump(world.now, &mut world.a.stack, usize::MAX);
+        down.1.finished
+    });
+    assert_eq!(down.1.at, 2 << 20);
+}
+
+#[test]
+fn end_of_stream_comes_only_after_all_is_read() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(other, 9, 100_000);
+    source.pump(world.now, &mut world.b.stack);
+    world.run(SECOND);
+    // The peer's end is long here, and unread data too; both ends have closed by then.
+    world.a.stack.finish(world.now, flow);
+    world.run(30 * SECOND);
+    let mut drain = Drain::new(flow, 9);
+    drain.pump(world.now, &mut world.a.stack, 99_999);
+    assert!(!drain.finished);
+    drain.pump(world.now, &mut world.a.stack, usize::MAX);
+    assert_eq!((drain.at, drain.finished), (100_000, true));
+}
+
+#[test]
+fn released_flows_close_and_leave_nothing() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    exchange(&mut world, flow, other, 1 << 20, 10 * SECOND);
+    world.a.stack.release(world.now, flow);
+    world.b.stack.release(world.now, other);
+    world.run(SECOND);
+    assert_eq!((world.a.stack.len(), world.b.stack.len()), (0, 0));
+    world.run(60 * SECOND);
+    assert_eq!(
+        world.a.stack.stats().waits_now + world.b.stack.stats().waits_now,
+        0
+    );
+    assert!(world.a.stack.is_idle() && world.b.stack.is_idle());
+}
+
+#[test]
+fn release_sends_what_is_queued() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 3, 400_000);
+    source.finish = false;
+    source.pump(world.now, &mut world.a.stack);
+    assert_eq!(source.at, 400_000);
+    world.a.stack.release(world.now, flow);
+    let mut drain = Drain::new(other, 3);
+    world.until(10 * SECOND, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.finished
+    });
+    assert_eq!(drain.at, 400_000);
+}
+
+#[test]
+fn release_with_unread_data_resets_the_peer() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(other, 3, 1000);
+    source.finish = false;
+    source.pump(world.now, &mut world.b.stack);
+    world.run(SECOND);
+    world.a.stack.release(world.now, flow);
+    world.run(SECOND);
+    assert_eq!(world.b.closed(other), Some(Cause::Reset));
+    assert_eq!(world.a.stack.len(), 0);
+}
+
+#[test]
+fn data_after_release_resets_the_peer() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    world.a.stack.release(world.now, flow);
+    world.run(SECOND);
+    let mut source = Source::new(other, 3, 1000);
+    source.finish = false;
+    source.pump(world.now, &mut world.b.stack);
+    world.run(SECOND);
+    assert_eq!(world.b.closed(other), Some(Cause::Reset));
+    assert_eq!(world.a.stack.len(), 0);
+}
+
+#[test]
+fn released_flow_of_a_vanished_peer_is_freed_after_the_close_timeout() {
+    let mut world = World::new();
+    let (flow, _) = world.open(ORIGIN4);
+    world.ab.cut = true;
+    world.ba.cut = true;
+    world.a.stack.release(world.now, flow);
+    world.run(59 * SECOND);
+    assert_eq!(world.a.stack.len(), 1);
+    world.run(3 * SECOND);
+    assert_eq!(world.a.stack.len(), 0);
+}
+
+#[test]
+fn abort_resets_the_peer_and_what_arrived_before_stays_readable() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 7, 5000);
+    source.finish = false;
+    source.pump(world.now, &mut world.a.stack);
+    world.run(SECOND);
+    world.a.stack.abort(world.now, flow);
+    world.run(SECOND);
+    assert_eq!(world.b.closed(other), Some(Cause::Reset));
+    let mut read = 0;
+    while let Ok(count) = world
+        .b
+        .stack
+        .recv(world.now, other, |bytes| (bytes.len(), bytes.len()))
+    {
+        read += count;
+    }
+    assert_eq!(read, 5000);
+    let now = world.now;
+    assert_eq!(
+        world.b.stack.recv(now, other, |_| (0, ())),
+        Err(RecvError::Failed(Cause::Reset))
+    );
+    assert_eq!(
+        world.b.stack.send(now, other, |_| (0, ())),
+        Err(SendError::Failed(Cause::Reset))
+    );
+    assert_eq!(
+        world.a.stack.recv(now, flow, |_| (0, ())),
+        Err(RecvError::Failed(Cause::Aborted))
+    );
+}
+
+#[test]
+fn rejections_tell_the_truth() {
+    let cases = [
+        (Rejection::Reset, Cause::Refused),
+        (
+            Rejection::Unreachable(Unreachable::Host),
+            Cause::Unreachable(Unreachable::Host),
+        ),
+        (
+            Rejection::Unreachable(Unreachable::Network),
+            Cause::Unreachable(Unreachable::Network),
+        ),
+        (
+            Rejection::Unreachable(Unreachable::AdminProhibited),
+            Cause::Unreachable(Unreachable::AdminProhibited),
+        ),
+        (
+            Rejection::Unreachable(Unreachable::Port),
+            Cause::Unreachable(Unreachable::Port),
+        ),
+        (Rejection::Silent, Cause::TimedOut),
+    ];
+    for origin in [ORIGIN4, ORIGIN6] {
+        for (rejection, cause) in cases {
+            let mut world = World::new();
+            world.b.accept = false;
+            let remote = SocketAddr::new(origin.parse().unwrap(), 80);
+            let flow = world.a.stack.connect(world.now, remote).unwrap();
+            world.until(60 * SECOND, |world| {
+                let now = world.now;
+                while let Some(event) = world.b.events.pop() {
+                    if let Event::Incoming { flow, local, .. } = event {
+                        assert_eq!(local, remote);
+                        world.b.stack.reject(now, flow, rejection);
+                    }
+                }
+                world.a.closed(flow).is_some()
+            });
+            assert_eq!(world.a.closed(flow), Some(cause));
+            assert_eq!(world.b.stack.len(), 0);
+            world.a.stack.release(world.now, flow);
+            assert_eq!(world.a.stack.len(), 0);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_answered_before_accept_and_repeated_syns_make_no_second_flow() {
+    let mut world = World::new();
+    world.b.accept = false;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.run(10 * SECOND);
+    assert_eq!(world.ba.sent, 0);
+    assert_eq!(world.ab.sent, 4, "SYNs at 0, 1, 3 and 7 s");
+    assert_eq!((world.b.stack.len(), world.b.events.len()), (1, 1));
+    assert_eq!(world.b.stack.stats().half_open_now, 1);
+    let other = world.b.incoming().unwrap();
+    world.b.stack.accept(world.now, other);
+    world.until(SECOND, |world| world.a.is_established(flow));
+    exchange(&mut world, flow, other, 100_000, 10 * SECOND);
+}
+
+#[test]
+fn half_open_flow_expires_and_its_owner_hears() {
+    let mut world = World::new();
+    world.b.accept = false;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    world.a.stack.connect(world.now, remote).unwrap();
+    world.run(33 * SECOND);
+    let other = world.b.incoming().unwrap();
+    assert_eq!(world.b.closed(other), Some(Cause::TimedOut));
+    world.b.stack.release(world.now, other);
+    assert_eq!(
+        (world.b.stack.len(), world.b.stack.stats().half_open_now),
+        (0, 0)
+    );
+}
+
+#[test]
+fn half_open_flow_ends_when_the_peer_takes_it_back() {
+    let mut world = World::new();
+    world.b.accept = false;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.run(SECOND / 10);
+    let other = world.b.incoming().unwrap();
+    // A client that gives up sends a reset.
+    world.a.stack.abort(world.now, flow);
+    world.run(SECOND / 10);
+    assert_eq!(world.b.closed(other), Some(Cause::Reset));
+}
+
+#[test]
+fn connect_times_out() {
+    let mut world = World::new();
+    world.ab.cut = true;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.until(60 * SECOND, |world| world.a.closed(flow).is_some());
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+    assert_eq!(world.elapsed(), 32 * SECOND);
+}
+
+#[test]
+fn flow_survives_an_outage_of_ten_seconds() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 1, 20 << 20);
+    let mut drain = Drain::new(other, 1);
+    let mut cut_at = None;
+    world.until(100 * SECOND, |world| {
+        source.pump(world.now, &mut world.a.stack);
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        if drain.at > 5 << 20 && cut_at.is_none() {
+            cut_at = Some(world.now);
+            world.ab.cut = true;
+            world.ba.cut = true;
+        }
+        if cut_at.is_some_and(|at| world.now >= at + 10 * SECOND) {
+            world.ab.cut = false;
+            world.ba.cut = false;
+        }
+        drain.finished
+    });
+    assert_eq!(drain.at, 20 << 20);
+}
+
+#[test]
+fn flow_with_unanswered_data_is_given_up_after_the_user_timeout() {
+    let mut world = World::new();
+    let (flow, _) = world.open(ORIGIN4);
+    world.ab.cut = true;
+    let mut source = Source::new(flow, 1, 100);
+    source.finish = false;
+    source.pump(world.now, &mut world.a.stack);
+    world.run(299 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.run(2 * SECOND);
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+}
+
+#[test]
+fn idle_flow_outlives_hours_with_a_living_peer_and_not_with_a_dead_one() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    world.run(Duration::from_secs(5 * 3600));
+    assert_eq!((world.a.closed(flow), world.b.closed(other)), (None, None));
+    let sent = world.ab.sent;
+    world.ab.cut = true;
+    world.ba.cut = true;
+    world.run(Duration::from_secs(2 * 3600 + 12 * 60));
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+    assert!(world.ab.sent - sent >= 8, "{} probes", world.ab.sent - sent);
+}
+
+#[test]
+fn slow_reader_holds_the_sender_back_and_the_window_opens_again() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 1, 8 << 20);
+    let mut drain = Drain::new(other, 1);
+    for _ in 0..50 {
+        source.pump(world.now, &mut world.a.stack);
+        world.run(SECOND / 10);
+    }
+    // Nobody reads: both rings are full, and that is all that was taken.
+    let received = world.b.stack.recv_len(other) as u64;
+    assert_eq!(source.at, received + (512 << 10));
+    // A scaled window is told in steps of 32 bytes.
+    assert!(received > (1 << 20) - 32 && received <= 1 << 20);
+    // A zero window for longer than any time-out is no reason to give up.
+    world.run(900 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.until(200 * SECOND, |world| {
+        source.pump(world.now, &mut world.a.stack);
+        drain.pump(world.now, &mut world.b.stack, 4096);
+        drain.finished
+    });
+    assert_eq!(drain.at, 8 << 20);
+}
+
+#[test]
+fn full_sink_holds_flows_back_and_loses_nothing() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    world.ab.full = true;
+    let mut source = Source::new(flow, 1, 300_000);
+    let mut drain = Drain::new(other, 1);
+    source.pump(world.now, &mut world.a.stack);
+    let sent = world.ab.sent;
+    world.run(20 * SECOND);
+    assert_eq!(world.ab.sent, sent);
+    assert!(world.a.stack.wants_transmit());
+    world.ab.full = false;
+    let reopened = world.now;
+    world.until(10 * SECOND, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.finished
+    });
+    // Nothing was lost, so nothing waits for a retransmission.
+    assert!(
+        world.now - reopened < SECOND / 2,
+        "{:?}",
+        world.now - reopened
+    );
+}
+
+#[test]
+fn narrow_sink_is_filled_by_turns() {
+    let mut world = World::new();
+    world.ab.capacity = 200_000;
+    let mut bulk = Vec::new();
+    for key in 0..16 {
+        let (flow, other) = world.open(ORIGIN4);
+        bulk.push((Source::new(flow, key, 1 << 20), Drain::new(other, key)));
+    }
+    world.until(100 * SECOND, |world| {
+        for (source, drain) in &mut bulk {
+            source.pump(world.now, &mut world.a.stack);
+            drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        }
+        let done: Vec<_> = bulk.iter().map(|(_, drain)| drain.at).collect();
+        let (least, most) = (done.iter().min().unwrap(), done.iter().max().unwrap());
+        assert!(
+            most - least <= 600_000,
+            "one flow is {} bytes ahead",
+            most - least
+        );
+        bulk.iter().all(|(_, drain)| drain.finished)
+    });
+}
+
+#[test]
+fn echoes_are_not_starved_by_bulk_flows() {
+    let mut world = World::new();
+    world.ab.capacity = 1 << 20;
+    let mut bulk = Vec::new();
+    for key in 0..64 {
+        let (flow, other) = world.open(ORIGIN4);
+        let mut source = Source::new(flow, key, u64::MAX);
+        source.finish = false;
+        bulk.push((source, Drain::new(other, key)));
+    }
+    let echoes: Vec<_> = (0..200).map(|_| world.open(ORIGIN6)).collect();
+    let mut waiting = vec![false; echoes.len()];
+    let mut rounds = vec![0u32; echoes.len()];
+    let until = world.now + SECOND;
+    world.until(2 * SECOND, |world| {
+        let now = world.now;
+        for (source, drain) in &mut bulk {
+            source.pump(now, &mut world.a.stack);
+            drain.pump(now, &mut world.b.stack, usize::MAX);
+        }
+        for (index, (flow, other)) in echoes.iter().enumerate() {
+            if !waiting[index] {
+                world
+                    .a
+                    .stack
+                    .send(now, *flow, |room| {
+                        room[..8].copy_from_slice(b"question");
+                        (8, ())
+                    })
+                    .unwrap();
+                waiting[index] = true;
+            }
+            if let Ok(count) = world
+                .b
+                .stack
+                .recv(now, *other, |bytes| (bytes.len(), bytes.len()))
+            {
+                world
+                    .b
+                    .stack
+                    .send(now, *other, |room| {
+                        room[..count].fill(b'!');
+                        (count, ())
+                    })
+                    .unwrap();
+            }
+            if world
+                .a
+                .stack
+                .recv(now, *flow, |bytes| (bytes.len(), ()))
+                .is_ok()
+            {
+                waiting[index] = false;
+                rounds[index] += 1;
+            }
+        }
+        now >= until
+    });
+    let least = *rounds.iter().min().unwrap();
+    assert!(
+        least > 100,
+        "an echo flow had {least} rounds in a second of 2 ms round trips"
+    );
+    assert!(bulk.iter().all(|(_, drain)| drain.at > 1 << 20));
+}
+
+#[test]
+fn idle_rings_are_given_back_and_used_again() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut up = (Source::new(flow, 5, 3 << 20), Drain::new(other, 5));
+    up.0.finish = false;
+    world.until(10 * SECOND, |world| {
+        up.0.pump(world.now, &mut world.a.stack);
+        up.1.pump(world.now, &mut world.b.stack, usize::MAX);
+        up.1.at == 3 << 20
+    });
+    let before = world.b.stack.stats().rings_given_back;
+    world.run(15 * SECOND);
+    assert!(world.b.stack.stats().rings_given_back > before);
+    up.0.len = 6 << 20;
+    world.until(10 * SECOND, |world| {
+        up.0.pump(world.now, &mut world.a.stack);
+        up.1.pump(world.now, &mut world.b.stack, usize::MAX);
+        up.1.at == 6 << 20
+    });
+}
+
+#[test]
+fn out_of_order_data_survives_the_sweep_for_idle_rings() {
+    let plain = |config: Config| Config {
+        super_packets: false,
+        ..config
+    };
+    let mut world = World::with(plain(client_config()), plain(network_config()));
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 5, 10_000);
+    source.finish = false;
+    // The first segment is lost, the rest arrives and waits in the ring behind the gap.
+    source.len = 1000;
+    world.ab.cut = true;
+    source.pump(world.now, &mut world.a.stack);
+    world.drain();
+    world.ab.cut = false;
+    source.len = 2000;
+    source.pump(world.now, &mut world.a.stack);
+    world.drain();
+    world.ab.cut = true;
+    world.run(20 * SECOND);
+    world.ab.cut = false;
+    let mut drain = Drain::new(other, 5);
+    world.until(60 * SECOND, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.at == 2000
+    });
+}
+
+#[test]
+fn stale_ids_name_nothing() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let now = world.now;
+    world.a.stack.release(now, flow);
+    world.b.stack.release(now, other);
+    world.run(SECOND);
+    let (again, _) = world.open(ORIGIN4);
+    assert_eq!(again.index(), flow.index());
+    assert_ne!(again, flow);
+    assert_eq!(
+        world.a.stack.recv(now, flow, |_| (0, ())),
+        Err(RecvError::Unknown)
+    );
+    assert_eq!(
+        world.a.stack.send(now, flow, |_| (0, ())),
+        Err(SendError::Unknown)
+    );
+    world.a.stack.abort(now, flow);
+    world.a.stack.finish(now, flow);
+    world.a.stack.release(now, flow);
+    world.a.stack.reject(now, flow, Rejection::Reset);
+    world.run(SECOND);
+    assert_eq!(world.a.closed(again), None);
+    assert_eq!(world.a.stack.len(), 1);
+}
+
+#[test]
+fn limits_of_flows_hold() {
+    let mut world = World::with(
+        Config {
+            max_flows: 3,
+            ..client_config()
+        },
+        Config {
+            max_half_open: 2,
+            ..network_config()
+        },
+    );
+    world.b.accept = false;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    for _ in 0..3 {
+        world.a.stack.connect(world.now, remote).unwrap();
+    }
+    assert_eq!(
+        world.a.stack.connect(world.now, remote),
+        Err(ConnectError::TooManyFlows { limit: 3 })
+    );
+    world.run(SECOND / 10);
+    assert_eq!(world.b.stack.len(), 2);
+    assert_eq!(world.b.stack.stats().dropped.half_open_full, 1);
+}
+
+#[test]
+fn incoming_flows_to_own_addresses_are_reported_only_when_wanted() {
+    for incoming in [false, true] {
+        let mut world = World::with(
+            client_config(),
+            Config {
+                accept: adit_netstack::Accept::Own,
+                incoming,
+                ..network_config()
+            },
+        );
+        let flow = world
+            .a
+            .stack
+            .connect(world.now, "10.86.0.1:22".parse().unwrap())
+            .unwrap();
+        world.until(SECOND, |world| {
+            world.a.closed(flow).is_some() || world.a.is_established(flow)
+        });
+        assert_eq!(world.a.is_established(flow), incoming);
+        assert_eq!(world.a.closed(flow), (!incoming).then_some(Cause::Refused));
+    }
+}
+
+#[test]
+fn new_lease_ends_flows_of_the_old_address() {
+    let mut world = World::new();
+    let (flow4, _) = world.open(ORIGIN4);
+    let (flow6, _) = world.open(ORIGIN6);
+    world.a.stack.set_addresses(vec![
+        "10.86.0.9".parse().unwrap(),
+        world::A6.parse().unwrap(),
+    ]);
+    world.run(SECOND);
+    assert_eq!(world.a.closed(flow4), Some(Cause::AddressLost));
+    assert_eq!(world.a.closed(flow6), None);
+    world.a.stack.release(world.now, flow4);
+    assert_eq!(world.a.stack.len(), 1);
+}
+
+#[test]
+fn connect_needs_an_address_of_the_family_and_a_sane_remote() {
+    let mut world = World::with(
+        Config {
+            addresses: vec![world::A4.parse().unwrap()],
+            ..Config::default()
+        },
+        network_config(),
+    );
+    let mut connect = |remote: &str| world.a.stack.connect(world.now, remote.parse().unwrap());
+    assert!(matches!(
+        connect("[2001:db8::1]:80"),
+        Err(ConnectError::NoAddress { .. })
+    ));
+    for remote in [
+        "0.0.0.0:80",
+        "224.0.0.1:80",
+        "255.255.255.255:80",
+        "192.0.2.1:0",
+    ] {
+        assert!(
+            matches!(connect(remote), Err(ConnectError::BadAddress { .. })),
+            "{remote}"
+        );
+    }
+}
+
+#[test]
+fn ports_of_ended_flows_rest_before_they_are_used_again() {
+    let mut world = World::new();
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..300 {
+        let (flow, other) = world.open(ORIGIN4);
+        let (local, _) = world.a.stack.addresses(flow).unwrap();
+        assert!(
+            seen.insert(local),
+            "{local} is used twice within {:?}",
+            world.elapsed()
+        );
+        world.a.stack.release(world.now, flow);
+        world.b.stack.release(world.now, other);
+        world.run(SECOND / 50);
+    }
+    assert!(world.elapsed() < 30 * SECOND);
+    assert_eq!(world.a.stack.len(), 0);
+}
+
+#[test]
+fn small_segment_size_of_the_peer_is_respected() {
+    for (mtu, super_packets) in [(1280, true), (1280, false)] {
+        let mut world = World::with(
+            Config {
+                mtu: 9000,
+                ..client_config()
+            },
+            Config {
+                mtu,
+                super_packets,
+                ..network_config()
+            },
+        );
+        let (flow, other) = world.open(ORIGIN6);
+        exchange(&mut world, flow, other, 1 << 20, 10 * SECOND);
+        assert!(world.b.dropped.is_empty(), "{:?}", world.b.dropped);
+    }
+}
