@@ -1,3 +1,8 @@
 //! The sans-IO session: handshake, keys, lanes, scheduling and timers.
 
-pub mod identity;
+mod aead;
+mod identity;
+mod random;
+
+pub use aead::AeadKind;
+pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
