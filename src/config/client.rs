@@ -126,6 +126,19 @@ impl ClientConfig {
     }
 }
 
+impl fmt::Display for ClientConfig {
+    /// One line for `adit check`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<String> = self.servers.iter().map(LaneAddr::to_string).collect();
+        write!(
+            f,
+            "client of {}, proxy on {}",
+            servers.join(", "),
+            self.proxy
+        )
+    }
+}
+
 impl fmt::Debug for ProxyAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ProxyAuth(..)")

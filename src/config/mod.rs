@@ -27,6 +27,7 @@ pub use client::{CertificateCheck, CertificatePin, ClientConfig, ProxyAuth};
 pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
 pub use kind::{Kind, guess_kind, unknown_variable};
+pub use parse::proxy as parse_proxy;
 pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
 pub use settings::{FlagValue, Inputs, variable};
 

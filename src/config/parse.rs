@@ -105,8 +105,11 @@ pub(super) fn server(text: &str) -> Parsed<LaneAddr> {
     }
 }
 
-/// The address of the local proxy.
-pub(super) fn proxy(text: &str) -> Parsed<SocketAddr> {
+/// Parses the address of the local proxy; `localhost` is 127.0.0.1.
+///
+/// # Errors
+/// It is none; the text says what was found and what would be right.
+pub fn proxy(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }

@@ -195,6 +195,32 @@ impl ServerConfig {
     }
 }
 
+impl fmt::Display for ServerConfig {
+    /// One line for `adit check`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listen: Vec<String> = self.listen.iter().map(ListenAddr::to_string).collect();
+        let (count, plural) = (
+            self.clients.len(),
+            if self.clients.len() == 1 { "" } else { "s" },
+        );
+        write!(
+            f,
+            "server on {}, {count} client{plural}, egress {}",
+            listen.join(", "),
+            self.egress
+        )
+    }
+}
+
+impl fmt::Display for EgressKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tun => "tun",
+            Self::User => "user",
+        })
+    }
+}
+
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme, self.address)
