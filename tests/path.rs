@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    ClientConfig, ClientEntry, ClientTlsConfig, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
     ServerConfig, TunConfig,
 };
 use adit::proto::SecretKey;
@@ -70,13 +70,7 @@ async fn path(scheme: Scheme) -> Path {
         preshared_key: None,
         proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
         proxy_auth: None,
-        tls: ClientTlsConfig {
-            pins: Vec::new(),
-            ca_file: None,
-            system: false,
-            server_name: None,
-        },
-        dns: Vec::new(),
+        tls: CertificateCheck::Unchecked,
         connect_timeout: Duration::from_secs(5),
         aead: Vec::new(),
     })

@@ -35,7 +35,7 @@ use super::driver::{Driver, Exit};
 use super::proxy::{Credentials, CredentialsError, ProxySettings, serve};
 use super::resolve::{Resolver, name_service};
 use super::tunnel::{Tunnel, tunnel};
-use crate::config::{ClientConfig, ClientTlsConfig};
+use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
@@ -51,6 +51,8 @@ pub struct Client {
     tunnel: Tunnel,
     resolver: Resolver,
     driver: JoinHandle<Exit>,
+    /// Cancelled when the driver is gone, however it went.
+    over: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -71,10 +73,12 @@ impl Client {
             rand::rng().random(),
         );
         handshake.psk = config.preshared_key.clone();
+        handshake.aead = config.aead.clone();
         let connector = Connector {
             servers: config.servers.clone(),
             tls: ClientTls::new(&verify(&config.tls))?,
             handshake,
+            time: config.connect_timeout,
             pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
         };
         let (configured, inner) = watch::channel(None);
@@ -91,10 +95,17 @@ impl Client {
             NetworkWatch::new(),
             stop.clone(),
         );
+        let over = CancellationToken::new();
+        let guard = over.clone().drop_guard();
+        let driver = tokio::spawn(async move {
+            let _guard = guard;
+            driver.run().await
+        });
         Ok(Self {
             tunnel,
             resolver,
-            driver: tokio::spawn(driver.run()),
+            driver,
+            over,
             stop,
         })
     }
@@ -119,10 +130,8 @@ impl Client {
     }
 
     /// Waits until the tunnel has ended by itself, which only a fault makes it do.
-    pub async fn ended(&mut self) {
-        if let Err(error) = (&mut self.driver).await {
-            warn!(%error, "the tunnel's driver failed");
-        }
+    pub async fn ended(&self) {
+        self.over.cancelled().await;
     }
 
     /// Closes the session in order and ends the tunnel.
@@ -169,9 +178,13 @@ impl Proxy {
     }
 
     /// Serves applications through `client` until `stop`.
-    pub async fn serve(self, client: &Client, stop: CancellationToken) {
+    pub fn serve(
+        self,
+        client: &Client,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (tunnel, resolver) = (client.tunnel(), client.resolver());
-        serve(self.listener, self.settings, tunnel, resolver, stop).await;
+        serve(self.listener, self.settings, tunnel, resolver, stop)
     }
 }
 
@@ -207,15 +220,14 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn verify(tls: &ClientTlsConfig) -> Verify {
-    if !tls.pins.is_empty() {
-        Verify::Pins(tls.pins.iter().copied().map(Pin::from).collect())
-    } else if let Some(file) = &tls.ca_file {
-        Verify::CaFile(file.clone())
-    } else if tls.system {
-        Verify::System
-    } else {
-        Verify::Unchecked
+fn verify(check: &CertificateCheck) -> Verify {
+    match check {
+        CertificateCheck::Unchecked => Verify::Unchecked,
+        CertificateCheck::Pins(pins) => {
+            Verify::Pins(pins.iter().map(|pin| Pin::from(pin.0)).collect())
+        }
+        CertificateCheck::CaFile(file) => Verify::CaFile(file.clone()),
+        CertificateCheck::System => Verify::System,
     }
 }
 

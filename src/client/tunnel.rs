@@ -911,7 +911,7 @@ mod tests {
         let (tunnel, mut commands) = pair();
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let (association, alive) = tokio::join!(
-            tunnel.associate(socket, Ipv4Addr::LOCALHOST.into()),
+            tunnel.associate(socket, std::net::Ipv4Addr::LOCALHOST.into()),
             async {
                 let Some(Command::Associate { alive, reply, .. }) = commands.recv().await else {
                     panic!("no request");

@@ -246,7 +246,7 @@ fn split_port(text: &str) -> Result<(&str, u16), AddressError> {
 }
 
 /// Whether `name` could be a host name (RFC 1123, section 2.1), underscores allowed as resolvers do.
-pub(crate) fn is_host_name(name: &str) -> bool {
+fn is_host_name(name: &str) -> bool {
     let label_fits = |label: &str| {
         (1..=MAX_LABEL).contains(&label.len())
             && !label.starts_with('-')

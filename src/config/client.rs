@@ -5,15 +5,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::address::{LaneAddr, Scheme};
-use super::aead::Aead;
 use super::error::ConfigError;
 use super::server::{Unique, read_aead, read_file, values};
 use super::settings::{Inputs, Settings};
 use super::{Loaded, files, parse};
-use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
 
 /// Everything that a client is told, checked.
 #[derive(Clone, Debug)]
@@ -32,13 +33,11 @@ pub struct ClientConfig {
     /// What the proxy asks of whoever uses it.
     pub proxy_auth: Option<ProxyAuth>,
     /// How the certificate of a `tls` lane is checked.
-    pub tls: ClientTlsConfig,
-    /// Resolvers inside the tunnel; empty: those that the server names.
-    pub dns: Vec<IpAddr>,
+    pub tls: CertificateCheck,
     /// How long one attempt at one server may take, until the session stands.
     pub connect_timeout: Duration,
     /// Ciphers in the order of preference; empty: what this processor is best at.
-    pub aead: Vec<Aead>,
+    pub aead: Vec<AeadKind>,
 }
 
 /// The user name and the password of the local proxy. `Debug` shows neither.
@@ -51,19 +50,27 @@ pub struct ProxyAuth {
 }
 
 /// How the certificate of a `tls` lane is checked, beside the server's identity, which always is.
-///
-/// With a pin, only it counts; else a certificate that one of the authorities vouches for is good; with nothing
-/// set, any certificate is, since the session's handshake decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClientTlsConfig {
-    /// SHA-256 of acceptable public keys (SubjectPublicKeyInfo).
-    pub pins: Vec<[u8; 32]>,
-    /// A PEM file of authorities.
-    pub ca_file: Option<PathBuf>,
-    /// Whether the authorities of the system count.
-    pub system: bool,
-    /// The name to ask for and to check, where it is not the server's host.
-    pub server_name: Option<String>,
+pub enum CertificateCheck {
+    /// Not at all: the session's handshake decides alone.
+    #[default]
+    Unchecked,
+    /// Its public key is one of these; never empty.
+    Pins(Vec<CertificatePin>),
+    /// It names the host, and an authority in this PEM file vouches for it.
+    CaFile(PathBuf),
+    /// It names the host, and an authority that the system trusts vouches for it.
+    System,
+}
+
+/// The SHA-256 of a certificate's SubjectPublicKeyInfo (RFC 7469, section 2.4), shown as 44 base64 characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CertificatePin(pub [u8; 32]);
+
+impl fmt::Display for CertificatePin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
 }
 
 impl ClientConfig {
@@ -101,7 +108,6 @@ impl ClientConfig {
         let proxy_auth = read_auth(settings);
         let proxy = read_proxy(settings, proxy_auth.is_some());
         let tls = read_tls(settings, &servers);
-        let dns = values(settings.list("dns", parse::resolver));
         let connect_timeout = settings.value("connect_timeout", |text| {
             parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
         });
@@ -114,10 +120,22 @@ impl ClientConfig {
             proxy,
             proxy_auth,
             tls,
-            dns,
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
             aead,
         })
+    }
+}
+
+impl fmt::Display for ClientConfig {
+    /// One line for `adit check`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<String> = self.servers.iter().map(LaneAddr::to_string).collect();
+        write!(
+            f,
+            "client of {}, proxy on {}",
+            servers.join(", "),
+            self.proxy
+        )
     }
 }
 
@@ -242,23 +260,42 @@ fn read_proxy(settings: &mut Settings<'_>, has_password: bool) -> SocketAddr {
     at.value
 }
 
-fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> ClientTlsConfig {
-    let pins = settings.list("tls.pin", parse::pin);
+fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> CertificateCheck {
+    let pins = settings
+        .list("tls.pin", parse::pin)
+        .filter(|pins| !pins.is_empty());
     let ca_file = settings.path("tls.ca_file");
-    let system = settings.value("tls.system", parse::boolean);
-    let server_name = settings.value("tls.server_name", parse::server_name);
+    let system = settings
+        .value("tls.system", parse::boolean)
+        .filter(|at| at.value);
     if let Some(at) = &ca_file {
         read_file(settings, "tls.ca_file", &at.place, files::probe(&at.value));
     }
-    if settings.file_has("tls") && !servers.iter().any(|server| server.scheme == Scheme::Tls) {
+    let pinned = pins
+        .as_ref()
+        .and_then(|pins| pins.first())
+        .map(|at| ("tls.pin", at.place.clone()));
+    let signed = ca_file.as_ref().map(|at| ("tls.ca_file", at.place.clone()));
+    let trusted = system.as_ref().map(|at| ("tls.system", at.place.clone()));
+    let given: Vec<_> = [pinned, signed, trusted].into_iter().flatten().collect();
+    if let [(first, _), (second, place), ..] = given.as_slice() {
+        let message = format!(
+            "stands beside {first}, and a certificate is checked in one way: keep one of them"
+        );
+        settings.problem(second, place.clone(), message);
+    }
+    if !given.is_empty()
+        && !servers.is_empty()
+        && !servers.iter().any(|server| server.scheme == Scheme::Tls)
+    {
         settings
             .warn("tls: nothing of it is used, since no server is reached by tls://".to_owned());
     }
-    ClientTlsConfig {
-        pins: values(pins),
-        ca_file: ca_file.map(|at| at.value),
-        system: system.is_some_and(|at| at.value),
-        server_name: server_name.map(|at| at.value),
+    match (pins, ca_file, system) {
+        (Some(pins), _, _) => CertificateCheck::Pins(values(Some(pins))),
+        (None, Some(at), _) => CertificateCheck::CaFile(at.value),
+        (None, None, Some(_)) => CertificateCheck::System,
+        (None, None, None) => CertificateCheck::Unchecked,
     }
 }
 

@@ -44,6 +44,12 @@ impl ConfigError {
             Self::Unreadable { .. } | Self::TooLarge { .. } | Self::NotText { .. } => &[],
         }
     }
+
+    /// Whether nothing is wrong but that settings are missing.
+    pub fn is_all_missing(&self) -> bool {
+        let missing = |problem: &Problem| matches!(problem.place, Place::Missing(_));
+        !self.problems().is_empty() && self.problems().iter().all(missing)
+    }
 }
 
 /// One wrong setting.

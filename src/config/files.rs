@@ -10,7 +10,7 @@ use std::str::FromStr;
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, MAX_FILE_LEN, explain_io};
-use crate::proto::identity::SecretKey;
+use crate::proto::SecretKey;
 
 /// Reads a configuration file; `None` where there is none.
 ///

@@ -13,20 +13,21 @@
 //! read, names are unique.
 
 pub mod address;
-mod aead;
 mod client;
 mod error;
 mod files;
+mod kind;
 mod parse;
 mod server;
 mod settings;
 mod yaml;
 
 pub use address::{AddressError, Host, LaneAddr, Scheme};
-pub use aead::Aead;
-pub use client::{ClientConfig, ClientTlsConfig, ProxyAuth};
+pub use client::{CertificateCheck, CertificatePin, ClientConfig, ProxyAuth};
 pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
+pub use kind::{Kind, guess_kind, unknown_variable};
+pub use parse::proxy as parse_proxy;
 pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
 pub use settings::{FlagValue, Inputs, variable};
 

@@ -7,11 +7,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::address::{Host, LaneAddr, is_host_name};
-use super::aead::Aead;
+use super::address::{Host, LaneAddr};
+use super::client::CertificatePin;
 use super::server::{EgressKind, ListenAddr};
 use super::settings::nearest;
-use crate::proto::identity::PublicKey;
+use crate::proto::{AeadKind, PublicKey};
 
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -105,8 +105,11 @@ pub(super) fn server(text: &str) -> Parsed<LaneAddr> {
     }
 }
 
-/// The address of the local proxy.
-pub(super) fn proxy(text: &str) -> Parsed<SocketAddr> {
+/// Parses the address of the local proxy; `localhost` is 127.0.0.1.
+///
+/// # Errors
+/// It is none; the text says what was found and what would be right.
+pub fn proxy(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
@@ -265,11 +268,11 @@ pub(super) fn egress(text: &str) -> Parsed<EgressKind> {
     }
 }
 
-pub(super) fn aead(text: &str) -> Parsed<Aead> {
-    if let Some(found) = Aead::ALL.into_iter().find(|aead| aead.as_str() == text) {
+pub(super) fn aead(text: &str) -> Parsed<AeadKind> {
+    if let Some(found) = AeadKind::ALL.into_iter().find(|aead| aead.name() == text) {
         return Ok(found);
     }
-    let names = Aead::ALL.map(Aead::as_str);
+    let names = AeadKind::ALL.map(AeadKind::name);
     match nearest(text, names.into_iter()) {
         Some(near) => Err(format!("`{text}` is not a cipher: did you mean {near}?")),
         None => Err(format!(
@@ -312,9 +315,10 @@ pub(super) fn interface(text: &str) -> Parsed<String> {
     }
 }
 
-/// The SHA-256 of a certificate's public key: 64 hex digits, colons allowed, or 44 base64 characters.
-pub(super) fn pin(text: &str) -> Parsed<[u8; 32]> {
-    let bare = ["sha256:", "sha256//", "sha256/"]
+/// The fingerprint of a certificate's public key: 64 hex digits, colons allowed, or 44 base64 characters.
+pub(super) fn pin(text: &str) -> Parsed<CertificatePin> {
+    // What `curl --pinnedpubkey` takes is pasted as it is.
+    let bare = ["sha256//", "sha256/", "sha256:"]
         .iter()
         .find_map(|prefix| text.strip_prefix(prefix))
         .unwrap_or(text);
@@ -327,27 +331,16 @@ pub(super) fn pin(text: &str) -> Parsed<[u8; 32]> {
                 .and_then(|two| u8::from_str_radix(two, 16).ok())
                 .unwrap_or(0);
         }
-        return Ok(pin);
+        return Ok(CertificatePin(pin));
     }
     match STANDARD.decode(bare) {
         Ok(bytes) if bytes.len() == pin.len() => {
             pin.copy_from_slice(&bytes);
-            Ok(pin)
+            Ok(CertificatePin(pin))
         }
         Ok(_) | Err(_) => Err(format!(
-            "`{text}` is not a pin: write the SHA-256 as 64 hex digits or 44 base64 characters"
+            "`{text}` is not a pin: write the SHA-256 of the certificate's public key, 44 base64 characters or 64 hex digits"
         )),
-    }
-}
-
-/// The name that a certificate must bear.
-pub(super) fn server_name(text: &str) -> Parsed<String> {
-    if is_host_name(text) || text.parse::<IpAddr>().is_ok() {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "`{text}` is not a host name: write one like vpn.example.com"
-        ))
     }
 }
 

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::address::Scheme;
-use super::aead::Aead;
 use super::error::{ConfigError, Place};
 use super::settings::{Group, Inputs, Located, Settings};
 use super::{Loaded, files, parse};
-use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
 
 /// Everything that a server is told, checked: addresses are inside their networks, names and keys are unique.
 #[derive(Clone, Debug)]
@@ -49,7 +48,7 @@ pub struct ServerConfig {
     /// Bounds for each client.
     pub limits: Limits,
     /// Ciphers in the order of preference; empty: what this processor is best at.
-    pub aead: Vec<Aead>,
+    pub aead: Vec<AeadKind>,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -196,6 +195,32 @@ impl ServerConfig {
     }
 }
 
+impl fmt::Display for ServerConfig {
+    /// One line for `adit check`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listen: Vec<String> = self.listen.iter().map(ListenAddr::to_string).collect();
+        let (count, plural) = (
+            self.clients.len(),
+            if self.clients.len() == 1 { "" } else { "s" },
+        );
+        write!(
+            f,
+            "server on {}, {count} client{plural}, egress {}",
+            listen.join(", "),
+            self.egress
+        )
+    }
+}
+
+impl fmt::Display for EgressKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tun => "tun",
+            Self::User => "user",
+        })
+    }
+}
+
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme, self.address)
@@ -296,7 +321,7 @@ fn read_clients(
     let mut addresses = Unique::new("clients");
     let mut addresses6 = Unique::new("clients");
     let mut clients = Vec::new();
-    for group in settings.groups("clients") {
+    for group in settings.groups("clients", &CLIENT_KEYS) {
         let name = settings.value_in(&group, "name", parse::client_name);
         let public_key = settings.value_in(&group, "public_key", parse::public_key);
         let address = settings.value_in(&group, "address", parse::ipv4);
@@ -467,13 +492,13 @@ fn read_limits(settings: &mut Settings<'_>) -> Limits {
 }
 
 /// Reads the ciphers, for both kinds of program.
-pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<Aead> {
+pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<AeadKind> {
     let Some(aead) = settings.list("aead", parse::aead) else {
         return Vec::new();
     };
     let mut seen = Unique::new("aead");
     for at in &aead {
-        seen.insert(settings, at.value, at.value.as_str().to_owned(), &at.place);
+        seen.insert(settings, at.value, at.value.name().to_owned(), &at.place);
     }
     values(Some(aead))
 }
@@ -569,6 +594,14 @@ fn default_state_dir(
     Some(base.join("adit").join(name))
 }
 
+/// The keys of one client.
+const CLIENT_KEYS: [&str; 5] = [
+    "name",
+    "public_key",
+    "address",
+    "address6",
+    "preshared_key_file",
+];
 /// The port of lanes where none is said.
 const DEFAULT_PORT: u16 = 7443;
 /// A network of RFC 1918 that home routers and clouds seldom take.

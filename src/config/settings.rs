@@ -47,8 +47,6 @@ pub(super) struct Located<T> {
 pub(super) struct Group {
     /// `clients[0]`.
     path: String,
-    /// `clients[]`.
-    pattern: String,
     entries: Vec<Entry>,
     pub(super) place: Place,
 }
@@ -65,19 +63,27 @@ pub(super) struct Settings<'a> {
 }
 
 impl<'a> Settings<'a> {
+    /// Takes no file into account.
+    pub(super) fn new(inputs: Inputs<'a>) -> Self {
+        Self {
+            inputs,
+            path: None,
+            entries: Vec::new(),
+            absent: false,
+            known: BTreeSet::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// Reads and parses the file, if there is one.
     ///
     /// # Errors
     /// The file is unreadable, too large, not text, or not YAML.
     pub(super) fn open(inputs: Inputs<'a>) -> Result<Self, ConfigError> {
         let mut settings = Self {
-            inputs,
             path: inputs.file.map(Path::to_owned),
-            entries: Vec::new(),
-            absent: false,
-            known: BTreeSet::new(),
-            problems: Vec::new(),
-            warnings: Vec::new(),
+            ..Self::new(inputs)
         };
         let Some(path) = inputs.file else {
             return Ok(settings);
@@ -150,7 +156,11 @@ impl<'a> Settings<'a> {
     }
 
     /// Reads a list of groups, which only a file can hold.
-    pub(super) fn groups(&mut self, key: &str) -> Vec<Group> {
+    ///
+    /// `keys` are those of a group, which are known even where there is no group.
+    pub(super) fn groups(&mut self, key: &str, keys: &[&str]) -> Vec<Group> {
+        self.known
+            .extend(keys.iter().map(|inner| format!("{key}[].{inner}")));
         self.known.insert(format!("{key}[]"));
         let Some(node) = find(&self.entries, key) else {
             return Vec::new();
@@ -174,7 +184,6 @@ impl<'a> Settings<'a> {
             match item.value {
                 Value::Map(entries) => groups.push(Group {
                     path,
-                    pattern: format!("{key}[]"),
                     entries,
                     place,
                 }),
@@ -272,19 +281,18 @@ impl<'a> Settings<'a> {
     }
 
     /// Every key that was asked for, `clients[].name` among them.
-    #[cfg(test)]
     pub(super) fn known(&self) -> &BTreeSet<String> {
         &self.known
+    }
+
+    /// The keys at the top of the file.
+    pub(super) fn top_keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.key.as_str())
     }
 
     /// Whether a problem with this key was found.
     pub(super) fn has_problem(&self, key: &str) -> bool {
         self.problems.iter().any(|problem| problem.key == key)
-    }
-
-    /// Whether the file holds this key.
-    pub(super) fn file_has(&self, key: &str) -> bool {
-        self.entries.iter().any(|entry| entry.key == key)
     }
 
     /// The text of a single value with its place.
@@ -353,7 +361,6 @@ impl<'a> Settings<'a> {
     }
 
     fn text_in(&mut self, group: &Group, key: &str) -> Option<(String, Place)> {
-        self.known.insert(format!("{}.{key}", group.pattern));
         let node = find(&group.entries, key)?;
         self.scalar(&format!("{}.{key}", group.path), node)
     }

@@ -3,7 +3,7 @@
 mod aead;
 mod epoch;
 mod handshake;
-pub mod identity;
+mod identity;
 mod keys;
 mod lane;
 mod liveness;

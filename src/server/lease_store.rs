@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::leases::{Leases, RestoreError, Restored};
-use crate::proto::identity::PublicKey;
+use crate::proto::PublicKey;
 
 /// The file of a server's leases.
 #[derive(Clone, Debug)]

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::identity::PublicKey;
+use crate::proto::PublicKey;
 
 /// All leases of a server. Sans-IO: time is an argument, and [`Leases::save`] and [`Leases::restore`] speak bytes.
 #[derive(Debug)]

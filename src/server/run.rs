@@ -187,7 +187,7 @@ impl Server {
             router,
             responder: Responder::new(
                 config.secret_keys.clone(),
-                &[],
+                &config.aead,
                 Settings::default(),
                 clock::unix(),
             ),

@@ -1,0 +1,253 @@
+//! The arguments, as clap reads them, and the settings that flags stand for.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::{FlagValue, Kind};
+
+/// A VPN whose client needs no root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "adit",
+    version,
+    about,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Args {
+    /// What is logged: error, warn, info, debug, trace, off, or directives such as adit::server=debug
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "ADIT_LOG_LEVEL",
+        default_value = "info"
+    )]
+    pub(super) log_level: String,
+    /// How it is logged, on standard error
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "ADIT_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(super) log_format: LogFormat,
+    /// Write the ready line to this descriptor too, then close it
+    #[arg(long, global = true, value_name = "N", env = "ADIT_READY_FD")]
+    pub(super) ready_fd: Option<RawFd>,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run both ends on this host, to see it work: throw-away keys, no root, nothing to configure
+    Try(TryArgs),
+    /// Run the server
+    Server(ServerArgs),
+    /// Run the client
+    Client(ClientArgs),
+    /// Make a new secret key and print its public key
+    Keygen(KeygenArgs),
+    /// Print the public key of a secret key
+    Pubkey(PubkeyArgs),
+    /// Check a configuration file and all it names, without starting anything
+    Check(CheckArgs),
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The arguments of `adit try`.
+#[derive(Debug, clap::Args)]
+pub struct TryArgs {
+    /// Where the proxy listens; on loopback only
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "ADIT_PROXY",
+        default_value = "127.0.0.1:1080"
+    )]
+    pub(super) proxy: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ServerArgs {
+    /// The configuration file; every key of it has an environment variable too (ADIT_LISTEN for listen)
+    #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Accept lanes here; may be given several times
+    #[arg(long, value_name = "SCHEME://ADDRESS:PORT")]
+    listen: Vec<String>,
+    /// The file of the server's secret key
+    #[arg(long, value_name = "FILE")]
+    key_file: Vec<String>,
+    /// The pool of inner IPv4 addresses, or off
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
+    /// The pool of inner IPv6 addresses, or off
+    #[arg(long, value_name = "NETWORK")]
+    network6: Option<String>,
+    /// Where packets leave: tun or user
+    #[arg(long, value_name = "EGRESS")]
+    egress: Option<String>,
+    /// The name of the TUN device
+    #[arg(long, value_name = "NAME")]
+    tun_name: Option<String>,
+    /// The inner MTU in bytes
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<String>,
+    /// A network that clients may reach beside the public Internet; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    allow: Vec<String>,
+    /// A resolver to ask instead of the host's; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<String>,
+    /// The folder of what outlives the process
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ClientArgs {
+    /// The configuration file; every key of it has an environment variable too (ADIT_SERVER for server)
+    #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Where the server is reached; may be given several times, tried in turn
+    #[arg(long, value_name = "SCHEME://HOST:PORT")]
+    server: Vec<String>,
+    /// The server's public key
+    #[arg(long, value_name = "KEY")]
+    server_key: Option<String>,
+    /// The file of the client's secret key
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<String>,
+    /// The file of a key shared with the server
+    #[arg(long, value_name = "FILE")]
+    preshared_key_file: Option<String>,
+    /// Where the proxy listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    proxy: Option<String>,
+    /// The user name that the proxy asks for
+    #[arg(long, value_name = "NAME")]
+    proxy_user: Option<String>,
+    /// The file of the password that the proxy asks for
+    #[arg(long, value_name = "FILE")]
+    proxy_password_file: Option<String>,
+    /// Listen beyond this host without a password
+    #[arg(long)]
+    proxy_open: bool,
+    /// How long one attempt to connect may take
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct KeygenArgs {
+    /// Write the secret key to this new file, and print the public key; without, print the secret key
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Overwrite the file; the key in it is lost
+    #[arg(long, requires = "output")]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PubkeyArgs {
+    /// The file of the secret key, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// The configuration file
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Which program it is for, where its keys do not tell
+    #[arg(long, value_name = "KIND", value_parser = parse_kind)]
+    pub(super) kind: Option<Kind>,
+}
+
+impl ServerArgs {
+    /// The settings that were given as flags.
+    pub(super) fn settings(&self) -> Vec<FlagValue> {
+        [
+            flag("listen", "--listen", &self.listen),
+            flag("key_file", "--key-file", &self.key_file),
+            flag("network", "--network", self.network.as_slice()),
+            flag("network6", "--network6", self.network6.as_slice()),
+            flag("egress", "--egress", self.egress.as_slice()),
+            flag("tun.name", "--tun-name", self.tun_name.as_slice()),
+            flag("mtu", "--mtu", self.mtu.as_slice()),
+            flag("allow", "--allow", &self.allow),
+            flag("dns", "--dns", &self.dns),
+            flag("state_dir", "--state-dir", self.state_dir.as_slice()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+impl ClientArgs {
+    /// The settings that were given as flags.
+    pub(super) fn settings(&self) -> Vec<FlagValue> {
+        let open = if self.proxy_open {
+            vec!["true".to_owned()]
+        } else {
+            Vec::new()
+        };
+        [
+            flag("server", "--server", &self.server),
+            flag("server_key", "--server-key", self.server_key.as_slice()),
+            flag("key_file", "--key-file", self.key_file.as_slice()),
+            flag(
+                "preshared_key_file",
+                "--preshared-key-file",
+                self.preshared_key_file.as_slice(),
+            ),
+            flag("proxy", "--proxy", self.proxy.as_slice()),
+            flag("proxy_user", "--proxy-user", self.proxy_user.as_slice()),
+            flag(
+                "proxy_password_file",
+                "--proxy-password-file",
+                self.proxy_password_file.as_slice(),
+            ),
+            flag("proxy_open", "--proxy-open", &open),
+            flag(
+                "connect_timeout",
+                "--connect-timeout",
+                self.connect_timeout.as_slice(),
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+fn flag(key: &'static str, flag: &'static str, values: &[String]) -> Option<FlagValue> {
+    (!values.is_empty()).then(|| FlagValue {
+        key,
+        flag,
+        values: values.to_vec(),
+    })
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| "write server or client".to_owned())
+}

@@ -1,0 +1,45 @@
+//! `adit check`: everything that a start would refuse, without starting.
+
+use std::env;
+
+use super::args::CheckArgs;
+use super::{Failure, print, serve};
+use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind};
+
+/// Checks a file as a start in this environment would, and the files that it names.
+pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let file = args.file.display();
+    // A file that is named here and is not there is what is wrong, even where the environment says enough.
+    if !args.file.exists() {
+        return Err(Failure::Usage(format!("{file}: there is no such file")));
+    }
+    let kind = match args.kind {
+        Some(kind) => kind,
+        None => guess_kind(&args.file)?.ok_or_else(|| {
+            Failure::Usage(format!(
+                "{file}: its keys do not tell whether it is for a server or a client: say --kind"
+            ))
+        })?,
+    };
+    let environment = |name: &str| env::var(name).ok();
+    let inputs = Inputs {
+        file: Some(&args.file),
+        environment: &environment,
+        flags: &[],
+    };
+    let (summary, mut warnings) = match kind {
+        Kind::Server => {
+            let loaded = ServerConfig::load(inputs)?;
+            (loaded.config.to_string(), loaded.warnings)
+        }
+        Kind::Client => {
+            let loaded = ClientConfig::load(inputs)?;
+            (loaded.config.to_string(), loaded.warnings)
+        }
+    };
+    warnings.extend(serve::unknown_variables());
+    for warning in warnings {
+        print(&format!("{file}: warning: {warning}"))?;
+    }
+    print(&format!("{file}: ok: {summary}"))
+}

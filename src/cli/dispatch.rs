@@ -1,0 +1,203 @@
+//! Where the command line hands over to the programs.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::client::run::{Client, Proxy};
+use crate::config::{
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
+    ServerConfig, TunConfig,
+};
+use crate::io::ready::Ready;
+use crate::proto::SecretKey;
+use crate::server::run::Server;
+use crate::wire::DEFAULT_MTU;
+
+/// What `adit try` is told.
+#[derive(Clone, Debug)]
+pub struct TryOptions {
+    /// Where the proxy listens: on loopback.
+    pub proxy: SocketAddr,
+}
+
+/// Runs a server until `stop` is cancelled and its sessions are closed.
+///
+/// # Errors
+/// It cannot start.
+pub async fn run_server(
+    config: ServerConfig,
+    mut ready: Ready,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let server = Server::start(config).await?;
+    if let Some(pin) = server.tls_pin() {
+        info!(%pin, "clients may pin this certificate");
+    }
+    ready.announce(&format!("listening on {}", Addresses(&server.listening())));
+    server.run(stop.clone()).await;
+    ready.stopping();
+    Ok(())
+}
+
+/// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands.
+///
+/// # Errors
+/// It cannot start, or its driver has failed.
+pub async fn run_client(
+    config: ClientConfig,
+    mut ready: Ready,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let proxy = Proxy::bind(&config).await?;
+    let address = proxy.address();
+    let client = Client::start(&config)?;
+    let serving = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let result = until_stopped(&client, &stop, || {
+        ready.announce(&format!("proxy on {address}"));
+    })
+    .await;
+    ready.stopping();
+    client.close().await;
+    // It only has its own listener and handshakes to drop.
+    serving.abort();
+    result
+}
+
+/// Runs a server and a client of it in this process, until `stop` is cancelled.
+///
+/// Both ends have throw-away keys; the server listens on loopback, has the egress `user` and lets
+/// its one client go wherever this user could go himself.
+///
+/// # Errors
+/// One of them cannot start, or the client's driver has failed.
+pub async fn run_try(
+    options: TryOptions,
+    mut ready: Ready,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let state = tempfile::tempdir().context("cannot make a folder for the trial's state")?;
+    let (server_key, client_key) = (generate(), generate());
+    let server = Server::start(try_server(&server_key, &client_key, state.path())).await?;
+    let config = try_client(server.listening(), &server_key, client_key, options.proxy);
+    let proxy = Proxy::bind(&config).await?;
+    let address = proxy.address();
+    let server_stop = CancellationToken::new();
+    let serving_clients = tokio::spawn(server.run(server_stop.clone()));
+    let client = Client::start(&config)?;
+    let serving_proxy = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let result = until_stopped(&client, &stop, || {
+        ready.announce(&format!("proxy on {address}"));
+        println!("try it:  curl -x socks5h://{address} https://example.com/");
+        println!("stop it: Ctrl-C");
+    })
+    .await;
+    ready.stopping();
+    client.close().await;
+    serving_proxy.abort();
+    server_stop.cancel();
+    serving_clients.await.context("the server failed")?;
+    result
+}
+
+async fn until_stopped(
+    client: &Client,
+    stop: &CancellationToken,
+    connected: impl FnOnce(),
+) -> anyhow::Result<()> {
+    let up = async {
+        if client.connected().await.is_some() {
+            connected();
+        }
+        stop.cancelled().await;
+    };
+    tokio::select! {
+        () = up => Ok(()),
+        () = stop.cancelled() => Ok(()),
+        () = client.ended() => bail!("the tunnel's driver has failed; the log says more"),
+    }
+}
+
+fn generate() -> SecretKey {
+    SecretKey::generate(&mut rand::rng())
+}
+
+fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerConfig {
+    ServerConfig {
+        listen: vec![ListenAddr {
+            scheme: Scheme::Tcp,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }],
+        secret_keys: vec![server.clone()],
+        network: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 86, 0, 0), 24)),
+        network6: Some(Ipv6Net::new_assert(
+            Ipv6Addr::new(0xfd86, 0, 0, 0, 0, 0, 0, 0),
+            64,
+        )),
+        egress: EgressKind::User,
+        allow: vec![
+            IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
+            IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
+        ],
+        clients: vec![ClientEntry {
+            name: "try".to_owned(),
+            public_key: client.public(),
+            address: None,
+            address6: None,
+            preshared_key: None,
+        }],
+        tun: TunConfig {
+            name: "adit0".to_owned(),
+            masquerade: true,
+        },
+        mtu: DEFAULT_MTU,
+        tls: None,
+        dns: Vec::new(),
+        client_to_client: false,
+        state_dir: state.to_path_buf(),
+        max_clients: 1,
+        limits: Limits {
+            flows_per_client: 16_384,
+            half_open_per_client: 1024,
+        },
+        aead: Vec::new(),
+    }
+}
+
+fn try_client(
+    servers: Vec<LaneAddr>,
+    server: &SecretKey,
+    secret_key: SecretKey,
+    proxy: SocketAddr,
+) -> ClientConfig {
+    ClientConfig {
+        servers,
+        server_key: server.public(),
+        secret_key,
+        preshared_key: None,
+        proxy,
+        proxy_auth: None,
+        tls: CertificateCheck::Unchecked,
+        connect_timeout: Duration::from_secs(5),
+        aead: Vec::new(),
+    }
+}
+
+/// Addresses for people, separated by commas.
+struct Addresses<'a>(&'a [LaneAddr]);
+
+impl fmt::Display for Addresses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, address) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{address}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! The command line: arguments in, an exit status out.
+//!
+//! ```text
+//! args ─▶ command ─▶ keys (keygen, pubkey)
+//!                 ├▶ check
+//!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try)
+//!                                                    └─ signals: first stops, second ends
+//! ```
+//!
+//! Exit statuses: 0 done or stopped as asked, 1 failed, 2 wrong usage or configuration, 128 and the signal's number
+//! when a second signal ended the program at once. Errors are one line each on standard error, behind `adit: `.
+
+mod args;
+mod check;
+pub mod dispatch;
+mod keys;
+mod logging;
+mod serve;
+mod signals;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use args::{Args, TryArgs};
+
+use crate::config::{ConfigError, KeyFileError};
+use args::Command;
+
+/// Runs the program and returns its exit status.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version come this way too, with status 0. A reader that is gone has seen enough.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Run(error)) => fail(&format!("{error:#}"), FAILED),
+        Err(Failure::Config(error)) => fail(&error.to_string(), USAGE),
+        Err(Failure::Usage(message)) => fail(&message, USAGE),
+        Err(Failure::KeyFile(error)) => fail(&error.to_string(), FAILED),
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    match &args.command {
+        Command::Try(_) | Command::Server(_) | Command::Client(_) => serve::run(&args),
+        Command::Keygen(command) => keys::keygen(command),
+        Command::Pubkey(command) => keys::pubkey(command),
+        Command::Check(command) => check::run(command),
+    }
+}
+
+/// Why the program ends without success.
+#[derive(Debug)]
+enum Failure {
+    Usage(String),
+    Config(ConfigError),
+    KeyFile(KeyFileError),
+    Run(anyhow::Error),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<KeyFileError> for Failure {
+    fn from(error: KeyFileError) -> Self {
+        Self::KeyFile(error)
+    }
+}
+
+/// Says on standard error what is wrong, each line of several behind the program's name.
+fn fail(message: &str, status: u8) -> ExitCode {
+    let mut err = io::stderr().lock();
+    // Nothing is left to be done for whoever closed standard error.
+    let _ = writeln!(err, "adit: {message}");
+    ExitCode::from(status)
+}
+
+/// Prints a line of result. A reader that went away (`| head`) ends the program quietly.
+fn print(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Run(
+            anyhow::Error::new(error).context("cannot write to standard output"),
+        )),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The exit status of a failure.
+const FAILED: u8 = 1;
+/// The exit status of a wrong usage or configuration, as clap has it.
+const USAGE: u8 = 2;

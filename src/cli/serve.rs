@@ -1,0 +1,131 @@
+//! `adit server`, `adit client` and `adit try`: configuration, logging, runtime, then the program itself.
+
+use std::env;
+use std::path::Path;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{Args, Command, TryArgs};
+use super::{Failure, dispatch, logging, signals};
+use crate::config::{
+    ClientConfig, FlagValue, Inputs, Kind, Loaded, ServerConfig, parse_proxy, unknown_variable,
+};
+use crate::io::ready::{self, Ready};
+
+/// Runs one of the programs until it ends or is told to stop.
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    // First of all, while a wrong number cannot name something that we opened.
+    let ready = match args.ready_fd {
+        Some(number) => Some(
+            ready::inherited(number)
+                .map_err(|error| Failure::Usage(format!("--ready-fd {number}: {error}")))?,
+        ),
+        None => None,
+    };
+    let ready = Ready::new(ready);
+    let program = load(args)?;
+    logging::start(&args.log_level, args.log_format).map_err(Failure::Usage)?;
+    for warning in program.warnings.iter().cloned().chain(unknown_variables()) {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .map_err(Failure::Run)?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        signals::listen(stop.clone()).context("cannot listen for signals")?;
+        match program.config {
+            Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
+            Program::Client(config) => dispatch::run_client(*config, ready, stop).await,
+            Program::Try(options) => dispatch::run_try(options, ready, stop).await,
+        }
+    });
+    // A task that blocks (a name being resolved by the system) must not hold up the end.
+    runtime.shutdown_background();
+    result.map_err(Failure::Run)
+}
+
+/// Names environment variables that look like ours and mean nothing.
+pub(super) fn unknown_variables() -> impl Iterator<Item = String> {
+    env::vars_os().filter_map(|(name, _)| unknown_variable(name.to_str()?))
+}
+
+/// What is to be run.
+enum Program {
+    Server(Box<ServerConfig>),
+    Client(Box<ClientConfig>),
+    Try(dispatch::TryOptions),
+}
+
+fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
+    match &args.command {
+        Command::Server(server) => {
+            let flags = server.settings();
+            let loaded = load_by(
+                server.config.as_deref(),
+                &flags,
+                Kind::Server,
+                ServerConfig::load,
+            )?;
+            Ok(Loaded {
+                config: Program::Server(Box::new(loaded.config)),
+                warnings: loaded.warnings,
+            })
+        }
+        Command::Client(client) => {
+            let flags = client.settings();
+            let loaded = load_by(
+                client.config.as_deref(),
+                &flags,
+                Kind::Client,
+                ClientConfig::load,
+            )?;
+            Ok(Loaded {
+                config: Program::Client(Box::new(loaded.config)),
+                warnings: loaded.warnings,
+            })
+        }
+        Command::Try(options) => Ok(Loaded {
+            config: Program::Try(try_options(options)?),
+            warnings: Vec::new(),
+        }),
+        Command::Keygen(_) | Command::Pubkey(_) | Command::Check(_) => {
+            Err(Failure::Usage("this command runs no program".to_owned()))
+        }
+    }
+}
+
+/// Loads a configuration; where nothing at all was given, says how to begin rather than what is missing.
+fn load_by<T>(
+    file: Option<&Path>,
+    flags: &[FlagValue],
+    kind: Kind,
+    load: fn(Inputs<'_>) -> Result<Loaded<T>, crate::config::ConfigError>,
+) -> Result<Loaded<T>, Failure> {
+    let environment = |name: &str| env::var(name).ok();
+    let nothing_given = file.is_none() && flags.is_empty();
+    match load(Inputs {
+        file,
+        environment: &environment,
+        flags,
+    }) {
+        Err(error) if nothing_given && error.is_all_missing() => Err(Failure::Usage(format!(
+            "no configuration: run `adit {kind} -c {kind}.yaml`, or see `adit {kind} --help`"
+        ))),
+        result => Ok(result?),
+    }
+}
+
+fn try_options(args: &TryArgs) -> Result<dispatch::TryOptions, Failure> {
+    let proxy =
+        parse_proxy(&args.proxy).map_err(|error| Failure::Usage(format!("--proxy: {error}")))?;
+    if !proxy.ip().is_loopback() {
+        return Err(Failure::Usage(format!(
+            "--proxy: `{proxy}` can be reached from other hosts, and a trial has no password: listen on 127.0.0.1"
+        )));
+    }
+    Ok(dispatch::TryOptions { proxy })
+}
