@@ -17,6 +17,7 @@ mod provider;
 mod race;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct Shared {
     /// The backend and the name servers it was built for.
     backend: Mutex<Option<(Vec<IpAddr>, Backend)>>,
     queries: Semaphore,
+    /// Whether the backend's last socket failed because the tunnel is down.
+    down: Arc<AtomicBool>,
 }
 
 type Backend = hickory_resolver::Resolver<TunnelRuntime>;
@@ -59,6 +62,7 @@ impl Resolver {
             shared: Arc::new(Shared {
                 backend: Mutex::new(None),
                 queries: Semaphore::new(CONCURRENT_QUERIES),
+                down: Arc::default(),
             }),
         }
     }
@@ -192,7 +196,12 @@ impl Resolver {
         let answer = timeout_at(deadline, query)
             .await
             .map_err(|_elapsed| ResolveError::TimedOut)?
-            .map_err(|error| ResolveError::from_backend(&error))?;
+            .map_err(|error| match ResolveError::from_backend(&error) {
+                ResolveError::BadAnswer if self.shared.down.load(Ordering::Relaxed) => {
+                    ResolveError::TunnelDown
+                }
+                error => error,
+            })?;
         let addresses: Vec<IpAddr> = answer
             .answers()
             .iter()
@@ -232,7 +241,7 @@ impl Resolver {
             .collect();
         let backend = Backend::builder_with_config(
             ResolverConfig::from_name_servers(configs),
-            TunnelRuntime::new(self.tunnel.clone()),
+            TunnelRuntime::new(self.tunnel.clone(), Arc::clone(&self.shared.down)),
         )
         .with_options(options())
         .build()
@@ -413,3 +422,6 @@ const EDNS_PAYLOAD: u16 = 1232;
 
 /// More addresses of one name than this are not tried.
 const ADDRESSES_PER_FAMILY: usize = 8;
+
+#[cfg(test)]
+mod tests;
