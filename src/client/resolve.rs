@@ -24,7 +24,6 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -196,20 +195,19 @@ impl Resolver {
         let answer = timeout_at(deadline, query)
             .await
             .map_err(|_elapsed| ResolveError::TimedOut)?
-            .map_err(|error| match ResolveError::from_backend(&error) {
-                ResolveError::BadAnswer if self.shared.down.load(Ordering::Relaxed) => {
+            .map_err(|error| {
+                let error = ResolveError::from_backend(&error);
+                let down = self.shared.down.load(Ordering::Relaxed);
+                if down && error == ResolveError::BadAnswer {
                     ResolveError::TunnelDown
+                } else {
+                    error
                 }
-                error => error,
             })?;
         let addresses: Vec<IpAddr> = answer
             .answers()
             .iter()
-            .filter_map(|record| match &record.data {
-                RData::A(address) => Some(IpAddr::V4(address.0)),
-                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-                _ => None,
-            })
+            .filter_map(|record| address(&record.data))
             .take(ADDRESSES_PER_FAMILY)
             .collect();
         if addresses.is_empty() {
@@ -297,23 +295,30 @@ pub enum ResolveError {
 
 impl ResolveError {
     fn from_backend(error: &NetError) -> Self {
-        match error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
-                ResponseCode::NXDomain => Self::NotFound,
-                _ => Self::NoAddress,
-            },
-            NetError::Dns(DnsError::ResponseCode(code)) => Self::ServerFailed {
+        if error.is_nx_domain() {
+            return Self::NotFound;
+        }
+        if error.is_no_records_found() {
+            return Self::NoAddress;
+        }
+        if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+            return Self::ServerFailed {
                 code: u16::from(*code),
                 text: code.to_str(),
-            },
-            NetError::Timeout => Self::TimedOut,
-            NetError::Io(error) => match provider::connect_error(error) {
+            };
+        }
+        if let NetError::Io(error) = error {
+            return match provider::connect_error(error) {
                 Some(ConnectError::TunnelDown) => Self::TunnelDown,
                 Some(ConnectError::TimedOut) => Self::TimedOut,
                 Some(_) | None if error.kind() == std::io::ErrorKind::TimedOut => Self::TimedOut,
                 Some(_) | None => Self::BadAnswer,
-            },
-            _ => Self::BadAnswer,
+            };
+        }
+        if matches!(error, NetError::Timeout) {
+            Self::TimedOut
+        } else {
+            Self::BadAnswer
         }
     }
 
@@ -351,6 +356,17 @@ pub enum OriginError {
     /// No address could be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+}
+
+/// Reads the address out of a record that has one.
+fn address(data: &RData) -> Option<IpAddr> {
+    if let RData::A(address) = data {
+        Some(address.0.into())
+    } else if let RData::AAAA(address) = data {
+        Some(address.0.into())
+    } else {
+        None
+    }
 }
 
 /// What is known about a host without asking.

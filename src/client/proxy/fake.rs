@@ -187,12 +187,9 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
             tokio::spawn(async move {
                 let outcome = match route {
                     Route::Fails(error) => Err(error),
-                    Route::To(real) => TcpStream::connect(real).await.map_err(|error| match error
-                        .kind()
-                    {
-                        std::io::ErrorKind::ConnectionRefused => ConnectError::Refused,
-                        _ => ConnectError::Unreachable,
-                    }),
+                    Route::To(real) => TcpStream::connect(real)
+                        .await
+                        .map_err(|_refused| ConnectError::Refused),
                     Route::Silent => {
                         while !reply.is_abandoned() {
                             tokio::time::sleep(Duration::from_millis(5)).await;

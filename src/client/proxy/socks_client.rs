@@ -156,9 +156,13 @@ async fn associate(
     context: &Context,
 ) -> Result<(), End> {
     // Where the client reached us over TCP it can reach us over UDP.
-    let local = stream.local_addr()?.ip().to_canonical();
+    let mut local = stream.local_addr()?;
+    local.set_port(0);
+    if local.ip() != local.ip().to_canonical() {
+        local = SocketAddr::new(local.ip().to_canonical(), 0);
+    }
     let bound = async {
-        let socket = UdpSocket::bind((local, 0)).await?;
+        let socket = UdpSocket::bind(local).await?;
         let address = socket.local_addr()?;
         Ok((socket, address))
     };
