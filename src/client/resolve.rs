@@ -17,13 +17,13 @@ mod provider;
 mod race;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -48,6 +48,8 @@ struct Shared {
     /// The backend and the name servers it was built for.
     backend: Mutex<Option<(Vec<IpAddr>, Backend)>>,
     queries: Semaphore,
+    /// Whether the backend's last socket failed because the tunnel is down.
+    down: Arc<AtomicBool>,
 }
 
 type Backend = hickory_resolver::Resolver<TunnelRuntime>;
@@ -60,6 +62,7 @@ impl Resolver {
             shared: Arc::new(Shared {
                 backend: Mutex::new(None),
                 queries: Semaphore::new(CONCURRENT_QUERIES),
+                down: Arc::default(),
             }),
         }
     }
@@ -193,15 +196,19 @@ impl Resolver {
         let answer = timeout_at(deadline, query)
             .await
             .map_err(|_elapsed| ResolveError::TimedOut)?
-            .map_err(|error| ResolveError::from_backend(&error))?;
+            .map_err(|error| {
+                let error = ResolveError::from_backend(&error);
+                let down = self.shared.down.load(Ordering::Relaxed);
+                if down && error == ResolveError::BadAnswer {
+                    ResolveError::TunnelDown
+                } else {
+                    error
+                }
+            })?;
         let addresses: Vec<IpAddr> = answer
             .answers()
             .iter()
-            .filter_map(|record| match &record.data {
-                RData::A(address) => Some(IpAddr::V4(address.0)),
-                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-                _ => None,
-            })
+            .filter_map(|record| address(&record.data))
             .take(ADDRESSES_PER_FAMILY)
             .collect();
         if addresses.is_empty() {
@@ -233,7 +240,7 @@ impl Resolver {
             .collect();
         let backend = Backend::builder_with_config(
             ResolverConfig::from_name_servers(configs),
-            TunnelRuntime::new(self.tunnel.clone()),
+            TunnelRuntime::new(self.tunnel.clone(), Arc::clone(&self.shared.down)),
         )
         .with_options(options())
         .build()
@@ -289,23 +296,30 @@ pub enum ResolveError {
 
 impl ResolveError {
     fn from_backend(error: &NetError) -> Self {
-        match error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
-                ResponseCode::NXDomain => Self::NotFound,
-                _ => Self::NoAddress,
-            },
-            NetError::Dns(DnsError::ResponseCode(code)) => Self::ServerFailed {
+        if error.is_nx_domain() {
+            return Self::NotFound;
+        }
+        if error.is_no_records_found() {
+            return Self::NoAddress;
+        }
+        if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+            return Self::ServerFailed {
                 code: u16::from(*code),
                 text: code.to_str(),
-            },
-            NetError::Timeout => Self::TimedOut,
-            NetError::Io(error) => match provider::connect_error(error) {
+            };
+        }
+        if let NetError::Io(error) = error {
+            return match provider::connect_error(error) {
                 Some(ConnectError::TunnelDown) => Self::TunnelDown,
                 Some(ConnectError::TimedOut) => Self::TimedOut,
                 Some(_) | None if error.kind() == std::io::ErrorKind::TimedOut => Self::TimedOut,
                 Some(_) | None => Self::BadAnswer,
-            },
-            _ => Self::BadAnswer,
+            };
+        }
+        if matches!(error, NetError::Timeout) {
+            Self::TimedOut
+        } else {
+            Self::BadAnswer
         }
     }
 
@@ -343,6 +357,17 @@ pub enum OriginError {
     /// No address could be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+}
+
+/// Reads the address out of a record that has one.
+fn address(data: &RData) -> Option<IpAddr> {
+    if let RData::A(address) = data {
+        Some(address.0.into())
+    } else if let RData::AAAA(address) = data {
+        Some(address.0.into())
+    } else {
+        None
+    }
 }
 
 /// What is known about a host without asking.
@@ -414,3 +439,6 @@ const EDNS_PAYLOAD: u16 = 1232;
 
 /// More addresses of one name than this are not tried.
 const ADDRESSES_PER_FAMILY: usize = 8;
+
+#[cfg(test)]
+mod tests;

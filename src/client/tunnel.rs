@@ -345,6 +345,7 @@ pub struct Datagram {
 #[derive(Debug)]
 pub struct Association {
     ended: oneshot::Receiver<()>,
+    #[expect(dead_code, reason = "held for its last words")]
     handle: Handle,
 }
 

@@ -36,6 +36,11 @@ mod socks_client;
 mod stats;
 pub mod udp_header;
 
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
 pub use auth::{Credentials, CredentialsError};
 pub use listen::{ProxySettings, serve};
 pub use stats::{Counter, ProxyStats};

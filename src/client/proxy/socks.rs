@@ -549,3 +549,237 @@ const REFUSED4: u8 = 0x5b;
 
 /// SOCKS4 gives no limit; SOCKS5's length byte does.
 const MAX_FIELD4: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn credentials() -> Credentials {
+        Credentials::new("user", "secret").unwrap()
+    }
+
+    /// Everything that a negotiation says and decides.
+    #[derive(Debug, PartialEq)]
+    struct Outcome {
+        sent: Vec<u8>,
+        request: Option<Request>,
+        error: Option<SocksError>,
+        early: Vec<u8>,
+    }
+
+    /// Feeds `input` in pieces that end at `cuts`, and the rest.
+    fn run(input: &[u8], cuts: &[usize], password: bool) -> Outcome {
+        let mut negotiation = Negotiation::new(password.then(credentials));
+        let mut outcome = Outcome {
+            sent: Vec::new(),
+            request: None,
+            error: None,
+            early: Vec::new(),
+        };
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (input.len() + 1)).collect();
+        cuts.push(input.len());
+        cuts.sort_unstable();
+        let mut from = 0;
+        for to in cuts {
+            let piece = &input[from..to];
+            from = to;
+            if outcome.request.is_some() {
+                outcome.early.extend(piece);
+                continue;
+            }
+            if outcome.error.is_some() {
+                continue;
+            }
+            match negotiation.handle_bytes(piece) {
+                Ok(None) => assert!(negotiation.input.len() < 520),
+                Ok(Some(request)) => {
+                    outcome.request = Some(request);
+                    outcome.early = std::mem::take(&mut negotiation.input);
+                }
+                Err(error) => outcome.error = Some(error),
+            }
+            outcome
+                .sent
+                .extend(negotiation.poll_transmit().unwrap_or_default());
+        }
+        outcome
+    }
+
+    #[test]
+    fn request_examples_are_read() {
+        let cases: [(&[u8], Protocol, Command, Host, u16); 6] = [
+            (
+                b"\x05\x01\x00\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb",
+                Protocol::Socks5,
+                Command::Connect,
+                Ipv4Addr::new(192, 0, 2, 1).into(),
+                443,
+            ),
+            (
+                b"\x05\x02\x01\x00\x05\x01\x00\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x00\x50",
+                Protocol::Socks5,
+                Command::Connect,
+                Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+                80,
+            ),
+            (
+                b"\x05\x01\x00\x05\x01\x00\x03\x0bExample.com\x00\x50",
+                Protocol::Socks5,
+                Command::Connect,
+                Host::Name("example.com".to_owned()),
+                80,
+            ),
+            (
+                b"\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00",
+                Protocol::Socks5,
+                Command::Associate,
+                Ipv4Addr::UNSPECIFIED.into(),
+                0,
+            ),
+            (
+                b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0",
+                Protocol::Socks4,
+                Command::Connect,
+                Ipv4Addr::new(192, 0, 2, 1).into(),
+                80,
+            ),
+            (
+                b"\x04\x01\x00\x50\x00\x00\x00\x07\0example.com\0",
+                Protocol::Socks4,
+                Command::Connect,
+                Host::Name("example.com".to_owned()),
+                80,
+            ),
+        ];
+        for (input, protocol, command, host, port) in cases {
+            let outcome = run(input, &[], false);
+            let expected = Request {
+                protocol,
+                command,
+                host,
+                port,
+            };
+            assert_eq!(outcome.request, Some(expected), "{}", input.escape_ascii());
+            assert_eq!(outcome.error, None);
+            assert!(outcome.early.is_empty());
+        }
+    }
+
+    #[test]
+    fn socks4_fields_end_at_255_bytes() {
+        let request = |len: usize| {
+            let mut input = b"\x04\x01\x00\x50\x7f\x00\x00\x01".to_vec();
+            input.extend(vec![b'u'; len]);
+            input.push(0);
+            run(&input, &[], false)
+        };
+        assert!(request(255).request.is_some());
+        assert_eq!(request(256).error, Some(SocksError::FieldTooLong));
+    }
+
+    #[test]
+    fn address_0_0_0_0_is_not_a_name() {
+        let outcome = run(b"\x04\x01\x00\x50\x00\x00\x00\x00\0", &[], false);
+        assert_eq!(
+            outcome.request.map(|request| request.host),
+            Some(Ipv4Addr::UNSPECIFIED.into())
+        );
+    }
+
+    #[test]
+    fn replies_carry_the_bound_address() {
+        let request = |protocol| Request {
+            protocol,
+            command: Command::Connect,
+            host: Ipv4Addr::LOCALHOST.into(),
+            port: 1,
+        };
+        let v4 = SocketAddr::from(([192, 0, 2, 1], 258));
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 258));
+        assert_eq!(
+            request(Protocol::Socks5).reply(ReplyCode::Succeeded, v4),
+            [5, 0, 0, 1, 192, 0, 2, 1, 1, 2]
+        );
+        assert_eq!(
+            request(Protocol::Socks5).reply(ReplyCode::TtlExpired, v6),
+            [
+                5, 6, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2
+            ]
+        );
+        assert_eq!(
+            request(Protocol::Socks4).reply(ReplyCode::Succeeded, v4),
+            [0, 0x5a, 1, 2, 192, 0, 2, 1]
+        );
+        assert_eq!(
+            request(Protocol::Socks4).refusal(ReplyCode::NotAllowed),
+            [0, 0x5b, 0, 0, 0, 0, 0, 0]
+        );
+    }
+
+    /// Inputs that get past the first byte more often than noise does.
+    fn dialogue() -> impl Strategy<Value = Vec<u8>> {
+        let greeting = prop_oneof![
+            Just(vec![5, 1, 0]),
+            Just(vec![5, 2, 0, 2]),
+            Just(vec![4]),
+            proptest::collection::vec(any::<u8>(), 0..4),
+        ];
+        let password = prop_oneof![
+            Just(Vec::new()),
+            Just(b"\x01\x04user\x06secret".to_vec()),
+            Just(b"\x01\x04user\x05wrong".to_vec()),
+        ];
+        let head = prop_oneof![
+            Just(vec![5, 1, 0]),
+            Just(vec![5, 3, 0]),
+            Just(vec![1, 0, 80]),
+            proptest::collection::vec(any::<u8>(), 0..4),
+        ];
+        let address = prop_oneof![
+            Just(b"\x01\x7f\x00\x00\x01\x00\x50".to_vec()),
+            Just(b"\x03\x01a\x00\x50".to_vec()),
+            Just(b"\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x00\x50".to_vec()),
+            Just(b"\x00\x00\x00\x01me\0name.test\0".to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..600),
+        ];
+        let early = proptest::collection::vec(any::<u8>(), 0..20);
+        (greeting, password, head, address, early)
+            .prop_map(|(a, b, c, d, e)| [a, b, c, d, e].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_the_input_gives_the_same_outcome(
+            input in dialogue(),
+            cuts in proptest::collection::vec(any::<usize>(), 0..8),
+            password: bool,
+        ) {
+            let whole = run(&input, &[], password);
+            let bytes: Vec<usize> = (0..=input.len()).collect();
+            prop_assert_eq!(&run(&input, &cuts, password), &whole);
+            prop_assert_eq!(&run(&input, &bytes, password), &whole);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            first in prop_oneof![Just(4_u8), Just(5), any::<u8>()],
+            rest in proptest::collection::vec(any::<u8>(), 0..700),
+            password: bool,
+        ) {
+            let mut input = vec![first];
+            input.extend(rest);
+            let outcome = run(&input, &[], password);
+            prop_assert!(outcome.request.is_none() || outcome.error.is_none());
+        }
+
+        #[test]
+        fn nobody_without_the_password_gets_a_request(input in dialogue()) {
+            let outcome = run(&input, &[], true);
+            if outcome.request.is_some() {
+                let right = b"\x01\x04user\x06secret";
+                prop_assert!(input.windows(right.len()).any(|window| window == right));
+            }
+        }
+    }
+}

@@ -35,15 +35,13 @@ pub(super) async fn serve(
             Command::Connect => connect(stream, &request, early, context).await,
             Command::Associate => associate(stream, peer, &request, context).await,
         },
-        Ok(Err(error)) => {
-            if let Failure::Negotiation(_) = error {
-                linger::close(stream).await;
-            }
-            Err(error)
-        }
-        Err(_elapsed) => Err(Failure::TimedOut),
+        Ok(Err(failure)) => Err(End {
+            failure,
+            stream: Some(stream),
+        }),
+        Err(_elapsed) => Err(Failure::TimedOut.into()),
     };
-    let Err(failure) = outcome else {
+    let Err(End { failure, stream }) = outcome else {
         return;
     };
     debug!(%failure, "socks client not served");
@@ -57,6 +55,30 @@ pub(super) async fn serve(
         Failure::Origin(_) | Failure::Relay(_) | Failure::RelaySocket(_) => {
             stats.origin_failed.add();
         }
+    }
+    if let Some(stream) = stream {
+        linger::close(stream).await;
+    }
+}
+
+/// How serving a client ended: why, and the connection if it has an answer to read.
+struct End {
+    failure: Failure,
+    stream: Option<TcpStream>,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            stream: None,
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error).into()
     }
 }
 
@@ -105,11 +127,11 @@ async fn connect(
     request: &Request,
     early: Vec<u8>,
     context: &Context,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     let connected = tokio::select! {
         connected = context.resolver.connect(&request.host, request.port) => connected,
         // A client that sent early data may rightly have finished sending.
-        () = gone(&stream), if early.is_empty() => return Err(Failure::Gone),
+        () = gone(&stream), if early.is_empty() => return Err(Failure::Gone.into()),
     };
     match connected {
         Ok(flow) => {
@@ -121,8 +143,8 @@ async fn connect(
             Ok(())
         }
         Err(error) => {
-            refuse(stream, request, ReplyCode::from(&error)).await?;
-            Err(error.into())
+            let code = ReplyCode::from(&error);
+            Err(refuse(stream, request, code, error.into()).await)
         }
     }
 }
@@ -132,27 +154,31 @@ async fn associate(
     peer: SocketAddr,
     request: &Request,
     context: &Context,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     // Where the client reached us over TCP it can reach us over UDP.
-    let local = stream.local_addr()?.ip().to_canonical();
+    let mut local = stream.local_addr()?;
+    local.set_port(0);
+    if local.ip() != local.ip().to_canonical() {
+        local = SocketAddr::new(local.ip().to_canonical(), 0);
+    }
     let bound = async {
-        let socket = UdpSocket::bind((local, 0)).await?;
+        let socket = UdpSocket::bind(local).await?;
         let address = socket.local_addr()?;
         Ok((socket, address))
     };
     let (socket, address) = match bound.await {
         Ok(bound) => bound,
         Err(error) => {
-            refuse(stream, request, ReplyCode::GeneralFailure).await?;
-            return Err(Failure::RelaySocket(error));
+            let code = ReplyCode::GeneralFailure;
+            return Err(refuse(stream, request, code, Failure::RelaySocket(error)).await);
         }
     };
     let client = peer.ip().to_canonical();
     let mut association = match context.tunnel.associate(socket, client).await {
         Ok(association) => association,
         Err(error) => {
-            refuse(stream, request, ReplyCode::from(&error)).await?;
-            return Err(Failure::Relay(error));
+            let code = ReplyCode::from(&error);
+            return Err(refuse(stream, request, code, Failure::Relay(error)).await);
         }
     };
     let answer = request.reply(ReplyCode::Succeeded, address);
@@ -172,10 +198,21 @@ async fn associate(
     }
 }
 
-async fn refuse(mut stream: TcpStream, request: &Request, code: ReplyCode) -> io::Result<()> {
-    stream.write_all(&request.refusal(code)).await?;
-    linger::close(stream).await;
-    Ok(())
+/// Tells the client why it is not served.
+async fn refuse(
+    mut stream: TcpStream,
+    request: &Request,
+    code: ReplyCode,
+    failure: Failure,
+) -> End {
+    match stream.write_all(&request.refusal(code)).await {
+        Ok(()) => End {
+            failure,
+            stream: Some(stream),
+        },
+        // A client that does not hear it has gone, but the reason is the same.
+        Err(_gone) => failure.into(),
+    }
 }
 
 /// Waits until the client has closed its connection; for ever if it sends something

@@ -75,3 +75,69 @@ pub enum UdpHeaderError {
     #[error("bad destination: {0}")]
     Host(#[from] HostError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    #[test]
+    fn datagrams_are_read_or_refused_with_the_reason() {
+        let v4 = Host::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+        let name = Host::Name("a.test".to_owned());
+        assert_eq!(
+            decode(b"\0\0\0\x01\xc0\x00\x02\x01\x00\x35payload"),
+            Ok((v4, 53, &b"payload"[..]))
+        );
+        assert_eq!(
+            decode(b"\0\0\0\x03\x06A.test\x00\x35"),
+            Ok((name, 53, &b""[..]))
+        );
+        let refused: [(&[u8], UdpHeaderError); 8] = [
+            (b"", UdpHeaderError::Truncated),
+            (b"\0\0", UdpHeaderError::Truncated),
+            (b"\0\0\0", UdpHeaderError::Truncated),
+            (b"\0\0\0\x01\x7f\0\0\x01\x00", UdpHeaderError::Truncated),
+            (b"\0\0\0\x03\x06a.test\x00", UdpHeaderError::Truncated),
+            (
+                b"\0\0\x01\x01\x7f\0\0\x01\x00\x35x",
+                UdpHeaderError::Fragment { fragment: 1 },
+            ),
+            (
+                b"\0\0\0\x02\x7f\0\0\x01\x00\x35x",
+                UdpHeaderError::AddressType { kind: 2 },
+            ),
+            (
+                b"\0\0\0\x03\x00\x00\x35x",
+                UdpHeaderError::Host(HostError::Empty),
+            ),
+        ];
+        for (input, error) in refused {
+            assert_eq!(decode(input), Err(error), "{}", input.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(from: SocketAddr, payload: Vec<u8>) {
+            let mut datagram = Vec::new();
+            encode(from, &mut datagram);
+            prop_assert!(datagram.len() <= MAX_ENCODED);
+            datagram.extend_from_slice(&payload);
+            let expected = (Host::Ip(from.ip()), from.port(), &payload[..]);
+            prop_assert_eq!(decode(&datagram), Ok(expected));
+        }
+
+        #[test]
+        fn arbitrary_datagrams_never_panic(mut datagram: Vec<u8>, kind in 0..6_u8) {
+            if let Ok((_, _, payload)) = decode(&datagram) {
+                prop_assert!(payload.len() < datagram.len());
+            }
+            if let Some(head) = datagram.get_mut(..4) {
+                head.copy_from_slice(&[0, 0, 0, kind]);
+                let _either = decode(&datagram);
+            }
+        }
+    }
+}

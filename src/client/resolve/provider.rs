@@ -4,6 +4,8 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,12 +20,16 @@ use crate::client::tunnel::{ConnectError, FlowStream, Tunnel, UdpPort};
 pub(super) struct TunnelRuntime {
     tunnel: Tunnel,
     handle: TokioHandle,
+    /// Whether the last port could not be bound because the tunnel is down: the library
+    /// does not pass the reason on.
+    down: Arc<AtomicBool>,
 }
 
 impl TunnelRuntime {
-    pub(super) fn new(tunnel: Tunnel) -> Self {
+    pub(super) fn new(tunnel: Tunnel, down: Arc<AtomicBool>) -> Self {
         Self {
             tunnel,
+            down,
             handle: TokioHandle::default(),
         }
     }
@@ -61,11 +67,13 @@ impl RuntimeProvider for TunnelRuntime {
         _local: SocketAddr,
         _server: SocketAddr,
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Udp>>>> {
-        let tunnel = self.tunnel.clone();
+        let Self { tunnel, down, .. } = self.clone();
         Box::pin(async move {
             // The netstack chooses the port, at random.
-            let port = tunnel.bind_udp().await.map_err(io::Error::other)?;
-            Ok(TunnelUdp(port))
+            let bound = tunnel.bind_udp().await;
+            let is_down = matches!(bound, Err(ConnectError::TunnelDown));
+            down.store(is_down, Ordering::Relaxed);
+            bound.map(TunnelUdp).map_err(io::Error::other)
         })
     }
 }
