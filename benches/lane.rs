@@ -1,2 +1,128 @@
-//! Placeholder.
-fn main() {}
+//! Goodput of stream lanes over loopback: frames of one super-packet and of one wire packet, on
+//! bare TCP and under TLS.
+//!
+//! Each end has a thread of its own, as a client and a server have. (On one thread the kernel's
+//! queues grow and drain in steps that have nothing to do with the lane, and figures differ by
+//! four.)
+
+use std::future::poll_fn;
+use std::hint::black_box;
+use std::task::{Poll, ready};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use adit::config::address::Host;
+use adit::io::lane::{LaneStream, StreamLane, prepare_socket};
+use adit::io::pool::Pool;
+use adit::io::tls::{Certificate, ClientTls, ServerTls, Verify};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+
+fn lanes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lane");
+    group.measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Bytes(TRANSFER as u64));
+    for tls in [false, true] {
+        for frame in [65_536, 1_400] {
+            let name = if tls { "tls" } else { "tcp" };
+            group.bench_function(BenchmarkId::new(name, frame), |bencher| {
+                bencher.iter_custom(|rounds| transfer(tls, frame, rounds * TRANSFER as u64));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Carries `total` bytes in frames of `frame` bytes and returns the time.
+fn transfer(tls: bool, frame: usize, total: u64) -> Duration {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let certificate = Certificate::throw_away(&[]).expect("generates");
+    let server = ServerTls::new(certificate).expect("is of use");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            runtime().block_on(async {
+                let tcp = TcpStream::connect(address).await.expect("it listens");
+                let tcp = prepared(tcp);
+                let stream = if tls {
+                    let client = ClientTls::new(&Verify::Unchecked).expect("needs nothing");
+                    let host = Host::Name("localhost".to_owned());
+                    client.connect(&host, tcp).await.expect("a handshake")
+                } else {
+                    LaneStream::Tcp(tcp)
+                };
+                send(lane(stream), frame, total).await;
+            });
+        });
+        runtime().block_on(async {
+            listener.set_nonblocking(true).expect("open");
+            let listener = TcpListener::from_std(listener).expect("open");
+            let (tcp, _) = listener.accept().await.expect("it connects");
+            let tcp = prepared(tcp);
+            let stream = if tls {
+                server.accept(tcp).await.expect("a handshake")
+            } else {
+                LaneStream::Tcp(tcp)
+            };
+            let started = Instant::now();
+            receive(lane(stream), total).await;
+            started.elapsed()
+        })
+    })
+}
+
+async fn send(mut lane: StreamLane, frame: usize, total: u64) {
+    let header = u32::try_from(frame - 4).expect("small").to_be_bytes();
+    let mut queued = 0;
+    poll_fn(|cx| {
+        loop {
+            while queued < total
+                && let Some(room) = lane.reserve(frame)
+            {
+                room[..4].copy_from_slice(&header);
+                lane.commit(frame);
+                queued += frame as u64;
+            }
+            ready!(lane.poll_flush(cx)).expect("the lane is open");
+            if queued >= total {
+                return Poll::Ready(());
+            }
+        }
+    })
+    .await;
+}
+
+async fn receive(mut lane: StreamLane, total: u64) {
+    let mut received = 0;
+    while received < total {
+        let read = poll_fn(|cx| lane.poll_read(cx)).await;
+        assert!(read.expect("the lane is open") > 0, "the lane ended");
+        while let Some(frame) = lane.next_frame().expect("legal frames") {
+            received += frame.len() as u64;
+            black_box(frame);
+        }
+    }
+}
+
+fn lane(stream: LaneStream) -> StreamLane {
+    let mut lane = StreamLane::new(stream, Pool::new("bench", 64, 64));
+    lane.set_frame_limit(66_000);
+    lane
+}
+
+fn prepared(tcp: TcpStream) -> TcpStream {
+    prepare_socket(&tcp).expect("a fresh socket");
+    tcp
+}
+
+fn runtime() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime")
+}
+
+/// Bytes of one round: enough to forget how a connection starts.
+const TRANSFER: usize = 64 * 1024 * 1024;
+
+criterion_group!(benches, lanes);
+criterion_main!(benches);
