@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -177,9 +177,10 @@ impl Netlink {
                 }
             }
         }
-        let families = [RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(), {
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()
-        }];
+        let families = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
         for family in families {
             let mut routes = self.handle.route().get(family).execute();
             while let Some(route) = routes.try_next().await.map_err(NetlinkError::List)? {
@@ -435,10 +436,12 @@ fn route_network(route: &RouteMessage) -> Option<(IpNet, u32)> {
     let mut index = 0;
     for attribute in &route.attributes {
         if let RouteAttribute::Destination(destination) = attribute {
-            let address: IpAddr = match destination {
-                RouteAddress::Inet(address) => (*address).into(),
-                RouteAddress::Inet6(address) => (*address).into(),
-                _ => return None,
+            let address: IpAddr = if let RouteAddress::Inet(address) = destination {
+                (*address).into()
+            } else if let RouteAddress::Inet6(address) = destination {
+                (*address).into()
+            } else {
+                return None;
             };
             network = IpNet::new(address, header.destination_prefix_length).ok();
         } else if let RouteAttribute::Oif(oif) = attribute {

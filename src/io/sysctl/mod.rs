@@ -22,7 +22,7 @@
 //!
 //! # Two servers on one host
 //!
-//! Each server [`claims`] what it needs. What is claimed by another when a server leaves stays as it is; whoever leaves
+//! Each server claims what it needs. What is claimed by another when a server leaves stays as it is; whoever leaves
 //! last puts back the value from before the first, which later ones take over from the claims they find.
 //!
 //! ```text
