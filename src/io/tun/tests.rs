@@ -59,3 +59,30 @@ async fn odd_host() -> Namespace {
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
+
+/// A driver moves all of it into a task.
+const fn _tasks_may_own_it<T: Send + 'static>() {}
+const _: () = _tasks_may_own_it::<TunEgress>();
+
+#[test]
+fn setup_can_run_in_a_task() {
+    fn is_send<T: Send>(future: T) -> T {
+        future
+    }
+    let (_directory, state) = state();
+    let settings = TunSettings {
+        name: "no/name".into(),
+        ..settings()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let error = runtime
+        .block_on(is_send(setup(&settings, &state)))
+        .unwrap_err();
+    assert!(
+        matches!(error, SetupError::Open(OpenError::Name { .. })),
+        "{error}"
+    );
+}

@@ -2,7 +2,9 @@
 
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -230,4 +232,49 @@ fn ordinary_user_without_capability_is_told_how_to_give_it() {
             assert_unchanged(&before);
         });
     }
+}
+
+#[test]
+fn ordinary_user_cannot_keep_forwarding_on_or_block_the_exit() {
+    if role().is_some() {
+        // What is claimed here would make an exit leave forwarding on; what is held, wait.
+        let names = [
+            "adit.sysctl/1.0/1/1/net/ipv4/ip_forward",
+            "adit.sysctl-turn",
+        ];
+        let sockets = names.map(|name| {
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            UnixListener::bind_addr(&address).unwrap()
+        });
+        println!("\nready");
+        io::stdin().read_line(&mut String::new()).unwrap();
+        drop(sockets);
+        return;
+    }
+    on_host_with_children(|| async {
+        if !has_setpriv() {
+            return;
+        }
+        let before = everything();
+        let (_directory, program, place) = place_for_users(0o600);
+        let name =
+            "io::tun::tests::processes::ordinary_user_cannot_keep_forwarding_on_or_block_the_exit";
+        let user = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+        ];
+        let mut child = server(&program, name, &place, &user).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        assert_eq!(line(&mut output, &["ready", "failed"]), "ready");
+        let (_directory, state) = state();
+        let egress = setup(&settings(), &state).await.unwrap();
+        drop(egress.tun);
+        egress.undo.undo().unwrap();
+        assert_unchanged(&before);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    });
 }
