@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -177,9 +177,10 @@ impl Netlink {
                 }
             }
         }
-        let families = [RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(), {
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()
-        }];
+        let families = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
         for family in families {
             let mut routes = self.handle.route().get(family).execute();
             while let Some(route) = routes.try_next().await.map_err(NetlinkError::List)? {
@@ -435,10 +436,12 @@ fn route_network(route: &RouteMessage) -> Option<(IpNet, u32)> {
     let mut index = 0;
     for attribute in &route.attributes {
         if let RouteAttribute::Destination(destination) = attribute {
-            let address: IpAddr = match destination {
-                RouteAddress::Inet(address) => (*address).into(),
-                RouteAddress::Inet6(address) => (*address).into(),
-                _ => return None,
+            let address: IpAddr = if let RouteAddress::Inet(address) = destination {
+                (*address).into()
+            } else if let RouteAddress::Inet6(address) = destination {
+                (*address).into()
+            } else {
+                return None;
             };
             network = IpNet::new(address, header.destination_prefix_length).ok();
         } else if let RouteAttribute::Oif(oif) = attribute {
@@ -500,3 +503,89 @@ const DEFAULT_LIKE6: u8 = 3;
 
 /// The most segments of one super-packet, as the session's rules for super-packets have it.
 const MAX_SEGMENTS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn proposal_is_the_nearest_free_neighbour() {
+        let propose =
+            |wanted, taken: &[&str]| propose(net(wanted), taken.iter().map(|text| net(text)));
+        assert_eq!(
+            propose("10.86.0.0/24", &["10.86.0.0/16"]),
+            Some(net("10.87.0.0/24"))
+        );
+        assert_eq!(
+            propose("10.86.0.0/24", &["10.0.0.0/8"]),
+            Some(net("172.16.0.0/24"))
+        );
+        assert_eq!(
+            propose("10.86.0.0/24", &["10.0.0.0/8", "172.16.0.0/12"]),
+            Some(net("192.168.0.0/24"))
+        );
+        assert_eq!(
+            propose("fd86::/64", &["fd86::/16", "fd87::1/128"]),
+            Some(net("fd88::/64"))
+        );
+        // No private network is as large as that.
+        assert_eq!(propose("10.0.0.0/7", &["10.0.0.0/8"]), None);
+        let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+        assert_eq!(propose("10.86.0.0/24", &all), None);
+    }
+
+    #[test]
+    fn networks_overlap_when_one_holds_the_other() {
+        assert!(overlaps(&net("10.0.0.0/8"), &net("10.86.0.0/24")));
+        assert!(overlaps(&net("10.86.0.9/32"), &net("10.86.0.0/24")));
+        assert!(!overlaps(&net("10.85.0.0/24"), &net("10.86.0.0/24")));
+        assert!(!overlaps(&net("::/0"), &net("10.86.0.0/24")));
+    }
+
+    #[test]
+    fn overlap_without_a_free_network_proposes_none() {
+        let found = HostNetwork {
+            network: net("10.0.0.0/8"),
+            interface: "eth0".into(),
+            kind: Kind::Route,
+        };
+        let overlap = Overlap {
+            wanted: net("10.86.0.0/24"),
+            found,
+            proposal: None,
+        };
+        assert_eq!(
+            overlap.to_string(),
+            "network 10.86.0.0/24 overlaps with 10.0.0.0/8, for which interface eth0 has a route: choose another"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn proposal_overlaps_with_nothing_and_is_private(
+            prefix_len in 8_u8..=30,
+            taken in proptest::collection::vec((any::<u32>(), 8_u8..=32), 0..50),
+        ) {
+            let wanted = IpNet::new(Ipv4Addr::new(10, 86, 0, 0).into(), prefix_len).unwrap().trunc();
+            let taken: Vec<_> = taken
+                .into_iter()
+                // Into the private space, where it matters.
+                .map(|(bits, length)| IpNet::new(Ipv4Addr::from(bits & 0x00ff_ffff | 0x0a00_0000).into(), length).unwrap())
+                .map(|net| net.trunc())
+                .collect();
+            if let Some(proposal) = propose(wanted, taken.iter().copied()) {
+                prop_assert_eq!(proposal.prefix_len(), prefix_len);
+                prop_assert_eq!(proposal.network(), proposal.addr());
+                prop_assert!(taken.iter().all(|net| !overlaps(net, &proposal)));
+                let IpAddr::V4(address) = proposal.addr() else { panic!("{proposal}") };
+                prop_assert!(address.is_private());
+            }
+        }
+    }
+}

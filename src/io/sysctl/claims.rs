@@ -105,7 +105,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Waits for the right, for at most [`TURN_TRIES`] times [`TURN_PAUSE`]; goes ahead without it then.
+    /// Waits for the right, for at most a second; goes ahead without it then.
     pub fn wait() -> Self {
         let Ok(address) = SocketAddr::from_abstract_name(TURN_NAME) else {
             return Self { _socket: None };

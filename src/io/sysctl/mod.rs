@@ -22,7 +22,7 @@
 //!
 //! # Two servers on one host
 //!
-//! Each server [`claims`] what it needs. What is claimed by another when a server leaves stays as it is; whoever leaves
+//! Each server claims what it needs. What is claimed by another when a server leaves stays as it is; whoever leaves
 //! last puts back the value from before the first, which later ones take over from the claims they find.
 //!
 //! ```text
@@ -438,3 +438,62 @@ const MAX_CLAIMS: usize = 256;
 /// The most interfaces of one family whose sysctls are noted: hosts of containers have thousands, which are ports of
 /// bridges. Twice this and the switches stay below the most claims.
 const MAX_NOTED: usize = 120;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_keys_in_use_may_be_put_back() {
+        for key in [
+            "net/ipv4/ip_forward",
+            "net/ipv4/conf/eth0/forwarding",
+            "net/ipv4/conf/all/accept_redirects",
+            "net/ipv6/conf/all/forwarding",
+            "net/ipv6/conf/eth0.100/accept_ra",
+        ] {
+            assert!(is_known_key(key), "{key}");
+        }
+        for key in [
+            "",
+            "kernel/core_pattern",
+            "net/ipv4/ip_forward/",
+            "/net/ipv4/ip_forward",
+            "net/ipv4/conf/../forwarding",
+            "net/ipv4/conf//forwarding",
+            "net/ipv4/conf/eth0/rp_filter",
+            "net/ipv4/conf/eth0/accept_ra",
+            "net/ipv6/conf/eth0/accept_redirects",
+            "net/ipv6/conf/a/b/forwarding",
+            "net/ipv6/conf/a b/forwarding",
+            "net/core/conf/eth0/forwarding",
+        ] {
+            assert!(!is_known_key(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn key_that_is_not_ours_is_refused_whatever_the_journal_says() {
+        let error = Sysctls::default()
+            .undo(&Turn::wait(), "kernel/hostname", "x", None)
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn sysctl_of_an_interface_that_is_gone_counts_as_put_back() {
+        let key = "net/ipv6/conf/adit-gone0/accept_ra";
+        Sysctls::default()
+            .undo(&Turn::wait(), key, "1", Some("2"))
+            .unwrap();
+    }
+
+    #[test]
+    fn switch_comes_after_what_it_moves() {
+        let steps = wanted(true, true, "adit0").unwrap();
+        let position = |key| steps.iter().position(|step| step.key == key);
+        let of = |family: &str| steps.iter().rposition(|step| step.key.starts_with(family));
+        assert_eq!(position(IP_FORWARD), of("net/ipv4/"));
+        assert_eq!(position(FORWARDING6), of("net/ipv6/"));
+    }
+}

@@ -22,6 +22,15 @@
 //! 5. Forwarding is switched on where it is off ([`crate::io::sysctl`]). Journaled.
 //! 6. Foreign rules that would drop what we forward are looked for, and reported with their remedy.
 //!
+//! # Restarts
+//!
+//! The addresses a client's flows were masqueraded under are kept by the kernel's connection tracking and not by our
+//! table, so a flow goes on when the server is back, with its old numbers, if its client resumes its session. Only
+//! while the server is away nobody translates: a packet of the origin that arrives then is for the host itself, which
+//! answers it with a reset. An idle flow survives.
+//!
+//! # What `setup` needs
+//!
 //! An error at any step undoes what came before it. All of it needs CAP_NET_ADMIN and nothing more, and none of the
 //! programs `ip`, `nft` or `sysctl`.
 

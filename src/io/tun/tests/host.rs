@@ -238,6 +238,8 @@ pub(super) async fn cable(
     let back = Namespace::current();
     for (namespace, (name, addresses)) in [(&back, here), (other, there)] {
         namespace.enter();
+        // The kernel would add a link-local address some time later.
+        set_sysctl(&format!("net/ipv6/conf/{name}/addr_gen_mode"), "1");
         for (address, prefix_len) in addresses {
             add_address(name, address, prefix_len).await;
         }
