@@ -38,6 +38,10 @@ pub(crate) struct Conn {
     ack_sent: Option<u32>,
     /// The end of the furthest segment that arrived: beyond `ack_sent` there may be data out of order in the ring.
     seen_end: Option<u32>,
+    /// The sequence number after the peer's SYN.
+    peer_first: Option<u32>,
+    /// The last segment sent was our SYN, the window of which is not scaled.
+    syn_sent_last: bool,
     /// When the last segment arrived.
     heard: Instant,
     /// Since when something of ours is unacknowledged.
@@ -122,6 +126,7 @@ impl Conn {
         let parsed = Segment::parse(syn.get(at..)?)?;
         conn.feed(clock.to_smoltcp(now), syn, None).ok()?;
         conn.seen_end = Some(parsed.sequence.wrapping_add(1));
+        conn.peer_first = conn.seen_end;
         (conn.state() == tcp::State::SynReceived).then_some(conn)
     }
 
@@ -163,6 +168,8 @@ impl Conn {
             sent_una: 0,
             ack_sent: None,
             seen_end: None,
+            peer_first: None,
+            syn_sent_last: false,
             heard: now,
             unacked_since: Some(now),
             handshake_until: now + config.connect_timeout,
@@ -203,6 +210,10 @@ impl Conn {
         }
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
+            self.peer_first = self.peer_first.or(Some(parsed.sequence.wrapping_add(1)));
+        }
+        if self.exceeds_first_window(parsed) {
+            return Ok(Change::default());
         }
         self.divide_ack(smol_now, packet, parsed)?;
         // A super-packet is worth an acknowledgement of its own; smaller ones wait for company or for an answer.
@@ -586,6 +597,19 @@ impl Conn {
         Ok(())
     }
 
+    /// Says whether a segment reaches beyond what our SYN has promised.
+    ///
+    /// smoltcp 0.14 takes the window of its SYN for a scaled one until it has sent another segment, and then accepts
+    /// more than its ring can hold, which ends in a failed assertion.
+    fn exceeds_first_window(&self, parsed: Segment) -> bool {
+        let end = parsed.end();
+        self.syn_sent_last
+            && parsed.payload > 0
+            && self
+                .peer_first
+                .is_some_and(|first| before(first.wrapping_add(u32::from(u16::MAX)), end))
+    }
+
     fn note_arrival(&mut self, parsed: Segment) {
         if parsed.has(ACK)
             && let Some(next) = self.sent_next
@@ -607,6 +631,7 @@ impl Conn {
         if parsed.has(RST) {
             return;
         }
+        self.syn_sent_last = parsed.has(SYN);
         if parsed.has(ACK) {
             self.ack_sent = Some(parsed.ack);
         }

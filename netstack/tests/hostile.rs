@@ -153,6 +153,9 @@ fn tamper(seed: u64, v6: bool, super_packets: bool) -> Result<(), TestCaseError>
     let remote = SocketAddr::new(if v6 { ORIGIN6 } else { ORIGIN4 }.parse().unwrap(), 80);
     let mut flows = vec![world.a.stack.connect(world.now, remote).unwrap()];
     for round in 0..150 {
+        if round % 10 == 9 && round < 140 {
+            flows.extend(world.a.stack.connect(world.now, remote));
+        }
         world.drain();
         for event in std::mem::take(&mut world.b.events) {
             if let Event::Incoming { flow, .. } = event {
@@ -186,10 +189,10 @@ fn tamper(seed: u64, v6: bool, super_packets: bool) -> Result<(), TestCaseError>
                 (&mut world.ba, &mut world.a)
             };
             while let Some((packet, offload)) = link.pop(later) {
-                for _ in 0..rng.random_range(1..4) {
+                for _ in 0..1 + rng.random_range(0..10) / 9 {
                     let mut copy = packet.clone();
                     let tcp = if v6 { 40 } else { 20 };
-                    if rng.random_bool(0.4) {
+                    if rng.random_bool(0.2) {
                         for _ in 0..rng.random_range(1..4) {
                             match rng.random_range(0..8) {
                                 // Near misses of sequence, acknowledgement and window reach furthest.
@@ -213,6 +216,10 @@ fn tamper(seed: u64, v6: bool, super_packets: bool) -> Result<(), TestCaseError>
                                 _ => copy[tcp + 13] = rng.random(),
                             }
                         }
+                    }
+                    if round < 100 {
+                        // A reset ends the flow, and with it what can be found.
+                        copy[tcp + 13] &= !0x04;
                     }
                     side.handle(world.now, &mut copy, offload);
                 }
