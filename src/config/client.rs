@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use super::address::{LaneAddr, Scheme};
 use super::error::ConfigError;
-use super::server::{Unique, read_aead, read_file, values};
-use super::settings::{Inputs, Settings};
+use super::settings::{Inputs, Located, Settings};
+use super::shared::{Unique, read_aead, values};
 use super::{Loaded, files, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
 
@@ -103,7 +103,7 @@ impl ClientConfig {
             && own.public() == at.value
         {
             let message = "this is the key of the client itself: write the server's public key";
-            settings.problem("server_key", at.place.clone(), message);
+            settings.problem_at(at, message);
         }
         let proxy_auth = read_auth(settings);
         let proxy = read_proxy(settings, proxy_auth.is_some());
@@ -153,9 +153,9 @@ fn read_servers(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
             "write where the server is reached, such as tls://vpn.example.com:8443",
         );
     }
-    let mut seen = Unique::new("server");
+    let mut seen = Unique::default();
     for at in &servers {
-        seen.insert(settings, at.value.clone(), at.value.to_string(), &at.place);
+        seen.insert(settings, at, at.value.clone(), &at.value);
     }
     values(Some(servers))
 }
@@ -168,17 +168,12 @@ fn read_key(settings: &mut Settings<'_>) -> Option<SecretKey> {
         );
         return None;
     };
-    read_file(settings, "key_file", &at.place, files::read_key(&at.value))
+    settings.read_file(&at, files::read_key)
 }
 
 fn read_preshared(settings: &mut Settings<'_>) -> Option<PresharedKey> {
     let at = settings.path("preshared_key_file")?;
-    read_file(
-        settings,
-        "preshared_key_file",
-        &at.place,
-        files::read_key(&at.value),
-    )
+    settings.read_file(&at, files::read_key)
 }
 
 fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
@@ -188,31 +183,9 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
     });
     let file = settings.path("proxy_password_file");
     if let (Some(_), Some(file)) = (&password, &file) {
-        let message = "stands beside proxy_password: keep one of the two";
-        settings.problem("proxy_password_file", file.place.clone(), message);
+        settings.problem_at(file, "stands beside proxy_password: keep one of the two");
     }
-    let from_file = file.and_then(|file| {
-        let text = read_file(
-            settings,
-            "proxy_password_file",
-            &file.place,
-            files::read_password(&file.value),
-        )?;
-        match parse::credential(&text, true) {
-            Ok(text) => Some(super::settings::Located {
-                value: Zeroizing::new(text),
-                place: file.place,
-            }),
-            Err(message) => {
-                settings.problem(
-                    "proxy_password_file",
-                    file.place,
-                    format!("the password in it {message}"),
-                );
-                None
-            }
-        }
-    });
+    let from_file = file.and_then(|file| read_password(settings, file));
     match (user, password.or(from_file)) {
         (Some(user), Some(password)) => Some(ProxyAuth {
             user: user.value,
@@ -224,21 +197,35 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
                 && !settings.has_problem("proxy_password_file")
             {
                 let message = "has no password: set proxy_password or proxy_password_file too";
-                settings.problem("proxy_user", user.place, message);
+                settings.problem_at(&user, message);
             }
             None
         }
         (None, Some(password)) => {
             if !settings.has_problem("proxy_user") {
-                settings.problem(
-                    "proxy_password",
-                    password.place,
-                    "has no user name: set proxy_user too",
-                );
+                settings.problem_at(&password, "has no user name: set proxy_user too");
             }
             None
         }
         (None, None) => None,
+    }
+}
+
+fn read_password(
+    settings: &mut Settings<'_>,
+    file: Located<PathBuf>,
+) -> Option<Located<Zeroizing<String>>> {
+    let text = settings.read_file(&file, files::read_password)?;
+    match parse::credential(&text, true) {
+        Ok(text) => Some(Located {
+            value: Zeroizing::new(text),
+            key: file.key,
+            place: file.place,
+        }),
+        Err(message) => {
+            settings.problem_at(&file, format!("the password in it {message}"));
+            None
+        }
     }
 }
 
@@ -255,7 +242,7 @@ fn read_proxy(settings: &mut Settings<'_>, has_password: bool) -> SocketAddr {
             "`{}` can be reached from other hosts, and anybody there could use the tunnel: listen on 127.0.0.1, set proxy_user and proxy_password, or say proxy_open: true",
             at.value
         );
-        settings.problem("proxy", at.place, message);
+        settings.problem_at(&at, message);
     }
     at.value
 }
@@ -269,7 +256,7 @@ fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> CertificateChe
         .value("tls.system", parse::boolean)
         .filter(|at| at.value);
     if let Some(at) = &ca_file {
-        read_file(settings, "tls.ca_file", &at.place, files::probe(&at.value));
+        settings.read_file(at, files::probe);
     }
     let pinned = pins
         .as_ref()

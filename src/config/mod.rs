@@ -14,12 +14,14 @@
 
 pub mod address;
 mod client;
+mod clients;
 mod error;
 mod files;
 mod kind;
 mod parse;
 mod server;
 mod settings;
+mod shared;
 mod yaml;
 
 pub use address::{AddressError, Host, LaneAddr, Scheme};

@@ -1,17 +1,16 @@
 //! The configuration of a server.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::address::Scheme;
-use super::error::{ConfigError, Place};
-use super::settings::{Group, Inputs, Located, Settings};
-use super::{Loaded, files, parse};
+use super::error::ConfigError;
+use super::settings::{Inputs, Settings};
+use super::shared::{Unique, values};
+use super::{Loaded, clients, files, parse, shared};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
 
 /// Everything that a server is told, checked: addresses are inside their networks, names and keys are unique.
@@ -146,7 +145,7 @@ impl ServerConfig {
             parse::number(text, MIN_MTU.into(), MAX_MTU.into())
         });
         let allow = values(settings.list("allow", parse::allow));
-        let clients = read_clients(settings, network, network6, &secret_keys);
+        let clients = clients::read(settings, network, network6, &secret_keys);
         let tls = read_tls(settings, &listen);
         let dns = values(settings.list("dns", parse::upstream));
         let client_to_client = settings
@@ -156,7 +155,7 @@ impl ServerConfig {
         let max_clients =
             settings.value("max_clients", |text| parse::number(text, 1, MOST_CLIENTS));
         let limits = read_limits(settings);
-        let aead = read_aead(settings);
+        let aead = shared::read_aead(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -252,16 +251,12 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
             address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT),
         }];
     };
-    let mut seen = Unique::new("listen");
+    let mut seen = Unique::default();
     for at in &listen {
         // Two kinds of lane cannot share a TCP port either; any free port is free for both.
-        if at.value.address.port() != 0 {
-            seen.insert(
-                settings,
-                at.value.address,
-                at.value.address.to_string(),
-                &at.place,
-            );
+        let address = at.value.address;
+        if address.port() != 0 {
+            seen.insert(settings, at, address, address);
         }
     }
     values(Some(listen))
@@ -277,12 +272,7 @@ fn read_keys(settings: &mut Settings<'_>) -> Vec<SecretKey> {
     };
     let mut keys = Vec::new();
     for at in paths {
-        keys.extend(read_file(
-            settings,
-            "key_file",
-            &at.place,
-            files::read_key(&at.value),
-        ));
+        keys.extend(settings.read_file(&at, files::read_key));
     }
     if keys.is_empty() {
         settings.missing(
@@ -296,12 +286,12 @@ fn read_keys(settings: &mut Settings<'_>) -> Vec<SecretKey> {
 fn read_pools(settings: &mut Settings<'_>) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
     let network = settings.value("network", parse::pool4);
     let network6 = settings.value("network6", parse::pool6);
-    if let (Some(Located { value: None, .. }), Some(Located { value: None, place })) =
-        (&network, &network6)
+    if let (Some(first), Some(second)) = (&network, &network6)
+        && first.value.is_none()
+        && second.value.is_none()
     {
-        let message =
-            "is off, and `network` is off too: clients need an address, so give one of the two";
-        settings.problem("network6", place.clone(), message);
+        let message = "is off, and `network` is off too: clients need an address of one family";
+        settings.problem_at(second, message);
     }
     (
         network.map_or(Some(DEFAULT_POOL4), |at| at.value),
@@ -309,125 +299,11 @@ fn read_pools(settings: &mut Settings<'_>) -> (Option<Ipv4Net>, Option<Ipv6Net>)
     )
 }
 
-fn read_clients(
-    settings: &mut Settings<'_>,
-    network: Option<Ipv4Net>,
-    network6: Option<Ipv6Net>,
-    own: &[SecretKey],
-) -> Vec<ClientEntry> {
-    let own: Vec<PublicKey> = own.iter().map(SecretKey::public).collect();
-    let mut names = Unique::new("clients");
-    let mut keys = Unique::new("clients");
-    let mut addresses = Unique::new("clients");
-    let mut addresses6 = Unique::new("clients");
-    let mut clients = Vec::new();
-    for group in settings.groups("clients", &CLIENT_KEYS) {
-        let name = settings.value_in(&group, "name", parse::client_name);
-        let public_key = settings.value_in(&group, "public_key", parse::public_key);
-        let address = settings.value_in(&group, "address", parse::ipv4);
-        let address6 = settings.value_in(&group, "address6", parse::ipv6);
-        let preshared_key = read_preshared(settings, &group);
-        if let Some(at) = &name {
-            names.insert(
-                settings,
-                at.value.clone(),
-                format!("the name {}", at.value),
-                &at.place,
-            );
-        } else {
-            settings.missing_in(
-                &group,
-                "name",
-                "give the client a name, which is shown in logs",
-            );
-        }
-        if let Some(at) = &public_key {
-            keys.insert(
-                settings,
-                at.value,
-                format!("the key {}", at.value),
-                &at.place,
-            );
-            if own.contains(&at.value) {
-                settings.problem(
-                    "clients",
-                    at.place.clone(),
-                    "this is the key of the server itself: write the client's public key",
-                );
-            }
-        } else {
-            settings.missing_in(
-                &group,
-                "public_key",
-                "write what `adit pubkey` prints for the client's key file",
-            );
-        }
-        if let Some(at) = &address {
-            addresses.insert(
-                settings,
-                at.value,
-                format!("the address {}", at.value),
-                &at.place,
-            );
-            check_address(settings, at, network.map(IpNet::from));
-        }
-        if let Some(at) = &address6 {
-            addresses6.insert(
-                settings,
-                at.value,
-                format!("the address {}", at.value),
-                &at.place,
-            );
-            check_address(settings, at, network6.map(IpNet::from));
-        }
-        if let (Some(name), Some(public_key)) = (name, public_key) {
-            clients.push(ClientEntry {
-                name: name.value,
-                public_key: public_key.value,
-                address: address.map(|at| at.value),
-                address6: address6.map(|at| at.value),
-                preshared_key,
-            });
-        }
-    }
-    clients
-}
-
-fn read_preshared(settings: &mut Settings<'_>, group: &Group) -> Option<PresharedKey> {
-    let at = settings.path_in(group, "preshared_key_file")?;
-    read_file(settings, "clients", &at.place, files::read_key(&at.value))
-}
-
-/// A fixed address is one that the pool could lease.
-fn check_address<A: Copy + Into<IpAddr>>(
-    settings: &mut Settings<'_>,
-    at: &Located<A>,
-    pool: Option<IpNet>,
-) {
-    let address: IpAddr = at.value.into();
-    let message = match pool {
-        None => format!("`{address}` has no network to be in: the network of its family is off"),
-        Some(pool) if !pool.contains(&address) => {
-            format!("`{address}` is outside {pool}: write an address inside it")
-        }
-        Some(pool) if gateway(pool) == address => {
-            format!("`{address}` is the gateway, the server's own: write another of {pool}")
-        }
-        Some(pool)
-            if pool.network() == address || (address.is_ipv4() && pool.broadcast() == address) =>
-        {
-            format!("`{address}` is not a host's address in {pool}: write another")
-        }
-        Some(_) => return,
-    };
-    settings.problem("clients", at.place.clone(), message);
-}
-
 fn read_tls(settings: &mut Settings<'_>, listen: &[ListenAddr]) -> Option<TlsFiles> {
     let certificate = settings.path("tls.certificate");
     let key = settings.path("tls.key");
     for at in [&certificate, &key].into_iter().flatten() {
-        read_file(settings, "tls", &at.place, files::probe(&at.value));
+        settings.read_file(at, files::probe);
     }
     match (certificate, key) {
         (Some(certificate), Some(key)) => {
@@ -479,7 +355,7 @@ fn read_limits(settings: &mut Settings<'_>) -> Limits {
                 "`{}` is more than flows_per_client, {}: write less",
                 at.value, limits.flows_per_client
             );
-            settings.problem("limits.half_open_per_client", at.place, message);
+            settings.problem_at(&at, message);
             limits
         }
         Some(_) => limits,
@@ -488,82 +364,6 @@ fn read_limits(settings: &mut Settings<'_>) -> Limits {
             half_open_per_client: limits.half_open_per_client.min(limits.flows_per_client),
             ..limits
         },
-    }
-}
-
-/// Reads the ciphers, for both kinds of program.
-pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<AeadKind> {
-    let Some(aead) = settings.list("aead", parse::aead) else {
-        return Vec::new();
-    };
-    let mut seen = Unique::new("aead");
-    for at in &aead {
-        seen.insert(settings, at.value, at.value.name().to_owned(), &at.place);
-    }
-    values(Some(aead))
-}
-
-/// Turns the error of a file into a problem of the key that names it.
-pub(super) fn read_file<T>(
-    settings: &mut Settings<'_>,
-    key: &str,
-    place: &Place,
-    read: Result<T, files::KeyFileError>,
-) -> Option<T> {
-    match read {
-        Ok(value) => Some(value),
-        Err(error) => {
-            settings.problem(key, place.clone(), error.to_string());
-            None
-        }
-    }
-}
-
-pub(super) fn values<T>(list: Option<Vec<Located<T>>>) -> Vec<T> {
-    list.unwrap_or_default()
-        .into_iter()
-        .map(|at| at.value)
-        .collect()
-}
-
-/// The server's own address in a pool: the first after the network's.
-pub(super) fn gateway(pool: IpNet) -> IpAddr {
-    match pool {
-        IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()).saturating_add(1)).into(),
-        IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()).saturating_add(1)).into(),
-    }
-}
-
-/// Notices what is written twice.
-pub(super) struct Unique<K> {
-    key: &'static str,
-    seen: HashMap<K, Place>,
-}
-
-impl<K: Hash + Eq> Unique<K> {
-    pub(super) fn new(key: &'static str) -> Self {
-        Self {
-            key,
-            seen: HashMap::new(),
-        }
-    }
-
-    pub(super) fn insert(
-        &mut self,
-        settings: &mut Settings<'_>,
-        value: K,
-        what: String,
-        place: &Place,
-    ) {
-        if let Some(first) = self.seen.get(&value) {
-            settings.problem(
-                self.key,
-                place.clone(),
-                format!("{what} stands twice, first at {first}: keep one"),
-            );
-        } else {
-            self.seen.insert(value, place.clone());
-        }
     }
 }
 
@@ -594,14 +394,6 @@ fn default_state_dir(
     Some(base.join("adit").join(name))
 }
 
-/// The keys of one client.
-const CLIENT_KEYS: [&str; 5] = [
-    "name",
-    "public_key",
-    "address",
-    "address6",
-    "preshared_key_file",
-];
 /// The port of lanes where none is said.
 const DEFAULT_PORT: u16 = 7443;
 /// A network of RFC 1918 that home routers and clouds seldom take.

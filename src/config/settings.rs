@@ -39,6 +39,8 @@ pub struct FlagValue {
 #[derive(Clone, Debug)]
 pub(super) struct Located<T> {
     pub(super) value: T,
+    /// The key with its path: `clients[0].name`.
+    pub(super) key: String,
     pub(super) place: Place,
 }
 
@@ -225,10 +227,26 @@ impl<'a> Settings<'a> {
         });
     }
 
+    /// Adds a problem with a value that was read.
+    pub(super) fn problem_at<T>(&mut self, at: &Located<T>, message: impl Into<String>) {
+        self.problem(&at.key, at.place.clone(), message);
+    }
+
+    /// Reads the file that a value names, by a function whose error becomes a problem with the value.
+    pub(super) fn read_file<T>(
+        &mut self,
+        at: &Located<PathBuf>,
+        read: impl FnOnce(&Path) -> Result<T, files::KeyFileError>,
+    ) -> Option<T> {
+        read(&at.value)
+            .map_err(|error| self.problem_at(at, error.to_string()))
+            .ok()
+    }
+
     /// Adds the problem that a key, which has no default, is not set; `right` says what to write.
     pub(super) fn missing(&mut self, key: &str, right: &str) {
         // A mistyped value was already reported; it is not missing.
-        if self.problems.iter().any(|problem| problem.key == key) {
+        if self.has_problem(key) {
             return;
         }
         let message = format!("is missing: {right} (or set {})", variable(key));
@@ -238,7 +256,7 @@ impl<'a> Settings<'a> {
     /// Adds the problem that a group lacks a key.
     pub(super) fn missing_in(&mut self, group: &Group, key: &str, right: &str) {
         let path = format!("{}.{key}", group.path);
-        if self.problems.iter().any(|problem| problem.key == path) {
+        if self.has_problem(&path) {
             return;
         }
         self.problem(&path, group.place.clone(), format!("is missing: {right}"));
@@ -290,9 +308,12 @@ impl<'a> Settings<'a> {
         self.entries.iter().map(|entry| entry.key.as_str())
     }
 
-    /// Whether a problem with this key was found.
+    /// Whether a problem with this key, or with an item of its list, was found.
     pub(super) fn has_problem(&self, key: &str) -> bool {
-        self.problems.iter().any(|problem| problem.key == key)
+        let is_item = |rest: &str| rest.is_empty() || rest.starts_with('[');
+        self.problems
+            .iter()
+            .any(|problem| problem.key.strip_prefix(key).is_some_and(is_item))
     }
 
     /// The text of a single value with its place.
@@ -424,7 +445,11 @@ impl<'a> Settings<'a> {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Located<T>> {
         match parse(text) {
-            Ok(value) => Some(Located { value, place }),
+            Ok(value) => Some(Located {
+                value,
+                key: key.to_owned(),
+                place,
+            }),
             Err(message) => {
                 self.problem(key, place, message);
                 None
@@ -447,6 +472,7 @@ impl<'a> Settings<'a> {
         };
         Some(Located {
             value: folder.join(text),
+            key: key.to_owned(),
             place,
         })
     }

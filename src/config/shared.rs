@@ -1,0 +1,63 @@
+//! What the configurations of both programs have in common.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+
+use super::error::Place;
+use super::parse;
+use super::settings::{Located, Settings};
+use crate::proto::AeadKind;
+
+/// Notices what is written twice.
+pub(super) struct Unique<K> {
+    seen: HashMap<K, Place>,
+}
+
+impl<K: Hash + Eq> Unique<K> {
+    /// Adds a problem with the value `at` when `value` was there before; `what` names it.
+    pub(super) fn insert<T>(
+        &mut self,
+        settings: &mut Settings<'_>,
+        at: &Located<T>,
+        value: K,
+        what: impl fmt::Display,
+    ) {
+        if let Some(first) = self.seen.get(&value) {
+            settings.problem_at(
+                at,
+                format!("{what} stands twice, first at {first}: keep one"),
+            );
+        } else {
+            self.seen.insert(value, at.place.clone());
+        }
+    }
+}
+
+impl<K> Default for Unique<K> {
+    fn default() -> Self {
+        Self {
+            seen: HashMap::new(),
+        }
+    }
+}
+
+/// Reads the ciphers.
+pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<AeadKind> {
+    let Some(aead) = settings.list("aead", parse::aead) else {
+        return Vec::new();
+    };
+    let mut seen = Unique::default();
+    for at in &aead {
+        seen.insert(settings, at, at.value, at.value.name());
+    }
+    values(Some(aead))
+}
+
+/// The values of a list, without their places.
+pub(super) fn values<T>(list: Option<Vec<Located<T>>>) -> Vec<T> {
+    list.unwrap_or_default()
+        .into_iter()
+        .map(|at| at.value)
+        .collect()
+}
