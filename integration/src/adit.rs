@@ -59,8 +59,12 @@ pub struct ServerConfig {
     pub allow: Vec<String>,
     /// Names and public keys.
     pub clients: Vec<(String, String)>,
+    /// Fixed addresses of the first clients, in their order.
+    pub addresses: Vec<Ipv4Addr>,
     /// The pool of IPv4 addresses.
     pub network: String,
+    /// The pool of IPv6 addresses.
+    pub network6: String,
     /// Further lines, as they are.
     pub more: String,
 }
@@ -196,16 +200,27 @@ impl Workdir {
         let clients: String = config
             .clients
             .iter()
-            .map(|(name, public)| format!("\n  - {{name: {name}, public_key: \"{public}\"}}"))
+            .enumerate()
+            .map(|(index, (name, public))| {
+                let fixed = config
+                    .addresses
+                    .get(index)
+                    .map(|address| format!(", address: {address}"));
+                format!(
+                    "\n  - {{name: {name}, public_key: \"{public}\"{}}}",
+                    fixed.unwrap_or_default()
+                )
+            })
             .collect();
         self.file(
             name,
             &format!(
-                "listen: [{}]\nkey_file: {}\nnetwork: {}\nnetwork6: fd86::/64\negress: {}\nallow: [{}]\n\
+                "listen: [{}]\nkey_file: {}\nnetwork: {}\nnetwork6: {}\negress: {}\nallow: [{}]\n\
                  {STATE_KEY}: {}\n{}\nclients:{clients}\n",
                 quoted(&config.listen),
                 key.file.display(),
                 config.network,
+                config.network6,
                 config.egress,
                 quoted(&config.allow),
                 state.display(),
@@ -251,10 +266,16 @@ impl Workdir {
 
     /// Starts `adit` with `arguments`, and `--ready-fd`.
     pub fn start(&self, place: &Place, user: User, name: &str, arguments: &[&str]) -> Adit {
+        let mut command = self.command(place, user);
+        command.args(arguments);
+        self.start_command(name, command)
+    }
+
+    /// Starts a command made by [`Workdir::command`], and gives it `--ready-fd`.
+    pub fn start_command(&self, name: &str, mut command: Command) -> Adit {
         let (mut reader, writer) = io::pipe().expect("a pipe can be made");
         let writer = File::from(OwnedFd::from(writer));
-        let mut command = self.command(place, user);
-        command.args(arguments).args(["--ready-fd", "3"]);
+        command.args(["--ready-fd", "3"]);
         let process = Process::spawn_with_fds(name, command, &[(&writer, 3)]);
         drop(writer);
         let (send, ready) = mpsc::channel();
@@ -273,6 +294,24 @@ impl Workdir {
             let _ = reader.read_to_end(&mut Vec::new());
         });
         Adit { process, ready }
+    }
+
+    /// Starts `adit try` with a proxy on a free port, and waits until it is ready; returns it with that proxy.
+    ///
+    /// # Panics
+    ///
+    /// If it does not become ready.
+    pub fn start_try(&self, user: User) -> (Adit, SocketAddr) {
+        let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let shown = proxy.to_string();
+        let mut adit = self.start(
+            &Place::here(),
+            user,
+            "adit try",
+            &["try", "--proxy", &shown],
+        );
+        adit.expect_ready();
+        (adit, proxy)
     }
 
     /// Starts a server and waits until it is ready.
@@ -523,6 +562,17 @@ impl Pair {
     }
 }
 
+impl User {
+    /// An ordinary user without rights, where this process may become one; itself, where it is one.
+    pub fn ordinary() -> Self {
+        if process::is_root() {
+            Self::Nobody
+        } else {
+            Self::Same
+        }
+    }
+}
+
 impl ServerConfig {
     /// Egress `user` with loopback allowed; lanes and clients are still to be given.
     pub fn user_egress() -> Self {
@@ -531,7 +581,9 @@ impl ServerConfig {
             egress: "user",
             allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
             clients: Vec::new(),
+            addresses: Vec::new(),
             network: "10.86.0.0/24".into(),
+            network6: "fd86::/64".into(),
             more: String::new(),
         }
     }

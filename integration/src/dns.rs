@@ -30,6 +30,9 @@ pub struct Zone {
     records: HashMap<Name, Vec<(u32, RData)>>,
 }
 
+/// Name and type of a question.
+type Asked = (String, String);
+
 /// A running name server.
 #[derive(Debug)]
 pub struct Dns {
@@ -88,7 +91,7 @@ impl Zone {
     }
 
     /// Answers one query as it came off the wire; `None` if it is none.
-    fn answer(&self, query: &[u8], tcp: bool) -> Option<(Vec<(String, String)>, Vec<u8>)> {
+    fn answer(&self, query: &[u8], tcp: bool) -> Option<(Option<Asked>, Vec<u8>)> {
         let query = Message::from_vec(query).ok()?;
         if query.metadata.message_type != MessageType::Query {
             return None;
@@ -102,12 +105,12 @@ impl Zone {
             .as_ref()
             .map_or(512, |edns| edns.max_payload().clamp(512, 1232));
         let limit = if tcp { u16::MAX } else { room };
-        let mut asked = Vec::new();
+        let mut asked = None;
         if query.metadata.op_code != OpCode::Query {
             answer.metadata.response_code = ResponseCode::NotImp;
         } else if let Some(question) = query.queries.first() {
-            let mut name = Name::from(question.name().to_lowercase());
-            asked.push((
+            let mut name = question.name().to_lowercase();
+            asked = Some((
                 name.to_ascii().trim_end_matches('.').to_owned(),
                 question.query_type().to_string(),
             ));
@@ -274,7 +277,7 @@ async fn serve_stream(
     }
 }
 
-fn note(log: &Mutex<Vec<Question>>, asked: Vec<(String, String)>, peer: SocketAddr, tcp: bool) {
+fn note(log: &Mutex<Vec<Question>>, asked: Option<Asked>, peer: SocketAddr, tcp: bool) {
     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
     if log.len() < QUESTIONS_KEPT {
         log.extend(asked.into_iter().map(|(name, kind)| Question {

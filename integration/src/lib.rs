@@ -24,6 +24,7 @@ pub mod adit;
 pub mod chromium;
 pub mod curl;
 pub mod dns;
+pub mod flows;
 pub mod meters;
 pub mod namespaces;
 pub mod origin;

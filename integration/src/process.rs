@@ -35,9 +35,24 @@ struct Output {
 
 #[derive(Debug, Default)]
 struct Lines {
-    kept: VecDeque<String>,
+    kept: VecDeque<Line>,
     dropped: usize,
     open_streams: usize,
+}
+
+#[derive(Debug)]
+struct Line {
+    from: Stream,
+    text: String,
+}
+
+/// Where a child wrote a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
 }
 
 /// A signal a test sends.
@@ -95,14 +110,16 @@ impl Process {
         let mut child = fork(command, passed)
             .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         let output = Arc::new(Output::default());
-        let streams: [Option<Box<dyn Read + Send>>; 2] = [
-            child.stdout.take().map(|s| Box::new(s) as _),
-            child.stderr.take().map(|s| Box::new(s) as _),
-        ];
-        for stream in streams.into_iter().flatten() {
+        let collect = |from: Stream, stream: Box<dyn Read + Send>| {
             output.lock().open_streams += 1;
             let output = Arc::clone(&output);
-            thread::spawn(move || output.collect(stream));
+            thread::spawn(move || output.collect(from, stream));
+        };
+        if let Some(stream) = child.stdout.take() {
+            collect(Stream::Output, Box::new(stream));
+        }
+        if let Some(stream) = child.stderr.take() {
+            collect(Stream::Error, Box::new(stream));
         }
         Self {
             name: name.to_owned(),
@@ -164,7 +181,23 @@ impl Process {
 
     /// Every line printed so far that is still kept, oldest first.
     pub fn lines(&self) -> Vec<String> {
-        self.output.lock().kept.iter().cloned().collect()
+        self.output
+            .lock()
+            .kept
+            .iter()
+            .map(|line| line.text.clone())
+            .collect()
+    }
+
+    /// Every line of one stream printed so far that is still kept, oldest first.
+    pub fn lines_of(&self, from: Stream) -> Vec<String> {
+        let lines = self.output.lock();
+        lines
+            .kept
+            .iter()
+            .filter(|line| line.from == from)
+            .map(|line| line.text.clone())
+            .collect()
     }
 
     /// Everything printed so far that is still kept, as one text.
@@ -177,8 +210,8 @@ impl Process {
         let deadline = Instant::now() + limit;
         let mut lines = self.output.lock();
         loop {
-            if let Some(line) = lines.kept.iter().find(|line| wanted(line)) {
-                return Some(line.clone());
+            if let Some(line) = lines.kept.iter().find(|line| wanted(&line.text)) {
+                return Some(line.text.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || lines.open_streams == 0 {
@@ -210,7 +243,7 @@ impl Drop for Process {
                 eprintln!("     … {} earlier lines", lines.dropped + skipped);
             }
             for line in lines.kept.iter().skip(skipped) {
-                eprintln!("     {line}");
+                eprintln!("     {}", line.text);
             }
         }
     }
@@ -228,7 +261,7 @@ impl Output {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn collect(&self, stream: impl Read) {
+    fn collect(&self, from: Stream, stream: impl Read) {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         loop {
@@ -247,7 +280,7 @@ impl Output {
                 lines.kept.pop_front();
                 lines.dropped += 1;
             }
-            lines.kept.push_back(text);
+            lines.kept.push_back(Line { from, text });
             drop(lines);
             self.grown.notify_all();
         }

@@ -85,6 +85,14 @@ impl Hasher {
     }
 }
 
+impl std::fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hasher")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Hasher {
     fn default() -> Self {
         Self::new()
