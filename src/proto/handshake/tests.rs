@@ -1,0 +1,1 @@
+//! The handshake, frame by frame.

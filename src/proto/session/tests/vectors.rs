@@ -1,0 +1,1 @@
+//! Sealed frames byte by byte.
