@@ -15,8 +15,6 @@ mod rekey;
 mod replay;
 mod schedule;
 mod session;
-#[cfg(test)]
-mod session_tests;
 mod stats;
 mod timers;
 

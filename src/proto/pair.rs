@@ -38,8 +38,12 @@ impl Pair {
     }
 
     pub(super) fn with(config: &ClientConfig, responder: &Responder) -> Self {
+        Self::seeded(config, responder, 3)
+    }
+
+    pub(super) fn seeded(config: &ClientConfig, responder: &Responder, seed: u64) -> Self {
         let now = Instant::now();
-        let mut rng = StdRng::seed_from_u64(3);
+        let mut rng = StdRng::seed_from_u64(seed);
         let (mut initiator, frame) = Initiator::new(config, unix(100), &mut rng).unwrap();
         let psk = config.psk.clone();
         let answer = responder.handle_init(

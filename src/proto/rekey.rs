@@ -106,6 +106,7 @@ impl std::fmt::Debug for Credentials {
 pub(super) struct Rekey {
     credentials: Credentials,
     state: State,
+    allowance: Allowance,
 }
 
 #[derive(Debug)]
@@ -116,6 +117,8 @@ enum State {
     Opened { epoch: u64, opening: Opening },
     /// Responder: the initiator was asked.
     Asked,
+    /// Responder: message 2 is out; a frame of the new epoch is to come.
+    Answered,
 }
 
 impl Rekey {
@@ -123,6 +126,7 @@ impl Rekey {
         Self {
             credentials,
             state: State::Idle,
+            allowance: Allowance::new(),
         }
     }
 
@@ -177,12 +181,13 @@ impl Rekey {
     /// Responder: takes message 1 for the epoch that is next; returns message 2 and the secrets.
     pub(super) fn handle_init(
         &mut self,
+        now: Instant,
         epoch: u64,
         low_byte: u8,
         message: &[u8],
         generator: &mut Generator,
     ) -> Option<(Vec<u8>, HandshakeSecrets)> {
-        if epoch as u8 != low_byte {
+        if epoch as u8 != low_byte || !self.allowance.take(now) {
             return None;
         }
         let credentials = &self.credentials;
@@ -206,8 +211,9 @@ impl Rekey {
                 credentials.aead,
             )
             .ok()?;
-        self.state = State::Idle;
-        Some((reply, secrets?))
+        let secrets = secrets?;
+        self.state = State::Answered;
+        Some((reply, secrets))
     }
 
     /// Responder: whether to ask now; once until the initiator begins or [`Rekey::reset`].
@@ -217,7 +223,7 @@ impl Rekey {
                 self.state = State::Asked;
                 true
             }
-            State::Asked | State::Opened { .. } => false,
+            State::Asked | State::Answered | State::Opened { .. } => false,
         }
     }
 
@@ -226,16 +232,81 @@ impl Rekey {
         self.state = State::Idle;
     }
 
+    /// Whether a new epoch is coming.
     pub(super) const fn is_under_way(&self) -> bool {
         match self.state {
-            State::Opened { .. } | State::Asked => true,
+            State::Opened { .. } | State::Asked | State::Answered => true,
             State::Idle => false,
         }
     }
+
+    /// Whether this end waits for an answer, which a lost lane may have swallowed.
+    pub(super) const fn awaits_answer(&self) -> bool {
+        match self.state {
+            State::Opened { .. } | State::Asked => true,
+            State::Answered | State::Idle => false,
+        }
+    }
 }
+
+/// How many handshakes a responder still does: a few at once, then one a second, so that a client
+/// cannot keep the server's processor busy with them.
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
+    left: u64,
+    counted: Option<Instant>,
+}
+
+impl Allowance {
+    const fn new() -> Self {
+        Self {
+            left: HANDSHAKE_BURST,
+            counted: None,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let since = self
+            .counted
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        if self.counted.is_none() || since >= Duration::from_secs(1) {
+            self.left = self
+                .left
+                .saturating_add(since.as_secs())
+                .min(HANDSHAKE_BURST);
+            self.counted = Some(now);
+        }
+        let allowed = self.left > 0;
+        self.left -= u64::from(allowed);
+        allowed
+    }
+}
+
+/// Handshakes at once: a rekey is begun anew whenever a lane comes or goes.
+const HANDSHAKE_BURST: u64 = 8;
 
 /// Room beyond a limit for the frames of the rekey itself, and for what is sealed while it is on.
 const SLACK_FRAMES: u64 = 1 << 10;
 
 /// The same in bytes.
 const SLACK_BYTES: u64 = 1 << 26;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_handshakes_at_once_then_one_a_second() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new();
+        assert_eq!((0..100).filter(|_| allowance.take(start)).count(), 8);
+        let later = |millis| start + Duration::from_millis(millis);
+        assert!(!allowance.take(later(999)));
+        assert!(allowance.take(later(1000)));
+        assert!(!allowance.take(later(1900)));
+        assert_eq!(
+            (0..100).filter(|_| allowance.take(later(60_000))).count(),
+            8
+        );
+    }
+}

@@ -60,6 +60,14 @@ pub struct DnsStats {
     pub streams_closed: AtomicU64,
 }
 
+impl std::fmt::Debug for DnsService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsService")
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
 impl DnsService {
     /// Makes the service from the host's configuration, or from `upstreams` where there are any.
     ///

@@ -8,7 +8,7 @@
 //! carried on by an ordinary socket.
 //!
 //! ```text
-//!            ┌ gateway:53 ──▶ DnsService
+//!            ┌ gateway:53 ──▶ DnsClient
 //!  packets ──┤ TCP  ── Incoming ─▶ connect(2) ─▶ accept / reject ─▶ Relay
 //!            ├ UDP  ── mapping by the client's address and port ─▶ one socket a family
 //!            └ echo ── ping socket
@@ -39,8 +39,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
+use tracing::debug;
+
 use crate::io::relay::{Endpoint, ReadySet, Relay};
-use crate::server::dns::DnsService;
+use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
 use crate::server::egress::udp::Mappings;
 
@@ -55,7 +57,7 @@ pub struct Local {
     connected: HashMap<FlowId, TcpStream>,
     mappings: Mappings,
     echoes: EchoSockets,
-    dns: DnsService,
+    dns: DnsClient,
     queries: FuturesUnordered<Query>,
     stats: LocalStats,
 }
@@ -94,7 +96,7 @@ impl Local {
         mtu: u16,
         egress: bool,
         limits: LocalLimits,
-        dns: DnsService,
+        dns: DnsClient,
         seed: u64,
     ) -> Self {
         let config = Config {
@@ -141,7 +143,7 @@ impl Local {
                     } else {
                         let (dns, query) = (self.dns.clone(), payload.to_vec());
                         self.queries.push(Box::pin(async move {
-                            let answer = dns.answer_datagram(&query).await?;
+                            let answer = dns.answer_udp(&query).await?;
                             Some((local, remote, answer))
                         }));
                     }
@@ -270,7 +272,11 @@ impl Local {
         let (inner, outer) = tokio::io::duplex(DNS_PIPE);
         let dns = self.dns.clone();
         // Ends with the pipe: the relay drops its end when the flow or the session ends.
-        tokio::spawn(async move { dns.serve_stream(outer).await });
+        tokio::spawn(async move {
+            if let Err(error) = dns.serve_stream(outer).await {
+                debug!(%error, "a DNS stream failed");
+            }
+        });
         self.relay
             .attach(flow, Endpoint::Pipe(Box::new(inner)), Vec::new());
     }

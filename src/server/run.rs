@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
-use super::dns::{DnsError, DnsService};
+use super::dns::{DnsService, DnsServiceError};
 use super::egress::Egress;
 use super::egress::tun::TunEgress;
 use super::filter::DestinationPolicy;
@@ -66,7 +66,7 @@ pub struct Shared {
     /// What a session may hold open.
     pub limits: LocalLimits,
     /// Answers names on the gateway.
-    pub dns: DnsService,
+    pub dns: Arc<DnsService>,
     /// The certificate, where a listener needs one.
     pub tls: Option<ServerTls>,
     /// Packet buffers.
@@ -310,7 +310,7 @@ pub enum StartError {
     Tls(#[from] rustls::Error),
     /// The resolver cannot be set up.
     #[error(transparent)]
-    Dns(#[from] DnsError),
+    Dns(#[from] DnsServiceError),
     /// The TUN device cannot be set up.
     #[error(transparent)]
     Egress(#[from] SetupError),

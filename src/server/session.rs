@@ -289,7 +289,7 @@ impl SessionDriver {
                     config.mtu,
                     matches!(self.shared.egress, Egress::User),
                     self.shared.limits,
-                    self.shared.dns.clone(),
+                    self.shared.dns.client(),
                     rand::rng().random(),
                 ));
                 let client = self.shared.client_name(&self.owner.key);

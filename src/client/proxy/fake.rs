@@ -16,8 +16,9 @@ use tokio::task::AbortHandle;
 use super::udp_header;
 use crate::client::resolve::{Host, Resolver};
 use crate::client::tunnel::{
-    Attachment, Command, ConnectError, Datagram, HandleId, InnerConfig, Lifeline, Tunnel, tunnel,
+    Attachment, Command, ConnectError, Datagram, HandleId, Lifeline, Tunnel, tunnel,
 };
+use crate::wire::InnerConfig;
 
 /// The name server that the fake session pushes.
 pub(crate) const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 86, 0, 1));

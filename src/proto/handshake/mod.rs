@@ -6,6 +6,8 @@ mod initiator;
 mod kem;
 mod noise;
 mod responder;
+#[cfg(test)]
+mod tests;
 
 pub use challenge::{ChallengeState, MAX_CHALLENGES};
 pub use initiator::{ClientConfig, HandshakeError, Initiator, KemKind, Reply};

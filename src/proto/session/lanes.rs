@@ -1,0 +1,242 @@
+//! Lanes come and go: joins, echoes, pings, death.
+
+use std::time::Instant;
+
+use super::error::OpenError;
+use super::event::SessionEvent;
+use super::state::{MAX_LANES, Session, State};
+use crate::proto::keys::Role;
+use crate::proto::lane::{Lane, LaneKind, LaneState};
+use crate::proto::liveness::Due;
+use crate::proto::outbox::{Message, Route};
+use crate::proto::timers::Timer;
+use crate::wire::{
+    InnerType, JOIN_CHALLENGE_LEN, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, nonce,
+};
+
+impl Session {
+    /// Client: makes the whole Join frame for a new stream lane, to be sent as the first on a fresh
+    /// connection. `None` when the session is closed or has [`MAX_LANES`].
+    pub fn join_frame(&mut self, now: Instant) -> Option<(LaneId, Vec<u8>)> {
+        if self.state != State::Open || self.role != Role::Initiator {
+            return None;
+        }
+        if self.lanes.len() >= MAX_LANES {
+            self.lanes.retain(|lane| !lane.is_dead());
+        }
+        if self.lanes.len() >= MAX_LANES {
+            return None;
+        }
+        let lane = LaneId(self.highest_lane.0.checked_add(1)?);
+        let mut joining = Lane::new(
+            now,
+            lane,
+            LaneKind::Stream,
+            LaneState::Joining,
+            self.settings.liveness,
+        );
+        let epoch = self.epochs.current();
+        let counter = joining.next_counter(epoch.number);
+        let mut frame = vec![0; JOIN_LEN];
+        JoinHeader {
+            epoch: epoch.low_byte(),
+            session: self.id,
+            lane,
+        }
+        .write(&mut frame)
+        .ok()?;
+        let (header, body) = frame.split_at_mut(JOIN_HEADER_LEN);
+        let (text, tag) = body.split_at_mut(1);
+        text[0] = InnerType::Join.byte();
+        tag.copy_from_slice(
+            &epoch
+                .keys
+                .seal
+                .seal(nonce(lane, counter), header, text)
+                .ok()?,
+        );
+        epoch.usage.add(JOIN_LEN);
+        joining.liveness.handle_ping_sent(now);
+        self.highest_lane = lane;
+        self.lanes.push(joining);
+        self.arm_liveness(self.lanes.len() - 1);
+        Some((lane, frame))
+    }
+
+    /// Server: takes a whole Join frame from a connection that has not proven anything. On success
+    /// the lane exists, and its JoinOk is next from [`Session::poll_control`].
+    ///
+    /// # Errors
+    /// [`OpenError`]; answer nothing. The session is none the worse for it.
+    pub fn handle_join(&mut self, now: Instant, frame: &[u8]) -> Result<LaneId, OpenError> {
+        let result = self.join(now, frame);
+        if result.is_err() {
+            self.stats.drops.refused_joins += 1;
+        }
+        result
+    }
+
+    /// Forgets a lane whose connection is gone.
+    pub fn remove_lane(&mut self, now: Instant, lane: LaneId) {
+        let Some(index) = self.lane_index(lane) else {
+            return;
+        };
+        if self.lanes[index].is_confirmed() {
+            self.schedule.on_lane_down(now, lane);
+        }
+        self.lanes.swap_remove(index);
+        self.drop_waiting_for(lane);
+        self.restart_rekey(now);
+    }
+
+    pub(super) fn join(&mut self, now: Instant, frame: &[u8]) -> Result<LaneId, OpenError> {
+        if let State::Closed { reason } = self.state {
+            return Err(OpenError::Closed { reason });
+        }
+        let header = JoinHeader::parse(frame)?;
+        if header.session != self.id {
+            return Err(OpenError::Session {
+                found: header.session,
+            });
+        }
+        if self.role != Role::Responder {
+            return Err(OpenError::Misplaced {
+                kind: InnerType::Join,
+            });
+        }
+        if header.lane <= self.highest_lane {
+            return Err(OpenError::LaneId {
+                found: header.lane,
+                highest: self.highest_lane,
+            });
+        }
+        self.lanes.retain(|lane| !lane.is_dead());
+        if self.lanes.len() >= MAX_LANES {
+            return Err(OpenError::TooManyLanes);
+        }
+        let (epoch, which) = self.epochs.find(header.epoch).ok_or(OpenError::Epoch {
+            found: header.epoch,
+        })?;
+        let mut copy = [0; JOIN_LEN];
+        copy.copy_from_slice(frame);
+        let (aad, body) = copy.split_at_mut(JOIN_HEADER_LEN);
+        if epoch
+            .keys
+            .open
+            .open(nonce(header.lane, 0), aad, body)
+            .is_err()
+        {
+            epoch.usage.failed_opens += 1;
+            return Err(OpenError::Seal {
+                failed: epoch.usage.failed_opens,
+            });
+        }
+        if body[0] != InnerType::Join.byte() {
+            return Err(OpenError::UnknownType { kind: body[0] });
+        }
+        let number = epoch.number;
+        let challenge = self.generator.array();
+        let state = LaneState::Challenged { challenge };
+        let limits = self.settings.liveness;
+        let mut lane = Lane::new(now, header.lane, LaneKind::Stream, state, limits);
+        lane.accept_counter(number, 0);
+        self.highest_lane = header.lane;
+        self.lanes.push(lane);
+        let index = self.lanes.len() - 1;
+        self.handle_opened(now, index, which, frame.len());
+        self.arm_liveness(index);
+        self.stats.lanes_joined += 1;
+        self.queue(Route::Lane(header.lane), Message::JoinOk { challenge });
+        Ok(header.lane)
+    }
+
+    pub(super) fn handle_join_ok(
+        &mut self,
+        now: Instant,
+        index: usize,
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    ) -> Result<(), OpenError> {
+        let lane = self.lanes[index].id;
+        match self.lanes[index].state {
+            LaneState::Joining => {
+                self.queue(Route::Lane(lane), Message::JoinEcho { challenge });
+                self.confirm_lane(now, index);
+                Ok(())
+            }
+            LaneState::Unproven
+            | LaneState::Challenged { .. }
+            | LaneState::Confirmed
+            | LaneState::Dead => Err(OpenError::Misplaced {
+                kind: InnerType::JoinOk,
+            }),
+        }
+    }
+
+    pub(super) fn confirm_lane(&mut self, now: Instant, index: usize) {
+        let lane = &mut self.lanes[index];
+        lane.state = LaneState::Confirmed;
+        let (id, kind) = (lane.id, lane.kind);
+        self.schedule.on_lane_up(now, id, kind);
+        self.report(SessionEvent::LaneConfirmed(id));
+        // Measures the lane; from a client it is also what confirms the session.
+        self.queue(Route::Lane(id), Message::Ping);
+        // What was under way on an older lane may be lost.
+        self.send_config();
+        self.restart_rekey(now);
+    }
+
+    pub(super) fn kill_lane(&mut self, now: Instant, lane: LaneId) {
+        let Some(index) = self.lane_index(lane) else {
+            return;
+        };
+        let lane = &mut self.lanes[index];
+        let id = lane.id;
+        if lane.is_confirmed() {
+            self.schedule.on_lane_down(now, id);
+        }
+        lane.state = LaneState::Dead;
+        self.drop_waiting_for(id);
+    }
+
+    pub(super) fn drop_waiting_for(&mut self, lane: LaneId) {
+        let dropped = self
+            .outbox
+            .retain(|waiting| waiting.route != Route::Lane(lane));
+        self.stats.drops.control_without_lane += dropped;
+    }
+
+    pub(super) fn check_lanes(&mut self, now: Instant) {
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            if lane.is_dead() {
+                continue;
+            }
+            let id = lane.id;
+            match lane.liveness.poll(now) {
+                Due::Nothing => {}
+                Due::Ping => {
+                    self.queue(Route::Lane(id), Message::Ping);
+                    self.lanes[index].liveness.handle_ping_sent(now);
+                }
+                Due::GiveUp => {
+                    self.kill_lane(now, id);
+                    self.stats.lanes_dead += 1;
+                    self.report(SessionEvent::LaneDead(id));
+                }
+            }
+        }
+        let living = self.lanes.iter().filter(|lane| !lane.is_dead());
+        if let Some(deadline) = living.map(|lane| lane.liveness.deadline()).min() {
+            self.timers.set(Timer::Liveness, deadline);
+        }
+    }
+
+    pub(super) fn arm_liveness(&mut self, index: usize) {
+        let deadline = self.lanes[index].liveness.deadline();
+        self.timers.set_earlier(Timer::Liveness, deadline);
+    }
+
+    pub(super) fn lane_index(&self, lane: LaneId) -> Option<usize> {
+        self.lanes.iter().position(|known| known.id == lane)
+    }
+}

@@ -1,0 +1,163 @@
+//! Sealing: packets and control frames become frames on a lane.
+
+use std::time::Instant;
+
+use adit_netstack::Offload;
+
+use super::error::SealError;
+use super::state::{Session, State};
+use crate::proto::outbox::{Message, Route};
+use crate::proto::schedule::PacketMeta;
+use crate::wire::{
+    InnerType, LENGTH_LEN, LaneId, MAX_FRAME, PACKET_HEADROOM, PacketHeader, SEALED_HEADER_LEN,
+    SealedHeader, TAG_LEN, TAILROOM, nonce,
+};
+
+impl Session {
+    /// Seals a packet into a whole frame, in place, for a confirmed lane.
+    ///
+    /// `buf` is [`PACKET_HEADROOM`] bytes of room, the packet, and [`TAILROOM`] bytes of room; all
+    /// of it is the frame afterwards. On an error nothing may be sent.
+    ///
+    /// # Errors
+    /// [`SealError`], with what stands in the way.
+    pub fn seal_packet(
+        &mut self,
+        now: Instant,
+        lane: LaneId,
+        buf: &mut [u8],
+        offload: Offload,
+    ) -> Result<(), SealError> {
+        let len = buf
+            .len()
+            .checked_sub(PACKET_HEADROOM + TAILROOM)
+            .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
+            .ok_or(SealError::Length { len: buf.len() })?;
+        match self.state {
+            State::Open => {}
+            State::Unconfirmed => return Err(SealError::Unconfirmed),
+            State::Closed { reason } => return Err(SealError::Closed { reason }),
+        }
+        let index = self
+            .lane_index(lane)
+            .filter(|index| self.lanes[*index].is_confirmed())
+            .ok_or(SealError::Lane { lane })?;
+        let header = PacketHeader {
+            source: self.next_source,
+            offload,
+        };
+        buf[SEALED_HEADER_LEN] = InnerType::Packet.byte();
+        buf[SEALED_HEADER_LEN + 1..PACKET_HEADROOM].copy_from_slice(&header.to_bytes());
+        self.seal(now, index, buf)?;
+        self.next_source += 1;
+        self.stats.packets_sealed += 1;
+        self.stats.packet_bytes_sealed += len as u64;
+        if self.lanes[index].liveness.handle_sent(now) {
+            self.arm_liveness(index);
+        }
+        self.schedule.on_sent(now, lane, buf.len());
+        Ok(())
+    }
+
+    /// Asks the policy which lane a packet should take; `None` while there is none.
+    pub fn lane_for(&mut self, now: Instant, packet: PacketMeta) -> Option<LaneId> {
+        match self.state {
+            State::Open => self.schedule.lane(now, &packet),
+            State::Unconfirmed | State::Closed { .. } => None,
+        }
+    }
+
+    /// Writes the next whole control frame to send into `out`, which it clears first, and returns
+    /// the lane to send it on. **Call until `None`.**
+    pub fn poll_control(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<LaneId> {
+        out.clear();
+        loop {
+            if self.outbox.is_empty() || self.state == State::Unconfirmed {
+                return None;
+            }
+            let best = self.schedule.lane(now, &PacketMeta::default());
+            let waiting = self.outbox.pop(|waiting| match waiting.route {
+                Route::Lane(_) => true,
+                Route::Best => best.is_some(),
+            })?;
+            let lane = match waiting.route {
+                Route::Lane(lane) => lane,
+                Route::Best => best?,
+            };
+            let Some(index) = self.lane_index(lane).filter(|i| !self.lanes[*i].is_dead()) else {
+                self.stats.drops.control_without_lane += 1;
+                continue;
+            };
+            let time = self.micros(now);
+            if self
+                .seal_control(now, index, &waiting.message, time, out)
+                .is_err()
+            {
+                self.stats.drops.control_without_lane += 1;
+                out.clear();
+                continue;
+            }
+            return Some(lane);
+        }
+    }
+
+    pub(super) fn seal_control(
+        &mut self,
+        now: Instant,
+        index: usize,
+        message: &Message,
+        time: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), SealError> {
+        out.resize(SEALED_HEADER_LEN, 0);
+        message.write(time, out);
+        out.resize(out.len() + TAG_LEN, 0);
+        self.seal(now, index, out)?;
+        self.stats.control_sealed += 1;
+        let lane = &mut self.lanes[index];
+        if let Message::Ping = message {
+            lane.rtt.handle_ping(time);
+        }
+        if message.wants_answer() {
+            lane.liveness.handle_ping_sent(now);
+            self.arm_liveness(index);
+        }
+        Ok(())
+    }
+
+    /// Seals a frame whose inside is in place between header and tag.
+    pub(super) fn seal(
+        &mut self,
+        now: Instant,
+        index: usize,
+        frame: &mut [u8],
+    ) -> Result<(), SealError> {
+        let lane = &mut self.lanes[index];
+        let epoch = self.epochs.current();
+        if self.settings.rekey.is_spent(epoch) {
+            return Err(SealError::Exhausted {
+                epoch: epoch.number,
+            });
+        }
+        let len = frame.len();
+        let counter = lane.next_counter(epoch.number);
+        SealedHeader {
+            epoch: epoch.low_byte(),
+            counter,
+        }
+        .write(frame)
+        .map_err(|_| SealError::Length { len })?;
+        let (header, body) = frame.split_at_mut(SEALED_HEADER_LEN);
+        let (text, tag) = body.split_at_mut(body.len() - TAG_LEN);
+        let made = epoch.keys.seal.seal(nonce(lane.id, counter), header, text);
+        tag.copy_from_slice(&made.map_err(|_| SealError::Length { len })?);
+        epoch.usage.add(len);
+        lane.stats.frames_sealed += 1;
+        lane.stats.bytes_sealed += len as u64;
+        let worn = self.settings.rekey.is_worn(epoch);
+        if worn && !self.rekey.is_under_way() {
+            self.begin_rekey(now);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,316 @@
+//! What a session holds, and what can be asked of it.
+
+use std::time::{Duration, Instant};
+
+use super::control::ConfigExchange;
+use super::event::{Events, SessionEvent};
+use crate::proto::aead::AeadKind;
+use crate::proto::epoch::{Epoch, Epochs};
+use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
+use crate::proto::keys::{EpochKeys, Role};
+use crate::proto::lane::{Lane, LaneKind, LaneState};
+use crate::proto::liveness::LivenessLimits;
+use crate::proto::outbox::Outbox;
+use crate::proto::random::Generator;
+use crate::proto::rekey::{Credentials, Rekey, RekeyLimits};
+use crate::proto::replay::ReplayWindow;
+use crate::proto::schedule::{PassThrough, Schedule};
+use crate::proto::stats::{LaneStats, Stats};
+use crate::proto::timers::{Timer, Timers};
+use crate::wire::{CloseReason, HandshakeKind, INSTANCE_LEN, LaneId, SessionId};
+
+/// A session. Both roles are this one type.
+///
+/// **After every call that takes `&mut self`, drain [`Session::poll_control`] and
+/// [`Session::poll_event`] until they have nothing, then look at [`Session::poll_timeout`].**
+pub struct Session {
+    pub(super) id: SessionId,
+    pub(super) role: Role,
+    pub(super) aead: AeadKind,
+    pub(super) peer: PublicKey,
+    pub(super) peer_minor: u8,
+    pub(super) settings: Settings,
+    pub(super) origin: Instant,
+    pub(super) state: State,
+    pub(super) epochs: Epochs,
+    pub(super) rekey: Rekey,
+    pub(super) generator: Generator,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) highest_lane: LaneId,
+    pub(super) next_source: u64,
+    pub(super) sources: ReplayWindow,
+    pub(super) config: ConfigExchange,
+    pub(super) outbox: Outbox,
+    pub(super) events: Events,
+    pub(super) timers: Timers,
+    pub(super) schedule: Box<dyn Schedule>,
+    pub(super) stats: Stats,
+}
+
+impl Session {
+    /// Begins with the first lane, over which the handshake ran.
+    pub(in crate::proto) fn new(now: Instant, agreement: Agreement) -> Self {
+        let Agreement {
+            role,
+            id,
+            kind,
+            secret,
+            peer,
+            psk,
+            instance,
+            aead,
+            peer_minor,
+            capabilities,
+            keys,
+            settings,
+            generator,
+        } = agreement;
+        let aead_number = aead.byte();
+        let rekey = Rekey::new(Credentials {
+            secret,
+            peer,
+            psk,
+            instance,
+            kind,
+            session: id,
+            aead: aead_number,
+            capabilities,
+        });
+        let (state, lane_state) = match role {
+            Role::Initiator => (State::Open, LaneState::Joining),
+            Role::Responder => (State::Unconfirmed, LaneState::Unproven),
+        };
+        let mut first = Lane::new(
+            now,
+            LaneId::FIRST,
+            LaneKind::Stream,
+            lane_state,
+            settings.liveness,
+        );
+        if role == Role::Responder {
+            // A client that is real pings at once.
+            first.liveness.handle_ping_sent(now);
+        }
+        let mut session = Self {
+            id,
+            role,
+            aead,
+            peer,
+            peer_minor,
+            settings,
+            origin: now,
+            state,
+            epochs: Epochs::new(Epoch::new(now, 0, keys)),
+            rekey,
+            generator,
+            lanes: vec![first],
+            highest_lane: LaneId::FIRST,
+            next_source: 0,
+            sources: ReplayWindow::default(),
+            config: ConfigExchange::default(),
+            outbox: Outbox::default(),
+            events: Events::default(),
+            timers: Timers::default(),
+            schedule: Box::new(PassThrough::default()),
+            stats: Stats::default(),
+        };
+        session.arm_liveness(0);
+        session.arm_rekey();
+        if role == Role::Initiator {
+            // The reply came over this lane, so the server is there.
+            session.confirm_lane(now, 0);
+        }
+        session
+    }
+
+    /// Replaces the scheduling policy; it is told of the lanes there are.
+    pub fn set_schedule(&mut self, now: Instant, mut schedule: Box<dyn Schedule>) {
+        for lane in self.lanes.iter().filter(|lane| lane.is_confirmed()) {
+            schedule.on_lane_up(now, lane.id, lane.kind);
+        }
+        self.schedule = schedule;
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.expired(now) {
+            match timer {
+                Timer::Liveness => self.check_lanes(now),
+                Timer::Rekey => self.begin_rekey(now),
+                Timer::RekeyRetry => {
+                    if self.rekey.awaits_answer() {
+                        self.stats.rekey_retries += 1;
+                        self.rekey.reset();
+                        self.begin_rekey(now);
+                    }
+                }
+                Timer::FormerEpoch => self.epochs.erase_former(),
+            }
+        }
+    }
+
+    /// When [`Session::handle_timeout`] wants to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Takes the next event. **Call until `None`.**
+    pub fn poll_event(&mut self) -> Option<SessionEvent> {
+        self.events.pop()
+    }
+
+    /// The session's name.
+    #[must_use]
+    pub const fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Which end this is.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The AEAD that seals it.
+    #[must_use]
+    pub const fn aead(&self) -> AeadKind {
+        self.aead
+    }
+
+    /// Whose session it is: the other end's public key.
+    #[must_use]
+    pub const fn peer(&self) -> &PublicKey {
+        &self.peer
+    }
+
+    /// Minor protocol version of the other end.
+    #[must_use]
+    pub const fn peer_minor(&self) -> u8 {
+        self.peer_minor
+    }
+
+    /// Number of the epoch that seals, from 0.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epochs.current_ref().number
+    }
+
+    /// Whether both ends have the keys: a server's session is unconfirmed until the client's first
+    /// sealed frame has opened.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Why the session is over, if it is.
+    #[must_use]
+    pub const fn closed(&self) -> Option<CloseReason> {
+        match self.state {
+            State::Closed { reason } => Some(reason),
+            State::Unconfirmed | State::Open => None,
+        }
+    }
+
+    /// The confirmed lanes, in no order.
+    pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
+        self.lanes
+            .iter()
+            .filter(|lane| lane.is_confirmed())
+            .map(|lane| lane.id)
+    }
+
+    /// Smoothed round-trip time of a lane; `None` until its first pong.
+    #[must_use]
+    pub fn rtt(&self, lane: LaneId) -> Option<Duration> {
+        self.lanes
+            .iter()
+            .find(|known| known.id == lane)?
+            .rtt
+            .smoothed()
+    }
+
+    /// Counters since the session began.
+    #[must_use]
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Counters of a lane.
+    #[must_use]
+    pub fn lane_stats(&self, lane: LaneId) -> Option<&LaneStats> {
+        self.lanes
+            .iter()
+            .find(|known| known.id == lane)
+            .map(|lane| &lane.stats)
+    }
+
+    pub(super) fn report(&mut self, event: SessionEvent) {
+        if !self.events.push(event) {
+            self.stats.drops.event_overflow += 1;
+        }
+    }
+
+    pub(super) fn shut(&mut self, reason: CloseReason) {
+        self.state = State::Closed { reason };
+        self.outbox.retain(|_| false);
+        self.timers.stop_all();
+        self.rekey.reset();
+    }
+
+    pub(super) fn micros(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.origin);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .field("role", &self.role)
+            .field("peer", &self.peer)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Limits and time-outs of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// When keys are replaced.
+    pub rekey: RekeyLimits,
+    /// When to ping, and when to give up.
+    pub liveness: LivenessLimits,
+}
+
+/// What a handshake hands to the session it made.
+pub(in crate::proto) struct Agreement {
+    pub(in crate::proto) role: Role,
+    pub(in crate::proto) id: SessionId,
+    pub(in crate::proto) kind: HandshakeKind,
+    pub(in crate::proto) secret: SecretKey,
+    pub(in crate::proto) peer: PublicKey,
+    pub(in crate::proto) psk: Option<PresharedKey>,
+    pub(in crate::proto) instance: [u8; INSTANCE_LEN],
+    pub(in crate::proto) aead: AeadKind,
+    pub(in crate::proto) peer_minor: u8,
+    pub(in crate::proto) capabilities: u32,
+    pub(in crate::proto) keys: EpochKeys,
+    pub(in crate::proto) settings: Settings,
+    pub(in crate::proto) generator: Generator,
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Server: nothing of the client has opened, so it may be a replay. Nothing is sent.
+    Unconfirmed,
+    /// Both ends have the keys.
+    Open,
+    /// Over. Only Close frames still leave.
+    Closed { reason: CloseReason },
+}
+
+/// Lanes of a session, joining ones included: a lane for each address of a few servers.
+pub const MAX_LANES: usize = 16;
