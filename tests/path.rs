@@ -9,7 +9,7 @@ use adit::config::{
     ServerConfig, TunConfig,
 };
 use adit::proto::SecretKey;
-use adit::server::run::Server;
+use adit::server::run::{RunError, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 struct Path {
     client: Client,
     stop: CancellationToken,
-    server: tokio::task::JoinHandle<()>,
+    server: tokio::task::JoinHandle<Result<(), RunError>>,
     _state: tempfile::TempDir,
 }
 
@@ -121,7 +121,7 @@ async fn bytes_go_both_ways(scheme: Scheme) {
     assert!(received == sent, "{} of {}", received.len(), sent.len());
     path.client.close().await;
     path.stop.cancel();
-    path.server.await.unwrap();
+    path.server.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,9 +41,9 @@ pub async fn run_server(
         info!(%pin, "clients may pin this certificate");
     }
     ready.announce(&format!("listening on {}", Addresses(&server.listening())));
-    server.run(stop.clone()).await;
+    let result = server.run(stop).await;
     ready.stopping();
-    Ok(())
+    Ok(result?)
 }
 
 /// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands.
@@ -102,7 +102,7 @@ pub async fn run_try(
     client.close().await;
     serving_proxy.abort();
     server_stop.cancel();
-    serving_clients.await.context("the server failed")?;
+    serving_clients.await.context("the server failed")??;
     result
 }
 

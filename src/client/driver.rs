@@ -48,7 +48,7 @@ use super::connect::{ConnectFailure, Connected, Connector};
 use super::resolve::NameQueries;
 use super::tunnel::{Attachment, Command, Commands, ConnectError, Datagram, HandleId, Reply};
 use crate::io::carrier::{Carrier, CarrierEvent, LaneLoss};
-use crate::io::clock;
+use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::SessionEvent;
@@ -70,6 +70,7 @@ pub struct Driver {
     waiting: VecDeque<Waiting>,
     resolver: NameQueries,
     timer: Pin<Box<Sleep>>,
+    suspend: SuspendWatch,
     closing: Option<Instant>,
 }
 
@@ -110,6 +111,7 @@ impl Driver {
             waiting: VecDeque::new(),
             resolver,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
+            suspend: SuspendWatch::new(),
             closing: None,
         }
     }
@@ -278,6 +280,12 @@ impl Driver {
         };
         self.network = Box::pin(next_change(watch));
         debug!("the network has changed");
+        self.look_again(now);
+        true
+    }
+
+    /// The way to the server may be another one now, or there may be one again.
+    fn look_again(&mut self, now: Instant) {
         match &mut self.link {
             Link::Waiting { until, .. } => *until = now,
             Link::Trying { .. } => {}
@@ -287,7 +295,6 @@ impl Driver {
                 }
             }
         }
-        true
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -300,8 +307,12 @@ impl Driver {
                 self.try_server(now, failures);
                 true
             }
-            Link::Trying { attempt, failures } => {
-                let failures = *failures;
+            Link::Trying {
+                attempt,
+                joining,
+                failures,
+            } => {
+                let (failures, joining) = (*failures, *joining);
                 match attempt.as_mut().poll(cx) {
                     Poll::Pending => false,
                     Poll::Ready(Ok(connected)) => {
@@ -309,7 +320,7 @@ impl Driver {
                         true
                     }
                     Poll::Ready(Err(error)) => {
-                        self.attempt_failed(now, &error, failures);
+                        self.attempt_failed(now, &error, joining, failures);
                         true
                     }
                 }
@@ -327,9 +338,17 @@ impl Driver {
             .as_mut()
             .and_then(|carrier| carrier.session_mut().join_frame(now));
         self.link = Link::Trying {
+            joining: join.as_ref().map(|(lane, _)| *lane),
             attempt: Box::pin(self.connector.clone().attempt(server, join)),
             failures,
         };
+    }
+
+    /// Forgets the lane that an attempt was to join.
+    fn forget(&mut self, now: Instant, joining: Option<LaneId>) {
+        if let Some((carrier, lane)) = self.carrier.as_mut().zip(joining) {
+            carrier.session_mut().remove_lane(now, lane);
+        }
     }
 
     fn connected(&mut self, now: Instant, connected: Connected, failures: u32) {
@@ -364,7 +383,14 @@ impl Driver {
         };
     }
 
-    fn attempt_failed(&mut self, now: Instant, error: &ConnectFailure, failures: u32) {
+    fn attempt_failed(
+        &mut self,
+        now: Instant,
+        error: &ConnectFailure,
+        joining: Option<LaneId>,
+        failures: u32,
+    ) {
+        self.forget(now, joining);
         // The first failure is for people, the repetitions for those who look closer.
         if failures == 0 {
             warn!(%error, "cannot reach the server; trying on");
@@ -522,6 +548,10 @@ impl Driver {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
+        if let Some(slept) = self.suspend.slept() {
+            debug!(?slept, "the host was suspended");
+            self.look_again(now);
+        }
         if let Some(inside) = self.inside.as_mut() {
             inside.handle_timeout(now);
         }
@@ -570,6 +600,7 @@ enum Link {
     },
     Trying {
         attempt: Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>,
+        joining: Option<LaneId>,
         failures: u32,
     },
     Up {

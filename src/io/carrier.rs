@@ -147,8 +147,10 @@ impl Carrier {
 
     /// Drops a lane without a word: its connection closes.
     pub fn remove_lane(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
-        if let Some(at) = self.lanes.iter().position(|lane| lane.id == id) {
-            self.lose(now, at, cause);
+        match self.lanes.iter().position(|lane| lane.id == id) {
+            Some(at) => self.lose(now, at, cause),
+            // One that was still to join.
+            None => self.session.remove_lane(now, id),
         }
     }
 

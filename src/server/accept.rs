@@ -64,11 +64,15 @@ pub async fn serve(
     permit: OwnedSemaphorePermit,
 ) {
     shared.accept_stats.accepted.fetch_add(1, Ordering::Relaxed);
-    let known = timeout(
-        AUTHENTICATION_TIMEOUT,
-        authenticate(&shared, scheme, socket, permit),
-    );
-    match known.await {
+    let stop = shared.stop.clone();
+    let known = tokio::select! {
+        () = stop.cancelled() => return,
+        known = timeout(
+            AUTHENTICATION_TIMEOUT,
+            authenticate(&shared, scheme, socket, permit),
+        ) => known,
+    };
+    match known {
         Ok(Some(driver)) => driver.run().await,
         Ok(None) => {}
         Err(_) => {

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::io::lane::StreamLane;
@@ -44,6 +45,7 @@ pub enum ToSession {
 pub struct Registry {
     inner: Mutex<Inner>,
     router: Arc<Router>,
+    capacity: usize,
 }
 
 #[derive(Debug)]
@@ -62,8 +64,8 @@ struct Entry {
 }
 
 impl Registry {
-    /// Makes an empty registry that hands out these leases.
-    pub fn new(router: Arc<Router>, leases: Leases) -> Self {
+    /// Makes an empty registry for at most `capacity` sessions, which hands out these leases.
+    pub fn new(router: Arc<Router>, leases: Leases, capacity: usize) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 sessions: HashMap::new(),
@@ -71,6 +73,7 @@ impl Registry {
                 leases,
             }),
             router,
+            capacity,
         }
     }
 
@@ -78,7 +81,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// Why there is no lease for it.
+    /// The server is full, or why there is no lease for it.
     pub fn enter(
         &self,
         id: SessionId,
@@ -86,10 +89,15 @@ impl Registry {
         orders: mpsc::Sender<ToSession>,
         downlink: &Arc<Downlink>,
         now: SystemTime,
-    ) -> Result<Lease, LeaseError> {
+    ) -> Result<Lease, EnterError> {
         let mut inner = self.lock();
         if let Some(old) = inner.owners.get(&owner).copied() {
             self.remove_locked(&mut inner, old, now, Some(CloseReason::Superseded));
+        }
+        if inner.sessions.len() >= self.capacity {
+            return Err(EnterError::Full {
+                capacity: self.capacity,
+            });
         }
         let lease = inner.leases.acquire(now, owner)?;
         let addresses = addresses(&lease);
@@ -163,6 +171,33 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a confirmed session is not served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EnterError {
+    /// There are as many sessions as the configuration lets in.
+    #[error("all {capacity} sessions of `max_clients` are in use")]
+    Full {
+        /// How many that is.
+        capacity: usize,
+    },
+    /// There is no address for it.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+}
+
+impl EnterError {
+    /// Returns what the client is told.
+    pub fn close_reason(&self) -> CloseReason {
+        match self {
+            EnterError::Full { .. } | EnterError::Lease(LeaseError::Exhausted { .. }) => {
+                CloseReason::PoolExhausted
+            }
+            EnterError::Lease(LeaseError::TooManyInstances { .. }) => CloseReason::TooManyInstances,
+        }
     }
 }
 

@@ -183,7 +183,7 @@ impl Server {
             .chain(config.network6.map(IpNet::V6))
             .collect();
         let shared = Shared {
-            registry: Registry::new(router.clone(), leases),
+            registry: Registry::new(router.clone(), leases, config.max_clients as usize),
             router,
             responder: Responder::new(
                 config.secret_keys.clone(),
@@ -245,7 +245,11 @@ impl Server {
     }
 
     /// Serves until `stop`, then closes every session and undoes what was set up.
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    ///
+    /// When the TUN device is gone before: what was set up has been undone all the same.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self {
             shared,
             listeners,
@@ -265,17 +269,12 @@ impl Server {
             );
             tasks.spawn(accepting);
         }
-        if let Some(tun) = &tun {
-            tasks.spawn(tun.clone().drain(
-                shared.router.clone(),
-                shared.pool.clone(),
-                shared.stop.clone(),
-            ));
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = keep_leases(&shared, &state) => {}
-        }
+        let draining = drain(&shared, tun);
+        let result = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            () = keep_leases(&shared, &state) => Ok(()),
+            error = draining => Err(error),
+        };
         shared.stop.cancel();
         tasks.close();
         if timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
@@ -286,7 +285,17 @@ impl Server {
             error!(%error, "not everything could be undone; the next start tries again");
         }
         info!("server stopped");
+        result
     }
+}
+
+/// Why a server has stopped before it was told to.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The TUN device can no longer be read.
+    #[error("the TUN device is gone ({0}): was it deleted, or taken down?")]
+    Tun(std::io::Error),
 }
 
 /// Why a server does not start.
@@ -386,6 +395,28 @@ fn tun_settings(config: &ServerConfig, leases: &Leases) -> TunSettings {
             .zip(leases.gateway6())
             .and_then(|(net, gateway)| Ipv6Net::new(gateway, net.prefix_len()).ok()),
         masquerade: config.tun.masquerade,
+    }
+}
+
+/// Drains the TUN device, where there is one, on a task of its own; ends only when it fails.
+async fn drain(shared: &Arc<Shared>, tun: Option<Arc<TunEgress>>) -> RunError {
+    let Some(tun) = tun else {
+        return std::future::pending().await;
+    };
+    let (router, pool) = (shared.router.clone(), shared.pool.clone());
+    let task = tokio::spawn(async move { tun.drain(&router, &pool).await });
+    let _ended_with_us = AbortOnDrop(task.abort_handle());
+    match task.await {
+        Ok(error) => RunError::Tun(error),
+        Err(panicked) => RunError::Tun(std::io::Error::other(panicked)),
+    }
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

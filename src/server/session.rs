@@ -32,7 +32,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Span, debug, debug_span, info, warn};
 
 use super::egress::Egress;
-use super::leases::{LeaseError, Owner};
+use super::leases::Owner;
 use super::local::Local;
 use super::registry::{ToSession, addresses};
 use super::router::{Downlink, Queued};
@@ -299,8 +299,8 @@ impl SessionDriver {
             }
             Err(error) => {
                 let client = self.shared.client_name(&self.owner.key);
-                warn!(client, %error, "no lease");
-                self.close(now, close_reason(&error));
+                warn!(client, %error, "a session is not served");
+                self.close(now, error.close_reason());
             }
         }
     }
@@ -376,14 +376,6 @@ impl Drop for SessionDriver {
         if let State::Live = self.state {
             self.end();
         }
-    }
-}
-
-/// What a client is told when there is no lease for it.
-fn close_reason(error: &LeaseError) -> CloseReason {
-    match error {
-        LeaseError::Exhausted { .. } => CloseReason::PoolExhausted,
-        LeaseError::TooManyInstances { .. } => CloseReason::TooManyInstances,
     }
 }
 

@@ -14,18 +14,16 @@
 //! slow: full queues drop (see [`crate::server::router`]).
 
 use std::future::poll_fn;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use adit_netstack::{Offload, Packet, virtio_fields};
-use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use crate::io::pool::{Buffer, Pool, SMALL};
 use crate::io::tun::{Tun, VirtioHeader};
 use crate::server::router::{Downlink, Queued, Router};
 use crate::wire::{PACKET_HEADROOM, TAILROOM};
+use adit_netstack::{Offload, Packet, virtio_fields};
 
 /// A TUN device that the sessions share.
 #[derive(Debug)]
@@ -86,43 +84,26 @@ impl TunEgress {
         &self.stats
     }
 
-    /// Reads the device until told to stop, and queues each packet for its session.
-    pub async fn drain(
-        self: Arc<Self>,
-        router: Arc<Router>,
-        pool: Arc<Pool>,
-        stop: CancellationToken,
-    ) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.read_all(&router, &pool) => {}
-        }
-    }
-
-    async fn read_all(&self, router: &Router, pool: &Arc<Pool>) {
+    /// Reads the device and queues each packet for its session, until reading fails.
+    pub async fn drain(&self, router: &Router, pool: &Arc<Pool>) -> io::Error {
         let mut touched: Vec<Arc<Downlink>> = Vec::with_capacity(BATCH);
         let mut spare: Option<Buffer> = None;
         loop {
             if let Err(error) = poll_fn(|cx| self.tun.poll_read_ready(cx)).await {
-                error!(%error, "the TUN device cannot be read any more");
-                return;
+                return error;
             }
             for _ in 0..BATCH {
                 let mut buffer = spare.take().unwrap_or_else(|| pool.large());
                 let end = buffer.capacity() - TAILROOM;
                 let room = &mut buffer[PACKET_HEADROOM - VirtioHeader::LEN..end];
-                let read = match self.tun.try_read(room) {
-                    Ok(read) => read,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                match self.tun.try_read(room) {
+                    Ok(read) => spare = self.queue(router, pool, buffer, read, &mut touched),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         spare = Some(buffer);
                         break;
                     }
-                    Err(error) => {
-                        error!(%error, "the TUN device cannot be read any more");
-                        return;
-                    }
-                };
-                spare = self.queue(router, pool, buffer, read, &mut touched);
+                    Err(error) => return error,
+                }
             }
             for downlink in touched.drain(..) {
                 downlink.wake();
