@@ -24,7 +24,7 @@ impl Clock {
         )
     }
 
-    pub(crate) fn from_smoltcp(self, at: SmolInstant) -> Instant {
+    pub(crate) fn to_std(self, at: SmolInstant) -> Instant {
         let micros = at.total_micros().saturating_sub(OFFSET_MICROS);
         self.epoch + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
     }

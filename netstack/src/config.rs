@@ -56,7 +56,7 @@ impl Default for Config {
             max_flows: 20_000,
             max_half_open: 1_024,
             receive_ring: 1 << 20,
-            send_ring: 512 << 10,
+            send_ring: 1 << 20,
             // Six SYNs at smoltcp's pace of 1, 2, 4, 8 and 16 s.
             connect_timeout: Duration::from_secs(32),
             // What hosts do (RFC 9293 §3.8.4 asks for no less).

@@ -339,7 +339,7 @@ impl Conn {
             None => Due::Never,
             Some(at) if at <= smol_now => Due::Now,
             Some(_) if self.time_wait_since.is_some() => Due::Never,
-            Some(at) => Due::At(clock.from_smoltcp(at)),
+            Some(at) => Due::At(clock.to_std(at)),
         }
     }
 

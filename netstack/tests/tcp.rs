@@ -405,7 +405,7 @@ fn slow_reader_holds_the_sender_back_and_the_window_opens_again() {
     }
     // Nobody reads: both rings are full, and that is all that was taken.
     let received = world.b.stack.recv_len(other) as u64;
-    assert_eq!(source.at, received + (512 << 10));
+    assert_eq!(source.at, received + (1 << 20));
     // A scaled window is told in steps of 32 bytes.
     assert!(received > (1 << 20) - 32 && received <= 1 << 20);
     // A zero window for longer than any time-out is no reason to give up.
