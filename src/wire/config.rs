@@ -36,6 +36,14 @@ impl Default for InnerConfig {
 }
 
 impl InnerConfig {
+    /// Returns the session's own addresses, of either family.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.map(|(address, _)| IpAddr::V4(address));
+        let v6 = self.v6.map(|(address, _)| IpAddr::V6(address));
+        v4.into_iter().chain(v6).collect()
+    }
+
     /// Appends the fields. Resolvers beyond [`MAX_DNS`] are left out.
     pub fn write(&self, out: &mut Vec<u8>) {
         if let Some((address, prefix)) = self.v4 {

@@ -7,9 +7,18 @@ use super::event::SessionEvent;
 use super::state::{Session, State};
 use crate::proto::keys::Role;
 use crate::proto::outbox::{Message, Route};
-use crate::wire::{CloseReason, Control, InnerConfig};
+use crate::wire::{CloseReason, Control, InnerConfig, LaneId};
 
 impl Session {
+    /// Asks on every confirmed lane whether the other end is there, without waiting for the
+    /// keepalive: to be called when the host's network has changed.
+    pub fn probe(&mut self) {
+        let lanes: Vec<LaneId> = self.lanes().collect();
+        for lane in lanes {
+            self.queue_latest(lane, Message::Ping, |m| matches!(m, Message::Ping));
+        }
+    }
+
     /// Server: gives the client its configuration, once the session is confirmed, and again if it
     /// may have been lost. A newer one replaces it.
     pub fn configure(&mut self, config: InnerConfig) {
@@ -45,11 +54,8 @@ impl Session {
         match (control, self.role) {
             (Control::Ping { time }, _) => {
                 // One pong says it all: a newer one takes the place of one that still waits.
-                self.outbox.retain(|waiting| {
-                    waiting.route != Route::Lane(lane)
-                        || !matches!(waiting.message, Message::Pong { .. })
-                });
-                self.queue(Route::Lane(lane), Message::Pong { time: *time });
+                let pong = Message::Pong { time: *time };
+                self.queue_latest(lane, pong, |m| matches!(m, Message::Pong { .. }));
             }
             (Control::Pong { time }, _) => self.handle_pong(now, index, *time),
             (Control::Config { serial, config }, Role::Initiator) => {
@@ -124,6 +130,14 @@ impl Session {
                 .retain(|waiting| !matches!(waiting.message, Message::Config { .. }));
             self.queue(Route::Best, Message::Config { serial, config });
         }
+    }
+
+    /// Queues a frame for a lane in place of those of its `kind` that still wait there.
+    fn queue_latest(&mut self, lane: LaneId, message: Message, kind: impl Fn(&Message) -> bool) {
+        let route = Route::Lane(lane);
+        self.outbox
+            .retain(|waiting| waiting.route != route || !kind(&waiting.message));
+        self.queue(route, message);
     }
 
     pub(super) fn queue(&mut self, route: Route, message: Message) {

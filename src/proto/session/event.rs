@@ -14,7 +14,7 @@ pub enum SessionEvent {
     Configured(InnerConfig),
     /// A lane may be sent on.
     LaneConfirmed(LaneId),
-    /// Nobody answered on a lane: close its connection and call [`Session::remove_lane`].
+    /// Nobody answered on a lane: close its connection and call [`Session::remove_lane`](super::Session::remove_lane).
     LaneDead(LaneId),
     /// The other end closed the session.
     PeerClosed(CloseReason),
