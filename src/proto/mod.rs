@@ -2,9 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! Nothing here opens a socket, reads a clock or draws entropy of its own accord: time is an argument,
-//! randomness a seed given to a constructor (only ML-KEM draws its own, in aws-lc). Bytes go in and
-//! out through memory that the caller owns. What the bytes mean is drawn in [`wire`](crate::wire).
+//! Nothing here opens a socket, reads a clock or draws entropy of its own accord: time is an
+//! argument, randomness a seed given to a constructor (only ML-KEM draws its own, in aws-lc). Bytes
+//! go in and out through memory that the caller owns. What the bytes mean is drawn in
+//! [`wire`](crate::wire).
 //!
 //! ```text
 //!  client                                                         server
@@ -26,8 +27,8 @@
 //!
 //! A **lane** is `Joining` (client: Join sent), `Unproven` (server: the handshake's own, nothing
 //! opened yet), `Challenged` (server: JoinOk sent, the echo is to come), `Confirmed`, or `Dead`.
-//! Packets pass on confirmed lanes only. A session without one lives on: how long is the driver's to
-//! say, and a client comes back by [`Session::join_frame`].
+//! Packets pass on confirmed lanes only. A session without one lives on: how long is the driver's
+//! to say, and a client comes back by [`Session::join_frame`].
 //!
 //! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
 //!
@@ -36,22 +37,24 @@
 //! One mutation, then a complete drain:
 //!
 //! 1. one of [`Session::open`], [`Session::seal_packet`], [`Session::handle_join`],
-//!    [`Session::join_frame`], [`Session::remove_lane`], [`Session::configure`], [`Session::close`],
-//!    [`Session::handle_timeout`]; several of the first two in a row are one mutation;
-//! 2. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to its
-//!    lane in that order, and before any packet sealed later for that lane;
+//!    [`Session::join_frame`], [`Session::remove_lane`], [`Session::configure`],
+//!    [`Session::close`], [`Session::handle_timeout`]; several of the first two in a row are one
+//!    mutation;
+//! 2. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to
+//!    its lane in that order, and before any packet sealed later for that lane;
 //! 3. [`Session::poll_event`] until `None`;
 //! 4. [`Session::poll_timeout`], and [`Session::handle_timeout`] when that time has come.
 //!
-//! When [`Session::open`] fails, [`OpenError::scope`] says whether the frame, the lane or the session
-//! ends with it. A frame sealed and not sent is a gap in counters, which does no harm; a frame sent
-//! out of order on a stream lane kills the lane.
+//! When [`Session::open`] fails, [`OpenError::scope`] says whether the frame, the lane or the
+//! session ends with it. A frame sealed and not sent is a gap in counters, which does no harm; a
+//! frame sent out of order on a stream lane kills the lane.
 //!
 //! ## Limits
 //!
-//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 64 control frames waiting,
-//! [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192 (key,
-//! instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no buffers.
+//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 64 control frames
+//! waiting, [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192
+//! (key, instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no
+//! buffers.
 //!
 //! ## Who may know what
 //!

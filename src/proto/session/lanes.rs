@@ -168,8 +168,9 @@ impl Session {
         }
     }
 
-    /// Makes room for another lane: dead ones go first, then the oldest that is not confirmed, since
-    /// a client that joins again has given up on its earlier tries. `false` if all are confirmed.
+    /// Makes room for another lane: dead ones go first, then the oldest that is not confirmed,
+    /// since a client that joins again has given up on its earlier tries. `false` if all are
+    /// confirmed.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.lanes.len() >= MAX_LANES {
             self.lanes.retain(|lane| !lane.is_dead());
