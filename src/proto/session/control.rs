@@ -10,15 +10,6 @@ use crate::proto::outbox::{Message, Route};
 use crate::wire::{CloseReason, Control, InnerConfig, LaneId};
 
 impl Session {
-    /// Asks on every confirmed lane whether the other end is there, without waiting for the
-    /// keepalive: to be called when the host's network has changed.
-    pub fn probe(&mut self) {
-        let lanes: Vec<LaneId> = self.lanes().collect();
-        for lane in lanes {
-            self.queue_latest(lane, Message::Ping, |m| matches!(m, Message::Ping));
-        }
-    }
-
     /// Server: gives the client its configuration, once the session is confirmed, and again if it
     /// may have been lost. A newer one replaces it.
     pub fn configure(&mut self, config: InnerConfig) {
@@ -44,6 +35,15 @@ impl Session {
         }
     }
 
+    /// Asks on every confirmed lane whether the other end is there, without waiting for the
+    /// keepalive: to be called when the host's network has changed.
+    pub fn probe(&mut self) {
+        let lanes: Vec<LaneId> = self.lanes().collect();
+        for lane in lanes {
+            self.queue(Route::Lane(lane), Message::Ping);
+        }
+    }
+
     pub(super) fn handle_control(
         &mut self,
         now: Instant,
@@ -53,9 +53,7 @@ impl Session {
         let lane = self.lanes[index].id;
         match (control, self.role) {
             (Control::Ping { time }, _) => {
-                // One pong says it all: a newer one takes the place of one that still waits.
-                let pong = Message::Pong { time: *time };
-                self.queue_latest(lane, pong, |m| matches!(m, Message::Pong { .. }));
+                self.queue(Route::Lane(lane), Message::Pong { time: *time });
             }
             (Control::Pong { time }, _) => self.handle_pong(now, index, *time),
             (Control::Config { serial, config }, Role::Initiator) => {
@@ -129,18 +127,8 @@ impl Session {
     pub(super) fn send_config(&mut self) {
         let serial = self.config.serial;
         if let Some(config) = self.config.unacknowledged.clone() {
-            self.outbox
-                .retain(|waiting| !matches!(waiting.message, Message::Config { .. }));
             self.queue(Route::Best, Message::Config { serial, config });
         }
-    }
-
-    /// Queues a frame for a lane in place of those of its `kind` that still wait there.
-    fn queue_latest(&mut self, lane: LaneId, message: Message, kind: impl Fn(&Message) -> bool) {
-        let route = Route::Lane(lane);
-        self.outbox
-            .retain(|waiting| waiting.route != route || !kind(&waiting.message));
-        self.queue(route, message);
     }
 
     pub(super) fn queue(&mut self, route: Route, message: Message) {
