@@ -61,9 +61,6 @@ impl Session {
                     self.config.received = Some(*serial);
                     self.report(SessionEvent::Configured(config.clone()));
                 }
-                // Only the newest needs an answer.
-                self.outbox
-                    .retain(|waiting| !matches!(waiting.message, Message::ConfigOk { .. }));
                 self.queue(Route::Best, Message::ConfigOk { serial: *serial });
             }
             (Control::ConfigOk { serial }, Role::Responder) => {
