@@ -113,7 +113,8 @@ impl FromStr for PublicKey {
     }
 }
 
-/// A secret that client and server share beside their keys; mixed in as the psk of Noise (section 9).
+/// A secret that client and server share beside their keys; mixed in as the psk of Noise (section
+/// 9).
 #[derive(Clone)]
 pub struct PresharedKey(Zeroizing<[u8; KEY_LEN]>);
 

@@ -158,7 +158,8 @@ fn slot(epoch: u64) -> usize {
     (epoch % SLOTS as u64) as usize
 }
 
-/// Epochs whose counters are kept: former, current and next live at once; four make the slot a mask.
+/// Epochs whose counters are kept: former, current and next live at once; four make the slot a
+/// mask.
 const SLOTS: usize = 4;
 
 /// Smoothed round-trip time (RFC 6298, section 2).

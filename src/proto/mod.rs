@@ -1,4 +1,67 @@
 //! The sans-IO session: handshake, keys, lanes, scheduling and timers.
+//!
+//! # Theory of operation
+//!
+//! Nothing here opens a socket, reads a clock or draws entropy of its own accord: time is an
+//! argument, randomness a seed given to a constructor (only ML-KEM draws its own, in aws-lc). Bytes
+//! go in and out through memory that the caller owns. What the bytes mean is drawn in
+//! [`wire`](crate::wire).
+//!
+//! ```text
+//!  client                                                         server
+//!  Initiator::new ──────────── HandshakeInit ───────────▶ Responder::handle_init
+//!        │                  [ ◀── Challenge, Init ──▶ ]              │ Answer::Accept
+//!  Initiator::handle ◀──────── HandshakeReply ──────────────────────┤
+//!        │ Reply::Established                                        │
+//!        ▼                                                           ▼
+//!     Session  (open) ───────── sealed Ping ───────────▶ Session (unconfirmed)
+//!        │            ◀──────── sealed Pong, Config ────────      │ Confirmed
+//!        ▼                                                           ▼
+//!     seal_packet ◀═════════════ packets ═════════════════════▶ seal_packet
+//! ```
+//!
+//! ## States
+//!
+//! A **session** is `Unconfirmed` (server only: nothing of the client has opened, so it may be a
+//! replay, and nothing is sent), `Open`, or `Closed` with a reason (only Close frames still leave).
+//!
+//! A **lane** is `Joining` (client: Join sent), `Unproven` (server: the handshake's own, nothing
+//! opened yet), `Challenged` (server: JoinOk sent, the echo is to come), `Confirmed`, or `Dead`.
+//! Packets pass on confirmed lanes only. A session without one lives on: how long is the driver's
+//! to say, and a client comes back by [`Session::join_frame`].
+//!
+//! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
+//!
+//! ## Order of calls
+//!
+//! One mutation, then a complete drain:
+//!
+//! 1. one of [`Session::open`], [`Session::seal_packet`], [`Session::handle_join`],
+//!    [`Session::join_frame`], [`Session::remove_lane`], [`Session::configure`],
+//!    [`Session::close`], [`Session::handle_timeout`]; several of the first two in a row are one
+//!    mutation;
+//! 2. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to
+//!    its lane in that order, and before any packet sealed later for that lane;
+//! 3. [`Session::poll_event`] until `None`;
+//! 4. [`Session::poll_timeout`], and [`Session::handle_timeout`] when that time has come.
+//!
+//! When [`Session::open`] fails, [`OpenError::scope`] says whether the frame, the lane or the
+//! session ends with it. A frame sealed and not sent is a gap in counters, which does no harm; a
+//! frame sent out of order on a stream lane kills the lane.
+//!
+//! ## Limits
+//!
+//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 64 control frames
+//! waiting, [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192
+//! (key, instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no
+//! buffers.
+//!
+//! ## Who may know what
+//!
+//! Key material is erased when it goes: identities, epochs, shared secrets, generator seeds. Two
+//! libraries keep copies out of reach: `snow` its chaining key, the compiler what it spills to the
+//! stack. Neither is enough for a session's keys without the ML-KEM secret, which aws-lc erases.
+//! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
 mod epoch;

@@ -2,6 +2,7 @@
 //! in order.
 
 use std::collections::VecDeque;
+use std::mem::discriminant;
 
 use crate::wire::{CloseReason, Control, InnerConfig, JOIN_CHALLENGE_LEN, LaneId};
 
@@ -83,13 +84,17 @@ impl Message {
     }
 }
 
-/// The queue, bounded by [`LIMIT`].
+/// The queue. Of each kind, one frame waits for a route: a newer one takes its place, since one
+/// pong, one configuration, one rekey says all that the older ones would have.
 #[derive(Debug, Default)]
 pub(super) struct Outbox(VecDeque<Waiting>);
 
 impl Outbox {
     /// Queues a frame; `false` if there is no room, and it is not queued.
     pub(super) fn push(&mut self, route: Route, message: Message) -> bool {
+        let kind = discriminant(&message);
+        self.0
+            .retain(|waiting| waiting.route != route || discriminant(&waiting.message) != kind);
         let room = self.0.len() < LIMIT;
         if room {
             self.0.push_back(Waiting { route, message });
@@ -115,5 +120,44 @@ impl Outbox {
     }
 }
 
-/// Frames that may wait: a handful is usual, a peer that makes us answer more loses answers.
-const LIMIT: usize = 64;
+/// Frames that may wait: more than all kinds for [`MAX_LANES`](super::MAX_LANES) lanes are.
+const LIMIT: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LANE: Route = Route::Lane(LaneId(1));
+
+    #[test]
+    fn one_frame_of_a_kind_waits_for_a_route_and_it_is_the_newest() {
+        let mut outbox = Outbox::default();
+        for time in 0..1000 {
+            assert!(outbox.push(LANE, Message::Pong { time }));
+            assert!(outbox.push(Route::Best, Message::Pong { time }));
+            assert!(outbox.push(LANE, Message::Ping));
+        }
+        assert_eq!(outbox.0.len(), 3);
+        let newest = outbox.pop(|waiting| waiting.route == LANE).unwrap();
+        assert!(matches!(newest.message, Message::Pong { time: 999 }));
+    }
+
+    #[test]
+    fn a_frame_that_must_wait_does_not_hold_up_the_others() {
+        let mut outbox = Outbox::default();
+        outbox.push(Route::Best, Message::RekeyAsk);
+        outbox.push(LANE, Message::Ping);
+        let ready = outbox.pop(|waiting| waiting.route != Route::Best).unwrap();
+        assert!(matches!(ready.message, Message::Ping));
+        assert!(outbox.pop(|waiting| waiting.route != Route::Best).is_none());
+        assert!(!outbox.is_empty());
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let mut outbox = Outbox::default();
+        let taken = (0..1000).filter(|lane| outbox.push(Route::Lane(LaneId(*lane)), Message::Ping));
+        assert_eq!(taken.count(), LIMIT);
+        assert_eq!(outbox.retain(|_| false), LIMIT as u64);
+    }
+}

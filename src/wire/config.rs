@@ -70,7 +70,8 @@ impl InnerConfig {
     /// Reads the fields; unknown tags are skipped, a missing MTU is [`DEFAULT_MTU`].
     ///
     /// # Errors
-    /// [`ConfigError`] for a truncated field, a value of the wrong length or range, or a field that comes twice.
+    /// [`ConfigError`] for a truncated field, a value of the wrong length or range, or a field that
+    /// comes twice.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(bytes);
         let mut config = Self::default();
@@ -203,7 +204,8 @@ fn at_most(tag: u8, prefix: u8, most: u8) -> Result<u8, ConfigError> {
     }
 }
 
-/// Inner MTU when nobody says otherwise: leaves room for our headers, UDP, IPv6 and a PPPoE or VLAN header in 1500.
+/// Inner MTU when nobody says otherwise: leaves room for our headers, UDP, IPv6 and a PPPoE or VLAN
+/// header in 1500.
 pub const DEFAULT_MTU: u16 = 1400;
 
 /// Smallest inner MTU: what IPv6 asks of every link (RFC 8200, section 5).

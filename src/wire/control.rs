@@ -66,7 +66,8 @@ impl<'a> Control<'a> {
     /// Reads the body of a control frame of type `kind`.
     ///
     /// # Errors
-    /// [`ControlError`]: the type is not a control frame's, or the body is not exactly what the type says.
+    /// [`ControlError`]: the type is not a control frame's, or the body is not exactly what the
+    /// type says.
     pub fn parse(kind: InnerType, body: &'a [u8]) -> Result<Self, ControlError> {
         let mut reader = Reader::new(body);
         let short = |short: Short| ControlError::Short { kind, short };

@@ -45,7 +45,8 @@ pub fn frame_type(frame: &[u8]) -> Option<FrameType> {
     FrameType::from_byte(*frame.get(LENGTH_LEN)?)
 }
 
-/// Splits a whole stream frame into its type and body, having checked that `length` tells the truth.
+/// Splits a whole stream frame into its type and body, having checked that `length` tells the
+/// truth.
 ///
 /// # Errors
 /// [`FrameFormatError`], with the numbers that disagree.
@@ -113,11 +114,13 @@ pub enum FrameFormatError {
 /// Bytes of the length field.
 pub const LENGTH_LEN: usize = 4;
 
-/// Largest value of `length` before the peer is authenticated: the largest handshake frame (ML-KEM-1024, message 1,
-/// 1,723 bytes) fits, and a stranger can make the server hold no more than this.
+/// Largest value of `length` before the peer is authenticated: the largest handshake frame
+/// (ML-KEM-1024, message 1, 1,723 bytes) fits, and a stranger can make the server hold no more than
+/// this.
 pub const MAX_FRAME_PREAUTH: usize = 2048;
 
-/// Largest value of `length` in a session: an IP packet of 65,535 bytes, our headers and tag, and room for extensions.
+/// Largest value of `length` in a session: an IP packet of 65,535 bytes, our headers and tag, and
+/// room for extensions.
 pub const MAX_FRAME: usize = 66_000;
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ pub struct HandshakeFrame<'a> {
 }
 
 impl<'a> HandshakeFrame<'a> {
-    /// Reads the clear bytes of a whole frame, having checked length, type, major version and kind. No cryptography.
+    /// Reads the clear bytes of a whole frame, having checked length, type, major version and kind.
+    /// No cryptography.
     ///
     /// # Errors
     /// [`HandshakeFormatError`], with what was found.
@@ -121,8 +122,8 @@ impl<'a> HandshakeFrame<'a> {
 
 /// Returns the Noise prologue: label ‖ major version ‖ kind ‖ context (Noise, section 6).
 ///
-/// The context is empty for a new session, and the session id (8) ‖ the new epoch's number (8) for a rekey, so that no
-/// message of one can serve in another.
+/// The context is empty for a new session, and the session id (8) ‖ the new epoch's number (8) for
+/// a rekey, so that no message of one can serve in another.
 #[must_use]
 pub fn prologue(kind: HandshakeKind, context: &[u8]) -> Vec<u8> {
     let mut prologue = Vec::with_capacity(PROLOGUE_LABEL.len() + 2 + context.len());
@@ -134,8 +135,8 @@ pub fn prologue(kind: HandshakeKind, context: &[u8]) -> Vec<u8> {
 
 /// What message 1 carries, encrypted.
 ///
-/// `minor (1) ‖ capabilities (4) ‖ AEADs spoken (1) ‖ of them fast (1) ‖ instance (8) ‖ time (8) ‖ answers (1) ‖
-/// challenge (0 or 32) ‖ encapsulation key ‖ anything a later minor version adds`
+/// `minor (1) ‖ capabilities (4) ‖ AEADs spoken (1) ‖ of them fast (1) ‖ instance (8) ‖ time (8) ‖
+/// answers (1) ‖ challenge (0 or 32) ‖ encapsulation key ‖ anything a later minor version adds`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitPayload<'a> {
     /// Minor version of the client.
@@ -204,8 +205,8 @@ impl<'a> InitPayload<'a> {
 
 /// What message 2 carries, encrypted.
 ///
-/// `status (1) ‖ minor (1) ‖ capabilities (4) ‖ session (8) ‖ AEAD (1) ‖ ciphertext ‖ anything a later minor version
-/// adds`; after a status other than 0 only `minor` and `capabilities` follow.
+/// `status (1) ‖ minor (1) ‖ capabilities (4) ‖ session (8) ‖ AEAD (1) ‖ ciphertext ‖ anything a
+/// later minor version adds`; after a status other than 0 only `minor` and `capabilities` follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyPayload<'a> {
     /// There is a session.

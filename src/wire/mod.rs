@@ -1,4 +1,193 @@
 //! Bytes to meaning and back, without state: the wire format, drawn once.
+//!
+//! # The protocol, byte by byte
+//!
+//! Version 1.0. Numbers are big-endian, lengths are bytes. A client and a server speak over any
+//! number of **lanes**; a lane is whatever carries frames in order: a TCP connection, with or
+//! without TLS. All security is in what is drawn here; a lane adds none that counts.
+//!
+//! ## Frames on stream lanes
+//!
+//! ```text
+//!  0       4      5                          4 + length
+//! ┌────────┬──────┬──────────────────────────┐
+//! │ length │ type │ body                     │   length covers type and body
+//! └────────┴──────┴──────────────────────────┘
+//! ```
+//!
+//! `length` is at most [`MAX_FRAME_PREAUTH`] (2,048) until the peer is authenticated, then
+//! [`MAX_FRAME`] (66,000). Whoever receives more, a length of 0, or an unknown type, closes the
+//! lane.
+//!
+//! | type | frame | from | sealed |
+//! |---|---|---|---|
+//! | `01` | HandshakeInit | client | by Noise |
+//! | `02` | HandshakeReply | server | by Noise |
+//! | `03` | Challenge | server | no |
+//! | `04` | Sealed | both | by the session |
+//! | `05` | Join | client | by the session |
+//!
+//! ## Handshake
+//!
+//! `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s` (Noise revision 34), with an ML-KEM (FIPS 203) exchange
+//! in the payloads. Either half alone keeps a session secret.
+//!
+//! ```text
+//!        ┌────────┬────┬───────┬──────┬──────────────────────────────────────────────────┐
+//!  Init  │ length │ 01 │ major │ kind │ e (32) ‖ AEAD{s} (48) ‖ AEAD{payload 1}          │
+//!        ├────────┼────┼───────┼──────┼──────────────────────────────────────────────────┤
+//!  Reply │ length │ 02 │ major │ kind │ e (32) ‖ AEAD{payload 2}                         │
+//!        ├────────┼────┼───────┼──────┼──────────────────────────────────────────────────┤
+//!  Chal. │ length │ 03 │ major │ kind │ challenge (32)                                   │
+//!        └────────┴────┴───────┴──────┴──────────────────────────────────────────────────┘
+//!
+//!  AEAD{x}: x sealed by Noise, and its tag (16)
+//!
+//!  payload 1: minor (1) ‖ capabilities (4) ‖ AEADs spoken (1) ‖ of them fast (1) ‖ instance (8) ‖
+//!             time (8) ‖ 0 or 1 ‖ challenge (32, after a 1) ‖ encapsulation key ‖ …
+//!  payload 2: status (1) ‖ minor (1) ‖ capabilities (4) ‖ session (8) ‖ AEAD (1) ‖ ciphertext ‖ …
+//! ```
+//!
+//!  - **major** is 1. It and **kind** stand in the clear because they say how to read the rest; the
+//!    Noise prologue binds them: `"adit handshake" ‖ major ‖ kind ‖ context`.
+//!  - **kind**: `01` a new session with ML-KEM-768 (encapsulation key 1,184, ciphertext 1,088);
+//!    `02` the same with ML-KEM-1024 (1,568, 1,568), stream lanes only; `11`, `12` the next epoch
+//!    of a session, which travels sealed (below) and never in a frame of its own. The context is
+//!    empty for the first two, `session (8) ‖ epoch (8)` for the others.
+//!  - **psk** is the pre-shared key of that client, 32 zero bytes if there is none. The server sets
+//!    it after message 1 has told it who calls.
+//!  - **minor**, **capabilities** (no bit has a meaning yet) and `…`: what later versions of the
+//!    same major add. `…` is ignored.
+//!  - **AEADs**: bit 0 AES-256-GCM, bit 1 ChaCha20-Poly1305, bit 2 AES-128-GCM, bit 3
+//!    XChaCha20-Poly1305; in payload 2 a number, bit + 1. The server chooses: an AES both have in
+//!    hardware, else ChaCha20-Poly1305, else what both speak.
+//!  - **instance** is a random name of this run of the client. **time** is microseconds since 1970.
+//!  - **status** is 0; otherwise the server knows the client and refuses it, `minor` and
+//!    `capabilities` end the payload, and the number says why: 1 version, 2 no common AEAD, 3
+//!    invalid encapsulation key.
+//!
+//! **Replay.** The server remembers the newest time of every (key, instance). A message 1 that is
+//! not newer, or older than the server's start, is answered by a Challenge: 32 random bytes that
+//! belong to this connection. The client makes a new message 1 that carries them. Two challenges a
+//! connection, no more. A handshake changes nothing about a living session until its first sealed
+//! frame opens.
+//!
+//! **Silence.** Whatever else is wrong with a message 1 (length, version, kind, key, tag, an
+//! unknown client) is answered by nothing at all, so that a stranger learns nothing. A client
+//! learns of a major version it does not speak from the answer's clear byte, if there is an answer.
+//!
+//! ## Keys
+//!
+//! ```text
+//! secret      = HKDF-Extract(salt: h, k1 ‖ k2 ‖ ML-KEM shared secret)          RFC 5869, SHA-256
+//! client key  = HKDF-Expand(secret, "adit key" ‖ 00 ‖ AEAD number, key length)
+//! server key  = HKDF-Expand(secret, "adit key" ‖ 01 ‖ AEAD number, key length)
+//! ```
+//!
+//! h is Noise's handshake hash, k1 and k2 what its `Split()` gives, k1 the initiator's at both
+//! ends.
+//!
+//! ## Sealed frames
+//!
+//! ```text
+//!  0        4    5       6         14     15                         length − 12   4 + length
+//! ┌────────┬────┬───────┬─────────┬──────┬───────────────────────────┬─────────────┐
+//! │ length │ 04 │ epoch │ counter │ type │ body                      │ tag         │
+//! └────────┴────┴───────┴─────────┴──────┴───────────────────────────┴─────────────┘
+//!  └──────────── AAD ────────────┘ └────────── sealed ──────────────┘
+//!
+//!  nonce = lane id (4) ‖ counter (8)        XChaCha20: 12 zero bytes ‖ lane id ‖ counter
+//! ```
+//!
+//! **epoch** is the low byte of the epoch's number, from 0. **counter** is per lane, direction and
+//! epoch, from 0, strictly increasing on a stream lane. The lane's id is not written: each end
+//! knows over which lane a frame came. The lane of the handshake is 0; the client numbers the
+//! others upwards and never uses a number twice in a session.
+//!
+//! A packet, as the commonest body, starts [`PACKET_HEADROOM`] (26) bytes into its frame:
+//!
+//! ```text
+//!  14     15              23        24            26
+//! ┌──────┬───────────────┬─────────┬─────────────┬──────────────┐
+//! │  01  │ source number │ offload │ segment size│ IP packet    │
+//! └──────┴───────────────┴─────────┴─────────────┴──────────────┘
+//!  offload: bits 0-1 none, tcp, udp; bit 2 transport checksum partial; the others 0.
+//!  segment size: bytes of payload per segment; 0 if and only if bits 0-1 are.
+//! ```
+//!
+//! The **source number** counts the packets of one direction from 0, over all lanes and epochs. A
+//! number is delivered once.
+//!
+//! | type | body | from |
+//! |---|---|---|
+//! | `01` Packet | as drawn | both |
+//! | `02` Ping | time (8), opaque | both |
+//! | `03` Pong | time (8) of the ping | both |
+//! | `04` Config | serial (4) ‖ fields | server |
+//! | `05` ConfigOk | serial (4) | client |
+//! | `06` Close | reason (1) | both |
+//! | `07` RekeyAsk | none | server |
+//! | `08` RekeyInit | epoch (1) ‖ Noise message 1 | client |
+//! | `09` RekeyReply | epoch (1) ‖ Noise message 2 | server |
+//! | `0A` Join | none; in a Join frame only | client |
+//! | `0B` JoinOk | challenge (16) | server |
+//! | `0C` JoinEcho | challenge (16) | client |
+//! | `0D` Enrol | reserved | client |
+//! | `10` … `14` | reserved: open, data, credit, fin, reset of flows relayed without a netstack | |
+//! | `20`, `21` | reserved: repair, report | |
+//!
+//! An unknown type, reserved ones included, is skipped if its top bit is set, else it closes the
+//! session. So does a control frame that is malformed or that the other end may not send.
+//!
+//! **Config** fields are `tag (1) ‖ length (2) ‖ value`; unknown tags are skipped. 1 IPv4 address
+//! and prefix (5), 2 IPv6 address and prefix (17), 3 IPv4 gateway (4), 4 IPv6 gateway (16), 5 a
+//! resolver (4 or 16, at most 8 times), 6 MTU (2, 1280 to 9000). The server sends Config once the
+//! client's first sealed frame has opened, and again on every new lane until ConfigOk names its
+//! serial.
+//!
+//! **Close** reasons: 1 shutting down, 2 superseded, 3 revoked, 4 no free address, 5 too many
+//! instances, 6 protocol error, 7 idle.
+//!
+//! ## Epochs
+//!
+//! After 120 s, 2^32 frames or 2^38 bytes the client begins the next epoch: the handshake once
+//! more, kind `11` or `12`, inside RekeyInit and RekeyReply, whose epoch byte is the new epoch's.
+//! Payload 1 has no AEADs, time or challenge (zero); payload 2 repeats session and AEAD. The client
+//! seals with the new keys once it has the reply, the server once it has opened a frame sealed with
+//! them. From then on the former keys open for twice the largest lane delay, 1 s to 30 s. 2^36
+//! frames that do not open end the session.
+//!
+//! ## Joining a lane
+//!
+//! ```text
+//!  0        4    5       6         14     18     19     35
+//! ┌────────┬────┬───────┬─────────┬──────┬──────┬──────┐
+//! │ length │ 05 │ epoch │ session │ lane │  0A  │ tag  │      counter 0 of the new lane
+//! └────────┴────┴───────┴─────────┴──────┴──────┴──────┘
+//!  └─────────────── AAD ────────────────┘
+//! ```
+//!
+//! The first frame on a fresh connection. The server opens it with the session's keys and refuses,
+//! by silence, a lane id that is not above every earlier one; so a copy is worth nothing. It
+//! answers JoinOk on the new lane, and sends packets there only after JoinEcho has come back.
+//!
+//! A client that reconnects writes Join and HandshakeInit in one flight. A server that knows the
+//! session answers JoinOk and drops the Init; one that does not drops the Join and answers the
+//! Init.
+//!
+//! ## Liveness
+//!
+//! Ping after 10 s without a frame, or 5 s after the first unanswered packet; a ping unanswered for
+//! 10 s means that the lane is dead. Any frame that opens is an answer.
+//!
+//! ## When something does not open
+//!
+//! | what | then |
+//! |---|---|
+//! | header wrong, counter not increased, tag wrong | the lane is dead, the session lives |
+//! | epoch unknown or erased | the frame is dropped: it may have been long under way |
+//! | source number seen or too old; packet header malformed | the packet is dropped |
+//! | Join refused | silence |
 
 mod config;
 mod control;

@@ -1,4 +1,5 @@
-//! Sealed frames: the clear header that is authenticated with them, the nonce, and what is inside the seal.
+//! Sealed frames: the clear header that is authenticated with them, the nonce, and what is inside
+//! the seal.
 
 use adit_netstack::{Checksum, Gso, Offload};
 
@@ -40,7 +41,8 @@ pub struct SealedHeader {
 }
 
 impl SealedHeader {
-    /// Writes length, type, epoch and counter to the front of `frame`, whose whole length it states.
+    /// Writes length, type, epoch and counter to the front of `frame`, whose whole length it
+    /// states.
     ///
     /// # Errors
     /// [`SealedFormatError`] when `frame` cannot hold a header and a tag, or exceeds [`MAX_FRAME`].
@@ -140,7 +142,8 @@ impl JoinHeader {
     }
 }
 
-/// Returns the session a Join frame names, without any proof that it may; `None` if the bytes are no Join frame.
+/// Returns the session a Join frame names, without any proof that it may; `None` if the bytes are
+/// no Join frame.
 #[must_use]
 pub fn join_session_id(frame: &[u8]) -> Option<SessionId> {
     JoinHeader::parse(frame).ok().map(|header| header.session)
@@ -276,7 +279,8 @@ impl PacketHeader {
     /// Reads the header off the front of a packet's body.
     ///
     /// # Errors
-    /// [`PacketHeaderError`] for a truncated header, unknown bits, or a size that does not belong to its kind.
+    /// [`PacketHeaderError`] for a truncated header, unknown bits, or a size that does not belong
+    /// to its kind.
     pub fn parse(body: &[u8]) -> Result<Self, PacketHeaderError> {
         let mut reader = Reader::new(body);
         let short = |_: Short| PacketHeaderError::Short { len: body.len() };
@@ -360,11 +364,12 @@ pub enum PacketHeaderError {
     },
 }
 
-/// Bytes of the clear header of a sealed frame: length (4), type (1), epoch (1), counter (8). All of it is the AAD.
+/// Bytes of the clear header of a sealed frame: length (4), type (1), epoch (1), counter (8). All
+/// of it is the AAD.
 pub const SEALED_HEADER_LEN: usize = 14;
 
-/// Bytes of the clear header of a Join frame: length (4), type (1), epoch (1), session (8), lane (4). All of it is
-/// the AAD.
+/// Bytes of the clear header of a Join frame: length (4), type (1), epoch (1), session (8), lane
+/// (4). All of it is the AAD.
 pub const JOIN_HEADER_LEN: usize = 18;
 
 /// Bytes of a whole Join frame: header, inner type, tag.

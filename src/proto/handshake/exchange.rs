@@ -72,7 +72,8 @@ impl Opening {
         ))
     }
 
-    /// Reads message 2. A message that does not fit leaves this as it was: the right one may follow.
+    /// Reads message 2. A message that does not fit leaves this as it was: the right one may
+    /// follow.
     pub(in crate::proto) fn finish(&mut self, message: &[u8]) -> Result<Agreed, ExchangeError> {
         let mut payload = Zeroizing::new([0; MAX_FRAME_PREAUTH]);
         let len = self.noise.read_message(message, &mut *payload)?;

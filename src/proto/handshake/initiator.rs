@@ -278,7 +278,8 @@ impl From<ExchangeError> for HandshakeError {
     }
 }
 
-/// Microseconds since 1970; a clock before that counts as 1970, one beyond the year 586,000 as that.
+/// Microseconds since 1970; a clock before that counts as 1970, one beyond the year 586,000 as
+/// that.
 pub(super) fn unix_micros(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

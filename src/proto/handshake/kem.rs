@@ -35,7 +35,8 @@ impl KemSecret {
     }
 }
 
-/// Makes a shared secret for whoever holds the private half of `key`; returns it with its ciphertext.
+/// Makes a shared secret for whoever holds the private half of `key`; returns it with its
+/// ciphertext.
 pub(super) fn encapsulate(
     kind: HandshakeKind,
     key: &[u8],

@@ -53,11 +53,6 @@ impl Session {
         let lane = self.lanes[index].id;
         match (control, self.role) {
             (Control::Ping { time }, _) => {
-                // One pong says it all: a newer one takes the place of one that still waits.
-                self.outbox.retain(|waiting| {
-                    waiting.route != Route::Lane(lane)
-                        || !matches!(waiting.message, Message::Pong { .. })
-                });
                 self.queue(Route::Lane(lane), Message::Pong { time: *time });
             }
             (Control::Pong { time }, _) => self.handle_pong(now, index, *time),
@@ -129,8 +124,6 @@ impl Session {
     pub(super) fn send_config(&mut self) {
         let serial = self.config.serial;
         if let Some(config) = self.config.unacknowledged.clone() {
-            self.outbox
-                .retain(|waiting| !matches!(waiting.message, Message::Config { .. }));
             self.queue(Route::Best, Message::Config { serial, config });
         }
     }

@@ -134,8 +134,10 @@ impl OpenError {
 pub enum Scope {
     /// Only the frame is dropped.
     Frame,
-    /// The lane is dead: close its connection and call [`Session::remove_lane`].
+    /// The lane is dead: close its connection and call
+    /// [`Session::remove_lane`](super::Session::remove_lane).
     Lane,
-    /// The session is closed: send what [`Session::poll_control`] still gives.
+    /// The session is closed: send what [`Session::poll_control`](super::Session::poll_control)
+    /// still gives.
     Session,
 }

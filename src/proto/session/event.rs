@@ -8,13 +8,15 @@ use crate::wire::{CloseReason, InnerConfig, LaneId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionEvent {
-    /// Server: the client's first sealed frame opened. An older session of the same instance may go.
+    /// Server: the client's first sealed frame opened. An older session of the same instance may
+    /// go.
     Confirmed,
     /// Client: the server gave a configuration, the first or a changed one.
     Configured(InnerConfig),
     /// A lane may be sent on.
     LaneConfirmed(LaneId),
-    /// Nobody answered on a lane: close its connection and call [`Session::remove_lane`].
+    /// Nobody answered on a lane: close its connection and call
+    /// [`Session::remove_lane`](super::Session::remove_lane).
     LaneDead(LaneId),
     /// The other end closed the session.
     PeerClosed(CloseReason),

@@ -21,10 +21,7 @@ impl Session {
         if self.state != State::Open || self.role != Role::Initiator {
             return None;
         }
-        if self.lanes.len() >= MAX_LANES {
-            self.lanes.retain(|lane| !lane.is_dead());
-        }
-        if self.lanes.len() >= MAX_LANES {
+        if !self.make_room(now) {
             return None;
         }
         let lane = LaneId(self.highest_lane.0.checked_add(1)?);
@@ -110,10 +107,6 @@ impl Session {
                 highest: self.highest_lane,
             });
         }
-        self.lanes.retain(|lane| !lane.is_dead());
-        if self.lanes.len() >= MAX_LANES {
-            return Err(OpenError::TooManyLanes);
-        }
         let (epoch, which) = self.epochs.find(header.epoch).ok_or(OpenError::Epoch {
             found: header.epoch,
         })?;
@@ -135,6 +128,9 @@ impl Session {
             return Err(OpenError::UnknownType { kind: body[0] });
         }
         let number = epoch.number;
+        if !self.make_room(now) {
+            return Err(OpenError::TooManyLanes);
+        }
         let challenge = self.generator.array();
         let state = LaneState::Challenged { challenge };
         let limits = self.settings.liveness;
@@ -170,6 +166,25 @@ impl Session {
                 kind: InnerType::JoinOk,
             }),
         }
+    }
+
+    /// Makes room for another lane: dead ones go first, then the oldest that is not confirmed,
+    /// since a client that joins again has given up on its earlier tries. `false` if all are
+    /// confirmed.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.lanes.len() >= MAX_LANES {
+            self.lanes.retain(|lane| !lane.is_dead());
+        }
+        if self.lanes.len() < MAX_LANES {
+            return true;
+        }
+        let waiting = self.lanes.iter().filter(|lane| !lane.is_confirmed());
+        let Some(oldest) = waiting.map(|lane| lane.id).min() else {
+            return false;
+        };
+        self.report(SessionEvent::LaneDead(oldest));
+        self.remove_lane(now, oldest);
+        true
     }
 
     pub(super) fn confirm_lane(&mut self, now: Instant, index: usize) {

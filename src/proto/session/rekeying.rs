@@ -35,8 +35,6 @@ impl Session {
                 let Ok(message) = self.rekey.start(number, &mut self.generator) else {
                     return;
                 };
-                self.outbox
-                    .retain(|waiting| !matches!(waiting.message, Message::RekeyInit { .. }));
                 self.queue(
                     Route::Best,
                     Message::RekeyInit {
@@ -77,8 +75,6 @@ impl Session {
             lane.reset_counters(number);
         }
         self.timers.stop(Timer::RekeyRetry);
-        self.outbox
-            .retain(|waiting| !matches!(waiting.message, Message::RekeyReply { .. }));
         self.queue(
             Route::Best,
             Message::RekeyReply {

@@ -230,6 +230,35 @@ fn a_session_has_at_most_16_lanes_and_dead_ones_make_room() {
 }
 
 #[test]
+fn a_client_that_joins_again_and_again_gives_up_its_oldest_try() {
+    let mut pair = Pair::confirmed(Settings::default());
+    for _ in 0..100 {
+        let (lane, frame) = pair.client.join_frame(pair.now).unwrap();
+        assert_eq!(pair.server.handle_join(pair.now, &frame), Ok(lane));
+        assert!(pair.client.lanes.len() <= MAX_LANES && pair.server.lanes.len() <= MAX_LANES);
+        pair.drain();
+        (pair.up.clear(), pair.down.clear());
+    }
+    assert!(
+        pair.client_events
+            .contains(&SessionEvent::LaneDead(LaneId(1)))
+    );
+    assert!(
+        pair.server_events
+            .contains(&SessionEvent::LaneDead(LaneId(1)))
+    );
+    let lane = pair.join();
+    assert_eq!(
+        pair.server.lane_for(pair.now, Default::default()),
+        Some(lane)
+    );
+    assert!(
+        pair.server.lanes().any(|known| known == FIRST),
+        "a confirmed lane is never given up"
+    );
+}
+
+#[test]
 fn only_a_client_makes_joins_and_only_a_server_takes_them() {
     let mut pair = Pair::confirmed(Settings::default());
     assert_eq!(pair.server.join_frame(pair.now), None);

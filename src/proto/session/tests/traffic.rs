@@ -348,6 +348,22 @@ fn a_thousand_pings_at_once_get_one_pong() {
 }
 
 #[test]
+fn a_probe_pings_every_lane_once_however_often_it_is_asked_for() {
+    let mut pair = Pair::confirmed(Settings::default());
+    let lane = pair.join();
+    for _ in 0..100 {
+        pair.client.probe();
+    }
+    pair.drain();
+    let lanes: Vec<LaneId> = pair.up.iter().map(|(lane, _)| *lane).collect();
+    assert_eq!(lanes, [FIRST, lane]);
+    pair.cut.push(FIRST);
+    pair.run();
+    pair.pass(super::secs(10));
+    assert!(pair.client_events.contains(&SessionEvent::LaneDead(FIRST)));
+}
+
+#[test]
 fn a_session_may_move_between_threads() {
     fn is_send<T: Send>() {}
     is_send::<crate::proto::Session>();
