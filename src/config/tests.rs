@@ -1051,7 +1051,10 @@ fn examples_hold_every_key_and_their_comments_load_too() {
             .collect();
         let more = opened.lines().filter(|line| !line.starts_with('#')).count();
         let before = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert!(more >= before + 8, "{more} lines of examples/{kind}.yaml are open, {before} before");
+        assert!(
+            more >= before + 8,
+            "{more} lines of examples/{kind}.yaml are open, {before} before"
+        );
         let bench = Bench::new();
         for file in [
             "server.key",
