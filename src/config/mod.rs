@@ -41,3 +41,6 @@ pub struct Loaded<T> {
     /// One sentence each, to be logged at the start.
     pub warnings: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,3 +84,80 @@ impl LeaseStore {
 
 /// Bytes in the largest file that is read: some 200,000 leases.
 const MAX_FILE_LEN: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::leases::{Owner, Settings};
+
+    fn leases() -> Leases {
+        Leases::new("10.86.0.0/24".parse().ok(), None, [], Settings::default())
+    }
+
+    fn owner() -> Owner {
+        Owner {
+            key: PublicKey::from_bytes([1; 32]),
+            instance: [2; 8],
+        }
+    }
+
+    #[test]
+    fn leases_come_back_from_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = LeaseStore::new(folder.path());
+        let now = SystemTime::now();
+        let mut old = leases();
+        assert!(matches!(
+            store.load(now, &mut old, |_| true),
+            Ok(LoadedLeases::New)
+        ));
+        let lease = old.acquire(now, owner()).expect("a lease");
+        store.save(now, &old).expect("saved");
+        store.save(now, &old).expect("saved over");
+        let mut new = leases();
+        let loaded = store.load(now, &mut new, |_| true).expect("loaded");
+        assert!(
+            matches!(
+                loaded,
+                LoadedLeases::Restored(Restored {
+                    kept: 1,
+                    dropped: 0
+                })
+            ),
+            "{loaded:?}"
+        );
+        assert_eq!(new.lease(&owner()), Some(lease));
+        assert_eq!(
+            fs::read_dir(folder.path()).expect("a folder").count(),
+            1,
+            "nothing half-written is left"
+        );
+    }
+
+    #[test]
+    fn a_broken_file_is_moved_aside_and_the_server_starts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = LeaseStore::new(folder.path());
+        fs::write(folder.path().join("leases.json"), "{\"version\":1,").expect("written");
+        let mut leases = leases();
+        let loaded = store
+            .load(SystemTime::now(), &mut leases, |_| true)
+            .expect("loaded");
+        let LoadedLeases::SetAside { to, reason } = loaded else {
+            panic!("{loaded:?}")
+        };
+        assert_eq!(fs::read_to_string(to).expect("kept"), "{\"version\":1,");
+        assert!(
+            reason.to_string().contains("not a list of leases (line 1"),
+            "{reason}"
+        );
+        assert!(leases.is_empty());
+        store.save(SystemTime::now(), &leases).expect("saved");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error() {
+        let store = LeaseStore::new(Path::new("/proc/none"));
+        assert!(store.save(SystemTime::now(), &leases()).is_err());
+    }
+}

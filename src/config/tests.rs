@@ -1,0 +1,1246 @@
+//! Whole configurations: what is accepted, what is refused and how it is told, and which source wins.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::proto::SecretKey;
+
+/// A folder with keys, to write configurations into.
+struct Bench {
+    folder: TempDir,
+    own: SecretKey,
+    other: SecretKey,
+    environment: HashMap<String, String>,
+    flags: Vec<FlagValue>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut rng = rand::rng();
+        let (own, other) = (SecretKey::generate(&mut rng), SecretKey::generate(&mut rng));
+        write_key(&folder.path().join("own.key"), &own, false).expect("a key");
+        write_key(&folder.path().join("other.key"), &other, false).expect("a key");
+        Self {
+            folder,
+            own,
+            other,
+            environment: HashMap::new(),
+            flags: Vec::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        // The keys stand in for themselves.
+        let text = text
+            .replace("OWN", &self.own.public().to_string())
+            .replace("OTHER", &self.other.public().to_string());
+        let path = self.path(name);
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn set(mut self, variable: &str, value: &str) -> Self {
+        self.environment
+            .insert(variable.to_owned(), value.to_owned());
+        self
+    }
+
+    fn flag(mut self, key: &'static str, flag: &'static str, values: &[&str]) -> Self {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        self.flags.push(FlagValue { key, flag, values });
+        self
+    }
+
+    fn load<T>(
+        &self,
+        file: Option<&Path>,
+        load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>,
+    ) -> Result<Loaded<T>, String> {
+        let mut environment = self.environment.clone();
+        environment
+            .entry("HOME".to_owned())
+            .or_insert_with(|| "/home/of/nobody".to_owned());
+        let lookup = |name: &str| environment.get(name).cloned();
+        load(Inputs {
+            file,
+            environment: &lookup,
+            flags: &self.flags,
+        })
+        .map_err(|error| {
+            error
+                .to_string()
+                .replace(&format!("{}/", self.folder.path().display()), "")
+        })
+    }
+
+    fn server(&self, text: &str) -> Result<Loaded<ServerConfig>, String> {
+        self.load(Some(&self.write("server.yaml", text)), ServerConfig::load)
+    }
+
+    fn client(&self, text: &str) -> Result<Loaded<ClientConfig>, String> {
+        self.load(Some(&self.write("client.yaml", text)), ClientConfig::load)
+    }
+}
+
+/// The least that a client needs.
+const CLIENT: &str = "server: tcp://203.0.113.7:7443\nserver_key: OTHER\nkey_file: own.key\n";
+
+#[test]
+fn a_key_alone_makes_a_server_with_the_documented_defaults() {
+    let config = Bench::new()
+        .server("key_file: own.key\n")
+        .expect("a server")
+        .config;
+    assert_eq!(
+        config
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["tcp://0.0.0.0:7443"]
+    );
+    assert_eq!(
+        config.network.map(|net| net.to_string()).as_deref(),
+        Some("10.86.0.0/24")
+    );
+    assert_eq!(
+        config.network6.map(|net| net.to_string()).as_deref(),
+        Some("fd86::/64")
+    );
+    assert_eq!((config.egress, config.mtu), (EgressKind::Tun, 1400));
+    assert_eq!(
+        config.tun,
+        TunConfig {
+            name: "adit0".to_owned(),
+            masquerade: true
+        }
+    );
+    assert_eq!(
+        config.limits,
+        Limits {
+            flows_per_client: 16_384,
+            half_open_per_client: 512
+        }
+    );
+    assert_eq!((config.max_clients, config.client_to_client), (4096, false));
+    assert!(config.clients.is_empty() && config.allow.is_empty() && config.dns.is_empty());
+    assert!(config.aead.is_empty() && config.tls.is_none());
+}
+
+#[test]
+fn three_settings_make_a_client_with_the_documented_defaults() {
+    let bench = Bench::new();
+    let config = bench.client(CLIENT).expect("a client").config;
+    assert_eq!(
+        config.servers,
+        ["tcp://203.0.113.7:7443".parse().expect("an address")]
+    );
+    assert_eq!(config.server_key, bench.other.public());
+    assert_eq!(config.secret_key.public(), bench.own.public());
+    assert_eq!(config.proxy, SocketAddr::from((Ipv4Addr::LOCALHOST, 1080)));
+    assert_eq!(config.connect_timeout, Duration::from_secs(10));
+    assert_eq!(config.tls, CertificateCheck::Unchecked);
+    assert!(
+        config.proxy_auth.is_none() && config.preshared_key.is_none() && config.aead.is_empty()
+    );
+}
+
+#[test]
+fn every_server_setting_arrives() {
+    let bench = Bench::new();
+    bench.write("cert.pem", "certificate");
+    let config = bench
+        .server(
+            "listen: ['tcp://[::1]:1', tls://127.0.0.1:0]
+key_file: [own.key, other.key]
+network: off
+network6: 2001:db8:1::/48
+egress: user
+tun: {name: vpn7, masquerade: no}
+mtu: 1_280
+allow: [192.168.7.0/24, 10.1.2.3, 'fd00:7::/64']
+clients:
+  - {name: a, public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=, address6: '2001:db8:1::5', preshared_key_file: other.key}
+tls: {certificate: cert.pem, key: cert.pem}
+dns: [9.9.9.9, '[2620:fe::fe]:5353']
+client_to_client: yes
+state_dir: state
+max_clients: 7
+limits: {flows_per_client: 100}
+aead: [aes-128-gcm, xchacha20-poly1305]
+",
+        )
+        .expect("a server")
+        .config;
+    assert_eq!(
+        config
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["tcp://[::1]:1", "tls://127.0.0.1:0"]
+    );
+    assert_eq!(config.secret_keys.len(), 2);
+    assert_eq!(
+        (config.network, config.network6.map(|net| net.prefix_len())),
+        (None, Some(48))
+    );
+    assert_eq!((config.egress, config.mtu), (EgressKind::User, 1280));
+    assert_eq!(
+        config.tun,
+        TunConfig {
+            name: "vpn7".to_owned(),
+            masquerade: false
+        }
+    );
+    assert_eq!(
+        config
+            .allow
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["192.168.7.0/24", "10.1.2.3/32", "fd00:7::/64"]
+    );
+    let client = config.clients.first().expect("a client");
+    assert_eq!(
+        client.address6.map(|ip| ip.to_string()).as_deref(),
+        Some("2001:db8:1::5")
+    );
+    assert!(client.preshared_key.is_some());
+    let tls = config.tls.expect("a certificate");
+    assert_eq!(
+        (tls.certificate, tls.key),
+        (bench.path("cert.pem"), bench.path("cert.pem"))
+    );
+    assert_eq!(
+        config
+            .dns
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["9.9.9.9:53", "[2620:fe::fe]:5353"]
+    );
+    assert_eq!((config.client_to_client, config.max_clients), (true, 7));
+    assert_eq!(config.state_dir, bench.path("state"));
+    assert_eq!(
+        config.limits,
+        Limits {
+            flows_per_client: 100,
+            half_open_per_client: 100
+        }
+    );
+    assert_eq!(
+        config
+            .aead
+            .iter()
+            .map(|kind| kind.name())
+            .collect::<Vec<_>>(),
+        ["aes-128-gcm", "xchacha20-poly1305"]
+    );
+}
+
+#[test]
+fn every_client_setting_arrives() {
+    let bench = Bench::new();
+    bench.write("password", "12345\n");
+    let config = bench
+        .client(
+            "server: [tls://vpn.example.com:8443, tcp://203.0.113.7:7443]
+server_key: OTHER
+key_file: own.key
+preshared_key_file: other.key
+proxy: 0.0.0.0:0
+proxy_user: alice
+proxy_password_file: password
+tls: {pin: ['sha256//jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI=']}
+connect_timeout: 1500ms
+aead: chacha20-poly1305
+",
+        )
+        .expect("a client")
+        .config;
+    assert_eq!(config.servers.len(), 2);
+    assert!(config.preshared_key.is_some());
+    let auth = config.proxy_auth.expect("a password");
+    assert_eq!(
+        (auth.user.as_str(), auth.password.as_str()),
+        ("alice", "12345")
+    );
+    let CertificateCheck::Pins(pins) = config.tls else {
+        panic!("pins are set")
+    };
+    assert_eq!(
+        pins.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI="]
+    );
+    assert_eq!(config.connect_timeout, Duration::from_millis(1500));
+    assert_eq!(config.aead.len(), 1);
+}
+
+/// What stands in the file, and what must be said: the place, the key, what was found, what would be right.
+const WRONG_SERVERS: &[(&str, &[&str])] = &[
+    (
+        "netwrok: 10.0.0.0/24",
+        &["server.yaml:2:1: netwrok: unknown key `netwrok`: did you mean `network`?"],
+    ),
+    ("Listen: []", &["did you mean `listen`?"]),
+    (
+        "client-to-client: true",
+        &["did you mean `client_to_client`?"],
+    ),
+    (
+        "proxy: 1",
+        &[
+            "server.yaml:2:1",
+            "unknown key `proxy`: the keys here are aead, allow",
+        ],
+    ),
+    ("repair: auto", &["unknown key `repair`"]),
+    (
+        "masquerade: true",
+        &["unknown key `masquerade` in this place: there is `tun.masquerade`"],
+    ),
+    (
+        "tun: {nmae: x}",
+        &["2:7: tun.nmae: unknown key `nmae`: did you mean `name`?"],
+    ),
+    (
+        "tun: adit0",
+        &["2:6: tun: found a single value, where a group such as {name: …} is expected"],
+    ),
+    (
+        "tun: {name: a-name-too-long-for-linux}",
+        &["tun.name: `a-name-too-long-for-linux` is not an interface's name"],
+    ),
+    ("tun: {name: a/b}", &["is not an interface's name"]),
+    (
+        "tun: {masquerade: maybe}",
+        &["tun.masquerade: `maybe` is neither true nor false: write true or false"],
+    ),
+    (
+        "listen: [tcp://0.0.0.0]",
+        &["2:10: listen[0]: `0.0.0.0` has no port: write 0.0.0.0:7443"],
+    ),
+    (
+        "listen: [0.0.0.0:7443]",
+        &["`0.0.0.0:7443` does not say how to connect: write tcp://0.0.0.0:7443"],
+    ),
+    (
+        "listen: [udp://0.0.0.0:7443]",
+        &["`udp` is not a kind of lane: write tcp:// or tls://"],
+    ),
+    (
+        "listen: [tcp://vpn.example.com:1]",
+        &["a server listens on an address: write tcp://0.0.0.0:1"],
+    ),
+    (
+        "listen: [tcp://1.2.3.4:1, tls://1.2.3.4:1]",
+        &["listen[1]: 1.2.3.4:1 stands twice, first at server.yaml:2:10"],
+    ),
+    (
+        "listen: {a: 1}",
+        &["listen: found a group of keys, where a single value is expected"],
+    ),
+    (
+        "listen: [[a]]",
+        &["listen[0]: found a list, where a single value is expected"],
+    ),
+    (
+        "network: 10.86.0.1/24",
+        &["2:10: network: `10.86.0.1/24` is an address inside a network: write 10.86.0.0/24"],
+    ),
+    (
+        "network: 10.86.0.0/33",
+        &["`10.86.0.0/33` is not a network: write one like 10.86.0.0/24, or off"],
+    ),
+    (
+        "network: 10.86.0.0/31",
+        &["has the wrong size: write a network from /8 to /30"],
+    ),
+    (
+        "network: fd86::/64",
+        &["is an IPv6 network, which belongs to `network6`"],
+    ),
+    (
+        "network: 127.0.0.0/8",
+        &["`127.0.0.0/8` cannot be given to clients"],
+    ),
+    ("network: 224.0.0.0/8", &["cannot be given to clients"]),
+    (
+        "network6: 10.86.0.0/24",
+        &["is an IPv4 network, which belongs to `network`"],
+    ),
+    (
+        "network6: fe80::/64",
+        &["`fe80::/64` cannot be given to clients"],
+    ),
+    (
+        "network6: fd86::/127",
+        &["wrong size: write a network from /32 to /126"],
+    ),
+    (
+        "network: off\nnetwork6: off",
+        &["3:11: network6: is off, and `network` is off too"],
+    ),
+    (
+        "egress: kernel",
+        &["2:9: egress: `kernel` is not an egress: write tun (needs CAP_NET_ADMIN) or user"],
+    ),
+    (
+        "mtu: 1279",
+        &["2:6: mtu: `1279` is out of range: write a number from 1280 to 9000"],
+    ),
+    ("mtu: 9001", &["`9001` is out of range"]),
+    ("mtu: 99999999999", &["`99999999999` is out of range"]),
+    (
+        "mtu: large",
+        &["`large` is not a number: write one from 1280 to 9000"],
+    ),
+    ("mtu: -1400", &["`-1400` is not a number"]),
+    ("mtu: 0x578", &["`0x578` is not a number"]),
+    (
+        "mtu: [1400]",
+        &["mtu: found a list, where a single value is expected"],
+    ),
+    (
+        "allow: [192.168.7.1/24]",
+        &["2:9: allow[0]: `192.168.7.1/24` is an address inside a network: write 192.168.7.0/24"],
+    ),
+    (
+        "allow: everything",
+        &[
+            "allow: `everything` is not a network: write a network like 192.168.7.0/24 or an address",
+        ],
+    ),
+    (
+        "allow: ['::ffff:10.0.0.0/104']",
+        &["is IPv4 in an IPv6 coat"],
+    ),
+    (
+        "clients: laptop",
+        &["clients: found a single value, where a list is expected: begin each item with `- `"],
+    ),
+    (
+        "clients: [laptop]",
+        &["clients[0]: found a single value, where a group of `key: value` is expected"],
+    ),
+    (
+        "clients: [{name: a}]",
+        &["clients[0].public_key: is missing: write what `adit pubkey` prints"],
+    ),
+    (
+        "clients: [{public_key: OTHER}]",
+        &["clients[0].name: is missing: give the client a name"],
+    ),
+    (
+        "clients: [{name: a, public_key: abc}]",
+        &["2:33: clients[0].public_key: `abc` is not a public key: "],
+    ),
+    (
+        "clients: [{name: a b, public_key: OTHER}]",
+        &["clients[0].name: `a b` is not a client's name"],
+    ),
+    (
+        "clients: [{name: a, public_key: OWN}]",
+        &["clients[0].public_key: this is the key of the server itself"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, addres: 10.86.0.9}]",
+        &["clients[0].addres: unknown key `addres`: did you mean `address`?"],
+    ),
+    (
+        "clients:\n- {name: a, public_key: OTHER}\n- {name: a, public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=}",
+        &["4:10: clients[1].name: the name a stands twice, first at server.yaml:3:10: keep one"],
+    ),
+    (
+        "clients:\n- {name: a, public_key: OTHER}\n- {name: b, public_key: OTHER}",
+        &[
+            "clients[1].public_key: the key ",
+            "stands twice, first at server.yaml:3:25",
+        ],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, address: 10.99.0.9}]",
+        &["clients[0].address: `10.99.0.9` is outside 10.86.0.0/24: write an address inside it"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, address: 10.86.0.1}]",
+        &["`10.86.0.1` is the gateway, the server's own: write another of 10.86.0.0/24"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, address: 10.86.0.255}]",
+        &["`10.86.0.255` is not a host's address in 10.86.0.0/24"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, address: fd86::9}]",
+        &["clients[0].address: `fd86::9` is not an IPv4 address: write one like 10.86.0.9"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, address6: fd87::9}]",
+        &["`fd87::9` is outside fd86::/64"],
+    ),
+    (
+        "network6: off\nclients: [{name: a, public_key: OTHER, address6: fd86::9}]",
+        &["`fd86::9` has no network to be in"],
+    ),
+    (
+        "clients:\n- {name: a, public_key: OTHER, address: 10.86.0.9}\n- {name: b, public_key: hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=, address: 10.86.0.9}",
+        &["clients[1].address: the address 10.86.0.9 stands twice"],
+    ),
+    (
+        "clients: [{name: a, public_key: OTHER, preshared_key_file: none.psk}]",
+        &["clients[0].preshared_key_file: cannot read none.psk: there is no such file"],
+    ),
+    (
+        "tls: {certificate: nope.pem, key: own.key}",
+        &["tls.certificate: cannot read nope.pem: there is no such file"],
+    ),
+    (
+        "tls: {certificate: own.key}",
+        &["tls.key: is missing: a certificate needs its private key beside it"],
+    ),
+    (
+        "tls: {key: own.key}",
+        &["tls.certificate: is missing: a private key needs its certificate beside it"],
+    ),
+    (
+        "dns: [dns.example.com]",
+        &["dns[0]: `dns.example.com` is not an IP address: write one like 9.9.9.9"],
+    ),
+    ("dns: [9.9.9.9:0]", &["`9.9.9.9:0` has port 0"]),
+    ("dns: [0.0.0.0]", &["`0.0.0.0` is no resolver's address"]),
+    (
+        "client_to_client: 1",
+        &["client_to_client: `1` is neither true nor false"],
+    ),
+    ("max_clients: 0", &["max_clients: `0` is out of range"]),
+    (
+        "limits: {flows_per_client: 10, half_open_per_client: 11}",
+        &["limits.half_open_per_client: `11` is more than flows_per_client, 10"],
+    ),
+    (
+        "limits: {flows: 10}",
+        &[
+            "limits.flows: unknown key `flows`: the keys here are flows_per_client, half_open_per_client",
+        ],
+    ),
+    (
+        "aead: [aes-265-gcm]",
+        &["aead[0]: `aes-265-gcm` is not a cipher: did you mean aes-256-gcm?"],
+    ),
+    (
+        "aead: [des]",
+        &["`des` is not a cipher: write one of chacha20-poly1305, aes-256-gcm"],
+    ),
+    (
+        "aead: [aes-256-gcm, aes-256-gcm]",
+        &["aead[1]: aes-256-gcm stands twice"],
+    ),
+    (
+        "key_file: other.key",
+        &["server.yaml:2:1: the key `key_file` stands here a second time: keep one of them"],
+    ),
+    (
+        "a: b: c",
+        &[
+            "server.yaml:2:",
+            "not valid YAML: mapping values are not allowed",
+        ],
+    ),
+    ("allow: [", &["2:8: not valid YAML: unclosed bracket '['"]),
+    ("---\nmtu: 1400", &["a second document begins here"]),
+    ("[a, b]: c", &["2:1: found a list in the place of a key"]),
+];
+
+const WRONG_CLIENTS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "client.yaml: server: is missing: write where the server is reached",
+            "(or set ADIT_SERVER)",
+            "client.yaml: server_key: is missing",
+            "client.yaml: key_file: is missing",
+        ],
+    ),
+    (
+        "- a\n- b",
+        &["client.yaml:1:1: found a list, where lines of `key: value` are expected"],
+    ),
+    (
+        "just words",
+        &["found a single value, where lines of `key: value` are expected"],
+    ),
+    (
+        "server: vpn.example.com\n",
+        &["1:9: server: `vpn.example.com` does not say how to connect"],
+    ),
+    (
+        "server: tcp://0.0.0.0:7443\n",
+        &["`0.0.0.0` is where a server listens, not where it is reached"],
+    ),
+    ("server: tcp://h:0\n", &["`tcp://h:0` has port 0"]),
+    (
+        "server: [tcp://h:1, tcp://h:1]\n",
+        &["server[1]: tcp://h:1 stands twice, first at client.yaml:1:10"],
+    ),
+    (
+        "server_key: own.key\n",
+        &[
+            "1:13: server_key: `own.key` is not a public key",
+            "`adit pubkey` shows",
+        ],
+    ),
+    (
+        "server_key: OWN\nkey_file: own.key\n",
+        &["1:13: server_key: this is the key of the client itself"],
+    ),
+    (
+        "key_file: none.key\n",
+        &["1:11: key_file: cannot read none.key: there is no such file"],
+    ),
+    (
+        "key_file: .\n",
+        &["key_file: cannot read ", "this is a folder, not a file"],
+    ),
+    (
+        "key_file: client.yaml\n",
+        &[
+            "key_file: ",
+            "may be used by others than you",
+            "run chmod 600",
+        ],
+    ),
+    (
+        "key_file: empty.key\n",
+        &["empty.key holds no key: ", "`adit keygen` makes one"],
+    ),
+    ("key_file: ''\n", &["key_file: `` is not a path"]),
+    (
+        "proxy: 1080\n",
+        &["1:8: proxy: `1080` is a port alone: write 127.0.0.1:1080"],
+    ),
+    (
+        "proxy: 127.0.0.1\n",
+        &["`127.0.0.1` has no port: write an address and a port such as 127.0.0.1:1080"],
+    ),
+    (
+        "proxy: socks5://127.0.0.1:1080\n",
+        &["is a URL: write an address and a port"],
+    ),
+    (
+        "proxy: box:1080\n",
+        &["`box:1080` is not an address to listen on"],
+    ),
+    (
+        "proxy: 0.0.0.0:1080\n",
+        &["can be reached from other hosts", "say proxy_open: true"],
+    ),
+    ("proxy: '[::]:1080'\n", &["can be reached from other hosts"]),
+    (
+        "proxy_user: alice\n",
+        &["1:13: proxy_user: has no password: set proxy_password or proxy_password_file too"],
+    ),
+    (
+        "proxy_password: secret\n",
+        &["1:17: proxy_password: has no user name: set proxy_user too"],
+    ),
+    (
+        "proxy_user: 'a:b'\nproxy_password: x\n",
+        &["proxy_user: holds a colon"],
+    ),
+    (
+        "proxy_user: a\nproxy_password: ''\n",
+        &["proxy_password: has 0 bytes: write 1 to 255"],
+    ),
+    (
+        "proxy_user: a\nproxy_password: x\nproxy_password_file: own.key\n",
+        &["3:22: proxy_password_file: stands beside proxy_password"],
+    ),
+    (
+        "proxy_user: a\nproxy_password_file: empty.key\n",
+        &["proxy_password_file: the password in it has 0 bytes"],
+    ),
+    (
+        "tls: {pin: [abc]}\n",
+        &["1:13: tls.pin[0]: `abc` is not a pin: write the SHA-256"],
+    ),
+    (
+        "tls: {ca_file: none.pem}\n",
+        &["tls.ca_file: cannot read none.pem"],
+    ),
+    (
+        "tls: {ca_file: own.key, system: true}\n",
+        &["tls.system: stands beside tls.ca_file, and a certificate is checked in one way"],
+    ),
+    (
+        "connect_timeout: soon\n",
+        &["`soon` is not a duration: write one like 10s, 500ms or 2m"],
+    ),
+    (
+        "connect_timeout: 1h\n",
+        &["`1h` is out of range: write a duration from 1s to 120s"],
+    ),
+    (
+        "connect_timeout: 99999999999999999999h\n",
+        &["is not a duration"],
+    ),
+    ("listen: [tcp://0.0.0.0:1]\n", &["unknown key `listen`"]),
+    (
+        "proxy_pasword: x\n",
+        &["unknown key `proxy_pasword`: did you mean `proxy_password`?"],
+    ),
+];
+
+#[test]
+fn each_wrong_server_setting_is_told_with_place_and_remedy() {
+    for (text, told) in WRONG_SERVERS {
+        let bench = Bench::new();
+        let error = bench
+            .server(&format!("key_file: own.key\n{text}\n"))
+            .expect_err(text);
+        for words in *told {
+            assert!(
+                error.contains(words),
+                "{text}\nshould say: {words}\nsays: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_wrong_client_setting_is_told_with_place_and_remedy() {
+    for (text, told) in WRONG_CLIENTS {
+        let bench = Bench::new();
+        bench.write("empty.key", "");
+        fs::set_permissions(bench.path("empty.key"), fs::Permissions::from_mode(0o600))
+            .expect("mode");
+        let error = bench.client(text).expect_err(text);
+        for words in *told {
+            assert!(
+                error.contains(words),
+                "{text}\nshould say: {words}\nsays: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    let error = Bench::new()
+        .server("mtu: 1\nnetwork: x\nwrong: 1\n")
+        .expect_err("three mistakes");
+    let place = |text: &str| {
+        error
+            .find(text)
+            .unwrap_or_else(|| panic!("{text} in {error}"))
+    };
+    assert!(place("server.yaml:1:6: mtu") < place("server.yaml:2:10: network"));
+    assert!(place("server.yaml:2:10: network") < place("server.yaml:3:1: wrong"));
+    assert!(place("server.yaml:3:1: wrong") < place("server.yaml: key_file: is missing"));
+}
+
+#[test]
+fn a_mistake_is_shown_in_its_line() {
+    let error = Bench::new()
+        .server("key_file: own.key\nmtu: 90000 # jumbo\n")
+        .expect_err("too large");
+    assert!(
+        error.ends_with("\n  |\n2 | mtu: 90000 # jumbo\n  |      ^^^^^"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_wrong_password_is_never_shown() {
+    let error = Bench::new()
+        .client(&format!(
+            "{CLIENT}proxy_user: a\nproxy_password: \"pass\\tword\"\n"
+        ))
+        .expect_err("a tab");
+    assert!(
+        error.contains("client.yaml:5:17: proxy_password: holds a control character"),
+        "{error}"
+    );
+    assert!(!error.contains("word\""), "{error}");
+}
+
+#[test]
+fn files_that_are_no_text_are_told_so() {
+    let bench = Bench::new();
+    let path = bench.path("binary.yaml");
+    fs::write(&path, b"mtu: \xff\xfe").expect("written");
+    let error = bench
+        .load(Some(&path), ServerConfig::load)
+        .expect_err("not text");
+    assert_eq!(
+        error,
+        "binary.yaml: not a text file in UTF-8 (first wrong byte at offset 5)"
+    );
+    fs::write(&path, vec![b'#'; 5 << 20]).expect("written");
+    let error = bench
+        .load(Some(&path), ServerConfig::load)
+        .expect_err("too large");
+    assert!(error.contains("at most 4194304 bytes"), "{error}");
+    let error = bench
+        .load(Some(bench.folder.path()), ServerConfig::load)
+        .expect_err("a folder");
+    assert!(error.contains("this is a folder, not a file"), "{error}");
+}
+
+#[test]
+fn environment_wins_over_file_and_flag_over_both() {
+    let text = format!("{CLIENT}proxy: 127.0.0.1:1\n");
+    let port = |bench: &Bench| bench.client(&text).expect("a client").config.proxy.port();
+    let bench = Bench::new();
+    assert_eq!(port(&bench), 1);
+    let bench = bench.set("ADIT_PROXY", "127.0.0.1:2");
+    assert_eq!(port(&bench), 2);
+    let bench = bench.flag("proxy", "--proxy", &["127.0.0.1:3", "127.0.0.1:4"]);
+    assert_eq!(port(&bench), 4);
+}
+
+#[test]
+fn a_variable_that_is_empty_counts_as_not_set() {
+    let bench = Bench::new().set("ADIT_PROXY", "");
+    assert_eq!(
+        bench.client(CLIENT).expect("a client").config.proxy.port(),
+        1080
+    );
+}
+
+#[test]
+fn a_wrong_value_that_is_overridden_does_not_matter() {
+    let bench = Bench::new().set("ADIT_MTU", "1500");
+    assert_eq!(
+        bench
+            .server("key_file: own.key\nmtu: huge\n")
+            .expect("a server")
+            .config
+            .mtu,
+        1500
+    );
+}
+
+#[test]
+fn wrong_variables_and_flags_are_told_by_their_names() {
+    let error = Bench::new()
+        .set("ADIT_TUN_NAME", "a b")
+        .server("key_file: own.key\n")
+        .expect_err("a space");
+    assert!(
+        error.contains(
+            "environment variable ADIT_TUN_NAME: tun.name: `a b` is not an interface's name"
+        ),
+        "{error}"
+    );
+    let error = Bench::new()
+        .flag("mtu", "--mtu", &["x"])
+        .server("key_file: own.key\n")
+        .expect_err("no number");
+    assert!(error.contains("--mtu: mtu: `x` is not a number"), "{error}");
+}
+
+#[test]
+fn lists_from_the_environment_are_separated_by_commas() {
+    let bench = Bench::new().set("ADIT_ALLOW", "10.0.0.0/8, fd00::/8,");
+    assert_eq!(
+        bench
+            .server("key_file: own.key\n")
+            .expect("a server")
+            .config
+            .allow
+            .len(),
+        2
+    );
+    let bench = Bench::new().flag(
+        "listen",
+        "--listen",
+        &["tcp://127.0.0.1:1", "tls://127.0.0.1:2"],
+    );
+    assert_eq!(
+        bench
+            .server("key_file: own.key\n")
+            .expect("a server")
+            .config
+            .listen
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn no_file_is_needed_where_the_environment_says_enough() {
+    let bench = Bench::new();
+    let key = bench.path("own.key").display().to_string();
+    let other = bench.other.public().to_string();
+    let bench = bench
+        .set("ADIT_SERVER", "tls://h:1,tcp://h:2")
+        .set("ADIT_SERVER_KEY", &other)
+        .set("ADIT_KEY_FILE", &key);
+    let loaded = bench.load(None, ClientConfig::load).expect("a client");
+    assert_eq!((loaded.config.servers.len(), loaded.warnings.len()), (2, 0));
+    // A file that is named and not there is worth a warning.
+    let loaded = bench
+        .load(Some(&bench.path("none.yaml")), ClientConfig::load)
+        .expect("a client");
+    assert_eq!(loaded.warnings.len(), 1);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told_first() {
+    let bench = Bench::new();
+    let error = bench
+        .load(Some(&bench.path("none.yaml")), ClientConfig::load)
+        .expect_err("nothing");
+    assert!(
+        error.starts_with("none.yaml: there is no such file\n"),
+        "{error}"
+    );
+    let nothing = bench.load(None, ClientConfig::load).expect_err("nothing");
+    assert!(
+        nothing.starts_with("configuration: server: is missing"),
+        "{nothing}"
+    );
+}
+
+#[test]
+fn an_open_proxy_must_be_wanted() {
+    let bench = Bench::new();
+    for more in ["proxy_open: true\n", "proxy_user: a\nproxy_password: b\n"] {
+        let text = format!("{CLIENT}proxy: 0.0.0.0:1080\n{more}");
+        assert!(bench.client(&text).is_ok(), "{more}");
+    }
+    for proxy in ["127.9.9.9:1", "'[::1]:1'", "localhost:1"] {
+        assert!(
+            bench.client(&format!("{CLIENT}proxy: {proxy}\n")).is_ok(),
+            "{proxy}"
+        );
+    }
+}
+
+#[test]
+fn keys_without_value_are_as_if_not_written() {
+    let config = Bench::new()
+        .server("key_file: own.key\nallow:\nclients: ~\ntun:\nmtu: null\n")
+        .expect("a server")
+        .config;
+    assert_eq!(
+        (config.allow.len(), config.clients.len(), config.mtu),
+        (0, 0, 1400)
+    );
+}
+
+#[test]
+fn settings_without_effect_are_warned_about() {
+    let bench = Bench::new();
+    let loaded = bench
+        .server("key_file: own.key\ntls: {certificate: own.key, key: own.key}\n")
+        .expect("a server");
+    assert!(
+        loaded
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("no tls:// address")),
+        "{:?}",
+        loaded.warnings
+    );
+    let loaded = bench
+        .client(&format!("{CLIENT}tls: {{system: true}}\n"))
+        .expect("a client");
+    assert!(
+        loaded
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("no server is reached by tls://")),
+        "{:?}",
+        loaded.warnings
+    );
+}
+
+#[test]
+fn state_goes_where_the_system_says() {
+    let state = |bench: &Bench| {
+        bench
+            .server("key_file: own.key\n")
+            .expect("a server")
+            .config
+            .state_dir
+    };
+    let bench = Bench::new();
+    let usual = state(&bench);
+    assert!(
+        usual
+            .parent()
+            .is_some_and(|parent| parent.ends_with("adit")),
+        "{usual:?}"
+    );
+    // Two servers of one host have different keys, and so different folders.
+    assert_ne!(usual.file_name(), state(&Bench::new()).file_name());
+    let bench = bench.set("STATE_DIRECTORY", "/var/lib/adit-office:/var/lib/more");
+    assert_eq!(state(&bench), Path::new("/var/lib/adit-office"));
+}
+
+#[test]
+fn examples_load_with_their_keys_in_place() {
+    for (name, key) in [("server.yaml", "server.key"), ("client.yaml", "client.key")] {
+        let bench = Bench::new();
+        fs::copy(bench.path("own.key"), bench.path(key)).expect("copied");
+        let example = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("examples")
+            .join(name);
+        let path = bench.path(name);
+        fs::copy(example, &path).expect("copied");
+        let kind = guess_kind(&path).expect("read");
+        let warnings = match kind.expect("a kind") {
+            Kind::Server => {
+                bench
+                    .load(Some(&path), ServerConfig::load)
+                    .expect(name)
+                    .warnings
+            }
+            Kind::Client => {
+                bench
+                    .load(Some(&path), ClientConfig::load)
+                    .expect(name)
+                    .warnings
+            }
+        };
+        assert_eq!(kind.map(Kind::as_str), name.strip_suffix(".yaml"));
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+}
+
+#[test]
+fn examples_hold_every_key_and_their_comments_load_too() {
+    for kind in Kind::ALL {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("examples/{kind}.yaml"));
+        let text = fs::read_to_string(path).expect("an example");
+        for key in kind.keys() {
+            let name = key
+                .rsplit('.')
+                .next()
+                .unwrap_or(&key)
+                .trim_end_matches("[]");
+            let stands = text.lines().any(|line| {
+                let line = line
+                    .trim_start()
+                    .trim_start_matches("# ")
+                    .trim_start()
+                    .trim_start_matches("- ");
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(':'))
+            });
+            assert!(stands, "examples/{kind}.yaml lacks {key}");
+        }
+        // Every commented key that begins its line is a right one once the mark is taken away.
+        let opened: String = text
+            .lines()
+            .map(|line| format!("{}\n", opened(kind, line)))
+            .collect();
+        let more = opened.lines().filter(|line| !line.starts_with('#')).count();
+        let before = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(
+            more >= before + 8,
+            "{more} lines of examples/{kind}.yaml are open, {before} before"
+        );
+        let bench = Bench::new();
+        for file in [
+            "server.key",
+            "client.key",
+            "laptop.psk",
+            "fullchain.pem",
+            "privkey.pem",
+            "ca.pem",
+            "proxy.password",
+        ] {
+            fs::copy(bench.path("own.key"), bench.path(file)).expect("copied");
+        }
+        let error = match kind {
+            Kind::Server => bench.server(&opened).err(),
+            Kind::Client => bench.client(&opened).err(),
+        };
+        // The example shows ways that exclude each other; nothing else may be wrong.
+        let allowed = [
+            "stands beside proxy_password",
+            "a certificate is checked in one way",
+        ];
+        let problems: Vec<&str> = error
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter(|line| line.starts_with(kind.as_str()))
+            .collect();
+        for problem in problems {
+            assert!(
+                allowed.iter().any(|words| problem.contains(words)),
+                "{problem}\n{opened}"
+            );
+        }
+    }
+}
+
+/// The line with its comment mark taken away where a key stands behind it.
+fn opened(kind: Kind, line: &str) -> String {
+    let names: Vec<String> = kind
+        .keys()
+        .iter()
+        .flat_map(|key| {
+            key.split('.')
+                .map(|part| part.trim_end_matches("[]").to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let Some((indent, rest)) = line.split_once("# ") else {
+        return line.to_owned();
+    };
+    let word = rest.trim_start().split(':').next().unwrap_or_default();
+    let is_value = rest
+        .trim_start()
+        .strip_prefix(word)
+        .is_some_and(|rest| rest == ":" || rest.starts_with(": "));
+    // Sentences about a key (`pin: SHA-256 of …`) stand inside a paragraph and end in a stop.
+    let is_sentence = rest.ends_with('.') || rest.contains(". ");
+    if names.iter().any(|name| name == word) && is_value && !is_sentence {
+        format!("{indent}{rest}")
+    } else {
+        line.to_owned()
+    }
+}
+
+#[test]
+fn kinds_are_told_apart_by_their_keys() {
+    let bench = Bench::new();
+    for (text, kind) in [
+        ("listen: []\nkey_file: a\n", Some(Kind::Server)),
+        ("proxy: x\n", Some(Kind::Client)),
+        ("key_file: a\n", None),
+        ("", None),
+        ("servr: x\nnetwork: y\n", Some(Kind::Server)),
+    ] {
+        assert_eq!(
+            guess_kind(&bench.write("some.yaml", text)).expect("read"),
+            kind,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn variables_that_mean_nothing_are_told_with_the_nearest() {
+    for name in [
+        "ADIT_SERVER",
+        "ADIT_TUN_NAME",
+        "ADIT_LOG_LEVEL",
+        "ADIT_CONFIG",
+        "ADIT_LIMITS_FLOWS_PER_CLIENT",
+        "PATH",
+        "ADITION",
+    ] {
+        assert_eq!(unknown_variable(name), None, "{name}");
+    }
+    let told = unknown_variable("ADIT_SERVR_KEY").expect("told");
+    assert!(told.ends_with("did you mean ADIT_SERVER_KEY?"), "{told}");
+    assert!(unknown_variable("ADIT_CLIENTS_NAME").is_some());
+}
+
+#[test]
+fn new_keys_are_private_whole_and_never_overwrite() {
+    let bench = Bench::new();
+    let path = bench.path("new.key");
+    let (first, second) = (&bench.own, &bench.other);
+    write_key(&path, first, false).expect("written");
+    assert_eq!(
+        fs::metadata(&path).expect("a file").permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(fs::read_to_string(&path).expect("text").len(), 45);
+    let error = write_key(&path, second, false).expect_err("exists");
+    assert!(
+        error
+            .to_string()
+            .contains("exists already: name another file, or say --force"),
+        "{error}"
+    );
+    assert_eq!(
+        read_key::<SecretKey>(&path).expect("a key").public(),
+        first.public()
+    );
+    write_key(&path, second, true).expect("replaced");
+    assert_eq!(
+        read_key::<SecretKey>(&path).expect("a key").public(),
+        second.public()
+    );
+    let left: Vec<_> = fs::read_dir(bench.folder.path())
+        .expect("a folder")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(left.len(), 3, "no half-written file is left: {left:?}");
+    let error = write_key(&bench.path("none/new.key"), first, false).expect_err("no folder");
+    assert!(
+        error.to_string().contains("there is no such folder"),
+        "{error}"
+    );
+}
+
+#[test]
+fn keys_that_others_can_use_are_refused() {
+    let bench = Bench::new();
+    let path = bench.path("own.key");
+    for mode in [0o640, 0o604, 0o660, 0o777, 0o601] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+        let error = read_key::<SecretKey>(&path)
+            .expect_err("open to others")
+            .to_string();
+        assert!(
+            error.contains(&format!("(its mode is {mode:04o}): run chmod 600")),
+            "{error}"
+        );
+    }
+    for mode in [0o600, 0o400] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+        assert!(read_key::<SecretKey>(&path).is_ok(), "{mode:o}");
+    }
+}
+
+#[test]
+fn errors_about_keys_never_repeat_the_key() {
+    let bench = Bench::new();
+    let secret = bench.own.to_base64();
+    let wrong = secret.replace('=', "A");
+    let path = bench.write("wrong.key", &wrong);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode");
+    let error = read_key::<SecretKey>(&path)
+        .expect_err("no key")
+        .to_string();
+    assert!(error.contains("holds no key"), "{error}");
+    assert!(!error.contains(wrong.as_str()), "{error}");
+}
+
+mod any_text {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn never_panics(text in "([a-z_]{1,8}|[-: \\[\\]{},#&*|>'\"!%@\n\t]|key_file|clients|tun|name|listen|é|\u{1f511}){0,40}") {
+            let bench = Bench::new();
+            let _ = bench.server(&text);
+            let _ = bench.client(&text);
+        }
+    }
+}
