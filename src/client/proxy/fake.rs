@@ -27,7 +27,7 @@ pub(crate) const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 86, 0, 1));
 pub(crate) struct FakeNet {
     pub(crate) tunnel: Tunnel,
     pub(crate) resolver: Resolver,
-    pub(crate) inner: watch::Sender<Option<InnerConfig>>,
+    configure: Box<dyn Fn(Session) + Send + Sync>,
     state: Arc<Mutex<State>>,
     driver: tokio::task::JoinHandle<()>,
 }
@@ -47,6 +47,17 @@ struct State {
     ports: HashMap<HandleId, mpsc::Sender<Datagram>>,
     relays: HashMap<HandleId, AbortHandle>,
     next_udp_is_lost: bool,
+}
+
+/// What the fake session has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Session {
+    /// Nothing yet.
+    Down,
+    /// Both families and a name server.
+    Up,
+    WithoutIpv6,
+    WithoutNameServer,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,14 +91,22 @@ impl NameAnswer {
 
 impl FakeNet {
     pub(crate) async fn new() -> Self {
-        let (inner, watched) = watch::channel(Some(InnerConfig {
-            v4: Some((Ipv4Addr::new(10, 86, 0, 2), 24)),
-            v6: Some((Ipv6Addr::new(0xfd86, 0, 0, 0, 0, 0, 0, 2), 64)),
-            dns: vec![NAME_SERVER],
-            mtu: 1400,
-            ..InnerConfig::default()
-        }));
+        let (inner, watched) = watch::channel(None);
         let (tunnel, mut commands) = tunnel(watched);
+        let configure = Box::new(move |session| {
+            inner.send_modify(|inner| match session {
+                Session::Down => *inner = None,
+                Session::Up => {
+                    let config = inner.get_or_insert_default();
+                    config.v4 = Some((Ipv4Addr::new(10, 86, 0, 2), 24));
+                    config.v6 = Some((Ipv6Addr::new(0xfd86, 0, 0, 0, 0, 0, 0, 2), 64));
+                    config.dns = vec![NAME_SERVER];
+                }
+                Session::WithoutIpv6 => inner.get_or_insert_default().v6 = None,
+                Session::WithoutNameServer => inner.get_or_insert_default().dns.clear(),
+            });
+        });
+        configure(Session::Up);
         let state = Arc::new(Mutex::new(State::default()));
         let name_server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         state.lock().unwrap().routes.insert(
@@ -105,10 +124,15 @@ impl FakeNet {
         Self {
             tunnel,
             resolver,
-            inner,
+            configure,
             state,
             driver,
         }
+    }
+
+    /// Changes what the session has.
+    pub(crate) fn configure(&self, session: Session) {
+        (self.configure)(session);
     }
 
     /// Makes `inner` lead to `route`.

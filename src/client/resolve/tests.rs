@@ -1,5 +1,5 @@
 use super::*;
-use crate::client::proxy::fake::{FakeNet, NAME_SERVER, NameAnswer, Route};
+use crate::client::proxy::fake::{FakeNet, NameAnswer, Route, Session};
 use hickory_resolver::proto::op::ResponseCode;
 use tokio::net::TcpListener;
 
@@ -90,11 +90,7 @@ async fn only_families_of_the_session_are_asked() {
     let net = FakeNet::new().await;
     net.name("a.test", NameAnswer::of(&["192.0.2.1", "2001:db8::1"]));
     net.name("six.test", NameAnswer::of(&["2001:db8::1"]));
-    net.inner.send_modify(|inner| {
-        if let Some(inner) = inner {
-            inner.v6 = None;
-        }
-    });
+    net.configure(Session::WithoutIpv6);
     let found = net.resolver.lookup(&name("a.test")).await;
     assert_eq!(found, Ok(addresses(&["192.0.2.1"])));
     let found = net.resolver.lookup(&name("six.test")).await;
@@ -144,18 +140,10 @@ async fn name_server_failures_tell_what_they_are() {
 #[tokio::test]
 async fn session_without_name_servers_or_without_a_driver_is_told_so() {
     let net = FakeNet::new().await;
-    net.inner.send_modify(|inner| {
-        if let Some(inner) = inner {
-            inner.dns.clear();
-        }
-    });
+    net.configure(Session::WithoutNameServer);
     let found = net.resolver.lookup(&name("a.test")).await;
     assert_eq!(found, Err(ResolveError::NoNameServer));
-    net.inner.send_modify(|inner| {
-        if let Some(inner) = inner {
-            inner.dns = vec![NAME_SERVER];
-        }
-    });
+    net.configure(Session::Up);
     net.end_driver();
     let found = net.resolver.lookup(&name("a.test")).await;
     assert_eq!(found, Err(ResolveError::TunnelDown));
@@ -165,11 +153,11 @@ async fn session_without_name_servers_or_without_a_driver_is_told_so() {
 async fn lookup_waits_for_the_session_to_be_configured() {
     let net = FakeNet::new().await;
     net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
-    let config = net.inner.send_replace(None);
+    net.configure(Session::Down);
     let host = name("a.test");
     let mut lookup = Box::pin(net.resolver.lookup(&host));
     assert!(futures_util::poll!(lookup.as_mut()).is_pending());
-    net.inner.send_replace(config);
+    net.configure(Session::Up);
     assert_eq!(lookup.await, Ok(addresses(&["192.0.2.1"])));
 }
 
