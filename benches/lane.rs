@@ -4,6 +4,10 @@
 //! Each end has a thread of its own, as a client and a server have. (On one thread the kernel's
 //! queues grow and drain in steps that have nothing to do with the lane, and figures differ by
 //! four.)
+//!
+//! Baseline, in processor time rather than on the clock, since two shared cores measure little
+//! else: 8 GiB in frames of 64 KiB take 2.1 s at both ends together on bare TCP and 5.6 s under
+//! TLS, which is 33 and 12 Gbit/s for each core. Frames of 1,400 bytes cost the same under TLS.
 
 use std::future::poll_fn;
 use std::hint::black_box;

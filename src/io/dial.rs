@@ -526,7 +526,16 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
             let port = listener.local_addr().expect("bound").port();
             let addr = lane_addr(Scheme::Tls, Host::Ip(Ipv4Addr::LOCALHOST.into()), port);
-            let result = dial(&addr, &tls(), Duration::from_millis(300)).await;
+            let silence = async {
+                let (peer, _) = listener.accept().await.expect("somebody dials");
+                peer.readable().await.expect("open");
+                // The hello is there; from here on only time passes.
+                tokio::time::pause();
+                tokio::time::advance(Duration::from_secs(61)).await;
+                peer
+            };
+            let tls = tls();
+            let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), silence);
             assert!(matches!(result, Err(DialError::TlsTimedOut { .. })));
         });
     }

@@ -106,12 +106,8 @@ impl Outbound {
 
     /// Returns the longest contiguous bytes to be written next.
     pub(super) fn front(&self) -> &[u8] {
-        let waiting = self.chunks.iter().map(Chunk::waiting);
-        waiting
-            .filter(|bytes| !bytes.is_empty())
-            .take(1)
-            .next()
-            .unwrap_or_default()
+        let mut waiting = self.chunks.iter().map(Chunk::waiting);
+        waiting.find(|bytes| !bytes.is_empty()).unwrap_or_default()
     }
 
     /// Takes note that the next `written` bytes are on their way.

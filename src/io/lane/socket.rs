@@ -111,7 +111,7 @@ impl AsyncWrite for LaneStream {
 /// - `TCP_NODELAY`: a frame leaves at once; the lane itself gathers what can be gathered.
 /// - `TCP_NOTSENT_LOWAT` of [`NOTSENT_LOWAT`]: the kernel keeps no more than that unsent, so
 ///   that what waits, waits where queues are fair and measured.
-/// - `SO_KEEPALIVE` after [`KEEPALIVE_AFTER`]: a last resort for connections that belong to no
+/// - `SO_KEEPALIVE` after a minute of silence: a last resort for connections that belong to no
 ///   session yet. A session notices a dead peer far sooner, which is why `TCP_USER_TIMEOUT` is
 ///   left alone: a lane may come back from ten silent seconds.
 ///
@@ -131,6 +131,11 @@ pub fn prepare_socket(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// How many unsent bytes the kernel may hold for one lane.
+///
+/// Two super-packets: the wire has one to work on while the driver wakes and writes the next.
+/// It is 4 ms at 260 Mbit/s; a lane measured to be faster may be given more. Over loopback 64 to
+/// 512 KiB carry the same at the same cost (1.9 to 2.5 s of processor time for 8 GiB, both
+/// ends, without a trend), so the little one is taken: what is here waits behind everything else.
 pub const NOTSENT_LOWAT: u32 = 128 * 1024;
 
 /// Silence before the kernel's first keepalive probe: longer than any session's own ping, so

@@ -15,7 +15,9 @@
 //!   `h2` would promise frames that a prober could ask for.
 //! - **No tickets, no resumption**: a lane is opened rarely and lives long. A ticket would only
 //!   be a secret to keep and a thing that links two connections.
-//! - **Buffers of one frame** ([`BUFFER_LIMIT`]): what waits, waits in the lane's own queue.
+//! - **Buffers of one frame**: what waits to be sent, waits in the lane's own queue. What a peer
+//!   can make a server hold before its handshake is done is bounded by rustls: 64 KiB, and that
+//!   only for one that begins a message of such a size; an ordinary hello takes 4 KiB.
 //!
 //! The cryptography is aws-lc-rs, passed explicitly; the process-wide default of rustls is
 //! neither read nor set.
@@ -171,9 +173,12 @@ mod tests {
     fn wrong_pin_is_refused() {
         block_on(async {
             let verify = Verify::Pins(vec![server().pin()]);
-            let (near, far) = handshake(&verify, &name("vpn.example"), &server()).await;
+            let other = server();
+            let (near, far) = handshake(&verify, &name("vpn.example"), &other).await;
             let error = near.err().expect("another key");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            let text = error.to_string();
+            assert!(text.contains(&other.pin().to_string()), "{text}");
             assert!(far.is_err());
         });
     }
@@ -219,6 +224,23 @@ mod tests {
             let (near, _far) = handshake(&verify, &name("vpn.example"), &server).await;
             near.expect("it is the authority");
         });
+    }
+
+    #[test]
+    fn authorities_of_the_system_do_not_know_a_generated_certificate() {
+        let names = ["localhost".to_owned()];
+        match ClientTls::new(&Verify::System) {
+            Ok(client) => block_on(async {
+                let certificate = Certificate::throw_away(&names).expect("generates");
+                let server = ServerTls::new(certificate).expect("is of use");
+                let (near, far) = tcp_pair().await;
+                let host = name("localhost");
+                let (near, _far) = tokio::join!(client.connect(&host, near), server.accept(far));
+                assert!(near.is_err());
+            }),
+            Err(ClientTlsError::NoSystemRoots { reason }) => assert!(!reason.is_empty()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     #[test]

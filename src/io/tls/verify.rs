@@ -12,7 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use thiserror::Error as ThisError;
 
 /// What a client asks of the server's certificate.
@@ -93,6 +93,14 @@ pub enum PinParseError {
     Length(usize),
 }
 
+/// The server's key is another than was pinned.
+#[derive(Clone, Copy, Debug, ThisError, PartialEq, Eq)]
+#[error("the key of the certificate has the pin {found}, which is not among those asked for")]
+struct WrongPin {
+    /// The pin of the key that the server has.
+    found: Pin,
+}
+
 /// Accepts a certificate by its public key alone, or any at all.
 ///
 /// Names and dates are not looked at: a pin says more than either. That the server holds the
@@ -120,15 +128,14 @@ impl ServerCertVerifier for KeyVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // Fingerprints are public, so an ordinary comparison leaks nothing.
-        let accepted = match &self.pins {
-            None => true,
-            Some(pins) => pins.contains(&Pin::of(end_entity)?),
-        };
-        if accepted {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
+        if let Some(pins) = &self.pins {
+            let found = Pin::of(end_entity)?;
+            if !pins.contains(&found) {
+                let wrong = OtherError(Arc::new(WrongPin { found }));
+                return Err(CertificateError::Other(wrong).into());
+            }
         }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
