@@ -489,8 +489,11 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether the asker has gone before the command was taken.
-    fn is_abandoned(&self) -> bool {
+    /// Whether this is a request whose asker has gone.
+    ///
+    /// [`Commands`] skips such requests. Whoever keeps a request for later must ask again
+    /// before serving it: the last words about it have been said already.
+    pub fn is_abandoned(&self) -> bool {
         match self {
             Self::Connect { reply, .. }
             | Self::BindUdp { reply, .. }

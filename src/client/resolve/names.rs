@@ -24,7 +24,7 @@ pub type NameQueries = mpsc::Sender<NameQuery>;
 /// Makes the name service: a bounded queue, and the task that answers what is put into
 /// it by [`Tunnel::resolved`].
 ///
-/// The driver uses `try_send`: when the queue is full, it drops the datagram and counts
+/// Addresses come IPv4 first, as datagrams cannot race. The driver uses `try_send`: when the queue is full, it drops the datagram and counts
 /// it. The task ends when the queue's sender is dropped or `stop` is cancelled.
 pub fn name_service(
     resolver: Resolver,
@@ -55,10 +55,19 @@ async fn serve(
             query = queries.recv(), if room => {
                 let Some(NameQuery { query, host }) = query else { return };
                 let resolver = resolver.clone();
-                lookups.spawn(async move { (query, resolver.lookup(&host).await) });
+                lookups.spawn(async move {
+                    (query, resolver.lookup(&host).await.map(ipv4_first))
+                });
             }
         }
     }
+}
+
+/// Orders addresses for datagrams, which cannot race: nobody hears of one that got lost,
+/// and IPv4 is the family that more often works where only one does.
+fn ipv4_first(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses
 }
 
 /// Names that wait to be looked at; a UDP application has few destinations by name.

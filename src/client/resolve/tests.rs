@@ -213,11 +213,11 @@ async fn connect_tells_the_most_telling_failure() {
 }
 
 #[tokio::test]
-async fn name_service_answers_the_driver() {
+async fn name_service_answers_the_driver_with_ipv4_first() {
     use crate::client::tunnel::Command;
     use tokio_util::sync::CancellationToken;
     let net = FakeNet::new().await;
-    net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
+    net.name("a.test", NameAnswer::of(&["2001:db8::1", "192.0.2.1"]));
     // Another tunnel, whose driver is this test.
     let (asker, mut commands) = crate::client::tunnel::tunnel(net.tunnel.inner());
     let stop = CancellationToken::new();
@@ -234,7 +234,7 @@ async fn name_service_answers_the_driver() {
         };
         assert_eq!(answered, query);
         match query {
-            1 => assert_eq!(answer, Ok(addresses(&["192.0.2.1"]))),
+            1 => assert_eq!(answer, Ok(addresses(&["192.0.2.1", "2001:db8::1"]))),
             _ => assert_eq!(answer, Err(ResolveError::NotFound)),
         }
     }
