@@ -345,7 +345,7 @@ impl Conn {
 
     /// Says when one of the stack's own time-outs strikes.
     pub(crate) fn expires(&self, config: &Config, released: Option<Instant>) -> Option<Instant> {
-        if gone(self.state()) {
+        if gone(self.state()) || self.time_wait_since.is_some() && released.is_none() {
             return None;
         }
         let mut at = match (self.established, self.unacked_since) {
@@ -360,7 +360,7 @@ impl Conn {
         Some(at)
     }
 
-    /// Ends the connection with a reset, which leaves by `egress`; without one in SYN-SENT, where nobody waits for it.
+    /// Ends the connection with a reset, which leaves by `egress`.
     pub(crate) fn abort(&mut self, cause: Cause) {
         if self.failed.is_none() {
             self.failed = Some(cause);

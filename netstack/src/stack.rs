@@ -42,7 +42,6 @@ pub struct Stack {
     flows: Slab<Flow>,
     table: HashMap<Tuple, u32, SeedableRandomState>,
     generation: u32,
-    half_open: usize,
     timers: Timers,
     /// Flows that have something to send, in the order in which they get their turn.
     dirty: VecDeque<u32>,
@@ -138,7 +137,6 @@ impl Stack {
             flows: Slab::new(),
             table: HashMap::with_hasher(hasher.clone()),
             generation: 0,
-            half_open: 0,
             timers: Timers::default(),
             dirty: VecDeque::new(),
             owing: VecDeque::new(),
@@ -265,7 +263,7 @@ impl Stack {
         let State::Waiting(syn) = &mut entry.state else {
             return;
         };
-        self.half_open -= 1;
+        self.stats.half_open_now -= 1;
         let mut packet = std::mem::take(&mut syn.packet);
         let seed = self.rng.next_u64();
         let made = match self.pool.take() {
@@ -305,7 +303,7 @@ impl Stack {
         self.clock(now);
         if let State::Waiting(syn) = &mut self.flows[slot].state {
             let packet = std::mem::take(&mut syn.packet);
-            self.half_open -= 1;
+            self.stats.half_open_now -= 1;
             self.flows[slot].state = State::Failed(Cause::Aborted);
             match rejection {
                 Rejection::Reset => self.answer_syn_with_reset(&packet),
@@ -437,7 +435,7 @@ impl Stack {
         };
         match &mut entry.state {
             State::Waiting(_) => {
-                self.half_open -= 1;
+                self.stats.half_open_now -= 1;
                 self.remove(slot, now);
             }
             State::Failed(_) => self.remove(slot, now),
@@ -534,6 +532,7 @@ impl Stack {
             owed: Owed::default(),
         });
         self.table.insert(tuple, slot as u32);
+        self.stats.flows_now = self.flows.len() as u64;
         self.waits.remove(&tuple);
         slot
     }

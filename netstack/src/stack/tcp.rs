@@ -110,7 +110,7 @@ impl Stack {
             {
                 return Err(Dropped::NoFlow);
             }
-            self.half_open -= 1;
+            self.stats.half_open_now -= 1;
             self.stats.resets_received += 1;
             self.end_waiting(slot, now, Cause::Reset);
             return Ok(Outcome::Absorbed);
@@ -160,7 +160,7 @@ impl Stack {
         if self.flows.len() >= self.config.max_flows {
             return Err(Dropped::FlowsFull);
         }
-        if self.half_open >= self.config.max_half_open {
+        if self.stats.half_open_now >= self.config.max_half_open as u64 {
             return Err(Dropped::HalfOpenFull);
         }
         // Data in a SYN is not kept (no TCP Fast Open): the peer sends it again.
@@ -169,10 +169,8 @@ impl Stack {
         set_length(&mut packet);
         let expires = now + self.config.connect_timeout;
         let slot = self.insert(tuple, State::Waiting(Syn { packet, expires }), false);
-        self.half_open += 1;
+        self.stats.half_open_now += 1;
         self.stats.incoming += 1;
-        self.stats.flows_now = self.flows.len() as u64;
-        self.stats.half_open_now = self.half_open as u64;
         self.owe(slot, |owed| owed.incoming = true);
         self.touch(slot, now);
         Ok(Outcome::Absorbed)
