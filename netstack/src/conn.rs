@@ -488,6 +488,11 @@ impl Conn {
         count
     }
 
+    /// Says whether a ring may hold memory that could be given back.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.receive_warm || self.send_warm
+    }
+
     pub(crate) fn state(&self) -> tcp::State {
         self.socket.tcp().state()
     }

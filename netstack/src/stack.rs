@@ -59,6 +59,8 @@ pub struct Stack {
     /// Where the sweep for idle rings goes on, and when.
     sweep_at: usize,
     next_sweep: Option<Instant>,
+    /// This round has seen a ring that may hold memory.
+    sweep_found: bool,
     stats: Stats,
 }
 
@@ -150,6 +152,7 @@ impl Stack {
             ident: rng.next_u32(),
             sweep_at: 0,
             next_sweep: None,
+            sweep_found: false,
             stats: Stats::default(),
             rng,
             config,

@@ -255,6 +255,8 @@ impl Stack {
     }
 
     /// Gives memory back: of some spare rings, and of the idle ones among some flows.
+    ///
+    /// It goes on once a second until a whole round has found nothing that is still in memory.
     fn sweep(&mut self, now: Instant) {
         self.stats.rings_given_back += self.pool.cool(SWEEP_RINGS) as u64;
         let end = self.sweep_at + SWEEP_FLOWS;
@@ -263,10 +265,17 @@ impl Stack {
                 && let State::Open(conn) = &mut flow.state
             {
                 self.stats.rings_given_back += conn.give_back(now, RING_IDLE);
+                self.sweep_found |= conn.is_warm();
             }
         }
-        self.sweep_at = if end >= self.flows.capacity() { 0 } else { end };
-        let more = !self.flows.is_empty() || self.pool.is_warm();
+        let mut more = self.pool.is_warm();
+        if end < self.flows.capacity() {
+            self.sweep_at = end;
+            more = true;
+        } else {
+            self.sweep_at = 0;
+            more |= std::mem::take(&mut self.sweep_found);
+        }
         self.next_sweep = more.then_some(now + SWEEP_INTERVAL);
     }
 }
