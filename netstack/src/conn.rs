@@ -345,7 +345,7 @@ impl Conn {
 
     /// Says when one of the stack's own time-outs strikes.
     pub(crate) fn expires(&self, config: &Config, released: Option<Instant>) -> Option<Instant> {
-        if gone(self.state()) {
+        if gone(self.state()) || self.time_wait_since.is_some() && released.is_none() {
             return None;
         }
         let mut at = match (self.established, self.unacked_since) {
@@ -360,7 +360,7 @@ impl Conn {
         Some(at)
     }
 
-    /// Ends the connection with a reset, which leaves by `egress`; without one in SYN-SENT, where nobody waits for it.
+    /// Ends the connection with a reset, which leaves by `egress`.
     pub(crate) fn abort(&mut self, cause: Cause) {
         if self.failed.is_none() {
             self.failed = Some(cause);
@@ -486,6 +486,11 @@ impl Conn {
             count += u64::from(self.socket.give_back(Ring::Send));
         }
         count
+    }
+
+    /// Says whether a ring may hold memory that could be given back.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.receive_warm || self.send_warm
     }
 
     pub(crate) fn state(&self) -> tcp::State {

@@ -51,7 +51,7 @@ pub fn unreachable(original: &[u8], from: IpAddr, why: Unreachable, out: &mut Ve
 
 /// Writes an ICMP "fragmentation needed" (RFC 1191) or ICMPv6 "packet too big" about `original`, sent by `from`.
 ///
-/// As for [`unreachable`]; false where no error may be sent.
+/// As for [`unreachable()`]; false where no error may be sent.
 pub fn too_big(original: &[u8], from: IpAddr, mtu: u16, out: &mut Vec<u8>) -> bool {
     let (kind, code) = if from.is_ipv4() { (3, 4) } else { (2, 0) };
     error(original, from, kind, code, u32::from(mtu), out)

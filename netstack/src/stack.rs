@@ -42,7 +42,6 @@ pub struct Stack {
     flows: Slab<Flow>,
     table: HashMap<Tuple, u32, SeedableRandomState>,
     generation: u32,
-    half_open: usize,
     timers: Timers,
     /// Flows that have something to send, in the order in which they get their turn.
     dirty: VecDeque<u32>,
@@ -60,6 +59,8 @@ pub struct Stack {
     /// Where the sweep for idle rings goes on, and when.
     sweep_at: usize,
     next_sweep: Option<Instant>,
+    /// This round has seen a ring that may hold memory.
+    sweep_found: bool,
     stats: Stats,
 }
 
@@ -147,7 +148,6 @@ impl Stack {
             flows: Slab::new(),
             table: HashMap::with_hasher(hasher.clone()),
             generation: 0,
-            half_open: 0,
             timers: Timers::default(),
             dirty: VecDeque::new(),
             owing: VecDeque::new(),
@@ -161,6 +161,7 @@ impl Stack {
             ident: rng.next_u32(),
             sweep_at: 0,
             next_sweep: None,
+            sweep_found: false,
             stats: Stats::default(),
             rng,
             config,
@@ -274,7 +275,7 @@ impl Stack {
         let State::Waiting(syn) = &mut entry.state else {
             return;
         };
-        self.half_open -= 1;
+        self.stats.half_open_now -= 1;
         let mut packet = std::mem::take(&mut syn.packet);
         let seed = self.rng.next_u64();
         let made = match self.pool.take() {
@@ -314,7 +315,7 @@ impl Stack {
         self.clock(now);
         if let State::Waiting(syn) = &mut self.flows[slot].state {
             let packet = std::mem::take(&mut syn.packet);
-            self.half_open -= 1;
+            self.stats.half_open_now -= 1;
             self.flows[slot].state = State::Failed(Cause::Aborted);
             match rejection {
                 Rejection::Reset => self.answer_syn_with_reset(&packet),
@@ -446,7 +447,7 @@ impl Stack {
         };
         match &mut entry.state {
             State::Waiting(_) => {
-                self.half_open -= 1;
+                self.stats.half_open_now -= 1;
                 self.remove(slot, now);
             }
             State::Failed(_) => self.remove(slot, now),
@@ -549,6 +550,7 @@ impl Stack {
             owed: Owed::default(),
         });
         self.table.insert(tuple, slot as u32);
+        self.stats.flows_now = self.flows.len() as u64;
         self.waits.remove(&tuple);
         slot
     }

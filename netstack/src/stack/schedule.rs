@@ -72,7 +72,11 @@ impl Stack {
 
     /// Lets time pass: retransmissions, time-outs, TIME-WAIT, fragments, idle rings.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(slot) = self.timers.pop(now) {
+        // Each flow once: one that asked to be called in the past again must not keep the stack here.
+        for _ in 0..=self.flows.len() {
+            let Some(slot) = self.timers.pop(now) else {
+                break;
+            };
             self.serve(slot as usize, now);
         }
         self.waits.expire(now);
@@ -158,7 +162,7 @@ impl Stack {
         let released = flow.released;
         match &mut flow.state {
             State::Waiting(syn) if syn.expires <= now => {
-                self.half_open -= 1;
+                self.stats.half_open_now -= 1;
                 self.stats.timed_out += 1;
                 self.end_waiting(slot, now, Cause::TimedOut);
             }
@@ -204,7 +208,7 @@ impl Stack {
                     self.pool.put(conn.into_socket());
                 }
             }
-            State::Waiting(_) => self.half_open -= 1,
+            State::Waiting(_) => self.stats.half_open_now -= 1,
             State::Failed(earlier) => {
                 flow.state = State::Failed(earlier);
                 return;
@@ -248,10 +252,11 @@ impl Stack {
         }
         self.stats.waits_now = self.waits.len() as u64;
         self.stats.flows_now = self.flows.len() as u64;
-        self.stats.half_open_now = self.half_open as u64;
     }
 
     /// Gives memory back: of some spare rings, and of the idle ones among some flows.
+    ///
+    /// It goes on once a second until a whole round has found nothing that is still in memory.
     fn sweep(&mut self, now: Instant) {
         self.stats.rings_given_back += self.pool.cool(SWEEP_RINGS) as u64;
         let end = self.sweep_at + SWEEP_FLOWS;
@@ -260,10 +265,17 @@ impl Stack {
                 && let State::Open(conn) = &mut flow.state
             {
                 self.stats.rings_given_back += conn.give_back(now, RING_IDLE);
+                self.sweep_found |= conn.is_warm();
             }
         }
-        self.sweep_at = if end >= self.flows.capacity() { 0 } else { end };
-        let more = !self.flows.is_empty() || self.pool.is_warm();
+        let mut more = self.pool.is_warm();
+        if end < self.flows.capacity() {
+            self.sweep_at = end;
+            more = true;
+        } else {
+            self.sweep_at = 0;
+            more |= std::mem::take(&mut self.sweep_found);
+        }
         self.next_sweep = more.then_some(now + SWEEP_INTERVAL);
     }
 }

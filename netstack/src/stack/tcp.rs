@@ -110,7 +110,7 @@ impl Stack {
             {
                 return Err(Dropped::NoFlow);
             }
-            self.half_open -= 1;
+            self.stats.half_open_now -= 1;
             self.stats.resets_received += 1;
             self.end_waiting(slot, now, Cause::Reset);
             return Ok(Outcome::Absorbed);
@@ -118,7 +118,7 @@ impl Stack {
         if parsed.has(SYN) && !parsed.has(ACK) {
             if parsed.sequence != first.sequence {
                 // The peer has begun anew with the same port: the newest SYN counts.
-                syn.packet = bytes.into();
+                syn.packet = without_payload(bytes, parsed).ok_or(Dropped::Transport)?;
             }
             return Ok(Outcome::Absorbed);
         }
@@ -160,19 +160,14 @@ impl Stack {
         if self.flows.len() >= self.config.max_flows {
             return Err(Dropped::FlowsFull);
         }
-        if self.half_open >= self.config.max_half_open {
+        if self.stats.half_open_now >= self.config.max_half_open as u64 {
             return Err(Dropped::HalfOpenFull);
         }
-        // Data in a SYN is not kept (no TCP Fast Open): the peer sends it again.
-        let headers = bytes.len() - parsed.payload;
-        let mut packet: Box<[u8]> = bytes.get(..headers).ok_or(Dropped::Transport)?.into();
-        set_length(&mut packet);
+        let packet = without_payload(bytes, parsed).ok_or(Dropped::Transport)?;
         let expires = now + self.config.connect_timeout;
         let slot = self.insert(tuple, State::Waiting(Syn { packet, expires }), false);
-        self.half_open += 1;
+        self.stats.half_open_now += 1;
         self.stats.incoming += 1;
-        self.stats.flows_now = self.flows.len() as u64;
-        self.stats.half_open_now = self.half_open as u64;
         self.owe(slot, |owed| owed.incoming = true);
         self.touch(slot, now);
         Ok(Outcome::Absorbed)
@@ -271,6 +266,14 @@ fn plain_v4<'a>(bytes: &'a mut [u8], packet: &Packet) -> &'a mut [u8] {
     };
     header.write(bytes);
     bytes
+}
+
+/// Copies a SYN without its data, which is not kept (no TCP Fast Open): the peer sends it again.
+fn without_payload(bytes: &[u8], parsed: Segment) -> Option<Box<[u8]>> {
+    let headers = bytes.len().checked_sub(parsed.payload)?;
+    let mut packet: Box<[u8]> = bytes.get(..headers)?.into();
+    set_length(&mut packet);
+    Some(packet)
 }
 
 /// Makes the length in the header that of a packet that was cut short.
