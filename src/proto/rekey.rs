@@ -106,6 +106,8 @@ impl std::fmt::Debug for Credentials {
 pub(super) struct Rekey {
     credentials: Credentials,
     state: State,
+    /// Initiator: attempts begun. Responder: number of the newest it answered.
+    attempt: u64,
     allowance: Allowance,
 }
 
@@ -126,6 +128,7 @@ impl Rekey {
         Self {
             credentials,
             state: State::Idle,
+            attempt: 0,
             allowance: Allowance::new(),
         }
     }
@@ -136,6 +139,7 @@ impl Rekey {
         epoch: u64,
         generator: &mut Generator,
     ) -> Result<Vec<u8>, ExchangeError> {
+        self.attempt += 1;
         let credentials = &self.credentials;
         let hello = Hello {
             minor: MINOR,
@@ -143,7 +147,7 @@ impl Rekey {
             aead_offered: 0,
             aead_hardware: 0,
             instance: credentials.instance,
-            time: 0,
+            time: self.attempt,
             challenge: None,
         };
         let (opening, message) = Opening::start(
@@ -202,6 +206,11 @@ impl Rekey {
         if heard.peer != credentials.peer || heard.hello.instance != credentials.instance {
             return None;
         }
+        // Overtaken on another lane by a later attempt: the initiator waits for that one's answer.
+        if heard.hello.time <= self.attempt {
+            return None;
+        }
+        self.attempt = heard.hello.time;
         let (reply, secrets) = heard
             .accept(
                 credentials.psk.as_ref(),

@@ -219,6 +219,59 @@ fn a_rekey_lost_with_its_lane_begins_again_on_the_next_at_once() {
 }
 
 #[test]
+fn an_attempt_overtaken_by_a_later_one_on_another_lane_is_ignored() {
+    let mut pair = Pair::confirmed(without_pings());
+    begin(&mut pair);
+    let early: Vec<_> = pair.up.drain(..).collect();
+    // A new lane makes the client begin anew; what it sent on the old one arrives later.
+    pair.join();
+    assert_eq!(epochs(&pair), (1, 1));
+    for (lane, mut frame) in early {
+        assert_eq!(
+            pair.server.open(pair.now, lane, &mut frame),
+            Ok(Opened::Control)
+        );
+    }
+    let (lane, frame) = pair.client.join_frame(pair.now).unwrap();
+    pair.server.handle_join(pair.now, &frame).unwrap();
+    pair.run();
+    pair.client_sends(lane, b"up");
+    pair.server_sends(lane, b"down");
+    pair.run();
+    assert_eq!((pair.at_server.len(), pair.at_client.len()), (1, 1));
+    assert_eq!(pair.errors, []);
+    assert_eq!(pair.server.stats().drops.stray_rekeys, 1);
+}
+
+#[test]
+fn two_attempts_at_once_agree_on_the_later_one() {
+    let mut pair = Pair::confirmed(without_pings());
+    let lane = pair.join();
+    begin(&mut pair);
+    let (on, mut first) = pair.up.pop_front().unwrap();
+    assert_eq!(on, lane);
+    // The client gives that lane up and begins anew on the other, where frames are faster.
+    pair.client.remove_lane(pair.now, lane);
+    pair.drain();
+    let (on, mut second) = pair.up.pop_front().unwrap();
+    assert_eq!(on, FIRST);
+    assert_eq!(
+        pair.server.open(pair.now, FIRST, &mut second),
+        Ok(Opened::Control)
+    );
+    assert_eq!(
+        pair.server.open(pair.now, lane, &mut first),
+        Ok(Opened::Control)
+    );
+    assert_eq!(pair.server.stats().drops.stray_rekeys, 1);
+    pair.server.remove_lane(pair.now, lane);
+    pair.run();
+    pair.pass(secs(10));
+    assert_eq!(epochs(&pair), (1, 1));
+    assert_eq!(pair.errors, []);
+}
+
+#[test]
 fn a_rekey_that_fell_due_without_a_lane_is_done_when_there_is_one() {
     let mut pair = Pair::confirmed(Settings::default());
     pair.client.remove_lane(pair.now, FIRST);
