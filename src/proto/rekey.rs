@@ -50,10 +50,31 @@ impl RekeyLimits {
         epoch.usage.frames >= self.frames || epoch.usage.bytes >= self.bytes
     }
 
-    /// Whether an end has sealed so much that it must not go on: a quarter beyond the limit.
+    /// Whether an end has sealed so much that packets must wait: a quarter beyond the limit.
     pub(super) const fn is_spent(&self, epoch: &Epoch) -> bool {
-        epoch.usage.frames >= self.frames.saturating_add(self.frames / 4 + SLACK_FRAMES)
-            || epoch.usage.bytes >= self.bytes.saturating_add(self.bytes / 4 + SLACK_BYTES)
+        let frames = self
+            .frames
+            .saturating_add(self.frames / 4)
+            .saturating_add(SLACK_FRAMES);
+        let bytes = self
+            .bytes
+            .saturating_add(self.bytes / 4)
+            .saturating_add(SLACK_BYTES);
+        epoch.usage.frames >= frames || epoch.usage.bytes >= bytes
+    }
+
+    /// Whether an end has sealed so much that nothing may follow: half beyond the limit. Between
+    /// the two is room for control frames, so that a rekey can still come about.
+    pub(super) const fn is_over(&self, epoch: &Epoch) -> bool {
+        let frames = self
+            .frames
+            .saturating_add(self.frames / 2)
+            .saturating_add(2 * SLACK_FRAMES);
+        let bytes = self
+            .bytes
+            .saturating_add(self.bytes / 2)
+            .saturating_add(2 * SLACK_BYTES);
+        epoch.usage.frames >= frames || epoch.usage.bytes >= bytes
     }
 
     /// When the epoch is old enough: the responder gives the initiator the time to begin.
@@ -294,7 +315,7 @@ impl Allowance {
 /// Handshakes at once: a rekey is begun anew whenever a lane comes or goes.
 const HANDSHAKE_BURST: u64 = 8;
 
-/// Room beyond a limit for the frames of the rekey itself, and for what is sealed while it is on.
+/// Room beyond a limit for what is sealed while the rekey is on.
 const SLACK_FRAMES: u64 = 1 << 10;
 
 /// The same in bytes.
