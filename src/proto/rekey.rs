@@ -50,10 +50,31 @@ impl RekeyLimits {
         epoch.usage.frames >= self.frames || epoch.usage.bytes >= self.bytes
     }
 
-    /// Whether an end has sealed so much that it must not go on: a quarter beyond the limit.
+    /// Whether an end has sealed so much that packets must wait: a quarter beyond the limit.
     pub(super) const fn is_spent(&self, epoch: &Epoch) -> bool {
-        epoch.usage.frames >= self.frames.saturating_add(self.frames / 4 + SLACK_FRAMES)
-            || epoch.usage.bytes >= self.bytes.saturating_add(self.bytes / 4 + SLACK_BYTES)
+        let frames = self
+            .frames
+            .saturating_add(self.frames / 4)
+            .saturating_add(SLACK_FRAMES);
+        let bytes = self
+            .bytes
+            .saturating_add(self.bytes / 4)
+            .saturating_add(SLACK_BYTES);
+        epoch.usage.frames >= frames || epoch.usage.bytes >= bytes
+    }
+
+    /// Whether an end has sealed so much that nothing may follow: half beyond the limit. Between
+    /// the two is room for control frames, so that a rekey can still come about.
+    pub(super) const fn is_over(&self, epoch: &Epoch) -> bool {
+        let frames = self
+            .frames
+            .saturating_add(self.frames / 2)
+            .saturating_add(2 * SLACK_FRAMES);
+        let bytes = self
+            .bytes
+            .saturating_add(self.bytes / 2)
+            .saturating_add(2 * SLACK_BYTES);
+        epoch.usage.frames >= frames || epoch.usage.bytes >= bytes
     }
 
     /// When the epoch is old enough: the responder gives the initiator the time to begin.
@@ -106,6 +127,8 @@ impl std::fmt::Debug for Credentials {
 pub(super) struct Rekey {
     credentials: Credentials,
     state: State,
+    /// Initiator: attempts begun. Responder: number of the newest it answered.
+    attempt: u64,
     allowance: Allowance,
 }
 
@@ -126,6 +149,7 @@ impl Rekey {
         Self {
             credentials,
             state: State::Idle,
+            attempt: 0,
             allowance: Allowance::new(),
         }
     }
@@ -136,6 +160,7 @@ impl Rekey {
         epoch: u64,
         generator: &mut Generator,
     ) -> Result<Vec<u8>, ExchangeError> {
+        self.attempt += 1;
         let credentials = &self.credentials;
         let hello = Hello {
             minor: MINOR,
@@ -143,7 +168,7 @@ impl Rekey {
             aead_offered: 0,
             aead_hardware: 0,
             instance: credentials.instance,
-            time: 0,
+            time: self.attempt,
             challenge: None,
         };
         let (opening, message) = Opening::start(
@@ -202,6 +227,11 @@ impl Rekey {
         if heard.peer != credentials.peer || heard.hello.instance != credentials.instance {
             return None;
         }
+        // Overtaken on another lane by a later attempt: the initiator waits for that one's answer.
+        if heard.hello.time <= self.attempt {
+            return None;
+        }
+        self.attempt = heard.hello.time;
         let (reply, secrets) = heard
             .accept(
                 credentials.psk.as_ref(),
@@ -285,7 +315,7 @@ impl Allowance {
 /// Handshakes at once: a rekey is begun anew whenever a lane comes or goes.
 const HANDSHAKE_BURST: u64 = 8;
 
-/// Room beyond a limit for the frames of the rekey itself, and for what is sealed while it is on.
+/// Room beyond a limit for what is sealed while the rekey is on.
 const SLACK_FRAMES: u64 = 1 << 10;
 
 /// The same in bytes.

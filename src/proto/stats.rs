@@ -64,6 +64,8 @@ pub struct Drops {
     pub control_overflow: u64,
     /// Control frames not sent because their lane went away.
     pub control_without_lane: u64,
+    /// Control frames not sent because the epoch has sealed all it may.
+    pub control_without_key: u64,
     /// Events not reported because nobody took them.
     pub event_overflow: u64,
 }

@@ -152,10 +152,11 @@
 //!
 //! After 120 s, 2^32 frames or 2^38 bytes the client begins the next epoch: the handshake once
 //! more, kind `11` or `12`, inside RekeyInit and RekeyReply, whose epoch byte is the new epoch's.
-//! Payload 1 has no AEADs, time or challenge (zero); payload 2 repeats session and AEAD. The client
-//! seals with the new keys once it has the reply, the server once it has opened a frame sealed with
-//! them. From then on the former keys open for twice the largest lane delay, 1 s to 30 s. 2^36
-//! frames that do not open end the session.
+//! Payload 1 has no AEADs and no challenge (zero), and its time is not one but counts the client's
+//! attempts in this session from 1: the server ignores an attempt overtaken by a later one. Payload
+//! 2 repeats session and AEAD. The client seals with the new keys once it has the reply, the server
+//! once it has opened a frame sealed with them. From then on the former keys open for twice the
+//! largest lane delay, 1 s to 30 s. 2^36 frames that do not open end the session.
 //!
 //! ## Joining a lane
 //!

@@ -545,6 +545,37 @@ fn two_handshakes_never_agree_on_the_same_keys() {
 }
 
 #[test]
+fn debug_output_bears_no_secret() {
+    let psk = PresharedKey::from_bytes([0x77; 32]);
+    let config = ClientConfig {
+        psk: Some(psk.clone()),
+        ..client_config()
+    };
+    let mut server = Server::new();
+    server.psk = Some(psk.clone());
+    let (mut initiator, init) = begin(&config, 100);
+    let before = format!("{initiator:?} {:?}", server.responder);
+    let answer = server.take_new(&init).unwrap();
+    let answered = format!("{answer:?}");
+    let (reply, _) = accepted(Ok(answer));
+    let after = format!("{config:?} {:?}", finish(&mut initiator, &reply));
+    let mut bytes = format!("{:?}", [0x77u8; 32]);
+    bytes.truncate(40);
+    for text in [before, answered, after] {
+        for secret in [
+            client_secret().to_base64(),
+            server_secret().to_base64(),
+            psk.to_base64(),
+        ] {
+            assert!(!text.contains(&**secret));
+        }
+        assert!(
+            !text.contains(&bytes) && !text.contains("193, 193, 193") && !text.contains("81, 81")
+        );
+    }
+}
+
+#[test]
 fn equal_messages_at_the_same_moment_are_accepted_once() {
     let server = responder(Settings::default());
     let (_, init) = begin(&client_config(), 100);

@@ -112,7 +112,7 @@ impl Session {
         lane.stats.frames_opened += 1;
         lane.stats.bytes_opened += len as u64;
         self.handle_epoch_used(now, which);
-        self.handle_client_proven(now);
+        self.handle_client_proven();
         match self.lanes[index].state {
             LaneState::Unproven => self.confirm_lane(now, index),
             LaneState::Joining
@@ -122,7 +122,7 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_client_proven(&mut self, _now: Instant) {
+    pub(super) fn handle_client_proven(&mut self) {
         if self.state == State::Unconfirmed {
             self.state = State::Open;
             self.report(SessionEvent::Confirmed);

@@ -42,6 +42,11 @@ impl Session {
             .lane_index(lane)
             .filter(|index| self.lanes[*index].is_confirmed())
             .ok_or(SealError::Lane { lane })?;
+        let epoch = self.epochs.current_ref();
+        if self.settings.rekey.is_spent(epoch) {
+            let epoch = epoch.number;
+            return Err(SealError::Exhausted { epoch });
+        }
         let header = PacketHeader {
             source: self.next_source,
             offload,
@@ -59,9 +64,11 @@ impl Session {
         Ok(())
     }
 
-    /// Asks the policy which lane a packet should take; `None` while there is none.
+    /// Asks the policy which lane a packet should take; `None` while there is none, or while the
+    /// epoch has sealed all it may and the next one is not agreed: packets wait.
     pub fn lane_for(&mut self, now: Instant, packet: PacketMeta) -> Option<LaneId> {
         match self.state {
+            State::Open if self.settings.rekey.is_spent(self.epochs.current_ref()) => None,
             State::Open => self.schedule.lane(now, &packet),
             State::Unconfirmed | State::Closed { .. } => None,
         }
@@ -93,7 +100,7 @@ impl Session {
                 .seal_control(now, index, &waiting.message, time, out)
                 .is_err()
             {
-                self.stats.drops.control_without_lane += 1;
+                self.stats.drops.control_without_key += 1;
                 out.clear();
                 continue;
             }
@@ -134,7 +141,7 @@ impl Session {
     ) -> Result<(), SealError> {
         let lane = &mut self.lanes[index];
         let epoch = self.epochs.current();
-        if self.settings.rekey.is_spent(epoch) {
+        if self.settings.rekey.is_over(epoch) {
             return Err(SealError::Exhausted {
                 epoch: epoch.number,
             });

@@ -237,7 +237,8 @@ fn a_client_that_joins_again_and_again_gives_up_its_oldest_try() {
         assert_eq!(pair.server.handle_join(pair.now, &frame), Ok(lane));
         assert!(pair.client.lanes.len() <= MAX_LANES && pair.server.lanes.len() <= MAX_LANES);
         pair.drain();
-        (pair.up.clear(), pair.down.clear());
+        pair.up.clear();
+        pair.down.clear();
     }
     assert!(
         pair.client_events

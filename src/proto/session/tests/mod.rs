@@ -3,6 +3,7 @@
 mod hostile;
 mod joins;
 mod lanes;
+mod model;
 mod rekey;
 mod traffic;
 mod vectors;

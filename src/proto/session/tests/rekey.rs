@@ -5,8 +5,11 @@ use std::time::Duration;
 use adit_netstack::Offload;
 
 use super::{millis, seal_raw, secs};
+use crate::proto::aead::AeadKind;
+use crate::proto::handshake::{ClientConfig, KemKind, Responder};
+use crate::proto::identity::PresharedKey;
 use crate::proto::liveness::LivenessLimits;
-use crate::proto::pair::{Pair, client_config, responder, room};
+use crate::proto::pair::{Pair, client_config, responder, room, server_secret, unix};
 use crate::proto::rekey::RekeyLimits;
 use crate::proto::session::{OpenError, Opened, SealError, SessionEvent, Settings};
 use crate::wire::{CloseReason, LaneId};
@@ -56,6 +59,32 @@ fn keys_are_replaced_every_120_s() {
     assert_eq!(epochs(&pair), (4, 4));
     assert_eq!(pair.client.stats().rekeys, 4);
     assert_eq!(pair.errors, []);
+}
+
+#[test]
+fn keys_are_replaced_whatever_the_handshake_was() {
+    let psk = Some(PresharedKey::from_bytes([9; 32]));
+    for (kem, psk) in [(KemKind::MlKem1024, None), (KemKind::MlKem768, psk)] {
+        for aead in AeadKind::ALL {
+            let config = ClientConfig {
+                kem,
+                psk: psk.clone(),
+                aead: vec![aead],
+                ..client_config()
+            };
+            let keys = vec![server_secret()];
+            let server = Responder::new(keys, &AeadKind::ALL, Settings::default(), unix(50));
+            let mut pair = Pair::with(&config, &server);
+            pair.run();
+            pair.pass(secs(120));
+            assert_eq!(epochs(&pair), (1, 1));
+            pair.client_sends(FIRST, b"up");
+            pair.server_sends(FIRST, b"down");
+            pair.run();
+            assert_eq!((pair.at_server.len(), pair.at_client.len()), (1, 1));
+            assert_eq!((pair.client.aead(), pair.server.aead()), (aead, aead));
+        }
+    }
 }
 
 #[test]
@@ -219,6 +248,59 @@ fn a_rekey_lost_with_its_lane_begins_again_on_the_next_at_once() {
 }
 
 #[test]
+fn an_attempt_overtaken_by_a_later_one_on_another_lane_is_ignored() {
+    let mut pair = Pair::confirmed(without_pings());
+    begin(&mut pair);
+    let early: Vec<_> = pair.up.drain(..).collect();
+    // A new lane makes the client begin anew; what it sent on the old one arrives later.
+    pair.join();
+    assert_eq!(epochs(&pair), (1, 1));
+    for (lane, mut frame) in early {
+        assert_eq!(
+            pair.server.open(pair.now, lane, &mut frame),
+            Ok(Opened::Control)
+        );
+    }
+    let (lane, frame) = pair.client.join_frame(pair.now).unwrap();
+    pair.server.handle_join(pair.now, &frame).unwrap();
+    pair.run();
+    pair.client_sends(lane, b"up");
+    pair.server_sends(lane, b"down");
+    pair.run();
+    assert_eq!((pair.at_server.len(), pair.at_client.len()), (1, 1));
+    assert_eq!(pair.errors, []);
+    assert_eq!(pair.server.stats().drops.stray_rekeys, 1);
+}
+
+#[test]
+fn two_attempts_at_once_agree_on_the_later_one() {
+    let mut pair = Pair::confirmed(without_pings());
+    let lane = pair.join();
+    begin(&mut pair);
+    let (on, mut first) = pair.up.pop_front().unwrap();
+    assert_eq!(on, lane);
+    // The client gives that lane up and begins anew on the other, where frames are faster.
+    pair.client.remove_lane(pair.now, lane);
+    pair.drain();
+    let (on, mut second) = pair.up.pop_front().unwrap();
+    assert_eq!(on, FIRST);
+    assert_eq!(
+        pair.server.open(pair.now, FIRST, &mut second),
+        Ok(Opened::Control)
+    );
+    assert_eq!(
+        pair.server.open(pair.now, lane, &mut first),
+        Ok(Opened::Control)
+    );
+    assert_eq!(pair.server.stats().drops.stray_rekeys, 1);
+    pair.server.remove_lane(pair.now, lane);
+    pair.run();
+    pair.pass(secs(10));
+    assert_eq!(epochs(&pair), (1, 1));
+    assert_eq!(pair.errors, []);
+}
+
+#[test]
 fn a_rekey_that_fell_due_without_a_lane_is_done_when_there_is_one() {
     let mut pair = Pair::confirmed(Settings::default());
     pair.client.remove_lane(pair.now, FIRST);
@@ -288,23 +370,43 @@ fn the_former_epoch_opens_for_the_overlap_and_not_longer() {
 }
 
 #[test]
-fn an_epoch_that_cannot_be_replaced_stops_sealing_at_its_limit() {
+fn packets_wait_at_the_limit_of_an_epoch_and_go_on_in_the_next() {
     let rekey = RekeyLimits {
         frames: 100,
         ..RekeyLimits::default()
     };
     let mut pair = Pair::confirmed(limits(rekey));
-    let mut frame = room(b"packet");
-    let sealed = (0..10_000)
-        .find_map(|n| {
-            let sealed = pair
-                .client
-                .seal_packet(pair.now, FIRST, &mut frame, Offload::default());
-            sealed.err().map(|error| (n, error))
-        })
-        .unwrap();
-    assert_eq!(sealed.1, SealError::Exhausted { epoch: 0 });
-    assert!(sealed.0 >= 100, "{} packets", sealed.0);
+    let mut sealed = 0;
+    while pair.client.lane_for(pair.now, Default::default()).is_some() {
+        pair.client_sends(FIRST, b"packet");
+        sealed += 1;
+        assert!(sealed < 10_000);
+    }
+    assert!(sealed >= 100, "{sealed} packets");
+    let more = pair
+        .client
+        .seal_packet(pair.now, FIRST, &mut room(b"x"), Offload::default());
+    assert_eq!(more, Err(SealError::Exhausted { epoch: 0 }));
+    pair.run();
+    assert_eq!(pair.at_server.len(), sealed);
+    assert_eq!(epochs(&pair), (1, 1));
+    assert_eq!(
+        pair.client.lane_for(pair.now, Default::default()),
+        Some(FIRST)
+    );
+}
+
+#[test]
+fn nothing_at_all_is_sealed_by_an_epoch_half_beyond_its_limit() {
+    let rekey = RekeyLimits {
+        frames: 100,
+        ..RekeyLimits::default()
+    };
+    let mut pair = Pair::confirmed(limits(rekey));
+    pair.client.epochs.current().usage.frames = 100 + 50 + 2048;
+    pair.client.probe();
+    assert_eq!(pair.client.poll_control(pair.now, &mut Vec::new()), None);
+    assert!(pair.client.stats().drops.control_without_key >= 1);
 }
 
 #[test]
