@@ -45,6 +45,7 @@
 
 #[cfg(test)]
 mod foreign;
+mod legacy;
 mod message;
 mod obstacle;
 mod rules;

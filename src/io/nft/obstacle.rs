@@ -5,11 +5,13 @@
 //! has a rule that accepts the tunnel's interface by name, or hands it to a chain: then somebody has thought of it.
 //! What the rules between do with a packet is not worked out: this is a warning, and never an error.
 //!
-//! Rules of the old `iptables-legacy` are not in nftables and are not seen.
+//! Of the rules of the old `iptables-legacy`, which are not in nftables, the policy is looked at in the same way
+//! (`legacy`).
 
 use std::fmt;
 use std::io;
 
+use super::legacy::Legacy;
 use super::message::{
     NF_ACCEPT, NF_DROP, NF_INET_FORWARD, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFT_CMP_EQ,
     NFT_META_IIFNAME, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
@@ -59,7 +61,20 @@ pub fn obstacles(interface: &str, v4: bool, v6: bool) -> io::Result<Vec<Obstacle
     let socket = NftSocket::open()?;
     let chains = list(&socket, NFT_MSG_GETCHAIN)?;
     let rules = list(&socket, NFT_MSG_GETRULE)?;
-    Ok(judge(interface, v4, v6, &chains, &rules))
+    let mut found = judge(interface, v4, v6, &chains, &rules);
+    for (family, legacy, wanted) in [("ip", Legacy::V4, v4), ("ip6", Legacy::V6, v6)] {
+        if wanted && legacy.drops(interface)? {
+            let (table, chain) = ("filter".to_owned(), "FORWARD".to_owned());
+            let remedy = accept_both(legacy.program(), &chain, interface);
+            found.push(Obstacle {
+                family,
+                table,
+                chain,
+                remedy,
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// A list that is whole: one that changed while it was read is read again.
@@ -144,11 +159,7 @@ fn remedy(
         "ip6" => "ip6tables",
         _ => "iptables",
     };
-    let both = |chain: &str| {
-        format!(
-            "{iptables} -I {chain} -i {interface} -j ACCEPT && {iptables} -I {chain} -o {interface} -j ACCEPT"
-        )
-    };
+    let both = |chain: &str| accept_both(iptables, chain, interface);
     if table == "firewalld" {
         format!(
             "firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload"
@@ -166,6 +177,12 @@ fn remedy(
             |key| format!("nft insert rule {family} {table} {chain} {key} {interface} accept");
         format!("{} && {}", insert("iifname"), insert("oifname"))
     }
+}
+
+/// The rules of iptables that accept both directions.
+fn accept_both(program: &str, chain: &str, interface: &str) -> String {
+    let insert = |side| format!("{program} -I {chain} {side} {interface} -j ACCEPT");
+    format!("{} && {}", insert("-i"), insert("-o"))
 }
 
 /// Whether a rule drops or rejects whatever reaches it.
