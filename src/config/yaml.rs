@@ -231,20 +231,16 @@ fn spot(source: &Arc<Source>, location: &Location, len: usize) -> Spot {
 /// Turns the parser's error into a problem: its words without the place, which is told once, in front.
 fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
     let error = error.without_snippet();
-    let message = match error {
-        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key `{key}` stands here a second time: keep one of them")
-        }
-        serde_saphyr::Error::MultipleDocuments { .. } => {
-            "a second document begins here (`---`): a configuration is one document".to_owned()
-        }
-        other => {
-            let text = other.to_string();
-            let words = text
-                .split_once(" at line ")
-                .map_or(text.as_str(), |(words, _)| words);
-            format!("not valid YAML: {words}")
-        }
+    let message = if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+        format!("the key `{key}` stands here a second time: keep one of them")
+    } else if let serde_saphyr::Error::MultipleDocuments { .. } = error {
+        "a second document begins here (`---`): a configuration is one document".to_owned()
+    } else {
+        let text = error.to_string();
+        let words = text
+            .split_once(" at line ")
+            .map_or(text.as_str(), |(words, _)| words);
+        format!("not valid YAML: {words}")
     };
     let place = match error.location() {
         Some(location) => Place::File(spot(source, &location, 1)),
