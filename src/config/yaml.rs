@@ -56,8 +56,12 @@ impl Value {
 pub(super) fn parse(source: &Arc<Source>) -> Result<Vec<Entry>, Problem> {
     // A byte order mark says nothing in UTF-8, and would shift every offset.
     let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
-    let root =
-        serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| syntax(source, &error))?;
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
+        with_snippet: false,
+    };
+    let root = serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options)
+        .map_err(|error| syntax(source, &error))?;
     let node = place(source, text, root)?;
     match node.value {
         Value::Map(entries) => Ok(entries),
@@ -252,3 +256,6 @@ fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
         message,
     }
 }
+
+/// Groups and lists inside each other; three are needed, and each costs stack.
+const MAX_DEPTH: usize = 16;
