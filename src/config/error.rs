@@ -213,18 +213,18 @@ impl fmt::Display for Problems<'_> {
 
 /// Says what the system said, without its number.
 pub(super) fn explain_io(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "this user may not read it (permission denied)".to_owned()
-        }
-        io::ErrorKind::IsADirectory => "this is a folder, not a file".to_owned(),
-        _ => {
-            let text = error.to_string();
-            match text.split_once(" (os error ") {
-                Some((words, _)) => words.to_lowercase(),
-                None => text,
-            }
+    let kind = error.kind();
+    if kind == io::ErrorKind::NotFound {
+        "there is no such file".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "this user may not read it (permission denied)".to_owned()
+    } else if kind == io::ErrorKind::IsADirectory {
+        "this is a folder, not a file".to_owned()
+    } else {
+        let text = error.to_string();
+        match text.split_once(" (os error ") {
+            Some((words, _)) => words.to_lowercase(),
+            None => text,
         }
     }
 }

@@ -235,12 +235,13 @@ fn read_secret(stream: impl io::Read) -> io::Result<Zeroizing<String>> {
 }
 
 fn explain_write(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such folder".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "this user may not write there (permission denied)".to_owned()
-        }
-        _ => explain_io(error),
+    let kind = error.kind();
+    if kind == io::ErrorKind::NotFound {
+        "there is no such folder".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "this user may not write there (permission denied)".to_owned()
+    } else {
+        explain_io(error)
     }
 }
 

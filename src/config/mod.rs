@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The YAML document becomes an untyped tree whose nodes know their line and column. A program reads it key by
-//! key through [`settings`], which looks at flags first, then at the environment, then at the file. Every
+//! key through `settings`, which looks at flags first, then at the environment, then at the file. Every
 //! mistake is collected, none hides another, and a key that nobody asked for is an error with the nearest known
 //! one. What the rest of the program sees cannot be wrong any more: addresses lie in their networks, keys are
 //! read, names are unique.

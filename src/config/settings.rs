@@ -61,6 +61,8 @@ pub(super) struct Settings<'a> {
     absent: bool,
     known: BTreeSet<String>,
     problems: Vec<Problem>,
+    /// Problems beyond [`MAX_PROBLEMS`].
+    untold: usize,
     warnings: Vec<String>,
 }
 
@@ -74,6 +76,7 @@ impl<'a> Settings<'a> {
             absent: false,
             known: BTreeSet::new(),
             problems: Vec::new(),
+            untold: 0,
             warnings: Vec::new(),
         }
     }
@@ -220,6 +223,10 @@ impl<'a> Settings<'a> {
 
     /// Adds a problem.
     pub(super) fn problem(&mut self, key: &str, place: Place, message: impl Into<String>) {
+        if self.problems.len() >= MAX_PROBLEMS {
+            self.untold = self.untold.saturating_add(1);
+            return;
+        }
         self.problems.push(Problem {
             place,
             key: key.to_owned(),
@@ -283,6 +290,13 @@ impl<'a> Settings<'a> {
             Place::Flag(_) => (2, 0, 0),
             Place::Missing(_) => (3, 0, 0),
         });
+        if self.untold > 0 {
+            self.problems.push(Problem {
+                place: Place::Missing(self.path.clone()),
+                key: String::new(),
+                message: format!("and {} more mistakes", self.untold),
+            });
+        }
         // A file that is not there is the likeliest reason for everything that is missing.
         if self.absent {
             let message = "there is no such file".to_owned();
@@ -584,3 +598,6 @@ fn hide(place: Place) -> Place {
         Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => place,
     }
 }
+
+/// Mistakes told at once: more than anybody corrects before the next check.
+const MAX_PROBLEMS: usize = 30;

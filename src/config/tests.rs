@@ -752,6 +752,21 @@ fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn countless_mistakes_are_counted() {
+    let error = Bench::new()
+        .server(&format!(
+            "key_file: own.key\nclients: [{}]\n",
+            "{}, ".repeat(20_000)
+        ))
+        .expect_err("nothing is right");
+    assert!(
+        error.ends_with("server.yaml: and 39970 more mistakes"),
+        "{}",
+        error.len()
+    );
+}
+
+#[test]
 fn a_mistake_is_shown_in_its_line() {
     let error = Bench::new()
         .server("key_file: own.key\nmtu: 90000 # jumbo\n")
@@ -797,6 +812,28 @@ fn files_that_are_no_text_are_told_so() {
         .load(Some(bench.folder.path()), ServerConfig::load)
         .expect_err("a folder");
     assert!(error.contains("this is a folder, not a file"), "{error}");
+}
+
+#[test]
+fn files_made_to_exhaust_are_refused() {
+    let bench = Bench::new();
+    let deep = "[".repeat(100_000);
+    let deep_groups = "a: {".repeat(100_000);
+    let nested: String = (0..5000)
+        .map(|depth| format!("{}a:\n", " ".repeat(depth)))
+        .collect();
+    let bomb: String = (0..20_usize)
+        .map(|i| format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}, *a{0}]\n", i.max(1) - 1))
+        .collect();
+    let wide = format!("clients: [{}]\n", "a, ".repeat(1_000_000));
+    for text in [deep, deep_groups, nested, bomb, wide] {
+        let error = bench.server(&text).expect_err("refused");
+        assert!(
+            error.contains("server.yaml:"),
+            "{}",
+            error.get(..200).unwrap_or(&error)
+        );
+    }
 }
 
 #[test]

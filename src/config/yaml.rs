@@ -56,8 +56,12 @@ impl Value {
 pub(super) fn parse(source: &Arc<Source>) -> Result<Vec<Entry>, Problem> {
     // A byte order mark says nothing in UTF-8, and would shift every offset.
     let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
-    let root =
-        serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| syntax(source, &error))?;
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
+        with_snippet: false,
+    };
+    let root = serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options)
+        .map_err(|error| syntax(source, &error))?;
     let node = place(source, text, root)?;
     match node.value {
         Value::Map(entries) => Ok(entries),
@@ -231,20 +235,16 @@ fn spot(source: &Arc<Source>, location: &Location, len: usize) -> Spot {
 /// Turns the parser's error into a problem: its words without the place, which is told once, in front.
 fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
     let error = error.without_snippet();
-    let message = match error {
-        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key `{key}` stands here a second time: keep one of them")
-        }
-        serde_saphyr::Error::MultipleDocuments { .. } => {
-            "a second document begins here (`---`): a configuration is one document".to_owned()
-        }
-        other => {
-            let text = other.to_string();
-            let words = text
-                .split_once(" at line ")
-                .map_or(text.as_str(), |(words, _)| words);
-            format!("not valid YAML: {words}")
-        }
+    let message = if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+        format!("the key `{key}` stands here a second time: keep one of them")
+    } else if let serde_saphyr::Error::MultipleDocuments { .. } = error {
+        "a second document begins here (`---`): a configuration is one document".to_owned()
+    } else {
+        let text = error.to_string();
+        let words = text
+            .split_once(" at line ")
+            .map_or(text.as_str(), |(words, _)| words);
+        format!("not valid YAML: {words}")
     };
     let place = match error.location() {
         Some(location) => Place::File(spot(source, &location, 1)),
@@ -256,3 +256,6 @@ fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
         message,
     }
 }
+
+/// Groups and lists inside each other; three are needed, and each costs stack.
+const MAX_DEPTH: usize = 16;

@@ -124,11 +124,15 @@ impl DnsService {
 
     /// Answers one query whatever the transport; `None` is silence.
     async fn answer(&self, message: &[u8]) -> Option<Answer> {
-        let query = match Asked::read(message) {
-            Ok(query) => query,
-            Err(refused) => {
+        let query = match Reading::of(message) {
+            Reading::Lookup(query) => query,
+            Reading::Refuse(answer) => {
                 count(&self.stats.refused);
-                return refused;
+                return Some(answer);
+            }
+            Reading::Silence => {
+                count(&self.stats.refused);
+                return None;
             }
         };
         count(&self.stats.queries);
@@ -265,6 +269,16 @@ impl DnsClient {
     }
 }
 
+/// What a message asks of us.
+enum Reading {
+    /// A lookup.
+    Lookup(Asked),
+    /// An answer that needs none.
+    Refuse(Answer),
+    /// No answer.
+    Silence,
+}
+
 /// A query that is to be answered by a lookup.
 struct Asked {
     header: Message,
@@ -273,64 +287,65 @@ struct Asked {
     udp_limit: usize,
 }
 
-impl Asked {
-    /// Reads a message; the error is the answer to what is no such query, or `None` for silence.
-    fn read(bytes: &[u8]) -> Result<Self, Option<Answer>> {
+impl Reading {
+    fn of(bytes: &[u8]) -> Self {
         let Ok(mut message) = Message::from_vec(bytes) else {
-            return Err(malformed(bytes));
+            return malformed(bytes);
         };
         // A response is never answered: two servers would talk to each other for ever.
         if message.metadata.message_type == MessageType::Response {
-            return Err(None);
+            return Self::Silence;
         }
         let offered = message
             .edns
             .as_ref()
             .map(|edns| usize::from(edns.max_payload()));
+        let edns = offered.is_some();
         let udp_limit = offered
             .unwrap_or(0)
             .clamp(PLAIN_UDP, usize::from(UDP_PAYLOAD));
         let version = message.edns.as_ref().map_or(0, Edns::version);
         let queries = std::mem::take(&mut message.queries);
-        let refuse = |code| {
-            Err(Some(Answer {
-                response: response(&message, None, offered.is_some(), code),
-                udp_limit,
-            }))
-        };
         if message.metadata.op_code != OpCode::Query {
-            return refuse(ResponseCode::NotImp);
+            let response = response(&message, None, edns, ResponseCode::NotImp);
+            return Self::Refuse(Answer {
+                response,
+                udp_limit,
+            });
         }
         let Ok([query]) = <[Query; 1]>::try_from(queries) else {
-            return refuse(ResponseCode::FormErr);
-        };
-        let asked = Self {
-            header: message,
-            query,
-            edns: offered.is_some(),
-            udp_limit,
+            let response = response(&message, None, edns, ResponseCode::FormErr);
+            return Self::Refuse(Answer {
+                response,
+                udp_limit,
+            });
         };
         let wrong = if version > 0 {
             Some(ResponseCode::BADVERS)
-        } else if asked.query.query_class() != DNSClass::IN {
+        } else if query.query_class() != DNSClass::IN {
             Some(ResponseCode::Refused)
         } else {
             // Whole zones are not what a resolver hands out.
-            matches!(
-                asked.query.query_type(),
-                RecordType::AXFR | RecordType::IXFR
-            )
-            .then_some(ResponseCode::Refused)
+            matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR)
+                .then_some(ResponseCode::Refused)
+        };
+        let asked = Asked {
+            header: message,
+            query,
+            edns,
+            udp_limit,
         };
         match wrong {
-            Some(code) => Err(Some(Answer {
+            Some(code) => Self::Refuse(Answer {
                 response: asked.response(code),
                 udp_limit,
-            })),
-            None => Ok(asked),
+            }),
+            None => Self::Lookup(asked),
         }
     }
+}
 
+impl Asked {
     fn response(&self, code: ResponseCode) -> Message {
         response(&self.header, Some(&self.query), self.edns, code)
     }
@@ -377,18 +392,19 @@ fn response(header: &Message, query: Option<&Query>, edns: bool, code: ResponseC
 }
 
 /// FORMERR, where there is at least the header of a query to answer; else silence.
-fn malformed(bytes: &[u8]) -> Option<Answer> {
-    let header: &[u8; 12] = bytes.first_chunk()?;
-    let [id_high, id_low, flags, ..] = *header;
+fn malformed(bytes: &[u8]) -> Reading {
+    let Some([id_high, id_low, flags, ..]) = bytes.first_chunk::<12>() else {
+        return Reading::Silence;
+    };
     let is_response = flags & 0x80 != 0;
     if is_response {
-        return None;
+        return Reading::Silence;
     }
     let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
-    let mut response = Message::response(u16::from_be_bytes([id_high, id_low]), op_code);
+    let mut response = Message::response(u16::from_be_bytes([*id_high, *id_low]), op_code);
     response.metadata.recursion_desired = flags & 0x01 != 0;
     response.metadata.response_code = ResponseCode::FormErr;
-    Some(Answer {
+    Reading::Refuse(Answer {
         response,
         udp_limit: PLAIN_UDP,
     })
@@ -453,3 +469,341 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
 const STREAM_IDLE: Duration = Duration::from_secs(10);
 /// Bytes read of a stream at once: several queries.
 const STREAM_READ: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::str::FromStr as _;
+
+    use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
+    use hickory_resolver::proto::rr::{Name, RData, Record};
+    use proptest::prelude::*;
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_str(text).expect("a name")
+    }
+
+    fn query(text: &str, kind: RecordType) -> Message {
+        let mut message = Message::new(0x1234, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(name(text), kind));
+        message
+    }
+
+    /// What the upstream of these tests says.
+    fn upstream_answer(asked: &Message) -> Option<Message> {
+        let query = asked.queries.first()?;
+        let mut answer = response(asked, Some(query), true, ResponseCode::NoError);
+        let host = query.name().clone();
+        let record = |data| Record::from_rdata(host.clone(), 300, data);
+        let soa = || {
+            let data = SOA::new(
+                name("ns.test."),
+                name("admin.test."),
+                7,
+                3600,
+                600,
+                86_400,
+                60,
+            );
+            Record::from_rdata(name("test."), 60, RData::SOA(data))
+        };
+        match (host.to_lowercase().to_string().as_str(), query.query_type()) {
+            ("ok.test.", RecordType::A) => {
+                answer.add_answer(record(RData::A(A(Ipv4Addr::new(192, 0, 2, 7)))));
+            }
+            ("ok.test.", RecordType::AAAA) => {
+                answer.add_answer(record(RData::AAAA(AAAA(Ipv6Addr::new(
+                    0x2001, 0xdb8, 0, 0, 0, 0, 0, 7,
+                )))));
+            }
+            ("ok.test.", RecordType::TXT) => {
+                answer.add_answer(record(RData::TXT(TXT::new(vec!["v=1".to_owned()]))));
+            }
+            ("alias.test.", RecordType::A) => {
+                answer.add_answer(record(RData::CNAME(CNAME(name("ok.test.")))));
+                answer.add_answer(Record::from_rdata(
+                    name("ok.test."),
+                    300,
+                    RData::A(A(Ipv4Addr::new(192, 0, 2, 7))),
+                ));
+            }
+            ("many.test.", RecordType::A) => {
+                for last in 0..60 {
+                    answer.add_answer(record(RData::A(A(Ipv4Addr::new(192, 0, 2, last)))));
+                }
+            }
+            ("refused.test.", _) => answer.metadata.response_code = ResponseCode::Refused,
+            ("ok.test." | "alias.test." | "many.test.", _) => {
+                answer.add_authority(soa());
+            }
+            _ => {
+                answer.metadata.response_code = ResponseCode::NXDomain;
+                answer.add_authority(soa());
+            }
+        }
+        Some(answer)
+    }
+
+    /// An upstream on loopback, and a client of a service that asks it.
+    async fn client() -> (DnsClient, tokio::task::JoinHandle<()>) {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a socket");
+        let address = socket.local_addr().expect("an address");
+        let upstream = tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer).await {
+                let asked = buffer
+                    .get(..len)
+                    .and_then(|bytes| Message::from_vec(bytes).ok());
+                if let Some(answer) = asked.as_ref().and_then(upstream_answer) {
+                    let bytes = answer.to_vec().expect("encoded");
+                    socket.send_to(&bytes, from).await.expect("sent");
+                }
+            }
+        });
+        (
+            DnsService::new(&[address]).expect("a service").client(),
+            upstream,
+        )
+    }
+
+    async fn ask(client: &DnsClient, message: &Message) -> Message {
+        let bytes = client
+            .answer_udp(&message.to_vec().expect("encoded"))
+            .await
+            .expect("an answer");
+        let answer = Message::from_vec(&bytes).expect("a message");
+        assert_eq!(answer.metadata.id, message.metadata.id);
+        assert_eq!(answer.metadata.message_type, MessageType::Response);
+        assert_eq!(answer.queries, message.queries);
+        answer
+    }
+
+    #[tokio::test]
+    async fn records_of_any_type_are_passed_on() {
+        let (client, _upstream) = client().await;
+        let answer = ask(&client, &query("ok.test.", RecordType::A)).await;
+        assert!(answer.metadata.recursion_available && answer.metadata.recursion_desired);
+        assert!(answer.edns.is_none(), "the query had none");
+        assert_eq!(
+            answer.answers.first().map(|record| record.data.clone()),
+            Some(RData::A(A(Ipv4Addr::new(192, 0, 2, 7))))
+        );
+        for kind in [RecordType::AAAA, RecordType::TXT] {
+            let answer = ask(&client, &query("OK.Test.", kind)).await;
+            assert_eq!(answer.answers.first().map(Record::record_type), Some(kind));
+        }
+        let answer = ask(&client, &query("alias.test.", RecordType::A)).await;
+        let kinds: Vec<_> = answer.answers.iter().map(Record::record_type).collect();
+        assert_eq!(kinds, [RecordType::CNAME, RecordType::A]);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_told_with_its_soa() {
+        let (client, _upstream) = client().await;
+        for (text, kind, code) in [
+            ("none.test.", RecordType::A, ResponseCode::NXDomain),
+            ("ok.test.", RecordType::MX, ResponseCode::NoError),
+        ] {
+            // From the upstream, then from the cache.
+            for _ in 0..2 {
+                let answer = ask(&client, &query(text, kind)).await;
+                assert_eq!(answer.metadata.response_code, code, "{text}");
+                assert!(answer.answers.is_empty());
+                assert_eq!(
+                    answer.authorities.first().map(Record::record_type),
+                    Some(RecordType::SOA),
+                    "{text}"
+                );
+            }
+        }
+        let answer = ask(&client, &query("refused.test.", RecordType::A)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+    }
+
+    #[tokio::test]
+    async fn long_answers_are_cut_to_what_the_client_can_take() {
+        let (client, _upstream) = client().await;
+        let mut message = query("many.test.", RecordType::A);
+        let bytes = client
+            .answer_udp(&message.to_vec().expect("encoded"))
+            .await
+            .expect("an answer");
+        assert!(bytes.len() <= PLAIN_UDP);
+        let answer = Message::from_vec(&bytes).expect("a message");
+        assert!(answer.metadata.truncation && answer.answers.is_empty());
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096).set_version(0);
+        message.set_edns(edns);
+        let answer = ask(&client, &message).await;
+        assert!(!answer.metadata.truncation);
+        assert_eq!(answer.answers.len(), 60);
+        assert_eq!(
+            answer.edns.map(|edns| edns.max_payload()),
+            Some(UDP_PAYLOAD)
+        );
+    }
+
+    #[tokio::test]
+    async fn streams_carry_whole_answers_to_queries_sent_at_once() {
+        let (client, _upstream) = client().await;
+        let (near, far) = tokio::io::duplex(256);
+        let server = tokio::spawn(async move { client.serve_stream(far).await });
+        let (mut read, mut write) = tokio::io::split(near);
+        let asked = ["many.test.", "none.test.", "ok.test."];
+        for (index, text) in asked.iter().enumerate() {
+            let mut message = query(text, RecordType::A);
+            message.metadata.id = u16::try_from(index).expect("small");
+            let bytes = message.to_vec().expect("encoded");
+            let len = u16::try_from(bytes.len()).expect("short");
+            write.write_all(&len.to_be_bytes()).await.expect("written");
+            write.write_all(&bytes).await.expect("written");
+        }
+        let mut counts = [None; 3];
+        for _ in asked {
+            let len = read.read_u16().await.expect("a length");
+            let mut bytes = vec![0; usize::from(len)];
+            read.read_exact(&mut bytes).await.expect("an answer");
+            let answer = Message::from_vec(&bytes).expect("a message");
+            let slot = counts
+                .get_mut(usize::from(answer.metadata.id))
+                .expect("an id of ours");
+            assert_eq!(slot.replace(answer.answers.len()), None, "answered twice");
+        }
+        assert_eq!(counts, [Some(60), Some(0), Some(1)]);
+        write.shutdown().await.expect("closed");
+        drop((read, write));
+        server.await.expect("no panic").expect("a clean end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_stream_is_closed() {
+        let service =
+            DnsService::new(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 9))]).expect("a service");
+        let client = service.client();
+        let (mut near, far) = tokio::io::duplex(64);
+        // Half a query, and no more.
+        near.write_all(&[0, 40, 1]).await.expect("written");
+        client.serve_stream(far).await.expect("a clean end");
+        assert_eq!(service.stats().streams_closed.load(Ordering::Relaxed), 1);
+        assert_eq!(near.read(&mut [0; 8]).await.expect("closed"), 0);
+    }
+
+    #[tokio::test]
+    async fn without_upstream_the_answer_is_servfail_and_hosts_still_work() {
+        let mut hosts = Hosts::default();
+        hosts
+            .read_hosts_conf(&b"192.0.2.99 printer.lan printer\n"[..])
+            .expect("hosts");
+        let nothing = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+        let service =
+            DnsService::build(nothing, ResolverOpts::default(), Some(hosts)).expect("a service");
+        let client = service.client();
+        let answer = ask(&client, &query("ok.test.", RecordType::A)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(service.stats().failed.load(Ordering::Relaxed), 1);
+        let answer = ask(&client, &query("printer.lan.", RecordType::A)).await;
+        assert_eq!(
+            answer.answers.first().map(|record| record.data.clone()),
+            Some(RData::A(A(Ipv4Addr::new(192, 0, 2, 99))))
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_query_of_ours_gets_its_code_or_silence() {
+        let (client, _upstream) = client().await;
+        let code = async |message: &Message| {
+            let bytes = message.to_vec().expect("encoded");
+            let answer = client.answer_udp(&bytes).await?;
+            Some(
+                Message::from_vec(&answer)
+                    .expect("a message")
+                    .metadata
+                    .response_code,
+            )
+        };
+        let good = query("ok.test.", RecordType::A);
+        let mut reply = good.clone();
+        reply.metadata.message_type = MessageType::Response;
+        assert_eq!(code(&reply).await, None);
+        let mut update = good.clone();
+        update.metadata.op_code = OpCode::Update;
+        assert_eq!(code(&update).await, Some(ResponseCode::NotImp));
+        let mut none = good.clone();
+        none.queries.clear();
+        assert_eq!(code(&none).await, Some(ResponseCode::FormErr));
+        let mut two = good.clone();
+        two.add_query(Query::query(name("b.test."), RecordType::A));
+        assert_eq!(code(&two).await, Some(ResponseCode::FormErr));
+        let mut chaos = good.clone();
+        chaos
+            .queries
+            .iter_mut()
+            .for_each(|query| query.query_class = DNSClass::CH);
+        assert_eq!(code(&chaos).await, Some(ResponseCode::Refused));
+        assert_eq!(
+            code(&query("test.", RecordType::AXFR)).await,
+            Some(ResponseCode::Refused)
+        );
+        let mut future = good.clone();
+        let mut edns = Edns::new();
+        edns.set_version(1);
+        future.set_edns(edns);
+        // 16 is BADVERS here, and BADSIG where a signature is meant (RFC 6895, section 2.3).
+        assert_eq!(code(&future).await.map(u16::from), Some(16));
+        let mut cut = good.to_vec().expect("encoded");
+        cut.truncate(20);
+        let answer = client.answer_udp(&cut).await.expect("an answer");
+        assert_eq!(answer, [0x12, 0x34, 0x81, 0x01, 0, 0, 0, 0, 0, 0, 0, 0]);
+        cut.truncate(11);
+        assert_eq!(client.answer_udp(&cut).await, None);
+        assert_eq!(client.answer_udp(&[]).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_client_with_too_many_queries_under_way_loses_the_next_and_others_notice_nothing() {
+        // An upstream that never answers.
+        let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a socket");
+        let service =
+            DnsService::new(&[silent.local_addr().expect("an address")]).expect("a service");
+        let (greedy, other) = (service.client(), service.client());
+        let held = greedy
+            .permits
+            .acquire_many(u32::try_from(QUERIES_PER_CLIENT).expect("small"))
+            .await
+            .expect("permits");
+        let bytes = query("ok.test.", RecordType::AXFR)
+            .to_vec()
+            .expect("encoded");
+        assert_eq!(greedy.answer_udp(&bytes).await, None);
+        assert_eq!(service.stats().dropped_busy.load(Ordering::Relaxed), 1);
+        assert!(other.answer_udp(&bytes).await.is_some());
+        drop(held);
+        assert!(greedy.answer_udp(&bytes).await.is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(mut bytes in prop::collection::vec(any::<u8>(), 0..200), flip in any::<prop::sample::Index>(), bit in 0_u32..8) {
+            if let Reading::Refuse(answer) = Reading::of(&bytes) {
+                prop_assert!(answer.encode(answer.udp_limit).is_some_and(|bytes| bytes.len() <= 1232));
+            }
+            // One bit away from a good query.
+            bytes = query("a.long.name.in.some.test.", RecordType::A).to_vec().expect("encoded");
+            let index = flip.index(bytes.len());
+            if let Some(byte) = bytes.get_mut(index) {
+                *byte ^= 1_u8 << bit;
+            }
+            if let Reading::Refuse(answer) = Reading::of(&bytes) {
+                prop_assert!(answer.encode(answer.udp_limit).is_some());
+            }
+        }
+    }
+}

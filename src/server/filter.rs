@@ -16,12 +16,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The policy for destinations: two binary searches for each address, and no allocation.
+/// The policy for destinations: a few binary searches for each address, and no allocation.
 #[derive(Clone, Debug)]
 pub struct DestinationPolicy {
     reach: Reach,
     allow: Ranges,
     deny: Ranges,
+    own: Ranges,
 }
 
 /// What is reachable in principle.
@@ -52,23 +53,22 @@ impl DestinationPolicy {
     /// Makes the policy of a server that lets clients reach the public Internet and `allow`, whose host has the
     /// addresses `own`.
     pub fn new(allow: &[IpNet], own: &[IpAddr]) -> Self {
-        let mut deny = Ranges::default();
-        NOT_PUBLIC4
-            .iter()
-            .for_each(|net| deny.insert(IpNet::V4(*net)));
-        NOT_PUBLIC6
-            .iter()
-            .for_each(|net| deny.insert(IpNet::V6(*net)));
-        own.iter()
-            .for_each(|ip| deny.insert(ip.to_canonical().into()));
-        deny.seal();
-        let mut ranges = Ranges::default();
-        allow.iter().for_each(|net| ranges.insert(*net));
-        ranges.seal();
+        let v4 = NOT_PUBLIC4.iter().copied().map(IpNet::V4);
+        let v6 = NOT_PUBLIC6.iter().copied().map(IpNet::V6);
         Self {
             reach: Reach::Public,
-            allow: ranges,
-            deny,
+            allow: allow.iter().copied().collect(),
+            deny: v4.chain(v6).collect(),
+            own: Ranges::of(own),
+        }
+    }
+
+    /// The same policy for a host whose addresses are `own` now.
+    #[must_use]
+    pub fn with_own(&self, own: &[IpAddr]) -> Self {
+        Self {
+            own: Ranges::of(own),
+            ..self.clone()
         }
     }
 
@@ -78,6 +78,7 @@ impl DestinationPolicy {
             reach: Reach::Any,
             allow: Ranges::default(),
             deny: Ranges::default(),
+            own: Ranges::default(),
         }
     }
 
@@ -101,11 +102,8 @@ impl DestinationPolicy {
         if ip.is_unspecified() || ip.is_broadcast() {
             return Err(Refusal::NoHost);
         }
-        match self.reach {
-            Reach::Any => Ok(()),
-            Reach::Public if self.allow.contains4(ip) || !self.deny.contains4(ip) => Ok(()),
-            Reach::Public => Err(Refusal::NotPublic),
-        }
+        let public = || !self.deny.contains4(ip) && !self.own.contains4(ip);
+        self.decide(self.allow.contains4(ip), public)
     }
 
     fn judge6(&self, ip: Ipv6Addr) -> Result<(), Refusal> {
@@ -118,14 +116,19 @@ impl DestinationPolicy {
         for carried in carried(ip).into_iter().flatten() {
             self.judge4(carried).map_err(|_| Refusal::Carried)?;
         }
-        match self.reach {
-            Reach::Any => Ok(()),
-            Reach::Public
-                if self.allow.contains6(ip) || (is_public6(ip) && !self.deny.contains6(ip)) =>
-            {
-                Ok(())
-            }
-            Reach::Public => Err(Refusal::NotPublic),
+        let public = || is_public6(ip) && !self.deny.contains6(ip) && !self.own.contains6(ip);
+        self.decide(self.allow.contains6(ip), public)
+    }
+
+    fn decide(&self, allowed: bool, public: impl FnOnce() -> bool) -> Result<(), Refusal> {
+        let reachable = match self.reach {
+            Reach::Any => true,
+            Reach::Public => allowed || public(),
+        };
+        if reachable {
+            Ok(())
+        } else {
+            Err(Refusal::NotPublic)
         }
     }
 }
@@ -171,21 +174,11 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn insert(&mut self, net: IpNet) {
-        match net {
-            IpNet::V4(net) => self
-                .v4
-                .push((net.network().to_bits(), net.broadcast().to_bits())),
-            IpNet::V6(net) => self
-                .v6
-                .push((net.network().to_bits(), net.broadcast().to_bits())),
-        }
-    }
-
-    /// Sorts and merges; to be called after the last insertion.
-    fn seal(&mut self) {
-        merge(&mut self.v4);
-        merge(&mut self.v6);
+    fn of(addresses: &[IpAddr]) -> Self {
+        addresses
+            .iter()
+            .map(|ip| IpNet::from(ip.to_canonical()))
+            .collect()
     }
 
     fn contains4(&self, ip: Ipv4Addr) -> bool {
@@ -194,6 +187,25 @@ impl Ranges {
 
     fn contains6(&self, ip: Ipv6Addr) -> bool {
         holds(&self.v6, ip.to_bits())
+    }
+}
+
+impl FromIterator<IpNet> for Ranges {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
+        let mut ranges = Self::default();
+        for net in nets {
+            match net {
+                IpNet::V4(net) => ranges
+                    .v4
+                    .push((net.network().to_bits(), net.broadcast().to_bits())),
+                IpNet::V6(net) => ranges
+                    .v6
+                    .push((net.network().to_bits(), net.broadcast().to_bits())),
+            }
+        }
+        merge(&mut ranges.v4);
+        merge(&mut ranges.v6);
+        ranges
     }
 }
 
@@ -419,6 +431,20 @@ mod tests {
         ] {
             assert!(!policy.allows(ip(text)), "{text}");
         }
+    }
+
+    #[test]
+    fn own_addresses_follow_the_host() {
+        let allow = nets(&["9.9.9.0/24"]);
+        let before = DestinationPolicy::new(&allow, &[ip("198.41.0.4"), ip("9.9.9.9")]);
+        let after = before.with_own(&[ip("198.41.0.5"), ip("2600:1f00::5")]);
+        assert!(!before.allows(ip("198.41.0.4")) && before.allows(ip("198.41.0.5")));
+        assert!(after.allows(ip("198.41.0.4")) && !after.allows(ip("198.41.0.5")));
+        assert!(!after.allows(ip("2600:1f00::5")) && !after.allows(ip("64:ff9b::198.41.0.5")));
+        assert!(
+            before.allows(ip("9.9.9.9")),
+            "what is allowed is, even on this host"
+        );
     }
 
     #[test]

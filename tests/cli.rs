@@ -1,0 +1,309 @@
+//! The program as a script sees it: what it prints where, and its exit status.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A folder to run the program in, with nothing of ours in the environment.
+struct Shell {
+    folder: TempDir,
+}
+
+impl Shell {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        command
+            .args(args)
+            .current_dir(self.path())
+            .env_clear()
+            .env("HOME", self.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the program runs")
+    }
+
+    /// Makes a key and returns its public half.
+    fn key(&self, name: &str) -> String {
+        let output = self.run(&["keygen", "-o", name]);
+        assert!(output.status.success(), "{output:?}");
+        out(&output).trim_end().to_owned()
+    }
+}
+
+fn out(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("text")
+}
+
+fn err(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("text")
+}
+
+#[test]
+fn keygen_writes_a_private_file_and_prints_the_public_key() {
+    let shell = Shell::new();
+    let public = shell.key("a.key");
+    assert_eq!(public.len(), 44);
+    let path = shell.path().join("a.key");
+    assert_eq!(
+        fs::metadata(&path).expect("a file").permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(out(&shell.run(&["pubkey", "a.key"])).trim_end(), public);
+    let before = fs::read(&path).expect("a key");
+    let again = shell.run(&["keygen", "-o", "a.key"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(
+        err(&again),
+        "adit: a.key exists already: name another file, or say --force to lose the key in it\n"
+    );
+    assert_eq!(fs::read(&path).expect("a key"), before);
+    assert!(
+        shell
+            .run(&["keygen", "-o", "a.key", "--force"])
+            .status
+            .success()
+    );
+    assert_ne!(fs::read(&path).expect("a key"), before);
+    assert_eq!(
+        fs::metadata(&path).expect("a file").permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn keygen_and_pubkey_work_in_a_pipe() {
+    let shell = Shell::new();
+    let secret = shell.run(&["keygen"]);
+    assert_eq!(out(&secret).len(), 45);
+    let mut pubkey = shell
+        .command(&["pubkey", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    pubkey
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(&secret.stdout)
+        .expect("written");
+    let public = pubkey.wait_with_output().expect("ends");
+    assert_eq!((public.status.code(), out(&public).len()), (Some(0), 45));
+    assert_ne!(public.stdout, secret.stdout);
+}
+
+#[test]
+fn a_reader_that_is_gone_is_no_reason_to_complain() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let shell = Shell::new();
+    let output = shell
+        .command(&["keygen"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let output = output.wait_with_output().expect("ends");
+    assert_eq!((output.status.code(), err(&output)), (Some(0), ""));
+}
+
+#[test]
+fn pubkey_tells_what_is_wrong_with_a_file() {
+    let shell = Shell::new();
+    shell.key("open.key");
+    fs::set_permissions(
+        shell.path().join("open.key"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .expect("mode");
+    fs::write(shell.path().join("no.key"), "words").expect("written");
+    fs::set_permissions(
+        shell.path().join("no.key"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .expect("mode");
+    for (file, told) in [
+        (
+            "open.key",
+            "adit: open.key may be used by others than you (its mode is 0644): run chmod 600 open.key\n",
+        ),
+        (
+            "none.key",
+            "adit: cannot read none.key: there is no such file\n",
+        ),
+        ("no.key", "adit: no.key holds no key: "),
+    ] {
+        let output = shell.run(&["pubkey", file]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(err(&output).starts_with(told), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn check_accepts_what_is_right_and_tells_which_kind_it_is() {
+    let shell = Shell::new();
+    let server = shell.key("server.key");
+    shell.key("client.key");
+    fs::write(
+        shell.path().join("s.yaml"),
+        "key_file: server.key\nlisten: tcp://127.0.0.1:7443\n",
+    )
+    .expect("written");
+    let client =
+        format!("server: tcp://127.0.0.1:7443\nserver_key: {server}\nkey_file: client.key\n");
+    fs::write(shell.path().join("c.yaml"), client).expect("written");
+    let output = shell.run(&["check", "s.yaml"]);
+    assert_eq!(
+        out(&output),
+        "s.yaml: ok: server on tcp://127.0.0.1:7443, 0 clients, egress tun\n",
+        "{output:?}"
+    );
+    let output = shell.run(&["check", "c.yaml"]);
+    assert_eq!(
+        out(&output),
+        "c.yaml: ok: client of tcp://127.0.0.1:7443, proxy on 127.0.0.1:1080\n",
+        "{output:?}"
+    );
+    let output = shell
+        .command(&["check", "c.yaml"])
+        .env("ADIT_PROXY", "127.0.0.1:9")
+        .env("ADIT_PROXI", "x")
+        .output()
+        .expect("runs");
+    assert_eq!(
+        out(&output),
+        "c.yaml: warning: environment variable ADIT_PROXI means nothing: did you mean ADIT_PROXY?\nc.yaml: ok: client of tcp://127.0.0.1:7443, proxy on 127.0.0.1:9\n"
+    );
+}
+
+#[test]
+fn check_refuses_what_is_wrong_with_status_2() {
+    let shell = Shell::new();
+    shell.key("server.key");
+    fs::write(
+        shell.path().join("s.yaml"),
+        "key_file: server.key\nmtu: 12\n",
+    )
+    .expect("written");
+    fs::write(shell.path().join("unclear.yaml"), "key_file: server.key\n").expect("written");
+    for (args, told) in [
+        (
+            &["check", "s.yaml"][..],
+            "adit: s.yaml:2:6: mtu: `12` is out of range: write a number from 1280 to 9000\n",
+        ),
+        (
+            &["check", "none.yaml"],
+            "adit: none.yaml: there is no such file\n",
+        ),
+        (
+            &["check", "unclear.yaml"],
+            "adit: unclear.yaml: its keys do not tell",
+        ),
+        (
+            &["check", "unclear.yaml", "--kind", "client"],
+            "adit: unclear.yaml: server: is missing",
+        ),
+    ] {
+        let output = shell.run(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(err(&output).starts_with(told), "{output:?}");
+    }
+    assert!(
+        shell
+            .run(&["check", "unclear.yaml", "--kind", "server"])
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn wrong_usage_is_told_with_status_2() {
+    let shell = Shell::new();
+    for (args, told) in [
+        (&[][..], "Usage: adit"),
+        (&["serve"], "unrecognized subcommand 'serve'"),
+        (&["server", "--mut", "1400"], "unexpected argument '--mut'"),
+        (
+            &["server"],
+            "adit: no configuration: run `adit server -c server.yaml`",
+        ),
+        (
+            &["client"],
+            "adit: no configuration: run `adit client -c client.yaml`",
+        ),
+        (
+            &["client", "-c", "none.yaml"],
+            "adit: none.yaml: there is no such file",
+        ),
+        (
+            &["server", "--listen", "here"],
+            "--listen: listen: `here` does not say how to connect",
+        ),
+        (
+            &["try", "--proxy", "0.0.0.0:1080"],
+            "adit: --proxy: `0.0.0.0:1080` can be reached from other hosts",
+        ),
+        (
+            &["try", "--proxy", "x"],
+            "adit: --proxy: `x` is not an address to listen on",
+        ),
+        (
+            &["try", "--log-level", "loud"],
+            "adit: `loud` is not a log level: write error, warn",
+        ),
+        (&["try", "--log-format", "xml"], "invalid value 'xml'"),
+        (
+            &["try", "--ready-fd", "1"],
+            "adit: --ready-fd 1: 0, 1 and 2 are the standard streams",
+        ),
+        (
+            &["try", "--ready-fd", "777"],
+            "adit: --ready-fd 777: Bad file descriptor",
+        ),
+        (&["keygen", "--force"], "--output <FILE>"),
+    ] {
+        let output = shell.run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        assert!(
+            err(&output).contains(told),
+            "{args:?} should say {told}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn help_and_version_are_no_failure() {
+    let shell = Shell::new();
+    let version = shell.run(&["--version"]);
+    assert_eq!(
+        (version.status.code(), out(&version)),
+        (Some(0), concat!("adit ", env!("CARGO_PKG_VERSION"), "\n"))
+    );
+    for args in [
+        &["--help"][..],
+        &["server", "--help"],
+        &["client", "--help"],
+        &["help", "try"],
+    ] {
+        let output = shell.run(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(out(&output).contains("Usage: adit"), "{output:?}");
+    }
+}
