@@ -5,6 +5,7 @@ use std::{net::SocketAddr, os::unix::process::CommandExt, time::Duration};
 use crate::{
     namespaces::Place,
     process::{self, Finished},
+    skip,
 };
 
 /// The proxy setting of the browser.
@@ -18,6 +19,18 @@ pub enum Proxy {
     Http(SocketAddr),
 }
 
+/// The name under which the browser is installed, if it is.
+pub fn program() -> Option<&'static str> {
+    [
+        "chromium",
+        "chromium-browser",
+        "google-chrome",
+        "google-chrome-stable",
+    ]
+    .into_iter()
+    .find(|name| skip::in_path(name))
+}
+
 /// Loads `url`, waits for its scripts, and returns the document as it then was on standard output.
 ///
 /// # Panics
@@ -28,7 +41,7 @@ pub fn dump(place: &Place, proxy: Proxy, url: &str) -> Finished {
         .prefix("adit-chromium.")
         .tempdir()
         .expect("a folder for temporary files");
-    let mut command = place.command("chromium");
+    let mut command = place.command(program().unwrap_or("chromium"));
     command
         .args([
             "--headless",

@@ -1,8 +1,8 @@
 //! Tests that need more than they are given say so; where nothing may be skipped, they fail.
 
-use std::path::Path;
+use std::{fs::File, io::Write, path::Path};
 
-use crate::process;
+use crate::{chromium, process};
 
 /// What a test needs beside a Rust toolchain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Need {
     Root,
     /// A program in the path.
     Tool(&'static str),
+    /// Chromium or Chrome.
+    Browser,
     /// A /dev/net/tun that can be opened.
     Tun,
 }
@@ -29,7 +31,21 @@ pub fn can_run(needs: &[Need]) -> bool {
         "cannot be skipped here: {reason}"
     );
     println!("skipped: {reason}");
+    note(&reason);
     false
+}
+
+/// Adds test and reason to the file of `ADIT_SKIPPED`, from which `cargo ci` makes its summary.
+fn note(reason: &str) {
+    let Some(path) = std::env::var_os("ADIT_SKIPPED") else {
+        return;
+    };
+    let thread = std::thread::current();
+    let line = format!("{}: {reason}\n", thread.name().unwrap_or("a test"));
+    // the summary is a service; a test does not fail because it cannot be written
+    if let Ok(mut file) = File::options().append(true).create(true).open(path) {
+        let _ = file.write_all(line.as_bytes());
+    }
 }
 
 impl Need {
@@ -38,13 +54,15 @@ impl Need {
         match self {
             Self::Root if !process::is_root() => Some("needs root".to_owned()),
             Self::Tool(name) if !in_path(name) => Some(format!("needs the program {name}")),
+            Self::Browser if chromium::program().is_none() => Some("needs Chromium".to_owned()),
             Self::Tun if !tun_opens() => Some("needs /dev/net/tun".to_owned()),
-            Self::Root | Self::Tool(_) | Self::Tun => None,
+            Self::Root | Self::Tool(_) | Self::Browser | Self::Tun => None,
         }
     }
 }
 
-fn in_path(name: &str) -> bool {
+/// Whether a program of this name is in the path.
+pub(crate) fn in_path(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // where Debian keeps what only root runs is often missing from the path of others
     std::env::split_paths(&path)
@@ -53,7 +71,7 @@ fn in_path(name: &str) -> bool {
 }
 
 fn tun_opens() -> bool {
-    std::fs::File::options()
+    File::options()
         .read(true)
         .write(true)
         .open(Path::new("/dev/net/tun"))

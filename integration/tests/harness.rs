@@ -82,7 +82,7 @@ fn https_origin_is_trusted_by_its_authority_only() {
 
 #[test]
 fn chromium_loads_the_page_with_all_its_parts() {
-    if !can_run(&[Need::Tool("chromium")]) {
+    if !can_run(&[Need::Browser]) {
         return;
     }
     let origin = Origin::http(&Place::here(), LOOPBACK.into());

@@ -168,7 +168,7 @@ fn gibibyte_down_and_up_keeps_its_hash() {
 
 #[test]
 fn chromium_loads_a_page_by_socks_and_by_http() {
-    if !can_run(&[Need::Tool("chromium")]) {
+    if !can_run(&[Need::Browser]) {
         return;
     }
     let scene = Scene::new();

@@ -1,0 +1,293 @@
+//! Runs every check of the project: `cargo ci`.
+//!
+//! ```text
+//! cargo ci                     everything, in the order of `--list`
+//! cargo ci --list              the steps
+//! cargo ci --only STEP         one step; may be repeated
+//! ```
+//!
+//! A step that fails does not keep the others from running; the summary says which failed, and how
+//! long each took. With `CI=true` in the environment nothing may be skipped: a test that needs what
+//! is not there fails. Elsewhere it is skipped, and the summary says why.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+mod licences;
+mod packages;
+
+/// One step.
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    run: fn(&Context) -> Result<(), String>,
+}
+
+/// What the steps share.
+struct Context {
+    /// The root of the workspace.
+    root: PathBuf,
+    /// The cargo that runs this.
+    cargo: PathBuf,
+    /// Where tests that are skipped write why.
+    skipped: PathBuf,
+    /// Nothing may be skipped.
+    strict: bool,
+}
+
+/// In the order in which they run: what fails soonest comes first.
+const STEPS: &[Step] = &[
+    Step {
+        name: "packages",
+        what: "installs what the tests need (root on Debian or Ubuntu)",
+        run: packages::install,
+    },
+    Step {
+        name: "fmt",
+        what: "cargo fmt --check",
+        run: fmt,
+    },
+    Step {
+        name: "licences",
+        what: "licences of all dependencies, and advisories where they are at hand",
+        run: licences::check,
+    },
+    Step {
+        name: "clippy",
+        what: "cargo clippy, warnings denied",
+        run: clippy,
+    },
+    Step {
+        name: "doc",
+        what: "cargo doc, warnings denied",
+        run: doc,
+    },
+    Step {
+        name: "test",
+        what: "unit, property and documentation tests",
+        run: test,
+    },
+    Step {
+        name: "build",
+        what: "the program, as it is released",
+        run: build,
+    },
+    Step {
+        name: "integration",
+        what: "end-to-end tests of that program",
+        run: integration,
+    },
+];
+
+fn main() -> ExitCode {
+    let mut only = Vec::new();
+    let mut arguments = env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), argument.as_str().strip_prefix("--only=")) {
+            ("--list", _) => {
+                for step in STEPS {
+                    println!("{:12} {}", step.name, step.what);
+                }
+                return ExitCode::SUCCESS;
+            }
+            ("--only", _) => only.extend(arguments.next()),
+            (_, Some(name)) => only.push(name.to_owned()),
+            ("-h" | "--help", _) => {
+                println!("cargo ci [--list] [--only STEP]...");
+                return ExitCode::SUCCESS;
+            }
+            (other, None) => return usage(&format!("unknown argument {other}")),
+        }
+    }
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != **name))
+    {
+        return usage(&format!("unknown step {unknown}"));
+    }
+    match run(&only) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cargo ci: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    eprintln!("cargo ci: {problem}; --list shows the steps");
+    ExitCode::from(2)
+}
+
+/// Runs the steps named, or all, and prints the summary; returns whether all succeeded.
+fn run(only: &[String]) -> io::Result<bool> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+        .to_owned();
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    fs::create_dir_all(&target)?;
+    let context = Context {
+        root,
+        cargo: env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
+        skipped: target.join("skipped-tests.txt"),
+        strict: env::var("CI").is_ok_and(|value| value == "true" || value == "1"),
+    };
+    fs::write(&context.skipped, "")?;
+    let began = Instant::now();
+    let mut results = Vec::new();
+    for step in STEPS
+        .iter()
+        .filter(|step| only.is_empty() || only.iter().any(|name| name == step.name))
+    {
+        println!("\n━━━━ {}: {}", step.name, step.what);
+        let began = Instant::now();
+        let result = (step.run)(&context);
+        if let Err(error) = &result {
+            println!("━━━━ {} failed: {error}", step.name);
+        }
+        results.push((step.name, began.elapsed(), result));
+    }
+    println!("\n━━━━ summary");
+    for (name, took, result) in &results {
+        let outcome = match result {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("FAILED: {error}"),
+        };
+        println!("{name:12} {:>8}  {outcome}", seconds(*took));
+    }
+    println!("{:12} {:>8}", "all", seconds(began.elapsed()));
+    let skipped = fs::read_to_string(&context.skipped)?;
+    if !skipped.is_empty() {
+        println!("\n{} tests were skipped:", skipped.lines().count());
+        print!("{skipped}");
+    }
+    Ok(results.iter().all(|(_, _, result)| result.is_ok()))
+}
+
+fn fmt(context: &Context) -> Result<(), String> {
+    context.cargo(&["fmt", "--all", "--check"], &[])
+}
+
+fn clippy(context: &Context) -> Result<(), String> {
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "--deny",
+        "warnings",
+    ];
+    context.cargo(&arguments, &[])
+}
+
+fn doc(context: &Context) -> Result<(), String> {
+    let arguments = ["doc", "--workspace", "--no-deps", "--locked"];
+    context.cargo(&arguments, &[("RUSTDOCFLAGS", "--deny warnings")])
+}
+
+fn test(context: &Context) -> Result<(), String> {
+    let arguments = [
+        "test",
+        "--workspace",
+        "--exclude",
+        "adit-integration",
+        "--no-fail-fast",
+        "--locked",
+    ];
+    context.cargo(&arguments, &[])
+}
+
+fn build(context: &Context) -> Result<(), String> {
+    context.cargo(
+        &[
+            "build",
+            "--release",
+            "--package",
+            "adit",
+            "--bin",
+            "adit",
+            "--locked",
+        ],
+        &[],
+    )
+}
+
+fn integration(context: &Context) -> Result<(), String> {
+    context.cargo(
+        &[
+            "test",
+            "--package",
+            "adit-integration",
+            "--no-fail-fast",
+            "--locked",
+        ],
+        &[],
+    )
+}
+
+impl Context {
+    /// Runs cargo in the workspace, its output passed on.
+    fn cargo(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<(), String> {
+        let mut command = Command::new(&self.cargo);
+        command.args(arguments).envs(variables.iter().copied());
+        self.run(command)
+    }
+
+    /// Runs a command in the workspace, its output passed on.
+    fn run(&self, mut command: Command) -> Result<(), String> {
+        command
+            .current_dir(&self.root)
+            .env("ADIT_SKIPPED", &self.skipped);
+        if self.strict {
+            command.env("ADIT_CI", "1");
+        }
+        let shown = show(&command);
+        println!("$ {shown}");
+        match command.status() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("{shown}: {status}")),
+            Err(error) => Err(format!("{shown}: {error}")),
+        }
+    }
+
+    /// Runs a command in the workspace and returns what it prints.
+    fn output(&self, mut command: Command) -> Result<String, String> {
+        let shown = show(&command);
+        let output = command.current_dir(&self.root).output();
+        let output = output.map_err(|error| format!("{shown}: {error}"))?;
+        if !output.status.success() {
+            return Err(format!(
+                "{shown}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ));
+        }
+        String::from_utf8(output.stdout).map_err(|error| format!("{shown}: {error}"))
+    }
+}
+
+fn show(command: &Command) -> String {
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn seconds(duration: Duration) -> String {
+    let whole = duration.as_secs();
+    if whole < 60 {
+        format!("{:.1} s", duration.as_secs_f64())
+    } else {
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    }
+}

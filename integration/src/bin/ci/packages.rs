@@ -1,0 +1,85 @@
+//! Installs the Debian packages of the programs that the end-to-end tests run.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::Context;
+
+/// A program, others that do as well, and the package that brings it.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("curl", &[], "curl"),
+    (
+        "chromium",
+        &["chromium-browser", "google-chrome", "google-chrome-stable"],
+        "chromium",
+    ),
+    ("dig", &[], "dnsutils"),
+    ("nft", &[], "nftables"),
+    ("ip", &[], "iproute2"),
+    ("setpriv", &[], "util-linux"),
+    ("mount", &[], "mount"),
+    ("sysctl", &[], "procps"),
+];
+
+/// Installs what is missing, and says what that is.
+pub(crate) fn install(context: &Context) -> Result<(), String> {
+    let missing = |(program, others, _): &&(&str, &[&str], &str)| {
+        !std::iter::once(program)
+            .chain(others.iter())
+            .any(|name| in_path(name))
+    };
+    let packages: Vec<_> = PROGRAMS
+        .iter()
+        .filter(missing)
+        .map(|(_, _, package)| *package)
+        .collect();
+    if packages.is_empty() {
+        println!("everything is there");
+        return Ok(());
+    }
+    let wanted = packages.join(" ");
+    let root = output("id", &["-u"]).is_some_and(|id| id.trim() == "0");
+    if !root || !in_path("apt-get") {
+        let reason = if root {
+            "there is no apt-get"
+        } else {
+            "this is not root"
+        };
+        println!("{reason}, so please install: {wanted}");
+        return if context.strict {
+            Err(format!("not installed: {wanted}"))
+        } else {
+            Ok(())
+        };
+    }
+    println!("installing {wanted}");
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
+        context.run(command)
+    };
+    apt(&["-qq", "update"])?;
+    apt(&[
+        &["-qq", "install", "--yes", "--no-install-recommends"],
+        &packages[..],
+    ]
+    .concat())
+}
+
+fn in_path(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(Path::new(name)).is_file())
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    String::from_utf8(output.stdout).ok()
+}
