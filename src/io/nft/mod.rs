@@ -13,8 +13,8 @@
 //!   }
 //!   chain forward {
 //!     type filter hook forward priority filter; policy accept;
-//!     iifname "adit0" ct state invalid counter drop        # these would not be masqueraded
 //!     iifname "adit0" oifname "adit0" counter drop         # client to client is the router's business
+//!     iifname "adit0" ct state invalid counter drop        # these would not be masqueraded
 //!     oifname "adit0" ct state established,related accept
 //!     oifname "adit0" ct status dnat accept                # what the host's owner forwards to a client
 //!     oifname "adit0" counter drop                         # nobody outside opens a connection to a client
@@ -27,7 +27,7 @@
 //! }
 //! ```
 //!
-//! With `masquerade: false` there is no postrouting chain, and the forward chain holds the second rule alone: the host
+//! With `masquerade: false` there is no postrouting chain, and the forward chain holds the first rule alone: the host
 //! is an ordinary router then, and replies may come back another way. A family without a network has no rules but the
 //! first: all its packets from the tunnel are dropped.
 //!

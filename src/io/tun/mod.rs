@@ -29,7 +29,7 @@
 //! while the server is away nobody translates: a packet of the origin that arrives then is for the host itself, which
 //! answers it with a reset. An idle flow survives.
 //!
-//! # What `setup` needs
+//! # Errors and privilege
 //!
 //! An error at any step undoes what came before it. All of it needs CAP_NET_ADMIN and nothing more, and none of the
 //! programs `ip`, `nft` or `sysctl`.
