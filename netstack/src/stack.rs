@@ -129,7 +129,7 @@ impl std::fmt::Debug for Stack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stack")
             .field("flows", &self.flows.len())
-            .field("half_open", &self.half_open)
+            .field("stats", &self.stats)
             .finish_non_exhaustive()
     }
 }

@@ -453,7 +453,13 @@ impl Driver {
             CloseReason::ShuttingDown | CloseReason::Idle => {
                 info!(%reason, "the server closed the session");
             }
-            _ => warn!(%reason, "the server closed the session"),
+            CloseReason::Superseded
+            | CloseReason::Revoked
+            | CloseReason::PoolExhausted
+            | CloseReason::TooManyInstances
+            | CloseReason::ProtocolError
+            | CloseReason::Unknown(_)
+            | _ => warn!(%reason, "the server closed the session"),
         }
         self.carrier = None;
         let failures = match self.link {
@@ -485,6 +491,10 @@ impl Driver {
         }
         self.inner.send_replace(Some(config));
         for waiting in std::mem::take(&mut self.waiting) {
+            // Its asker has gone, and said so while nobody knew of the request.
+            if waiting.command.is_abandoned() {
+                continue;
+            }
             self.handle_command(now, waiting.command);
         }
     }
@@ -526,9 +536,7 @@ impl Driver {
     fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let due = [
             self.inside.as_mut().and_then(Inside::poll_timeout),
-            self.carrier
-                .as_ref()
-                .and_then(|carrier| carrier.session().poll_timeout()),
+            self.carrier.as_ref().and_then(Carrier::poll_timeout),
             match &self.link {
                 Link::Waiting { until, .. } if self.closing.is_none() => Some(*until),
                 Link::Waiting { .. } | Link::Trying { .. } | Link::Up { .. } => None,
@@ -556,7 +564,7 @@ impl Driver {
             inside.handle_timeout(now);
         }
         if let Some(carrier) = self.carrier.as_mut() {
-            carrier.session_mut().handle_timeout(now);
+            carrier.handle_timeout(now);
         }
         self.give_up_waiting(now);
     }
@@ -716,7 +724,11 @@ impl Inside {
             }
             Err(error) => reply.send(Err(match error {
                 StackError::NoAddress { .. } => ConnectError::NoAddress,
-                _ => ConnectError::TooManyFlows,
+                StackError::BadAddress { .. } => ConnectError::Unreachable,
+                StackError::TooManyFlows { .. }
+                | StackError::NoPort { .. }
+                | StackError::NoMemory
+                | _ => ConnectError::TooManyFlows,
             })),
         }
     }
@@ -906,7 +918,8 @@ fn connect_error(cause: Cause) -> ConnectError {
         Cause::Unreachable(Unreachable::Network) => ConnectError::NetworkUnreachable,
         Cause::Unreachable(Unreachable::Port) => ConnectError::Refused,
         Cause::Unreachable(_) => ConnectError::Unreachable,
-        _ => ConnectError::TunnelDown,
+        Cause::NoMemory => ConnectError::TooManyFlows,
+        Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => ConnectError::TunnelDown,
     }
 }
 

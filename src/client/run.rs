@@ -208,15 +208,18 @@ pub enum StartError {
     Credentials(#[from] CredentialsError),
 }
 
+/// What to do about an address that cannot be had.
 fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; another program, perhaps another client, listens there: stop it or set `proxy` to \
-             another port"
-        }
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need privilege: choose a higher one",
-        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
-        _ => "",
+    let is = |kind| error.kind() == kind;
+    if is(io::ErrorKind::AddrInUse) {
+        "; another program, perhaps another client, listens there: stop it or set `proxy` to \
+         another port"
+    } else if is(io::ErrorKind::PermissionDenied) {
+        "; ports below 1024 need privilege: choose a higher one"
+    } else if is(io::ErrorKind::AddrNotAvailable) {
+        "; this host does not have that address"
+    } else {
+        ""
     }
 }
 

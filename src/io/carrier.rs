@@ -86,6 +86,8 @@ pub enum LaneLoss {
 pub struct CarrierStats {
     /// Packets that could not be sealed (no key, too long) and were dropped.
     pub unsealed: u64,
+    /// Control frames that a full lane did not take.
+    pub control_lost: u64,
     /// Handshake frames that followed a join and were not needed.
     pub surplus_handshakes: u64,
     /// Lanes lost.
@@ -171,6 +173,7 @@ impl Carrier {
                 Poll::Ready(Ok(0)) => Some(LaneLoss::Closed),
                 Poll::Ready(Ok(_)) => {
                     any = true;
+                    lane.quiet_at.get_or_insert(now + QUIET);
                     None
                 }
                 Poll::Ready(Err(error)) => Some(LaneLoss::Io(error)),
@@ -243,8 +246,13 @@ impl Carrier {
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         self.control.clear();
         while let Some(id) = self.session.poll_control(now, &mut self.control) {
-            if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) {
-                lane.io.push_control(&self.control);
+            let taken = self
+                .lanes
+                .iter_mut()
+                .find(|lane| lane.id == id)
+                .is_some_and(|lane| lane.io.push_control(&self.control));
+            if !taken {
+                self.stats.control_lost += 1;
             }
             self.control.clear();
         }
@@ -260,6 +268,20 @@ impl Carrier {
             }
         }
         any
+    }
+
+    /// Returns when [`Carrier::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let quiet = self.lanes.iter().filter_map(|lane| lane.quiet_at).min();
+        self.session.poll_timeout().into_iter().chain(quiet).min()
+    }
+
+    /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.session.handle_timeout(now);
+        for lane in &mut self.lanes {
+            lane.handle_timeout(now);
+        }
     }
 
     /// Returns whether everything queued has been handed to the system.
@@ -286,6 +308,8 @@ impl Carrier {
             io,
             after_join,
             unread: true,
+            read_before: 0,
+            quiet_at: None,
         });
     }
 
@@ -344,9 +368,28 @@ struct Carried {
     after_join: bool,
     /// Frames may stand in the read buffer since before the lane was handed over.
     unread: bool,
+    /// Bytes the lane had read when it was last looked at.
+    read_before: u64,
+    /// When to look whether the lane is quiet; `None` while its buffers are small.
+    quiet_at: Option<Instant>,
 }
 
 impl Carried {
+    /// Gives the read buffer back if next to nothing came in for [`QUIET`].
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.quiet_at.is_none_or(|due| now < due) {
+            return;
+        }
+        let read = self.io.stats().bytes_read;
+        if read - self.read_before < QUIET_BYTES {
+            self.io.shrink();
+            self.quiet_at = None;
+        } else {
+            self.quiet_at = Some(now + QUIET);
+        }
+        self.read_before = read;
+    }
+
     fn receive(
         &mut self,
         session: &mut Session,
@@ -368,6 +411,12 @@ impl Carried {
         Ok(())
     }
 }
+
+/// How long a lane must be quiet before its read buffer is given back.
+const QUIET: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What may arrive meanwhile: keepalives and the odd small packet.
+const QUIET_BYTES: u64 = 16 * 1024;
 
 /// The most lanes that carry one session at once.
 pub const MAX_LANES: usize = 8;

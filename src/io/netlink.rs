@@ -249,6 +249,26 @@ impl Netlink {
         Ok(found)
     }
 
+    /// Every address of the host, on whatever interface.
+    ///
+    /// # Errors
+    /// [`NetlinkError::List`].
+    pub async fn host_addresses(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+        let mut found = Vec::new();
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await.map_err(NetlinkError::List)? {
+            // `Address` is the far end's on a point-to-point link, where `Local` is ours.
+            for attribute in message.attributes {
+                if let AddressAttribute::Address(address) | AddressAttribute::Local(address) =
+                    attribute
+                {
+                    found.push(address);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     async fn read_back(
         &self,
         interface: &str,

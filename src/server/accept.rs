@@ -10,8 +10,10 @@
 //!
 //! # Limits
 //!
-//! At most [`MAX_STRANGERS`] such connections at once; one more is closed at once. A frame
-//! of a stranger is at most [`crate::wire::MAX_FRAME_PREAUTH`] bytes.
+//! At most [`MAX_STRANGERS`] such connections at once; one more waits in the kernel's backlog.
+//! While more than half of that many are there, newcomers get only [`CROWDED_TIMEOUT`], so
+//! that a crowd of silent ones cannot keep clients out for long. A frame of a stranger is at
+//! most [`crate::wire::MAX_FRAME_PREAUTH`] bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,13 +64,14 @@ pub async fn serve(
     scheme: Scheme,
     socket: TcpStream,
     permit: OwnedSemaphorePermit,
+    crowded: bool,
 ) {
     shared.accept_stats.accepted.fetch_add(1, Ordering::Relaxed);
     let stop = shared.stop.clone();
     let known = tokio::select! {
         () = stop.cancelled() => return,
         known = timeout(
-            AUTHENTICATION_TIMEOUT,
+            if crowded { CROWDED_TIMEOUT } else { AUTHENTICATION_TIMEOUT },
             authenticate(&shared, scheme, socket, permit),
         ) => known,
     };
@@ -123,14 +126,18 @@ async fn authenticate(
                     continue;
                 };
                 let (back, returned) = oneshot::channel();
-                let join = ToSession::Join { frame, lane, back };
+                let join = ToSession::Join {
+                    frame,
+                    lane: Box::new(lane),
+                    back,
+                };
                 // Send fails when the session ends at this moment; the lane goes with it,
                 // and the client dials again.
                 orders.send(join).await.ok()?;
                 match returned.await {
                     Ok(given_back) => {
                         stats.joins_refused.fetch_add(1, Ordering::Relaxed);
-                        lane = given_back;
+                        lane = *given_back;
                     }
                     Err(_) => {
                         stats.joins.fetch_add(1, Ordering::Relaxed);
@@ -209,6 +216,9 @@ async fn discard(lane: StreamLane) -> Option<SessionDriver> {
 /// How long a connection may stay unknown: a TLS handshake and three round trips over the
 /// slowest link we care about.
 pub const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The same while the place is crowded: what an honest client on an ordinary link needs.
+pub const CROWDED_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Connections that may be unknown at the same time: 1,024 handshakes take about a second,
 /// and their buffers 4 MiB.

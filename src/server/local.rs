@@ -342,12 +342,18 @@ fn datagrams(payload: &[u8], segment: usize) -> impl Iterator<Item = &[u8]> {
 
 /// Says in TCP or ICMP what the outer connect failed of.
 fn rejection(error: &io::Error) -> Rejection {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Rejection::Reset,
-        io::ErrorKind::NetworkUnreachable => Rejection::Unreachable(Unreachable::Network),
-        io::ErrorKind::PermissionDenied => Rejection::Unreachable(Unreachable::AdminProhibited),
-        io::ErrorKind::TimedOut => Rejection::Silent,
-        _ => Rejection::Unreachable(Unreachable::Host),
+    let is = |kind| error.kind() == kind;
+    if is(io::ErrorKind::ConnectionRefused) || is(io::ErrorKind::ConnectionReset) {
+        Rejection::Reset
+    } else if is(io::ErrorKind::NetworkUnreachable) {
+        Rejection::Unreachable(Unreachable::Network)
+    } else if is(io::ErrorKind::PermissionDenied) {
+        Rejection::Unreachable(Unreachable::AdminProhibited)
+    } else if is(io::ErrorKind::TimedOut) {
+        // The client's own time-out then says what happened.
+        Rejection::Silent
+    } else {
+        Rejection::Unreachable(Unreachable::Host)
     }
 }
 

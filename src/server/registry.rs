@@ -32,9 +32,9 @@ pub enum ToSession {
         /// The join frame.
         frame: Vec<u8>,
         /// The lane it arrived on.
-        lane: StreamLane,
+        lane: Box<StreamLane>,
         /// Where the lane goes if it may not join.
-        back: oneshot::Sender<StreamLane>,
+        back: oneshot::Sender<Box<StreamLane>>,
     },
     /// The session is to end.
     Close(CloseReason),

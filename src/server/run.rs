@@ -15,8 +15,8 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -41,10 +41,12 @@ use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme,
 use crate::io::clock;
 use crate::io::limits::raise_open_files;
 use crate::io::listen::{BindError, Listener};
+use crate::io::netlink::Netlink;
+use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
 use crate::io::state::{StateDir, StateError};
 use crate::io::tls::{Certificate, CertificateError, ServerTls};
-use crate::io::tun::{SetupError, TunSettings, Undo, setup};
+use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
 use crate::proto::{self, PublicKey, Responder, Settings};
 use crate::wire::InnerConfig;
 
@@ -57,8 +59,6 @@ pub struct Shared {
     pub registry: Registry,
     /// Answers handshakes.
     pub responder: Responder,
-    /// Where clients may go.
-    pub policy: DestinationPolicy,
     /// Where their packets leave.
     pub egress: Egress,
     /// The inner gateway's addresses.
@@ -81,6 +81,7 @@ pub struct Shared {
     pub accept_stats: AcceptStats,
     /// What became of sessions.
     pub stats: ServerStats,
+    policy: RwLock<Arc<DestinationPolicy>>,
     clients: HashMap<PublicKey, ClientEntry>,
     networks: Vec<IpNet>,
 }
@@ -93,6 +94,20 @@ pub struct ServerStats {
 }
 
 impl Shared {
+    /// Returns where clients may go, as things stand.
+    pub fn policy(&self) -> Arc<DestinationPolicy> {
+        self.policy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Takes the host's present addresses out of what clients may reach.
+    fn set_own_addresses(&self, own: &[IpAddr]) {
+        let policy = Arc::new(self.policy().with_own(own));
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
     /// Returns what a handshake needs to know of the client with this key.
     pub fn handshake_entry(&self, key: &PublicKey) -> Option<proto::ClientEntry> {
         self.clients.get(key).map(|client| proto::ClientEntry {
@@ -168,7 +183,11 @@ impl Server {
         let gateways = gateways(&leases);
         // Last of all that can fail, so that nothing is to be undone when something does.
         let (egress, tun, undo) = match config.egress {
-            EgressKind::User => (Egress::User, None, None),
+            EgressKind::User => {
+                // A killed run may have had the other egress.
+                clean_up(&state)?;
+                (Egress::User, None, None)
+            }
             EgressKind::Tun => {
                 let ready = setup(&tun_settings(&config, &leases), &state).await?;
                 let tun = Arc::new(TunEgress::new(Arc::new(ready.tun)));
@@ -182,7 +201,7 @@ impl Server {
             .into_iter()
             .chain(config.network6.map(IpNet::V6))
             .collect();
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             registry: Registry::new(router.clone(), leases, config.max_clients as usize),
             router,
             responder: Responder::new(
@@ -191,7 +210,7 @@ impl Server {
                 Settings::default(),
                 clock::unix(),
             ),
-            policy: DestinationPolicy::new(&config.allow, &[]),
+            policy: RwLock::new(Arc::new(DestinationPolicy::new(&config.allow, &[]))),
             egress,
             gateways,
             limits: LocalLimits {
@@ -212,9 +231,10 @@ impl Server {
                 .map(|client| (client.public_key, client))
                 .collect(),
             networks,
-        };
+        });
+        look_at_own_addresses(&shared).await;
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             listeners,
             tun,
             undo,
@@ -273,6 +293,7 @@ impl Server {
         let result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             () = keep_leases(&shared, &state) => Ok(()),
+            () = follow_own_addresses(&shared) => Ok(()),
             error = draining => Err(error),
         };
         shared.stop.cancel();
@@ -320,6 +341,9 @@ pub enum StartError {
     /// The resolver cannot be set up.
     #[error(transparent)]
     Dns(#[from] DnsServiceError),
+    /// What a killed run left in the system cannot be undone.
+    #[error("cannot undo what a killed run has left: {0}")]
+    Leftovers(#[from] UndoError),
     /// The TUN device cannot be set up.
     #[error(transparent)]
     Egress(#[from] SetupError),
@@ -420,6 +444,29 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Keeps the policy true to the host's addresses, for as long as it is polled.
+async fn follow_own_addresses(shared: &Shared) {
+    let mut network = NetworkWatch::new();
+    loop {
+        network.changed().await;
+        look_at_own_addresses(shared).await;
+    }
+}
+
+async fn look_at_own_addresses(shared: &Shared) {
+    let own = match Netlink::open() {
+        Ok(netlink) => netlink.host_addresses().await,
+        Err(error) => Err(error),
+    };
+    match own {
+        Ok(own) => shared.set_own_addresses(&own),
+        // A sandbox without netlink. What is not public stays forbidden all the same.
+        Err(error) => {
+            warn!(%error, "this host's own addresses are not known, and not forbidden to clients")
+        }
+    }
+}
+
 async fn accept_all(
     shared: Arc<Shared>,
     scheme: Scheme,
@@ -438,6 +485,7 @@ async fn accept_all(
             scheme,
             accepted.stream,
             accepted.permit,
+            strangers.available_permits() < MAX_STRANGERS / 2,
         ));
     }
 }

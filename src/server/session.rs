@@ -32,6 +32,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Span, debug, debug_span, info, warn};
 
 use super::egress::Egress;
+use super::filter::DestinationPolicy;
 use super::leases::Owner;
 use super::local::Local;
 use super::registry::{ToSession, addresses};
@@ -179,7 +180,7 @@ impl SessionDriver {
                         Ok(id) if self.closing.is_none() => {
                             info!(lane = %id, "lane joined");
                             self.laneless_since = None;
-                            if !self.carrier.add_lane(id, lane, true) {
+                            if !self.carrier.add_lane(id, *lane, true) {
                                 self.carrier.session_mut().remove_lane(now, id);
                             }
                         }
@@ -206,8 +207,10 @@ impl SessionDriver {
     // ---- uplink ------------------------------------------------------------------------
 
     fn poll_in(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let policy = self.shared.policy();
         let mut uplink = Uplink {
             shared: &self.shared,
+            policy: &policy,
             addresses: &self.addresses,
             local: &mut self.local,
             stats: &mut self.stats,
@@ -306,7 +309,7 @@ impl SessionDriver {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        self.carrier.session_mut().handle_timeout(now);
+        self.carrier.handle_timeout(now);
         if let Some(local) = self.local.as_mut() {
             local.handle_timeout(now);
         }
@@ -347,7 +350,7 @@ impl SessionDriver {
 
     fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let due = [
-            self.carrier.session().poll_timeout(),
+            self.carrier.poll_timeout(),
             self.local.as_mut().and_then(Local::poll_timeout),
             self.laneless_since.map(|since| since + LINGER),
             self.closing,
@@ -382,6 +385,7 @@ impl Drop for SessionDriver {
 /// Where an uplink packet may go.
 struct Uplink<'a> {
     shared: &'a Shared,
+    policy: &'a DestinationPolicy,
     addresses: &'a [IpAddr],
     local: &'a mut Option<Local>,
     stats: &'a mut UplinkStats,
@@ -411,10 +415,10 @@ impl Uplink<'_> {
             return;
         }
         if self.shared.is_inner(packet.destination) {
-            self.to_client(frame, range, &packet, offload);
+            self.pass_to_client(frame, range, &packet, offload);
             return;
         }
-        if !self.shared.policy.allows(packet.destination) {
+        if !self.policy.allows(packet.destination) {
             self.stats.denied += 1;
             local.refuse(bytes, Unreachable::AdminProhibited);
             return;
@@ -426,7 +430,7 @@ impl Uplink<'_> {
         }
     }
 
-    fn to_client(
+    fn pass_to_client(
         &mut self,
         frame: &mut [u8],
         range: Range<usize>,

@@ -18,7 +18,6 @@ use crate::client::resolve::{Host, Resolver};
 use crate::client::tunnel::{
     Attachment, Command, ConnectError, Datagram, HandleId, Lifeline, Tunnel, tunnel,
 };
-use crate::wire::InnerConfig;
 
 /// The name server that the fake session pushes.
 pub(crate) const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 86, 0, 1));
