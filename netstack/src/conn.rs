@@ -660,8 +660,8 @@ fn interface(
     now: SmolInstant,
 ) -> Interface {
     let headers = ip_header(tuple) + TCP_HEADER;
-    // What leaves must pass the receiver's check: no crumbs, and no more segments than a super-packet may have.
-    let most = (super_packets && usize::from(mss) >= crate::offload::MIN_SEGMENT)
+    // What leaves must pass the receiver's check: no more segments than a super-packet may have.
+    let most = (super_packets && mss > 0)
         .then(|| (headers + MAX_SEGMENTS * usize::from(mss)).min(usize::from(u16::MAX)));
     let mut config = InterfaceConfig::new(HardwareAddress::Ip);
     config.random_seed = seed;

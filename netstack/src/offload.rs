@@ -48,7 +48,7 @@ impl Packet {
     ///
     /// An ordinary packet is at most `mtu` bytes. A super-packet is TCP or UDP, no fragment, without options or
     /// extension headers, its transport header is whole, it has no SYN, RST or URG, its checksum is partial, its
-    /// segment size lies between 536 bytes and `mtu` less the headers, and it makes at most 64 segments. A partial
+    /// segment size lies between one byte and `mtu` less the headers, and it makes at most 64 segments. A partial
     /// checksum is only for TCP and UDP under the same conditions of shape.
     ///
     /// `bytes` are those `self` was parsed from.
@@ -222,8 +222,10 @@ pub fn virtio_fields(
     Ok(fields)
 }
 
-/// The least segment size: the smallest a host must accept (RFC 9293 §3.7.1), so that no peer makes crumbs.
-pub const MIN_SEGMENT: usize = 536;
+/// The least segment size. Kernels really make small ones: 488 bytes for a host that announces an MSS of 500, and
+/// whatever a run of equal small segments had when the receive side joined them. What a peer can make of one
+/// packet is bounded by [`MAX_SEGMENTS`].
+pub const MIN_SEGMENT: usize = 1;
 /// The most segments of a super-packet: what a 64 KiB one has at the smallest common MTU, rounded up.
 pub const MAX_SEGMENTS: usize = 64;
 /// SYN, RST and URG: their meaning does not survive being cut into segments.

@@ -458,8 +458,7 @@ impl Driver {
             | CloseReason::PoolExhausted
             | CloseReason::TooManyInstances
             | CloseReason::ProtocolError
-            | CloseReason::Unknown(_)
-            | _ => warn!(%reason, "the server closed the session"),
+            | CloseReason::Unknown(_) => warn!(%reason, "the server closed the session"),
         }
         self.carrier = None;
         let failures = match self.link {

@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn missing_ca_file_is_named() {
         let verify = Verify::CaFile("/nowhere/ca.pem".into());
-        let error = ClientTls::new(&verify).err().expect("no such file");
+        let error = ClientTls::new(&verify).expect_err("no such file");
         assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
     }
 
