@@ -30,8 +30,10 @@ use adit_netstack::{Offload, PacketSink};
 
 use crate::io::lane::StreamLane;
 use crate::io::pool::Buffer;
-use crate::proto::{OpenError, Opened, PacketMeta, Session, SessionEvent};
-use crate::wire::{FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type};
+use crate::proto::{OpenError, Opened, PacketMeta, Scope, Session, SessionEvent};
+use crate::wire::{
+    CloseReason, FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type,
+};
 
 /// A session and the stream lanes that carry it.
 #[derive(Debug)]
@@ -76,6 +78,9 @@ pub enum LaneLoss {
     /// A frame did not open.
     #[error("a frame did not open: {0}")]
     Open(#[from] OpenError),
+    /// The session is over.
+    #[error("the session is closed: {0}")]
+    SessionClosed(CloseReason),
     /// The far end no longer answers.
     #[error("the far end no longer answers")]
     Silent,
@@ -267,6 +272,14 @@ impl Carrier {
                 }
             }
         }
+        // A session that has closed by itself needs its lanes only for its last word.
+        while let Some(reason) = self.session.closed()
+            && !self.lanes.is_empty()
+            && self.is_flushed()
+        {
+            any = true;
+            self.lose(now, self.lanes.len() - 1, LaneLoss::SessionClosed(reason));
+        }
         any
     }
 
@@ -295,7 +308,8 @@ impl Carrier {
             if let SessionEvent::LaneDead(id) = event {
                 self.remove_lane(now, id, LaneLoss::Silent);
             } else {
-                self.events.push_back(CarrierEvent::Session(event));
+                // Before the lanes that it costs.
+                return Some(CarrierEvent::Session(event));
             }
         }
         self.events.pop_front()
@@ -403,9 +417,16 @@ impl Carried {
                 stats.surplus_handshakes += 1;
                 continue;
             }
-            match session.open(now, self.id, frame)? {
-                Opened::Packet { range, offload } => deliver(frame, range, offload),
-                Opened::Control | Opened::Skipped => {}
+            match session.open(now, self.id, frame) {
+                Ok(Opened::Packet { range, offload }) => deliver(frame, range, offload),
+                Ok(Opened::Control | Opened::Skipped) => {}
+                Err(error) => match error.scope() {
+                    // Of an epoch that is gone, after a long stall: the session counts it.
+                    Scope::Frame => {}
+                    Scope::Lane => return Err(error.into()),
+                    // The session has closed, and its last word is still to be sent.
+                    Scope::Session => return Ok(()),
+                },
             }
         }
         Ok(())
