@@ -52,6 +52,8 @@ pub(crate) struct Conn {
     /// When smoltcp went to TIME-WAIT.
     time_wait_since: Option<Instant>,
     probing: bool,
+    /// Nothing but the SYN was acknowledged yet.
+    first_flight: bool,
     /// The rings may hold memory: something was written since they were last given back.
     receive_warm: bool,
     send_warm: bool,
@@ -140,7 +142,8 @@ impl Conn {
         clock: &Clock,
     ) -> Conn {
         let tcp = socket.tcp_mut();
-        tcp.set_congestion_control(tcp::CongestionControl::Cubic);
+        // The first flight is bounded by `send`; CUBIC comes with its first acknowledgement.
+        tcp.set_congestion_control(tcp::CongestionControl::None);
         // Whoever writes into the ring has gathered what there is; waiting for more only delays an echo.
         tcp.set_nagle_enabled(false);
         tcp.set_keep_alive(Some(smoltcp_duration(config.keepalive)));
@@ -176,6 +179,7 @@ impl Conn {
             established: false,
             time_wait_since: None,
             probing: false,
+            first_flight: true,
             // They may be another flow's.
             receive_warm: true,
             send_warm: true,
@@ -385,7 +389,12 @@ impl Conn {
         if !tcp.can_recv() {
             return None;
         }
-        tcp.recv(f).ok()
+        tcp.recv(|bytes| {
+            let most = bytes.len();
+            let (count, result) = f(bytes);
+            (count.min(most), result)
+        })
+        .ok()
     }
 
     /// Says whether the peer has ended its stream; what it sent before may still be unread.
@@ -405,13 +414,19 @@ impl Conn {
         now: Instant,
         f: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Option<R> {
-        let tcp = self.socket.tcp_mut();
-        if !tcp.can_send() {
+        let space = self.send_space();
+        if space == 0 {
             self.want_send = true;
             return None;
         }
+        let tcp = self.socket.tcp_mut();
         let was_empty = tcp.send_queue() == 0;
-        let result = tcp.send(f).ok()?;
+        let result = tcp.send(|room| {
+            let most = room.len().min(space);
+            let (count, result) = f(&mut room[..most]);
+            (count.min(most), result)
+        });
+        let result = result.ok()?;
         self.send_warm = true;
         if was_empty && tcp.send_queue() > 0 {
             self.unacked_since = Some(now);
@@ -435,11 +450,12 @@ impl Conn {
 
     pub(crate) fn send_space(&self) -> usize {
         let tcp = self.socket.tcp();
-        if tcp.may_send() {
-            tcp.send_capacity() - tcp.send_queue()
-        } else {
-            0
-        }
+        let limit = match (tcp.may_send(), self.first_flight) {
+            (false, _) => 0,
+            (true, true) => tcp.send_capacity().min(self.first_flight_len()),
+            (true, false) => tcp.send_capacity(),
+        };
+        limit.saturating_sub(tcp.send_queue())
     }
 
     pub(crate) fn send_queue(&self) -> usize {
@@ -499,6 +515,12 @@ impl Conn {
 
     pub(crate) fn into_socket(self) -> BoundSocket {
         self.socket
+    }
+
+    /// Says how much may be sent before anything is acknowledged (RFC 6928 §2).
+    fn first_flight_len(&self) -> usize {
+        let mss = usize::from(self.shape.mss);
+        (10 * mss).min((2 * mss).max(14_600))
     }
 
     fn writable(&self) -> bool {
@@ -567,13 +589,21 @@ impl Conn {
         if parsed.flags & (SYN | RST | FIN) != 0 || !parsed.has(ACK) || !self.established {
             return Ok(());
         }
-        let mss = u32::from(self.shape.mss);
+        let step_len = u32::from(self.shape.mss.min(CUBIC_SEGMENT));
         let acked = parsed.ack.wrapping_sub(self.sent_una);
         let flight = sent_next.wrapping_sub(self.sent_una);
-        let tcp = self.socket.tcp();
+        if acked > flight || acked == 0 {
+            return Ok(());
+        }
+        let tcp = self.socket.tcp_mut();
         let (queue, capacity) = (tcp.send_queue() as u64, tcp.send_capacity() as u64);
-        let held_back = queue > u64::from(flight) && u64::from(flight) < capacity / 2;
-        if acked > flight || acked <= mss || !held_back {
+        let mut held_back = queue > u64::from(flight) && u64::from(flight) < capacity / 2;
+        if std::mem::take(&mut self.first_flight) {
+            // Each segment of the first flight that has arrived lets the new window grow.
+            tcp.set_congestion_control(tcp::CongestionControl::Cubic);
+            held_back = true;
+        }
+        if acked <= step_len || !held_back {
             return Ok(());
         }
         let at = self.shape.ip_header;
@@ -593,9 +623,9 @@ impl Conn {
         bare[at..].copy_from_slice(head);
         bare[at + 12] = ((TCP_HEADER / 4) << 4) as u8;
         bare[at + 13] = ACK;
-        let count = ((acked - 1) / mss).min(MAX_SEGMENTS as u32);
+        let count = ((acked - 1) / step_len).min(MAX_DIVISION);
         for step in 1..=count {
-            let ack = self.sent_una.wrapping_add(step * mss);
+            let ack = self.sent_una.wrapping_add(step * step_len);
             bare[at + 8..at + 12].copy_from_slice(&ack.to_be_bytes());
             self.feed(now, bare, None)?;
         }
@@ -736,3 +766,7 @@ const TIME_WAIT_CARE: Duration = Duration::from_secs(9);
 /// A released flow whose peer keeps answering may take this many times the close time-out.
 const CLOSE_LIMIT: u32 = 10;
 const MAX_TCP_HEADER: usize = 60;
+/// smoltcp's CUBIC grows by at most this for an acknowledgement, if it is chosen after the handshake.
+const CUBIC_SEGMENT: u16 = 1024;
+/// More than a super-packet has of the least common segments, so that all of one counts.
+const MAX_DIVISION: u32 = 128;

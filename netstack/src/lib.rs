@@ -66,13 +66,15 @@
 //! - Its congestion window grows by a segment per acknowledgement, and a receiver of super-packets sends one for 45
 //!   segments. While the window is what holds a flow back, an acknowledgement is shown to smoltcp as the many it
 //!   stands for.
+//! - Its congestion window starts with 2 KiB. A flow's first flight goes without one and is bounded to ten segments
+//!   (RFC 6928) by what [`Stack::send`] takes; CUBIC begins with its first acknowledgement.
 //! - It leaves TIME-WAIT by clearing the receive ring, read or not; it is not called then.
 //! - It trusts the window of its own SYN to be scaled and asserts that what it accepts fits its ring: segments beyond
 //!   the true window are dropped before it. Should it panic all the same, the flow ends with [`Cause::Internal`] and
 //!   [`Stats::internal_failures`] counts it.
 //!
-//! What it does and a wide-area sender should do better: it ignores incoming SACK, starts with two segments, and
-//! waits a second at least before it sends again.
+//! What it does and a wide-area sender should do better: it ignores incoming SACK, and waits a second at least before
+//! it sends again.
 //!
 //! # Memory
 //!
