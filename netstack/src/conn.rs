@@ -40,8 +40,8 @@ pub(crate) struct Conn {
     seen_end: Option<u32>,
     /// The sequence number after the peer's SYN.
     peer_first: Option<u32>,
-    /// The last segment sent was our SYN, the window of which is not scaled.
-    syn_sent_last: bool,
+    /// smoltcp believes in the window of our SYN still, and takes it for a scaled one.
+    window_unscaled: bool,
     /// When the last segment arrived.
     heard: Instant,
     /// Since when something of ours is unacknowledged.
@@ -172,7 +172,7 @@ impl Conn {
             ack_sent: None,
             seen_end: None,
             peer_first: None,
-            syn_sent_last: false,
+            window_unscaled: false,
             heard: now,
             unacked_since: Some(now),
             handshake_until: now + config.connect_timeout,
@@ -214,7 +214,6 @@ impl Conn {
         }
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
-            self.peer_first = self.peer_first.or(Some(parsed.sequence.wrapping_add(1)));
         }
         if self.exceeds_first_window(parsed) {
             return Ok(Change::default());
@@ -233,6 +232,10 @@ impl Conn {
         self.note_arrival(parsed);
 
         let after = self.state();
+        if before_state == tcp::State::SynSent && after != tcp::State::SynSent {
+            // Only now is it known that this SYN was the peer's.
+            self.peer_first = Some(parsed.sequence.wrapping_add(1));
+        }
         let tcp = self.socket.tcp();
         let mut change = Change {
             reply_lost,
@@ -638,7 +641,7 @@ impl Conn {
     /// more than its ring can hold, which ends in a failed assertion.
     fn exceeds_first_window(&self, parsed: Segment) -> bool {
         let end = parsed.end();
-        self.syn_sent_last
+        self.window_unscaled
             && parsed.payload > 0
             && self
                 .peer_first
@@ -666,7 +669,12 @@ impl Conn {
         if parsed.has(RST) {
             return;
         }
-        self.syn_sent_last = parsed.has(SYN);
+        if parsed.has(SYN) {
+            self.window_unscaled = true;
+        } else if parsed.payload != 1 {
+            // Probes carry one byte, and smoltcp does not note the window that they tell.
+            self.window_unscaled = false;
+        }
         if parsed.has(ACK) {
             self.ack_sent = Some(parsed.ack);
         }
