@@ -13,13 +13,15 @@ use crate::config::Config;
 use crate::device::{Arrival, Departure, Limits, Shape, Written};
 use crate::event::Cause;
 use crate::flow::Tuple;
-use crate::header::Header;
 use crate::offload::MAX_SEGMENTS;
 use crate::packet::{V4_HEADER, V6_HEADER};
 use crate::replies::Replies;
-use crate::rings::{BoundSocket, Ring};
-use crate::segment::{self, ACK, FIN, RST, SYN, Segment, TCP_HEADER, before};
+use crate::rings::BoundSocket;
+use crate::segment::{self, SYN, Segment, TCP_HEADER};
 use crate::sink::PacketSink;
+
+mod growth;
+mod track;
 
 /// A connection that smoltcp runs.
 pub(crate) struct Conn {
@@ -479,34 +481,6 @@ impl Conn {
         }
     }
 
-    /// Says whether an ICMP error that quotes this sequence number can be about something in flight (RFC 5927 §4).
-    pub(crate) fn in_flight(&self, sequence: u32) -> bool {
-        self.sent_next
-            .is_some_and(|next| !before(sequence, self.sent_una) && before(sequence, next))
-    }
-
-    /// Gives the memory of rings back that are empty since `idle`; says how many.
-    pub(crate) fn give_back(&mut self, now: Instant, idle: Duration) -> u64 {
-        if now.saturating_duration_since(self.heard) < idle {
-            return 0;
-        }
-        let nothing_out_of_order = match (self.seen_end, self.ack_sent) {
-            (Some(seen), Some(acked)) => !before(acked, seen),
-            (None, _) => true,
-            (Some(_), None) => false,
-        };
-        let mut count = 0;
-        if self.receive_warm && self.socket.tcp().recv_queue() == 0 && nothing_out_of_order {
-            self.receive_warm = false;
-            count += u64::from(self.socket.give_back(Ring::Receive));
-        }
-        if self.send_warm && self.socket.tcp().send_queue() == 0 {
-            self.send_warm = false;
-            count += u64::from(self.socket.give_back(Ring::Send));
-        }
-        count
-    }
-
     /// Says whether a ring may hold memory that could be given back.
     pub(crate) fn is_warm(&self) -> bool {
         self.receive_warm || self.send_warm
@@ -518,12 +492,6 @@ impl Conn {
 
     pub(crate) fn into_socket(self) -> BoundSocket {
         self.socket
-    }
-
-    /// Says how much may be sent before anything is acknowledged (RFC 6928 §2).
-    fn first_flight_len(&self) -> usize {
-        let mss = usize::from(self.shape.mss);
-        (10 * mss).min((2 * mss).max(14_600))
     }
 
     fn writable(&self) -> bool {
@@ -572,120 +540,6 @@ impl Conn {
         self.shape.mss = mss;
         // All state of TCP is in the socket; an interface is only limits and addresses.
         self.interface = interface(self.mtu, self.super_packets, &self.tuple, mss, 0, now);
-    }
-
-    /// Shows smoltcp an acknowledgement of many segments as the many it stands for.
-    ///
-    /// smoltcp grows its congestion window by at most one segment for each acknowledgement. A receiver of
-    /// super-packets acknowledges 45 segments at once, so slow start would take as many round trips as it otherwise
-    /// takes acknowledgements. RFC 3465 counts bytes for this reason; this is the same from outside. It is done only
-    /// while the window is what holds the flow back, and small against the send ring.
-    fn divide_ack(
-        &mut self,
-        now: SmolInstant,
-        packet: &[u8],
-        parsed: Segment,
-    ) -> Result<(), Failed> {
-        let Some(sent_next) = self.sent_next else {
-            return Ok(());
-        };
-        if parsed.flags & (SYN | RST | FIN) != 0 || !parsed.has(ACK) || !self.established {
-            return Ok(());
-        }
-        let step_len = u32::from(self.shape.mss.min(CUBIC_SEGMENT));
-        let acked = parsed.ack.wrapping_sub(self.sent_una);
-        let flight = sent_next.wrapping_sub(self.sent_una);
-        if acked > flight || acked == 0 {
-            return Ok(());
-        }
-        let tcp = self.socket.tcp_mut();
-        let (queue, capacity) = (tcp.send_queue() as u64, tcp.send_capacity() as u64);
-        let mut held_back = queue > u64::from(flight) && u64::from(flight) < capacity / 2;
-        if std::mem::take(&mut self.first_flight) {
-            // Each segment of the first flight that has arrived lets the new window grow.
-            tcp.set_congestion_control(tcp::CongestionControl::Cubic);
-            held_back = true;
-        }
-        if acked <= step_len || !held_back {
-            return Ok(());
-        }
-        let at = self.shape.ip_header;
-        let mut bare = [0; V6_HEADER + TCP_HEADER];
-        let len = at + TCP_HEADER;
-        let (Some(bare), Some(head)) = (bare.get_mut(..len), packet.get(at..at + TCP_HEADER))
-        else {
-            return Ok(());
-        };
-        let header = Header {
-            source: self.tuple.remote.0,
-            destination: self.tuple.local.0,
-            protocol: crate::packet::protocol::TCP,
-            ident: 0,
-        };
-        header.write(bare);
-        bare[at..].copy_from_slice(head);
-        bare[at + 12] = ((TCP_HEADER / 4) << 4) as u8;
-        bare[at + 13] = ACK;
-        let count = ((acked - 1) / step_len).min(MAX_DIVISION);
-        for step in 1..=count {
-            let ack = self.sent_una.wrapping_add(step * step_len);
-            bare[at + 8..at + 12].copy_from_slice(&ack.to_be_bytes());
-            self.feed(now, bare, None)?;
-        }
-        Ok(())
-    }
-
-    /// Says whether a segment reaches beyond what our SYN has promised.
-    ///
-    /// smoltcp 0.14 takes the window of its SYN for a scaled one until it has sent another segment, and then accepts
-    /// more than its ring can hold, which ends in a failed assertion.
-    fn exceeds_first_window(&self, parsed: Segment) -> bool {
-        let end = parsed.end();
-        self.window_unscaled
-            && parsed.payload > 0
-            && self
-                .peer_first
-                .is_some_and(|first| before(first.wrapping_add(u32::from(u16::MAX)), end))
-    }
-
-    fn note_arrival(&mut self, parsed: Segment) {
-        if parsed.has(ACK)
-            && let Some(next) = self.sent_next
-            && before(self.sent_una, parsed.ack)
-            && !before(next, parsed.ack)
-        {
-            self.sent_una = parsed.ack;
-        }
-        if parsed.has(RST) {
-            return;
-        }
-        match self.seen_end {
-            Some(end) if !before(end, parsed.end()) => {}
-            Some(_) | None => self.seen_end = Some(parsed.end()),
-        }
-    }
-
-    fn note_departure(&mut self, parsed: Segment) {
-        if parsed.has(RST) {
-            return;
-        }
-        if parsed.has(SYN) {
-            self.window_unscaled = true;
-        } else if parsed.payload != 1 {
-            // Probes carry one byte, and smoltcp does not note the window that they tell.
-            self.window_unscaled = false;
-        }
-        if parsed.has(ACK) {
-            self.ack_sent = Some(parsed.ack);
-        }
-        match self.sent_next {
-            None => {
-                self.sent_una = parsed.sequence;
-                self.sent_next = Some(parsed.end());
-            }
-            Some(next) if before(next, parsed.end()) => self.sent_next = Some(parsed.end()),
-            Some(_) => {}
-        }
     }
 }
 
@@ -774,7 +628,3 @@ const TIME_WAIT_CARE: Duration = Duration::from_secs(9);
 /// A released flow whose peer keeps answering may take this many times the close time-out.
 const CLOSE_LIMIT: u32 = 10;
 const MAX_TCP_HEADER: usize = 60;
-/// smoltcp's CUBIC grows by at most this for an acknowledgement, if it is chosen after the handshake.
-const CUBIC_SEGMENT: u16 = 1024;
-/// More than a super-packet has of the least common segments, so that all of one counts.
-const MAX_DIVISION: u32 = 128;
