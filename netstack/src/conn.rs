@@ -13,13 +13,15 @@ use crate::config::Config;
 use crate::device::{Arrival, Departure, Limits, Shape, Written};
 use crate::event::Cause;
 use crate::flow::Tuple;
-use crate::header::Header;
 use crate::offload::MAX_SEGMENTS;
 use crate::packet::{V4_HEADER, V6_HEADER};
 use crate::replies::Replies;
-use crate::rings::{BoundSocket, Ring};
-use crate::segment::{self, ACK, FIN, RST, SYN, Segment, TCP_HEADER, before};
+use crate::rings::BoundSocket;
+use crate::segment::{self, SYN, Segment, TCP_HEADER};
 use crate::sink::PacketSink;
+
+mod growth;
+mod track;
 
 /// A connection that smoltcp runs.
 pub(crate) struct Conn {
@@ -40,8 +42,8 @@ pub(crate) struct Conn {
     seen_end: Option<u32>,
     /// The sequence number after the peer's SYN.
     peer_first: Option<u32>,
-    /// The last segment sent was our SYN, the window of which is not scaled.
-    syn_sent_last: bool,
+    /// smoltcp believes in the window of our SYN still, and takes it for a scaled one.
+    window_unscaled: bool,
     /// When the last segment arrived.
     heard: Instant,
     /// Since when something of ours is unacknowledged.
@@ -52,6 +54,8 @@ pub(crate) struct Conn {
     /// When smoltcp went to TIME-WAIT.
     time_wait_since: Option<Instant>,
     probing: bool,
+    /// Nothing but the SYN was acknowledged yet.
+    first_flight: bool,
     /// The rings may hold memory: something was written since they were last given back.
     receive_warm: bool,
     send_warm: bool,
@@ -140,7 +144,8 @@ impl Conn {
         clock: &Clock,
     ) -> Conn {
         let tcp = socket.tcp_mut();
-        tcp.set_congestion_control(tcp::CongestionControl::Cubic);
+        // The first flight is bounded by `send`; CUBIC comes with its first acknowledgement.
+        tcp.set_congestion_control(tcp::CongestionControl::None);
         // Whoever writes into the ring has gathered what there is; waiting for more only delays an echo.
         tcp.set_nagle_enabled(false);
         tcp.set_keep_alive(Some(smoltcp_duration(config.keepalive)));
@@ -169,13 +174,14 @@ impl Conn {
             ack_sent: None,
             seen_end: None,
             peer_first: None,
-            syn_sent_last: false,
+            window_unscaled: false,
             heard: now,
             unacked_since: Some(now),
             handshake_until: now + config.connect_timeout,
             established: false,
             time_wait_since: None,
             probing: false,
+            first_flight: true,
             // They may be another flow's.
             receive_warm: true,
             send_warm: true,
@@ -210,7 +216,6 @@ impl Conn {
         }
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
-            self.peer_first = self.peer_first.or(Some(parsed.sequence.wrapping_add(1)));
         }
         if self.exceeds_first_window(parsed) {
             return Ok(Change::default());
@@ -229,6 +234,10 @@ impl Conn {
         self.note_arrival(parsed);
 
         let after = self.state();
+        if before_state == tcp::State::SynSent && after != tcp::State::SynSent {
+            // Only now is it known that this SYN was the peer's.
+            self.peer_first = Some(parsed.sequence.wrapping_add(1));
+        }
         let tcp = self.socket.tcp();
         let mut change = Change {
             reply_lost,
@@ -385,7 +394,12 @@ impl Conn {
         if !tcp.can_recv() {
             return None;
         }
-        tcp.recv(f).ok()
+        tcp.recv(|bytes| {
+            let most = bytes.len();
+            let (count, result) = f(bytes);
+            (count.min(most), result)
+        })
+        .ok()
     }
 
     /// Says whether the peer has ended its stream; what it sent before may still be unread.
@@ -405,13 +419,19 @@ impl Conn {
         now: Instant,
         f: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Option<R> {
-        let tcp = self.socket.tcp_mut();
-        if !tcp.can_send() {
+        let space = self.send_space();
+        if space == 0 {
             self.want_send = true;
             return None;
         }
+        let tcp = self.socket.tcp_mut();
         let was_empty = tcp.send_queue() == 0;
-        let result = tcp.send(f).ok()?;
+        let result = tcp.send(|room| {
+            let most = room.len().min(space);
+            let (count, result) = f(&mut room[..most]);
+            (count.min(most), result)
+        });
+        let result = result.ok()?;
         self.send_warm = true;
         if was_empty && tcp.send_queue() > 0 {
             self.unacked_since = Some(now);
@@ -435,11 +455,12 @@ impl Conn {
 
     pub(crate) fn send_space(&self) -> usize {
         let tcp = self.socket.tcp();
-        if tcp.may_send() {
-            tcp.send_capacity() - tcp.send_queue()
-        } else {
-            0
-        }
+        let limit = match (tcp.may_send(), self.first_flight) {
+            (false, _) => 0,
+            (true, true) => tcp.send_capacity().min(self.first_flight_len()),
+            (true, false) => tcp.send_capacity(),
+        };
+        limit.saturating_sub(tcp.send_queue())
     }
 
     pub(crate) fn send_queue(&self) -> usize {
@@ -458,34 +479,6 @@ impl Conn {
             (Some(_), Some(sequence), Some(ack)) => Some((sequence, ack)),
             (_, _, _) => None,
         }
-    }
-
-    /// Says whether an ICMP error that quotes this sequence number can be about something in flight (RFC 5927 §4).
-    pub(crate) fn in_flight(&self, sequence: u32) -> bool {
-        self.sent_next
-            .is_some_and(|next| !before(sequence, self.sent_una) && before(sequence, next))
-    }
-
-    /// Gives the memory of rings back that are empty since `idle`; says how many.
-    pub(crate) fn give_back(&mut self, now: Instant, idle: Duration) -> u64 {
-        if now.saturating_duration_since(self.heard) < idle {
-            return 0;
-        }
-        let nothing_out_of_order = match (self.seen_end, self.ack_sent) {
-            (Some(seen), Some(acked)) => !before(acked, seen),
-            (None, _) => true,
-            (Some(_), None) => false,
-        };
-        let mut count = 0;
-        if self.receive_warm && self.socket.tcp().recv_queue() == 0 && nothing_out_of_order {
-            self.receive_warm = false;
-            count += u64::from(self.socket.give_back(Ring::Receive));
-        }
-        if self.send_warm && self.socket.tcp().send_queue() == 0 {
-            self.send_warm = false;
-            count += u64::from(self.socket.give_back(Ring::Send));
-        }
-        count
     }
 
     /// Says whether a ring may hold memory that could be given back.
@@ -547,107 +540,6 @@ impl Conn {
         self.shape.mss = mss;
         // All state of TCP is in the socket; an interface is only limits and addresses.
         self.interface = interface(self.mtu, self.super_packets, &self.tuple, mss, 0, now);
-    }
-
-    /// Shows smoltcp an acknowledgement of many segments as the many it stands for.
-    ///
-    /// smoltcp grows its congestion window by at most one segment for each acknowledgement. A receiver of
-    /// super-packets acknowledges 45 segments at once, so slow start would take as many round trips as it otherwise
-    /// takes acknowledgements. RFC 3465 counts bytes for this reason; this is the same from outside. It is done only
-    /// while the window is what holds the flow back, and small against the send ring.
-    fn divide_ack(
-        &mut self,
-        now: SmolInstant,
-        packet: &[u8],
-        parsed: Segment,
-    ) -> Result<(), Failed> {
-        let Some(sent_next) = self.sent_next else {
-            return Ok(());
-        };
-        if parsed.flags & (SYN | RST | FIN) != 0 || !parsed.has(ACK) || !self.established {
-            return Ok(());
-        }
-        let mss = u32::from(self.shape.mss);
-        let acked = parsed.ack.wrapping_sub(self.sent_una);
-        let flight = sent_next.wrapping_sub(self.sent_una);
-        let tcp = self.socket.tcp();
-        let (queue, capacity) = (tcp.send_queue() as u64, tcp.send_capacity() as u64);
-        let held_back = queue > u64::from(flight) && u64::from(flight) < capacity / 2;
-        if acked > flight || acked <= mss || !held_back {
-            return Ok(());
-        }
-        let at = self.shape.ip_header;
-        let mut bare = [0; V6_HEADER + TCP_HEADER];
-        let len = at + TCP_HEADER;
-        let (Some(bare), Some(head)) = (bare.get_mut(..len), packet.get(at..at + TCP_HEADER))
-        else {
-            return Ok(());
-        };
-        let header = Header {
-            source: self.tuple.remote.0,
-            destination: self.tuple.local.0,
-            protocol: crate::packet::protocol::TCP,
-            ident: 0,
-        };
-        header.write(bare);
-        bare[at..].copy_from_slice(head);
-        bare[at + 12] = ((TCP_HEADER / 4) << 4) as u8;
-        bare[at + 13] = ACK;
-        let count = ((acked - 1) / mss).min(MAX_SEGMENTS as u32);
-        for step in 1..=count {
-            let ack = self.sent_una.wrapping_add(step * mss);
-            bare[at + 8..at + 12].copy_from_slice(&ack.to_be_bytes());
-            self.feed(now, bare, None)?;
-        }
-        Ok(())
-    }
-
-    /// Says whether a segment reaches beyond what our SYN has promised.
-    ///
-    /// smoltcp 0.14 takes the window of its SYN for a scaled one until it has sent another segment, and then accepts
-    /// more than its ring can hold, which ends in a failed assertion.
-    fn exceeds_first_window(&self, parsed: Segment) -> bool {
-        let end = parsed.end();
-        self.syn_sent_last
-            && parsed.payload > 0
-            && self
-                .peer_first
-                .is_some_and(|first| before(first.wrapping_add(u32::from(u16::MAX)), end))
-    }
-
-    fn note_arrival(&mut self, parsed: Segment) {
-        if parsed.has(ACK)
-            && let Some(next) = self.sent_next
-            && before(self.sent_una, parsed.ack)
-            && !before(next, parsed.ack)
-        {
-            self.sent_una = parsed.ack;
-        }
-        if parsed.has(RST) {
-            return;
-        }
-        match self.seen_end {
-            Some(end) if !before(end, parsed.end()) => {}
-            Some(_) | None => self.seen_end = Some(parsed.end()),
-        }
-    }
-
-    fn note_departure(&mut self, parsed: Segment) {
-        if parsed.has(RST) {
-            return;
-        }
-        self.syn_sent_last = parsed.has(SYN);
-        if parsed.has(ACK) {
-            self.ack_sent = Some(parsed.ack);
-        }
-        match self.sent_next {
-            None => {
-                self.sent_una = parsed.sequence;
-                self.sent_next = Some(parsed.end());
-            }
-            Some(next) if before(next, parsed.end()) => self.sent_next = Some(parsed.end()),
-            Some(_) => {}
-        }
     }
 }
 

@@ -301,3 +301,9 @@ fn stack_can_move_to_another_thread() {
     fn is_send<T: Send>() {}
     is_send::<Stack>();
 }
+
+/// A seed that once made smoltcp accept more than its ring holds: a probe had been sent after the SYN.
+#[test]
+fn window_of_the_syn_is_not_taken_for_a_scaled_one_after_a_probe() {
+    tamper(15_576_412_915_465_895_343, false, false).unwrap();
+}
