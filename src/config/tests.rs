@@ -560,6 +560,14 @@ const WRONG_SERVERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("allow: [", &["2:8: not valid YAML: unclosed bracket '['"]),
+    (
+        "egress: \"user\nmtu: 1400",
+        &["server.yaml:2:9: not valid YAML: the quote that begins here does not end"],
+    ),
+    (
+        "egress: user\n\tmtu: 1400",
+        &["server.yaml:3:1: not valid YAML: a tab stands here: indent with spaces"],
+    ),
     ("---\nmtu: 1400", &["a second document begins here"]),
     ("[a, b]: c", &["2:1: found a list in the place of a key"]),
 ];

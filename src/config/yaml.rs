@@ -235,6 +235,14 @@ fn spot(source: &Arc<Source>, location: &Location, len: usize) -> Spot {
 /// Turns the parser's error into a problem: its words without the place, which is told once, in front.
 fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
     let error = error.without_snippet();
+    let Some(location) = error.location() else {
+        return Problem {
+            place: Place::Missing(Some(source.path.clone())),
+            key: String::new(),
+            message: format!("not valid YAML: {error}"),
+        };
+    };
+    let mut spot = spot(source, &location, 1);
     let message = if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
         format!("the key `{key}` stands here a second time: keep one of them")
     } else if let serde_saphyr::Error::MultipleDocuments { .. } = error {
@@ -244,17 +252,47 @@ fn syntax(source: &Arc<Source>, error: &serde_saphyr::Error) -> Problem {
         let words = text
             .split_once(" at line ")
             .map_or(text.as_str(), |(words, _)| words);
-        format!("not valid YAML: {words}")
-    };
-    let place = match error.location() {
-        Some(location) => Place::File(spot(source, &location, 1)),
-        None => Place::Missing(Some(source.path.clone())),
+        // The parser stops where it cannot go on, which is not always where the mistake was made.
+        if let Some(quote) = open_quote(source, &spot).filter(|_| words.contains("quoted scalar")) {
+            spot = quote;
+            "not valid YAML: the quote that begins here does not end".to_owned()
+        } else if let Some(tab) = next_tab(source, &spot).filter(|_| words.contains("tab")) {
+            spot = tab;
+            "not valid YAML: a tab stands here: indent with spaces".to_owned()
+        } else {
+            format!("not valid YAML: {words}")
+        }
     };
     Problem {
-        place,
+        place: Place::File(spot),
         key: String::new(),
         message,
     }
+}
+
+/// The last quote without a partner in its line, at or before a place.
+fn open_quote(source: &Arc<Source>, before: &Spot) -> Option<Spot> {
+    let lines: Vec<&str> = source.text.lines().take(before.line()).collect();
+    lines.iter().enumerate().rev().find_map(|(index, line)| {
+        let is_open = |quote: &char| line.matches(*quote).count() % 2 == 1;
+        let quote = ['"', '\''].into_iter().find(is_open)?;
+        let column = line.chars().count() - line.chars().rev().position(|c| c == quote)?;
+        Some(Spot::new(Arc::clone(source), index + 1, column, 1))
+    })
+}
+
+/// The first tab in the indentation of a line, at or after a place.
+fn next_tab(source: &Arc<Source>, after: &Spot) -> Option<Spot> {
+    let lines = source
+        .text
+        .lines()
+        .enumerate()
+        .skip(after.line().saturating_sub(1));
+    lines.into_iter().find_map(|(index, line)| {
+        let blank = line.chars().take_while(|c| c.is_whitespace());
+        let column = blank.into_iter().position(|c| c == '\t')?;
+        Some(Spot::new(Arc::clone(source), index + 1, column + 1, 1))
+    })
 }
 
 /// Groups and lists inside each other; three are needed, and each costs stack.
