@@ -247,8 +247,10 @@ impl Carrier {
         }
     }
 
-    /// Lets the session speak, and writes what is queued; returns whether a lane was lost.
+    /// Lets the session speak, and writes what is queued; returns whether a lane was lost, or
+    /// has room again that it had not before: nothing else will wake those who wait for it.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let had_room = self.has_room(now);
         self.control.clear();
         while let Some(id) = self.session.poll_control(now, &mut self.control) {
             let taken = self
@@ -261,13 +263,13 @@ impl Carrier {
             }
             self.control.clear();
         }
-        let mut any = false;
+        let mut lost = false;
         let mut at = 0;
         while at < self.lanes.len() {
             match self.lanes[at].io.poll_flush(cx) {
                 Poll::Ready(Ok(())) | Poll::Pending => at += 1,
                 Poll::Ready(Err(error)) => {
-                    any = true;
+                    lost = true;
                     self.lose(now, at, LaneLoss::Io(error));
                 }
             }
@@ -277,10 +279,10 @@ impl Carrier {
             && !self.lanes.is_empty()
             && self.is_flushed()
         {
-            any = true;
+            lost = true;
             self.lose(now, self.lanes.len() - 1, LaneLoss::SessionClosed(reason));
         }
-        any
+        lost || (!had_room && self.has_room(now))
     }
 
     /// Returns when [`Carrier::handle_timeout`] is due.

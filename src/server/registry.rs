@@ -92,7 +92,14 @@ impl Registry {
     ) -> Result<Lease, EnterError> {
         let mut inner = self.lock();
         if let Some(old) = inner.owners.get(&owner).copied() {
-            self.remove_locked(&mut inner, old, now, Some(CloseReason::Superseded));
+            if let Some(entry) = self.take_out(&mut inner, old) {
+                inner.leases.release(now, &entry.owner);
+                // A driver whose queue is full is busy with joins of a session that has just
+                // been replaced; its lanes will starve and it ends by itself.
+                let _ = entry
+                    .orders
+                    .try_send(ToSession::Close(CloseReason::Superseded));
+            }
         }
         if inner.sessions.len() >= self.capacity {
             return Err(EnterError::Full {
@@ -117,10 +124,17 @@ impl Registry {
         Ok(lease)
     }
 
-    /// Removes a session that has ended.
-    pub fn remove(&self, id: SessionId, now: SystemTime) {
+    /// Removes a session that has ended; `left` tells that its client said goodbye, so that its
+    /// next instance may have the lease.
+    pub fn remove(&self, id: SessionId, now: SystemTime, left: bool) {
         let mut inner = self.lock();
-        self.remove_locked(&mut inner, id, now, None);
+        if let Some(entry) = self.take_out(&mut inner, id) {
+            if left {
+                inner.leases.leave(now, &entry.owner);
+            } else {
+                inner.leases.release(now, &entry.owner);
+            }
+        }
     }
 
     /// Returns where to send orders for session `id`.
@@ -145,28 +159,15 @@ impl Registry {
         inner.leases.take_changed().then(|| inner.leases.save(now))
     }
 
-    fn remove_locked(
-        &self,
-        inner: &mut Inner,
-        id: SessionId,
-        now: SystemTime,
-        order: Option<CloseReason>,
-    ) {
-        let Some(entry) = inner.sessions.remove(&id) else {
-            return;
-        };
+    fn take_out(&self, inner: &mut Inner, id: SessionId) -> Option<Entry> {
+        let entry = inner.sessions.remove(&id)?;
         if inner.owners.get(&entry.owner) == Some(&id) {
             inner.owners.remove(&entry.owner);
         }
         for address in &entry.addresses {
             self.router.remove(*address, &entry.downlink);
         }
-        inner.leases.release(now, &entry.owner);
-        if let Some(reason) = order {
-            // A driver whose queue is full is busy with joins of a session that has just
-            // been replaced; its lanes will starve and it ends by itself.
-            let _ = entry.orders.try_send(ToSession::Close(reason));
-        }
+        Some(entry)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -263,7 +263,7 @@ impl SessionDriver {
                 CarrierEvent::Session(SessionEvent::Confirmed) => self.confirmed(now),
                 CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
                     debug!(%reason, "the client closed the session");
-                    self.end();
+                    self.end(true);
                 }
                 CarrierEvent::Session(event) => debug!(?event, "session"),
             }
@@ -327,17 +327,17 @@ impl SessionDriver {
             .closing
             .is_some_and(|until| now >= until || self.carrier.is_flushed());
         if over || closed {
-            self.end();
+            self.end(false);
             return true;
         }
         false
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, left: bool) {
         if let State::Live = self.state {
             self.shared
                 .registry
-                .remove(self.carrier.session().id(), clock::unix());
+                .remove(self.carrier.session().id(), clock::unix(), left);
             self.shared.stats.ended.fetch_add(1, Ordering::Relaxed);
             info!(
                 client = self.shared.client_name(&self.owner.key),
@@ -377,7 +377,7 @@ impl Drop for SessionDriver {
     fn drop(&mut self) {
         // A panic in a turn must not leave the session in the tables.
         if let State::Live = self.state {
-            self.end();
+            self.end(false);
         }
     }
 }

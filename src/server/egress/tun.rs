@@ -23,7 +23,7 @@ use crate::io::pool::{Buffer, Pool, SMALL};
 use crate::io::tun::{Tun, VirtioHeader};
 use crate::server::router::{Downlink, Queued, Router};
 use crate::wire::{PACKET_HEADROOM, TAILROOM};
-use adit_netstack::{Offload, Packet, virtio_fields};
+use adit_netstack::{Checksum, Gso, Offload, Packet, complete_checksum, virtio_fields};
 
 /// A TUN device that the sessions share.
 #[derive(Debug)]
@@ -128,10 +128,20 @@ impl TunEgress {
             .and_then(|(header, packet)| {
                 Some((header.offload().ok()?, Packet::parse(packet).ok()?))
             });
-        let Some((offload, packet)) = parsed else {
+        let Some((mut offload, packet)) = parsed else {
             self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
             return Some(buffer);
         };
+        // The wire knows a checksum that is owed only for plain headers; the kernel, for all.
+        if packet.has_options && offload.checksum == Checksum::Partial {
+            if offload.gso != Gso::None
+                || complete_checksum(&mut bytes[PACKET_HEADROOM..end]).is_err()
+            {
+                self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
+                return Some(buffer);
+            }
+            offload.checksum = Checksum::Full;
+        }
         self.stats.downlink.fetch_add(1, Ordering::Relaxed);
         let Some(downlink) = router.route(packet.destination) else {
             return Some(buffer);
