@@ -161,7 +161,9 @@ pub fn comes_back(place: &Place, proxy: SocketAddr, target: SocketAddr, limit: D
                 echo(&mut stream, b"x", Duration::from_secs(2)).await.ok()
             };
             // one attempt that is lost with the old lane must not be the last
-            let left = limit.saturating_sub(began.elapsed()).min(Duration::from_secs(3));
+            let left = limit
+                .saturating_sub(began.elapsed())
+                .min(Duration::from_secs(3));
             if let Ok(Some(())) = timeout(left, attempt).await {
                 return Some(began.elapsed());
             }

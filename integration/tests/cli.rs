@@ -345,7 +345,12 @@ fn lease_is_kept_across_restarts_of_the_server() {
     let inner = |adit: &mut Adit| {
         let logged = |line: &str| line.contains("v4: Some((");
         let known = adit.process().wait_for_line(SOON, logged);
-        let newest = adit.process().lines().into_iter().rfind(|line| logged(line)).or(known);
+        let newest = adit
+            .process()
+            .lines()
+            .into_iter()
+            .rfind(|line| logged(line))
+            .or(known);
         let line = newest.expect("the address is logged");
         let start = line.find("10.86.0.").expect("it is of the pool");
         let end = |c: char| !c.is_ascii_digit() && c != '.';
@@ -361,11 +366,7 @@ fn lease_is_kept_across_restarts_of_the_server() {
         .start_server(&Place::here(), User::Same, &pair.server_config);
     let (mut other, _) = pair.other("tcp", pair.port);
     other.expect_ready();
-    assert_ne!(
-        inner(&mut other),
-        first,
-        "the lease was given away"
-    );
+    assert_ne!(inner(&mut other), first, "the lease was given away");
     pair.client.process().signal(Signal::Continue);
     flows::comes_back(&Place::here(), pair.proxy, echo.address(), SOON);
     assert_eq!(inner(&mut pair.client), first);

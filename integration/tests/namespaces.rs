@@ -682,7 +682,7 @@ fn snapshot(place: &Place) -> Vec<(&'static str, String)> {
             line.split_whitespace()
                 .filter(|word| {
                     if matches!(*word, "packets" | "bytes" | "expires" | "handle") {
-                        skip = 2;
+                        skip = 3;
                     }
                     skip = u8::saturating_sub(skip, 1);
                     skip == 0
