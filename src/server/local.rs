@@ -102,7 +102,9 @@ impl Local {
         let config = Config {
             mtu,
             addresses: gateways.clone(),
-            accept: if egress { Accept::Any } else { Accept::Own },
+            // Also with egress `tun`, where only packets for the gateway come here: the netstack
+            // would answer for those of its ports that nobody has bound.
+            accept: Accept::Any,
             incoming: true,
             max_flows: limits.flows,
             max_half_open: limits.half_open,
