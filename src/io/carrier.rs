@@ -32,7 +32,7 @@ use crate::io::lane::StreamLane;
 use crate::io::pool::Buffer;
 use crate::proto::{OpenError, Opened, PacketMeta, Scope, Session, SessionEvent};
 use crate::wire::{
-    CloseReason, FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type,
+    CloseReason, DEFAULT_MTU, FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type,
 };
 
 /// A session and the stream lanes that carry it.
@@ -375,6 +375,12 @@ impl PacketSink for LaneSink<'_> {
             *self.unsealed += 1;
         }
     }
+}
+
+/// Returns whether `sink` has room for a packet: for those who would rather leave a datagram
+/// where it is than read and drop it.
+pub fn has_room<S: PacketSink>(sink: &mut S) -> bool {
+    sink.reserve(usize::from(DEFAULT_MTU)).is_some()
 }
 
 #[derive(Debug)]

@@ -219,6 +219,13 @@ impl Relay {
     }
 }
 
+impl Drop for Relay {
+    /// Flows that are cut off in the middle must not look like such that have ended.
+    fn drop(&mut self) {
+        self.reset_all();
+    }
+}
+
 /// The outside end of a flow.
 #[derive(Debug)]
 pub enum Endpoint {
@@ -263,7 +270,7 @@ impl Endpoint {
     }
 
     /// Ends the connection so that the application sees a reset, as it would without us.
-    fn reset(self) {
+    pub fn reset(self) {
         match self {
             Endpoint::Tcp(socket) => {
                 let handle = socket2::SockRef::from(&socket);
