@@ -323,11 +323,9 @@ impl Inside {
             return;
         };
         match self.flows.remove(&handle) {
-            Some(Slot::Connecting { reply, .. }) => reply.send(Err(match connect_error(cause) {
-                // It is not the origin that did not answer.
-                ConnectError::TimedOut if !linked => ConnectError::TunnelDown,
-                error => error,
-            })),
+            Some(Slot::Connecting { reply, .. }) => {
+                reply.send(Err(connect_error(cause, linked)));
+            }
             // Its owner has not attached yet, and learns it when it does.
             Some(Slot::Open { flow }) => {
                 self.flows.insert(handle, Slot::Open { flow });
@@ -359,9 +357,11 @@ struct Outgoing {
 }
 
 /// What a proxy tells its application about a flow that could not be opened.
-fn connect_error(cause: Cause) -> ConnectError {
+fn connect_error(cause: Cause, linked: bool) -> ConnectError {
     match cause {
         Cause::Refused | Cause::Reset => ConnectError::Refused,
+        // Without a lane it is not the origin that did not answer.
+        Cause::TimedOut if !linked => ConnectError::TunnelDown,
         Cause::TimedOut => ConnectError::TimedOut,
         Cause::Unreachable(Unreachable::AdminProhibited) => ConnectError::NotAllowed,
         Cause::Unreachable(Unreachable::Network) => ConnectError::NetworkUnreachable,

@@ -57,7 +57,6 @@ pub struct SessionDriver {
     addresses: Vec<IpAddr>,
     local: Option<Local>,
     laneless_since: Option<Instant>,
-    closing: Option<Instant>,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
@@ -123,7 +122,6 @@ impl SessionDriver {
             addresses: Vec::new(),
             local: None,
             laneless_since: None,
-            closing: None,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
         }
@@ -167,7 +165,7 @@ impl SessionDriver {
 
     fn poll_orders(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
-        if self.closing.is_none() && self.stopped.as_mut().poll(cx).is_ready() {
+        if self.carrier.session().closed().is_none() && self.stopped.as_mut().poll(cx).is_ready() {
             self.close(now, CloseReason::ShuttingDown);
             any = true;
         }
@@ -177,14 +175,13 @@ impl SessionDriver {
                 ToSession::Close(reason) => self.close(now, reason),
                 ToSession::Join { frame, lane, back } => {
                     match self.carrier.session_mut().handle_join(now, &frame) {
-                        Ok(id) if self.closing.is_none() => {
+                        Ok(id) => {
                             info!(lane = %id, "lane joined");
                             self.laneless_since = None;
                             if !self.carrier.add_lane(id, *lane, true) {
                                 self.carrier.session_mut().remove_lane(now, id);
                             }
                         }
-                        Ok(_) => {}
                         Err(error) => {
                             debug!(%error, "a join was refused");
                             // The connection may have ended meanwhile.
@@ -197,11 +194,9 @@ impl SessionDriver {
         any
     }
 
+    /// Closes the session; the driver ends when its carrier has let the lanes go.
     fn close(&mut self, now: Instant, reason: CloseReason) {
-        if self.closing.is_none() {
-            self.carrier.session_mut().close(now, reason);
-            self.closing = Some(now + CLOSE_TIMEOUT);
-        }
+        self.carrier.session_mut().close(now, reason);
     }
 
     // ---- uplink ------------------------------------------------------------------------
@@ -323,9 +318,8 @@ impl SessionDriver {
                 .laneless_since
                 .is_some_and(|since| now >= since + LINGER),
         };
-        let closed = self
-            .closing
-            .is_some_and(|until| now >= until || self.carrier.is_flushed());
+        // Whoever closed it: the last word has left, or nobody wanted to read it.
+        let closed = self.carrier.session().closed().is_some() && self.carrier.lanes() == 0;
         if over || closed {
             self.end(false);
             return true;
@@ -353,7 +347,6 @@ impl SessionDriver {
             self.carrier.poll_timeout(),
             self.local.as_mut().and_then(Local::poll_timeout),
             self.laneless_since.map(|since| since + LINGER),
-            self.closing,
             match &self.state {
                 State::Unconfirmed { until, .. } => Some(*until),
                 State::Live | State::Ended => None,
@@ -484,9 +477,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session waits for a client that has lost its last lane: long enough for a
 /// change of network, short enough that a killed client does not hold memory for long.
 pub const LINGER: Duration = Duration::from_secs(60);
-
-/// How long the last frame may take to leave.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Turns before the runtime gets the thread back.
 const TURNS: usize = 32;
