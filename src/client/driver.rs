@@ -129,6 +129,9 @@ impl Driver {
         for _ in 0..TURNS {
             let now = clock::now();
             let mut any = self.poll_commands(cx, now);
+            if !self.commands_open && self.closing.is_none() {
+                self.begin_close();
+            }
             any |= self.poll_network(cx, now);
             any |= self.poll_link(cx, now);
             any |= self.poll_in(cx, now);
@@ -516,9 +519,6 @@ impl Driver {
     }
 
     fn poll_exit(&mut self, now: Instant) -> Option<Exit> {
-        if !self.commands_open && self.closing.is_none() {
-            self.begin_close();
-        }
         let deadline = self.closing?;
         let flushed = self.carrier.as_ref().is_none_or(Carrier::is_flushed);
         (flushed || now >= deadline).then_some(if self.commands_open {

@@ -624,6 +624,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn application_that_resets_resets_the_flow() {
+        let mut path = Path::new();
+        let far = path.open();
+        let (socket, application) = tcp_pair().await;
+        path.inside
+            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.settle();
+        Endpoint::Tcp(application).reset();
+        let closed = |event: &Event| matches!(event, Event::Closed { flow, .. } if *flow == far);
+        while !path.settle().iter().any(closed) {
+            tokio::task::yield_now().await;
+        }
+        assert!(path.inside.relay.is_empty() && path.inside.stack.is_empty());
+    }
+
+    #[tokio::test]
     async fn flow_that_ended_before_it_was_attached_shows_as_a_reset() {
         let (mut inside, _asked) = inside();
         let (socket, mut application) = tcp_pair().await;
