@@ -3,85 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use adit::client::run::Client;
-use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
-};
-use adit::proto::SecretKey;
-use adit::server::run::{RunError, Server};
+use adit::config::Scheme;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-struct Path {
-    client: Client,
-    stop: CancellationToken,
-    server: tokio::task::JoinHandle<Result<(), RunError>>,
-    _state: tempfile::TempDir,
-}
+#[path = "path/mod.rs"]
+mod path;
 
-async fn path(scheme: Scheme) -> Path {
-    let state = tempfile::tempdir().unwrap();
-    let server_key = SecretKey::generate(&mut rand::rng());
-    let client_key = SecretKey::generate(&mut rand::rng());
-    let server = Server::start(ServerConfig {
-        listen: vec![ListenAddr {
-            scheme,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        }],
-        secret_keys: vec![server_key.clone()],
-        network: Some("10.86.0.0/24".parse().unwrap()),
-        network6: Some("fd86::/64".parse().unwrap()),
-        egress: EgressKind::User,
-        tun: TunConfig {
-            name: "adit0".into(),
-            masquerade: true,
-        },
-        mtu: 1400,
-        allow: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
-        clients: vec![ClientEntry {
-            name: "test".into(),
-            public_key: client_key.public(),
-            address: None,
-            address6: None,
-            preshared_key: None,
-        }],
-        tls: None,
-        dns: Vec::new(),
-        client_to_client: false,
-        state_dir: state.path().to_path_buf(),
-        max_clients: 16,
-        limits: Limits {
-            flows_per_client: 1000,
-            half_open_per_client: 100,
-        },
-        aead: Vec::new(),
-    })
-    .await
-    .unwrap();
-    let address: LaneAddr = server.listening()[0].clone();
-    let stop = CancellationToken::new();
-    let server = tokio::spawn(server.run(stop.clone()));
-    let client = Client::start(&ClientConfig {
-        servers: vec![address],
-        server_key: server_key.public(),
-        secret_key: client_key,
-        preshared_key: None,
-        proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
-        proxy_auth: None,
-        tls: CertificateCheck::Unchecked,
-        connect_timeout: Duration::from_secs(5),
-        aead: Vec::new(),
-    })
-    .unwrap();
-    Path {
-        client,
-        stop,
-        server,
-        _state: state,
-    }
-}
+use path::Path;
 
 /// An origin that sends back what it receives.
 async fn echo() -> SocketAddr {
@@ -100,7 +29,7 @@ async fn echo() -> SocketAddr {
 }
 
 async fn bytes_go_both_ways(scheme: Scheme) {
-    let path = path(scheme).await;
+    let path = Path::start(scheme).await;
     let origin = echo().await;
     let config = tokio::time::timeout(Duration::from_secs(10), path.client.connected())
         .await
@@ -119,9 +48,7 @@ async fn bytes_go_both_ways(scheme: Scheme) {
     reader.read_to_end(&mut received).await.unwrap();
     writing.await.unwrap();
     assert!(received == sent, "{} of {}", received.len(), sent.len());
-    path.client.close().await;
-    path.stop.cancel();
-    path.server.await.unwrap().unwrap();
+    path.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
