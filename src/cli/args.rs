@@ -12,7 +12,8 @@ use crate::config::{FlagValue, Kind};
 #[command(
     name = "adit",
     version,
-    about,
+    about = "A VPN whose client needs no root: a local SOCKS5 and HTTP proxy, carried by one sealed session",
+    after_help = "To see it work: adit try\nTo set it up:   adit keygen -o server.key, then adit server -c server.yaml; the same for a client",
     max_term_width = 100,
     arg_required_else_help = true
 )]
@@ -21,22 +22,34 @@ pub struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = "Options of every command",
+        display_order = 900,
         value_name = "LEVEL",
         env = "ADIT_LOG_LEVEL",
         default_value = "info"
     )]
     pub(super) log_level: String,
-    /// How it is logged, on standard error
+    /// How it is logged, on standard error: text, lines for people; json, one object a line
     #[arg(
         long,
         global = true,
+        help_heading = "Options of every command",
+        display_order = 901,
         value_name = "FORMAT",
         env = "ADIT_LOG_FORMAT",
-        default_value = "text"
+        default_value = "text",
+        hide_possible_values = true
     )]
     pub(super) log_format: LogFormat,
     /// Write the ready line to this descriptor too, then close it
-    #[arg(long, global = true, value_name = "N", env = "ADIT_READY_FD")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Options of every command",
+        display_order = 902,
+        value_name = "N",
+        env = "ADIT_READY_FD"
+    )]
     pub(super) ready_fd: Option<RawFd>,
     #[command(subcommand)]
     pub(super) command: Command,
@@ -47,11 +60,11 @@ pub struct Args {
 pub(super) enum Command {
     /// Run both ends on this host, to see it work: throw-away keys, no root, nothing to configure
     Try(TryArgs),
-    /// Run the server
+    /// Run the server: give clients inner addresses and let their packets out
     Server(ServerArgs),
-    /// Run the client
+    /// Run the client: a proxy on this host, whose traffic leaves at the server
     Client(ClientArgs),
-    /// Make a new secret key and print its public key
+    /// Make a new secret key; with -o write it to a file (0600) and print its public key
     Keygen(KeygenArgs),
     /// Print the public key of a secret key
     Pubkey(PubkeyArgs),
@@ -89,7 +102,7 @@ pub(super) struct ServerArgs {
     /// Accept lanes here; may be given several times
     #[arg(long, value_name = "SCHEME://ADDRESS:PORT")]
     listen: Vec<String>,
-    /// The file of the server's secret key
+    /// The file of the server's secret key; may be given several times, the newest first
     #[arg(long, value_name = "FILE")]
     key_file: Vec<String>,
     /// The pool of inner IPv4 addresses, or off
@@ -132,7 +145,7 @@ pub(super) struct ClientArgs {
     /// The file of the client's secret key
     #[arg(long, value_name = "FILE")]
     key_file: Option<String>,
-    /// The file of a key shared with the server
+    /// The file of a secret shared with the server, beside the keys
     #[arg(long, value_name = "FILE")]
     preshared_key_file: Option<String>,
     /// Where the proxy listens
@@ -154,7 +167,7 @@ pub(super) struct ClientArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KeygenArgs {
-    /// Write the secret key to this new file, and print the public key; without, print the secret key
+    /// Write the secret key to this new file and print the public key; without it, print the secret key
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
     /// Overwrite the file; the key in it is lost
