@@ -86,7 +86,7 @@
 //! |---|---|---|
 //! | connections before authentication | [`server::accept::MAX_STRANGERS`], [`server::accept::AUTHENTICATION_TIMEOUT`] | closed |
 //! | a stranger's frame | [`wire::MAX_FRAME_PREAUTH`] | read and thrown away |
-//! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`] | dropped, counted |
+//! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | a lane's write queue | its high-water mark | back-pressure to the netstack |
 //! | flows and half-open flows per session | configuration | refused |
