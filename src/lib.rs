@@ -103,6 +103,7 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod fuzz;
 pub mod io;
 pub mod proto;
 pub mod server;
