@@ -1,6 +1,10 @@
 //! What applications do with a connection, in process: download with pauses, echo, upload.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -8,7 +12,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stream::{CHUNK, Hasher, Stream};
+use crate::{
+    namespaces::Place,
+    socks,
+    stream::{CHUNK, Hasher, Stream},
+};
 
 /// A download of known length that is read as the test wishes.
 #[derive(Debug)]
@@ -137,4 +145,36 @@ pub async fn upload(stream: &mut TcpStream, seed: u64, length: u64) -> io::Resul
         .unwrap_or_default()
         .trim()
         .to_owned())
+}
+
+/// Waits until an echo works through `proxy`.
+///
+/// # Panics
+///
+/// If it does not within `limit`.
+pub fn comes_back(place: &Place, proxy: SocketAddr, target: SocketAddr, limit: Duration) {
+    let took = place.block_on(move || async move {
+        let began = Instant::now();
+        loop {
+            let attempt = async {
+                let mut stream = socks::connect(proxy, target).await.ok()?;
+                echo(&mut stream, b"x", Duration::from_secs(2)).await.ok()
+            };
+            // one attempt that is lost with the old lane must not be the last
+            let left = limit
+                .saturating_sub(began.elapsed())
+                .min(Duration::from_secs(3));
+            if let Ok(Some(())) = timeout(left, attempt).await {
+                return Some(began.elapsed());
+            }
+            if began.elapsed() >= limit {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    match took {
+        Some(took) => println!("back after {took:?}"),
+        None => panic!("not back after {limit:?}"),
+    }
 }

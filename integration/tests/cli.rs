@@ -8,7 +8,7 @@ use std::{
 };
 
 use adit_integration::{
-    adit::{Pair, ServerConfig, User, Workdir, free_port, path},
+    adit::{Adit, Pair, ServerConfig, User, Workdir, free_port, path},
     curl::{self, Via},
     flows,
     namespaces::{Place, runtime},
@@ -340,27 +340,34 @@ fn proxy_beyond_loopback_needs_a_password() {
 #[test]
 fn lease_is_kept_across_restarts_of_the_server() {
     let mut pair = Pair::start("tcp");
-    let inner = |text: String| {
-        let start = text.find("10.86.0.")?;
-        Some(
-            text[start..]
-                .chars()
-                .take_while(|c| c.is_ascii_digit() || *c == '.')
-                .collect::<String>(),
-        )
+    let echo = Origin::echo(&Place::here(), LOOPBACK.into());
+    // the newest address that a client logs
+    let inner = |adit: &mut Adit| {
+        let logged = |line: &str| line.contains("v4: Some((");
+        let known = adit.process().wait_for_line(SOON, logged);
+        let newest = adit
+            .process()
+            .lines()
+            .into_iter()
+            .rfind(|line| logged(line))
+            .or(known);
+        let line = newest.expect("the address is logged");
+        let start = line.find("10.86.0.").expect("it is of the pool");
+        let end = |c: char| !c.is_ascii_digit() && c != '.';
+        let rest = &line[start..];
+        rest[..rest.find(end).unwrap_or(rest.len())].to_owned()
     };
-    let first = inner(pair.client.process().text()).expect("the client logs its address");
-    pair.client.stop();
+    let first = inner(&mut pair.client);
+    // while the server is away and the client asleep, somebody else comes first
     pair.server.stop();
+    pair.client.process().signal(Signal::Stop);
     pair.server = pair
         .workdir
         .start_server(&Place::here(), User::Same, &pair.server_config);
-    // somebody else comes first
     let (mut other, _) = pair.other("tcp", pair.port);
     other.expect_ready();
-    pair.client = pair
-        .workdir
-        .start_client(&Place::here(), User::Same, &pair.client_config);
-    let second = inner(pair.client.process().text()).expect("the client logs its address");
-    assert_eq!(first, second);
+    assert_ne!(inner(&mut other), first, "the lease was given away");
+    pair.client.process().signal(Signal::Continue);
+    flows::comes_back(&Place::here(), pair.proxy, echo.address(), SOON);
+    assert_eq!(inner(&mut pair.client), first);
 }

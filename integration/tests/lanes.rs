@@ -3,12 +3,12 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use adit_integration::{
     adit::{ClientConfig, Pair, ServerConfig, User, Workdir},
-    flows::{self, Download},
+    flows::{self, Download, comes_back},
     namespaces::{Lab, ORIGIN4, Place, SERVER4, runtime},
     origin::Origin,
     relay::{Relay, Weather},
@@ -276,35 +276,4 @@ fn download_with(
     mend();
     let got = download.join().expect("the download survives");
     assert_eq!(got, (LENGTH, stream::sha256(4, LENGTH)));
-}
-
-/// Waits until an echo works through `proxy`.
-///
-/// # Panics
-///
-/// If it does not within `limit`.
-fn comes_back(place: &Place, proxy: SocketAddr, target: SocketAddr, limit: Duration) {
-    let took = place.block_on(move || async move {
-        let began = Instant::now();
-        loop {
-            let attempt = async {
-                let mut stream = socks::connect(proxy, target).await.ok()?;
-                flows::echo(&mut stream, b"x", Duration::from_secs(2))
-                    .await
-                    .ok()
-            };
-            let left = limit.saturating_sub(began.elapsed());
-            if let Ok(Some(())) = tokio::time::timeout(left, attempt).await {
-                return Some(began.elapsed());
-            }
-            if began.elapsed() >= limit {
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    match took {
-        Some(took) => println!("back after {took:?}"),
-        None => panic!("not back after {limit:?}"),
-    }
 }

@@ -436,11 +436,14 @@ fn socks_replies_tell_what_the_internet_said() {
     }
     for scene in [Scene::tun(""), Scene::user()] {
         scene.lab.internet.nft(
-            "table inet answers { chain in { type filter hook input priority 0;
-                tcp dport 81 reject with icmpx type host-unreachable;
-                tcp dport 82 reject with icmpx type admin-prohibited;
-                tcp dport 83 drop;
-            } }\n",
+            "table inet answers {
+                chain in {
+                    type filter hook input priority 0;
+                    tcp dport 81 reject with icmpx type host-unreachable;
+                    tcp dport 82 reject with icmpx type admin-prohibited;
+                    tcp dport 83 drop;
+                }
+            }\n",
         );
         for ip in [IpAddr::from(ORIGIN4), ORIGIN6.into()] {
             let reply = |port| scene.reply(SocketAddr::from((ip, port)));
@@ -530,8 +533,9 @@ fn forwarding_that_was_on_stays_on() {
     }
     let (lab, workdir) = (Lab::new(), Workdir::new());
     lab.server.run("sysctl -qw net.ipv4.ip_forward=1");
-    lab.server
-        .nft("table inet theirs { chain mine { type filter hook output priority 5; counter; } }\n");
+    lab.server.nft(
+        "table inet theirs {\nchain mine { type filter hook output priority 5; counter; }\n}\n",
+    );
     let before = snapshot(&lab.server);
     let key = workdir.key("server.key", User::Same);
     let config = workdir.server(
@@ -678,7 +682,7 @@ fn snapshot(place: &Place) -> Vec<(&'static str, String)> {
             line.split_whitespace()
                 .filter(|word| {
                     if matches!(*word, "packets" | "bytes" | "expires" | "handle") {
-                        skip = 2;
+                        skip = 3;
                     }
                     skip = u8::saturating_sub(skip, 1);
                     skip == 0

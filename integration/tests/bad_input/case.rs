@@ -50,7 +50,7 @@ pub(crate) enum Answer {
     Silence,
     /// Nothing, or TLS alerts (content type 21) alone.
     Alert,
-    /// Nothing, or a frame of this type: a challenge to prove that the message is fresh.
+    /// Nothing, or frames of this type: challenges to prove that a message is fresh.
     SilenceOrFrame(u8),
     /// Whatever it is, as long as the connection ends.
     Any,
@@ -206,7 +206,11 @@ fn answers(due: &Answer, got: &[u8]) -> bool {
         Answer::Any => true,
         Answer::Alert => got.is_empty() || got[0] == 21,
         Answer::SilenceOrFrame(kind) => {
-            got.is_empty() || got.get(4) == Some(kind) && first_frame(got).len() == got.len()
+            let mut rest = got;
+            while rest.get(4) == Some(kind) {
+                rest = &rest[first_frame(rest).len()..];
+            }
+            rest.is_empty()
         }
         Answer::Begins(bytes) => got.starts_with(bytes),
         Answer::Refusal(codes) => {

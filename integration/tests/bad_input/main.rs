@@ -317,6 +317,7 @@ fn replay_into_a_living_session_changes_nothing() {
         for _ in 0..20 {
             let mut replay = TcpStream::connect(server).await.expect("connects");
             let _ = replay.write_all(&recorded).await;
+            let _ = replay.shutdown().await;
             let mut answer = Vec::new();
             let _ = timeout(SILENCE, replay.read_to_end(&mut answer)).await;
             assert!(

@@ -117,7 +117,8 @@ fn http(t: &mut Table) {
     let post = |headers: &str, body: &str| {
         format!("POST http://127.0.0.1:1/ HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n{body}")
     };
-    let connect = |target: &str| format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let connect =
+        |target: &str| format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     let begun = "GET http://a.example/ HTTP/1.1\r\nX: ";
     let long = format!("{begun}{}\r\n\r\n", "x".repeat(1 << 20));
     let many = get("http://a.example/", &"X: y\r\n".repeat(20_000));
@@ -125,29 +126,29 @@ fn http(t: &mut Table) {
 
     t.finish("HTTP: no request", "\r\n\r\n", StatusOrSilence(&[400]));
     t.wait("HTTP: not a request", "HELLO\r\n\r\n", wrong());
-    t.finish(
+    t.wait(
         "HTTP: CONNECT without a port",
         connect("a.example"),
         wrong(),
     );
-    t.finish(
+    t.wait(
         "HTTP: CONNECT to port 99999",
         connect("a.example:99999"),
         wrong(),
     );
-    t.finish(
+    t.wait(
         "HTTP: path of a server",
-        get("/etc/passwd", "Host: a\r\n"),
+        get("/etc/passwd", CLOSE),
         Status(&[400, 404]),
     );
-    t.finish(
+    t.wait(
         "HTTP: scheme not forwarded",
-        get("ftp://a/", "Host: a\r\n"),
+        get("ftp://a/", CLOSE),
         Status(&[400, 501]),
     );
-    t.finish(
+    t.wait(
         "HTTP: https in the clear",
-        get("https://a/", "Host: a\r\n"),
+        get("https://a/", CLOSE),
         Status(&[400, 501]),
     );
     t.wait(
@@ -195,9 +196,12 @@ fn http(t: &mut Table) {
         get("http://a/", "Bad Name: x\r\n"),
         wrong(),
     );
-    t.finish(
+    t.wait(
         "HTTP: port that is none",
-        get("http://u:p@a:b/", "Host: a\r\n"),
+        get("http://u:p@a:b/", CLOSE),
         wrong(),
     );
 }
+
+/// Ends the connection with the answer.
+const CLOSE: &str = "Host: a\r\nConnection: close\r\n";

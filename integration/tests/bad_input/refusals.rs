@@ -73,7 +73,7 @@ fn state_folder_of_a_running_server_is_locked() {
         User::Same,
         "server",
         &config,
-        &["server.yaml.state", "another"],
+        &["server.yaml.state", "in use"],
     );
 }
 
