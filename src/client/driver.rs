@@ -14,7 +14,7 @@
 //! into the lane's buffer, flushes, and only waits when nothing moved. A turn is bounded, so
 //! the runtime gets the thread back.
 //!
-//! The link to the server is a state machine of its own ([`Link`]): `Waiting` for the next
+//! The link to the server is a state machine of its own (`Link`): `Waiting` for the next
 //! attempt, `Trying` one, `Up`. Losing the lane changes nothing about the flows: the netstack
 //! gets no room to send, the flows wait, and the next lane carries them on, because the
 //! server leases the same inner address to the same client and instance. Only when the
@@ -22,9 +22,9 @@
 //!
 //! # Limits
 //!
-//! Requests that come before the first session wait at most [`PATIENCE`], and at most
-//! [`MAX_WAITING`] of them. Back-off between attempts doubles from [`BACKOFF_MIN`] to
-//! [`BACKOFF_MAX`], less up to half of it at random; a network change ends it.
+//! Requests that come before the first session wait at most `PATIENCE`, and at most
+//! `MAX_WAITING` of them. Back-off between attempts doubles from `BACKOFF_MIN` to
+//! `BACKOFF_MAX`, less up to half of it at random; a network change ends it.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
