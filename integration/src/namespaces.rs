@@ -13,7 +13,7 @@
 //! carry the traffic cannot seem to work. The server host forwards nothing until told to.
 //!
 //! A host is a process that does nothing in a network and a mount namespace of its own. It ends when this process does,
-//! or when the [`Host`] is dropped, and the namespaces go with it: they have no name, so that several labs run side by
+//! or when the `Host` is dropped, and the namespaces go with it: they have no name, so that several labs run side by
 //! side and nothing is left to clean.
 
 use std::{

@@ -14,8 +14,8 @@
 //!
 //! # Limits
 //!
-//! At most [`MAX_ASSOCIATIONS`]; at most [`MAX_UNRESOLVED`] datagrams wait for names in all;
-//! an association remembers [`MAX_NAMES`] names for [`NAME_TTL`].
+//! At most `MAX_ASSOCIATIONS`; at most `MAX_UNRESOLVED` datagrams wait for names in all;
+//! an association remembers `MAX_NAMES` names for `NAME_TTL`.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};

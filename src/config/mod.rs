@@ -22,6 +22,7 @@ mod parse;
 mod server;
 mod settings;
 mod shared;
+mod text;
 mod yaml;
 
 pub use address::{AddressError, Host, LaneAddr, Scheme};
@@ -32,6 +33,7 @@ pub use kind::{Kind, guess_kind, unknown_variable};
 pub use parse::proxy as parse_proxy;
 pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
 pub use settings::{FlagValue, Inputs, variable};
+pub(crate) use text::read_text_alone;
 
 /// A configuration that can be used, and what somebody should look at all the same.
 #[derive(Clone, Debug)]

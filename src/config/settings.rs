@@ -64,6 +64,8 @@ pub(super) struct Settings<'a> {
     /// Problems beyond [`MAX_PROBLEMS`].
     untold: usize,
     warnings: Vec<String>,
+    /// Whether files that the values name are opened.
+    opens_files: bool,
 }
 
 impl<'a> Settings<'a> {
@@ -78,7 +80,28 @@ impl<'a> Settings<'a> {
             problems: Vec::new(),
             untold: 0,
             warnings: Vec::new(),
+            opens_files: true,
         }
+    }
+
+    /// Takes the text of a file, and opens none of those that it names: each is a problem instead.
+    ///
+    /// # Errors
+    /// The text is not YAML.
+    pub(super) fn of_text(inputs: Inputs<'a>, text: &str) -> Result<Self, ConfigError> {
+        let path = PathBuf::from("text.yaml");
+        let source = Arc::new(Source {
+            path: path.clone(),
+            text: text.to_owned(),
+        });
+        let entries =
+            yaml::parse(&source).map_err(|problem| ConfigError::Invalid(vec![problem]))?;
+        Ok(Self {
+            path: Some(path),
+            entries,
+            opens_files: false,
+            ..Self::new(inputs)
+        })
     }
 
     /// Reads and parses the file, if there is one.
@@ -245,6 +268,10 @@ impl<'a> Settings<'a> {
         at: &Located<PathBuf>,
         read: impl FnOnce(&Path) -> Result<T, files::KeyFileError>,
     ) -> Option<T> {
+        if !self.opens_files {
+            self.problem_at(at, "is not opened");
+            return None;
+        }
         read(&at.value)
             .map_err(|error| self.problem_at(at, error.to_string()))
             .ok()

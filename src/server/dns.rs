@@ -269,6 +269,14 @@ impl DnsClient {
     }
 }
 
+/// What a datagram is refused with, if it is refused: `None` inside where that cannot be written.
+pub(crate) fn refusal(message: &[u8]) -> Option<Option<Vec<u8>>> {
+    match Reading::of(message) {
+        Reading::Refuse(answer) => Some(answer.encode(answer.udp_limit)),
+        Reading::Lookup(_) | Reading::Silence => None,
+    }
+}
+
 /// What a message asks of us.
 enum Reading {
     /// A lookup.
@@ -456,7 +464,7 @@ pub enum DnsServiceError {
 /// Bytes of an answer in a datagram to a client without EDNS (RFC 1035, section 4.2.1).
 const PLAIN_UDP: usize = 512;
 /// Bytes of a datagram that pass every path unfragmented: 1280 less the headers of IPv6 and UDP.
-const UDP_PAYLOAD: u16 = 1232;
+pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// Queries of all clients under way: each may hold a socket.
 const QUERIES: usize = 512;
 /// Queries of one client under way: a page with many names, and no more than its share.

@@ -21,7 +21,7 @@
 //! # Limits
 //!
 //! Flows and half-open flows per session as configured ([`LocalLimits`]); UDP mappings at
-//! most [`MAX_MAPPINGS`], idle ones end after [`MAPPING_IDLE`]; DNS queries under way at most
+//! most [`super::egress::udp::MAX_MAPPINGS`], idle ones end after [`super::egress::udp::MAPPING_IDLE`]; DNS queries under way at most
 //! [`MAX_QUERIES`]. Whatever exceeds a limit is dropped or refused, and counted.
 
 use std::collections::{HashMap, VecDeque};

@@ -8,13 +8,13 @@
 //! lane has room, and are sealed in the buffer they were read into.
 //!
 //! A session is `Unconfirmed` until its first sealed frame has opened (at most
-//! [`CONFIRM_TIMEOUT`]), then `Live`: it enters the registry, gets its lease, and its
+//! `CONFIRM_TIMEOUT`), then `Live`: it enters the registry, gets its lease, and its
 //! addresses are pushed. Without a lane it waits for [`LINGER`] for its client to come back.
 //!
 //! # Limits
 //!
 //! The limits of its parts; one turn moves at most one read of each lane and
-//! [`DOWNLINK_PER_TURN`] packets.
+//! `DOWNLINK_PER_TURN` packets.
 
 use std::net::IpAddr;
 use std::ops::Range;

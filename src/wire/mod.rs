@@ -6,6 +6,10 @@
 //! number of **lanes**; a lane is whatever carries frames in order: a TCP connection, with or
 //! without TLS. All security is in what is drawn here; a lane adds none that counts.
 //!
+//! A TLS lane is TLS 1.3, X25519MLKEM768 first, ALPN `http/1.1`, SNI where the server is a name. What the
+//! client makes of the certificate is its own affair. Bytes of a handshake and of a session are given in
+//! hexadecimal in `src/proto/session/tests/vectors.rs`, to check another implementation by.
+//!
 //! ## Frames on stream lanes
 //!
 //! ```text
@@ -62,6 +66,7 @@
 //!    XChaCha20-Poly1305; in payload 2 a number, bit + 1. The server chooses: an AES both have in
 //!    hardware, else ChaCha20-Poly1305, else what both speak.
 //!  - **instance** is a random name of this run of the client. **time** is microseconds since 1970.
+//!  - An X25519 public key of low order (a shared secret of zeros) is refused, by either end.
 //!  - **status** is 0; otherwise the server knows the client and refuses it, `minor` and
 //!    `capabilities` end the payload, and the number says why: 1 version, 2 no common AEAD, 3
 //!    invalid encapsulation key.
@@ -85,7 +90,8 @@
 //! ```
 //!
 //! h is Noise's handshake hash, k1 and k2 what its `Split()` gives, k1 the initiator's at both
-//! ends.
+//! ends. Noise's own transport messages are not used. The AEAD's number is 1 AES-256-GCM, 2
+//! ChaCha20-Poly1305, 3 AES-128-GCM (a key of 16 bytes, the others 32), 4 XChaCha20-Poly1305.
 //!
 //! ## Sealed frames
 //!
@@ -116,7 +122,26 @@
 //! ```
 //!
 //! The **source number** counts the packets of one direction from 0, over all lanes and epochs. A
-//! number is delivered once.
+//! number is delivered once; one that lies 32,704 or more behind the highest is taken for seen.
+//!
+//! The client speaks first: the server sends nothing sealed, Config included, until a frame of the
+//! client has opened, since message 1 may be a copy. So the client sends a Ping as soon as it has
+//! the Reply.
+//!
+//! ## Packets
+//!
+//! A packet is IPv4 or IPv6 and as long as its own length field says. Without segmentation it is at
+//! most the MTU that Config gave. With a **partial** checksum what stands in the TCP or UDP
+//! checksum field means nothing, and whoever hands the packet on computes it; otherwise it is right.
+//!
+//! A super-packet (`tcp` or `udp`) stands for its segments, each of which but the last carries
+//! segment-size bytes of its payload. The receiver believes none of it, and drops a super-packet
+//! unless: it is TCP or UDP as it says; it is no fragment and has no IP options or extension
+//! headers; its transport header is whole, a UDP length covers the payload; its checksum is partial;
+//! it has no SYN, RST or URG; the segment size is at least 1 and at most the MTU less the headers;
+//! and it makes at most 64 segments. The same shape is asked of an ordinary packet with a partial
+//! checksum. Who cuts it computes lengths, identifiers, sequence numbers, flags and checksums anew;
+//! no header of a virtual device ever crosses.
 //!
 //! | type | body | from |
 //! |---|---|---|
@@ -146,12 +171,16 @@
 //! serial.
 //!
 //! **Close** reasons: 1 shutting down, 2 superseded, 3 revoked, 4 no free address, 5 too many
-//! instances, 6 protocol error, 7 idle.
+//! instances, 6 protocol error, 7 idle; others are taken as they are. Close has no answer: both
+//! ends have forgotten the session then.
+//!
+//! **Ping** may be sent on any lane at any time, and is answered on the same one.
 //!
 //! ## Epochs
 //!
-//! After 120 s, 2^32 frames or 2^38 bytes the client begins the next epoch: the handshake once
-//! more, kind `11` or `12`, inside RekeyInit and RekeyReply, whose epoch byte is the new epoch's.
+//! After 120 s, or 2^32 frames or 2^38 bytes sealed by one end, the client begins the next epoch (the
+//! server, which may have sealed more, asks it to by RekeyAsk): the handshake once more, kind `11` or
+//! `12`, inside RekeyInit and RekeyReply, whose epoch byte is the new epoch's.
 //! Payload 1 has no AEADs and no challenge (zero), and its time is not one but counts the client's
 //! attempts in this session from 1: the server ignores an attempt overtaken by a later one. Payload
 //! 2 repeats session and AEAD. The client seals with the new keys once it has the reply, the server
@@ -170,7 +199,8 @@
 //!
 //! The first frame on a fresh connection. The server opens it with the session's keys and refuses,
 //! by silence, a lane id that is not above every earlier one; so a copy is worth nothing. It
-//! answers JoinOk on the new lane, and sends packets there only after JoinEcho has come back.
+//! answers JoinOk on the new lane, and sends packets there only after JoinEcho has come back. A
+//! session has at most 16 lanes.
 //!
 //! A client that reconnects writes Join and HandshakeInit in one flight. A server that knows the
 //! session answers JoinOk and drops the Init; one that does not drops the Join and answers the

@@ -49,6 +49,9 @@ pub fn encode(from: SocketAddr, out: &mut Vec<u8>) {
     write_address(out, from);
 }
 
+/// The shortest header, in bytes: three in front, a type, a name of one byte behind its length, a port.
+pub const MIN_LEN: usize = 8;
+
 /// The longest header that [`encode`] writes, in bytes.
 pub const MAX_ENCODED: usize = 22;
 

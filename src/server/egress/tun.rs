@@ -10,7 +10,7 @@
 //!
 //! # Limits
 //!
-//! A batch is at most [`BATCH`] packets. The device never goes unread because a session is
+//! A batch is at most `BATCH` packets. The device never goes unread because a session is
 //! slow: full queues drop (see [`crate::server::router`]).
 
 use std::future::poll_fn;

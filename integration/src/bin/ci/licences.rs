@@ -2,7 +2,7 @@
 //! `cargo deny` has their database.
 //!
 //! Where `cargo deny` is not installed, the licence expressions (SPDX, annex D) that cargo knows are
-//! evaluated here.
+//! evaluated here, and `Cargo.lock` is searched for sources other than crates.io.
 
 use std::{
     env, fs,
@@ -20,7 +20,11 @@ pub(crate) fn check(context: &Context) -> Result<(), String> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     if !probe.status().is_ok_and(|status| status.success()) {
-        println!("cargo deny is not installed: checking licences alone");
+        println!(
+            "cargo deny is not installed: licences and sources are checked here, advisories are not \
+             (`cargo install cargo-deny --locked && cargo deny fetch` brings both)"
+        );
+        foreign_sources(context)?;
         return built_in(context);
     }
     context.cargo(&["deny", "check", "licenses", "bans", "sources"], &[])?;
@@ -88,6 +92,32 @@ fn built_in(context: &Context) -> Result<(), String> {
         Err(refused.join("\n"))
     }
 }
+
+/// Refuses packages that come from elsewhere than crates.io, as `deny.toml` says.
+fn foreign_sources(context: &Context) -> Result<(), String> {
+    let text = fs::read_to_string(context.root.join("Cargo.lock"));
+    let text = text.map_err(|error| format!("Cargo.lock: {error}"))?;
+    let foreign = foreign(&text);
+    if foreign.is_empty() {
+        Ok(())
+    } else {
+        Err(format!(
+            "packages from elsewhere than crates.io:\n{}",
+            foreign.join("\n")
+        ))
+    }
+}
+
+/// The sources in a `Cargo.lock` that are not crates.io; packages of the workspace have none.
+fn foreign(lock: &str) -> Vec<&str> {
+    lock.lines()
+        .filter_map(|line| line.strip_prefix("source = "))
+        .filter(|source| source.trim_matches('"') != CRATES_IO)
+        .collect()
+}
+
+/// How `Cargo.lock` names crates.io.
+const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// The list `allow` of the table `licenses`; only the form in which that file is written.
 fn allow_list(text: &str) -> Result<Vec<String>, String> {
@@ -221,6 +251,14 @@ mod tests {
         ] {
             assert!(is_allowed(wrong, &allowed).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn sources_other_than_crates_io_are_found() {
+        let lock = format!(
+            "name = \"a\"\nsource = \"{CRATES_IO}\"\nname = \"b\"\nsource = \"git+https://example.com/b#1\"\n"
+        );
+        assert_eq!(foreign(&lock), ["\"git+https://example.com/b#1\""]);
     }
 
     #[test]
