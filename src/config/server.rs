@@ -414,8 +414,8 @@ const DEFAULT_CLIENTS: u32 = 4096;
 const MOST_CLIENTS: u32 = 1_000_000;
 /// Flows of one client where no number is said: 10,000 idle connections and room for busy ones.
 const DEFAULT_FLOWS: u32 = 16_384;
-/// Half-open flows of one client where no number is said: a scan is slowed, a browser never.
-const DEFAULT_HALF_OPEN: u32 = 512;
+/// Half-open flows of one client where no number is said: a scan is slowed, a browser or a load test never.
+const DEFAULT_HALF_OPEN: u32 = 2_048;
 /// Flows that one client could ever have: one per port of one address and family.
 const MOST_FLOWS: u32 = 1_000_000;
 /// Bytes of the public key in the name of the state folder: enough to never meet another by chance on one host.
