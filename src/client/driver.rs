@@ -520,8 +520,9 @@ impl Driver {
 
     fn poll_exit(&mut self, now: Instant) -> Option<Exit> {
         let deadline = self.closing?;
-        let flushed = self.carrier.as_ref().is_none_or(Carrier::is_flushed);
-        (flushed || now >= deadline).then_some(if self.commands_open {
+        // The carrier lets its lanes go when the server has heard the goodbye.
+        let gone = self.carrier.as_ref().is_none_or(|c| c.lanes() == 0);
+        (gone || now >= deadline).then_some(if self.commands_open {
             Exit::Stopped
         } else {
             Exit::Abandoned
