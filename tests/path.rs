@@ -1,15 +1,24 @@
 //! The whole path in one process: client, lane, server with egress `user`, and an origin.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use adit::client::connect::{Connected, Connector};
 use adit::client::run::Client;
+use adit::client::tunnel::ConnectError;
 use adit::config::{
     CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
     ServerConfig, TunConfig,
 };
-use adit::proto::SecretKey;
-use adit::server::run::{RunError, Server};
+use adit::io::carrier::{Carrier, CarrierEvent};
+use adit::io::clock;
+use adit::io::pool::Pool;
+use adit::io::tls::{ClientTls, Verify};
+use adit::proto::{ClientConfig as Handshake, PublicKey, SecretKey, SessionEvent};
+use adit::server::run::{RunError, Server, Shared};
+use adit::wire::{CloseReason, LaneId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,10 +27,18 @@ struct Path {
     client: Client,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<Result<(), RunError>>,
+    shared: Arc<Shared>,
+    address: LaneAddr,
+    keys: (PublicKey, SecretKey),
     _state: tempfile::TempDir,
 }
 
 async fn path(scheme: Scheme) -> Path {
+    path_for(scheme, 16).await
+}
+
+/// A path whose server lets so many clients in.
+async fn path_for(scheme: Scheme, max_clients: u32) -> Path {
     let state = tempfile::tempdir().unwrap();
     let server_key = SecretKey::generate(&mut rand::rng());
     let client_key = SecretKey::generate(&mut rand::rng());
@@ -51,7 +68,7 @@ async fn path(scheme: Scheme) -> Path {
         dns: Vec::new(),
         client_to_client: false,
         state_dir: state.path().to_path_buf(),
-        max_clients: 16,
+        max_clients,
         limits: Limits {
             flows_per_client: 1000,
             half_open_per_client: 100,
@@ -61,12 +78,13 @@ async fn path(scheme: Scheme) -> Path {
     .await
     .unwrap();
     let address: LaneAddr = server.listening()[0].clone();
+    let shared = server.shared().clone();
     let stop = CancellationToken::new();
     let server = tokio::spawn(server.run(stop.clone()));
     let client = Client::start(&ClientConfig {
-        servers: vec![address],
+        servers: vec![address.clone()],
         server_key: server_key.public(),
-        secret_key: client_key,
+        secret_key: client_key.clone(),
         preshared_key: None,
         proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
         proxy_auth: None,
@@ -79,6 +97,9 @@ async fn path(scheme: Scheme) -> Path {
         client,
         stop,
         server,
+        shared,
+        address,
+        keys: (server_key.public(), client_key),
         _state: state,
     }
 }
@@ -132,4 +153,71 @@ async fn bytes_go_both_ways_over_a_tcp_lane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_both_ways_over_a_tls_lane() {
     bytes_go_both_ways(Scheme::Tls).await;
+}
+
+async fn connected(path: &Path) {
+    tokio::time::timeout(Duration::from_secs(10), path.client.connected())
+        .await
+        .expect("connected in time")
+        .expect("a configuration");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_client_ends_for_all_who_hold_its_tunnel() {
+    let path = path(Scheme::Tcp).await;
+    let origin = echo().await;
+    connected(&path).await;
+    let tunnel = path.client.tunnel();
+    drop(path.client);
+    while tunnel.connect(origin).await.err() != Some(ConnectError::TunnelDown) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    while !path.shared.registry.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    path.stop.cancel();
+    path.server.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_server_says_so_before_it_hangs_up() {
+    let path = path_for(Scheme::Tls, 1).await;
+    connected(&path).await;
+    let connector = Arc::new(Connector {
+        servers: vec![path.address.clone()],
+        tls: ClientTls::new(&Verify::Unchecked).unwrap(),
+        handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
+        time: Duration::from_secs(5),
+        pool: Pool::new("second", 4, 4),
+    });
+    let attempt = connector.attempt(path.address.clone(), None).await.unwrap();
+    let Connected::Fresh { session, lane } = attempt else {
+        panic!("there is nothing to join");
+    };
+    let mut carrier = Carrier::new(*session, LaneId::FIRST, lane);
+    let reason = std::future::poll_fn(|cx| {
+        loop {
+            let now = clock::now();
+            let mut any = carrier.poll_receive(cx, now, |_, _, _| {});
+            any |= carrier.poll_send(cx, now);
+            while let Some(event) = carrier.poll_event(now) {
+                any = true;
+                match event {
+                    CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
+                        return Poll::Ready(Some(reason));
+                    }
+                    CarrierEvent::LaneLost { .. } => return Poll::Ready(None),
+                    _ => {}
+                }
+            }
+            if !any {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    assert_eq!(reason, Some(CloseReason::PoolExhausted));
+    path.client.close().await;
+    path.stop.cancel();
+    path.server.await.unwrap().unwrap();
 }

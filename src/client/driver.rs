@@ -14,43 +14,37 @@
 //! into the lane's buffer, flushes, and only waits when nothing moved. A turn is bounded, so
 //! the runtime gets the thread back.
 //!
-//! The link to the server is a state machine of its own (`Link`): `Waiting` for the next
-//! attempt, `Trying` one, `Up`. Losing the lane changes nothing about the flows: the netstack
-//! gets no room to send, the flows wait, and the next lane carries them on, because the
-//! server leases the same inner address to the same client and instance. Only when the
-//! server gives another address are the flows of the old one ended.
+//! When to try which server is the business of a state machine of its own, [`Link`]; what
+//! lives behind the inner address, of [`Inside`]. Losing the lane changes nothing about the
+//! flows: the netstack gets no room to send, the flows wait, and the next lane carries them
+//! on, because the server leases the same inner address to the same client and instance. Only
+//! when the server gives another address are the flows of the old one ended.
 //!
 //! # Limits
 //!
-//! Requests that come before the first session wait at most `PATIENCE`, and at most
-//! `MAX_WAITING` of them. Back-off between attempts doubles from `BACKOFF_MIN` to
-//! `BACKOFF_MAX`, less up to half of it at random; a network change ends it.
+//! Requests that come before the first session wait at most [`PATIENCE`], and at most
+//! [`MAX_WAITING`] of them.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use adit_netstack::{
-    Accept, Cause, Config, ConnectError as StackError, Delivery, Event, FlowId, Offload, Rejection,
-    Stack, Unreachable,
-};
 use rand::RngExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::associate::Associations;
 use super::connect::{ConnectFailure, Connected, Connector};
+use super::inside::Inside;
+use super::link::{Change, Link};
 use super::resolve::NameQueries;
-use super::tunnel::{Attachment, Command, Commands, ConnectError, Datagram, HandleId, Reply};
-use crate::io::carrier::{Carrier, CarrierEvent, LaneLoss};
+use super::tunnel::{Command, Commands, ConnectError, Reply};
+use crate::io::carrier::{Carrier, CarrierEvent, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
-use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::SessionEvent;
 use crate::wire::{CloseReason, InnerConfig, LaneId};
 
@@ -63,10 +57,11 @@ pub struct Driver {
     network: Pin<Box<dyn Future<Output = NetworkWatch> + Send>>,
     stop: CancellationToken,
     link: Link,
-    /// Index of the server to try next.
-    next_server: usize,
+    attempt: Option<Attempt>,
     carrier: Option<Carrier>,
     inside: Option<Inside>,
+    /// What the netstack was made with.
+    mtu: u16,
     waiting: VecDeque<Waiting>,
     resolver: NameQueries,
     timer: Pin<Box<Sleep>>,
@@ -94,6 +89,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> Self {
         let now = clock::now();
+        let link = Link::new(now, connector.servers.len(), rand::rng().random());
         Self {
             connector,
             commands,
@@ -101,13 +97,11 @@ impl Driver {
             inner,
             network: Box::pin(next_change(network)),
             stop,
-            link: Link::Waiting {
-                until: now,
-                failures: 0,
-            },
-            next_server: 0,
+            link,
+            attempt: None,
             carrier: None,
             inside: None,
+            mtu: 0,
             waiting: VecDeque::new(),
             resolver,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
@@ -135,6 +129,9 @@ impl Driver {
         for _ in 0..TURNS {
             let now = clock::now();
             let mut any = self.poll_commands(cx, now);
+            if !self.commands_open && self.closing.is_none() {
+                self.begin_close();
+            }
             any |= self.poll_network(cx, now);
             any |= self.poll_link(cx, now);
             any |= self.poll_in(cx, now);
@@ -201,13 +198,7 @@ impl Driver {
                 port,
                 remote,
                 payload,
-            } => {
-                if let Some(carrier) = self.carrier.as_mut() {
-                    inside.send_udp(now, carrier, port, remote, &payload);
-                } else {
-                    inside.stats.udp_no_room += 1;
-                }
-            }
+            } => inside.send_udp(port, remote, payload),
             Command::UnbindUdp { port } => inside.unbind_udp(port),
             Command::Associate {
                 association,
@@ -216,27 +207,16 @@ impl Driver {
                 alive,
                 reply,
             } => {
-                let outcome = inside.associations.insert(
-                    &mut inside.stack,
-                    association,
-                    socket,
-                    client,
-                    alive,
-                );
-                reply.send(outcome);
+                let (associations, stack) = inside.associations();
+                reply.send(associations.insert(stack, association, socket, client, alive));
             }
             Command::Dissociate { association } => {
-                inside.associations.remove(&mut inside.stack, association);
+                let (associations, stack) = inside.associations();
+                associations.remove(stack, association);
             }
             Command::Resolved { query, addresses } => {
-                if let Some(carrier) = self.carrier.as_mut() {
-                    inside.associations.resolved(
-                        &mut inside.stack,
-                        &mut carrier.sink(now),
-                        query,
-                        addresses,
-                    );
-                }
+                let (associations, _) = inside.associations();
+                associations.resolved(now, query, addresses);
             }
         }
     }
@@ -286,10 +266,10 @@ impl Driver {
 
     /// The way to the server may be another one now, or there may be one again.
     fn look_again(&mut self, now: Instant) {
-        match &mut self.link {
-            Link::Waiting { until, .. } => *until = now,
-            Link::Trying { .. } => {}
-            Link::Up { .. } => {
+        match self.link.handle_network_change(now) {
+            Change::Nothing => {}
+            Change::Drop => self.drop_attempt(now),
+            Change::Probe => {
                 if let Some(carrier) = self.carrier.as_mut() {
                     carrier.session_mut().probe();
                 }
@@ -298,50 +278,49 @@ impl Driver {
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        match &mut self.link {
-            Link::Waiting { until, failures } => {
-                if now < *until || self.closing.is_some() {
-                    return false;
-                }
-                let failures = *failures;
-                self.try_server(now, failures);
-                true
-            }
-            Link::Trying {
-                attempt,
-                joining,
-                failures,
-            } => {
-                let (failures, joining) = (*failures, *joining);
-                match attempt.as_mut().poll(cx) {
-                    Poll::Pending => false,
-                    Poll::Ready(Ok(connected)) => {
-                        self.connected(now, connected, failures);
-                        true
-                    }
-                    Poll::Ready(Err(error)) => {
-                        self.attempt_failed(now, &error, joining, failures);
-                        true
-                    }
-                }
-            }
-            Link::Up { .. } => false,
+        if self.closing.is_some() {
+            return false;
         }
+        if let Some(server) = self.link.poll_attempt(now) {
+            self.try_server(now, server);
+        }
+        let Some(attempt) = self.attempt.as_mut() else {
+            return false;
+        };
+        let Poll::Ready(outcome) = attempt.future.as_mut().poll(cx) else {
+            return false;
+        };
+        let joining = attempt.joining;
+        self.attempt = None;
+        match outcome {
+            Ok(connected) => self.connected(now, connected),
+            Err(error) => {
+                self.forget(now, joining);
+                self.attempt_failed(now, &error);
+            }
+        }
+        true
     }
 
-    fn try_server(&mut self, now: Instant, failures: u32) {
-        let servers = &self.connector.servers;
-        let server = servers[self.next_server % servers.len()].clone();
-        debug!(%server, failures, "connecting");
+    fn try_server(&mut self, now: Instant, server: usize) {
+        let Some(server) = self.connector.servers.get(server).cloned() else {
+            return;
+        };
+        debug!(%server, failures = self.link.failures(), "connecting");
         let join = self
             .carrier
             .as_mut()
             .and_then(|carrier| carrier.session_mut().join_frame(now));
-        self.link = Link::Trying {
+        self.attempt = Some(Attempt {
             joining: join.as_ref().map(|(lane, _)| *lane),
-            attempt: Box::pin(self.connector.clone().attempt(server, join)),
-            failures,
-        };
+            future: Box::pin(self.connector.clone().attempt(server, join)),
+        });
+    }
+
+    fn drop_attempt(&mut self, now: Instant) {
+        if let Some(attempt) = self.attempt.take() {
+            self.forget(now, attempt.joining);
+        }
     }
 
     /// Forgets the lane that an attempt was to join.
@@ -351,7 +330,7 @@ impl Driver {
         }
     }
 
-    fn connected(&mut self, now: Instant, connected: Connected, failures: u32) {
+    fn connected(&mut self, now: Instant, connected: Connected) {
         match connected {
             Connected::Fresh { session, lane } => {
                 info!(session = %session.id(), "session established");
@@ -366,67 +345,34 @@ impl Driver {
                 mut first,
             } => {
                 let Some(carrier) = self.carrier.as_mut() else {
-                    return self.retry(now, failures + 1);
+                    return self.link.handle_failed(now);
                 };
                 if let Err(error) = carrier.session_mut().open(now, id, &mut first) {
                     debug!(%error, "the answer to the join did not open");
                     carrier.session_mut().remove_lane(now, id);
-                    return self.retry(now, failures + 1);
+                    return self.link.handle_failed(now);
                 }
                 info!(session = %carrier.session().id(), lane = %id, "session resumed");
                 carrier.add_lane(id, lane, false);
             }
         }
-        self.link = Link::Up {
-            since: now,
-            failures,
-        };
+        self.link.handle_connected(now);
     }
 
-    fn attempt_failed(
-        &mut self,
-        now: Instant,
-        error: &ConnectFailure,
-        joining: Option<LaneId>,
-        failures: u32,
-    ) {
-        self.forget(now, joining);
+    fn attempt_failed(&mut self, now: Instant, error: &ConnectFailure) {
+        let failures = self.link.failures();
         // The first failure is for people, the repetitions for those who look closer.
         if failures == 0 {
             warn!(%error, "cannot reach the server; trying on");
         } else {
             debug!(%error, failures, "cannot reach the server");
         }
-        self.next_server = self.next_server.wrapping_add(1);
-        self.retry(now, failures + 1);
-    }
-
-    fn retry(&mut self, now: Instant, failures: u32) {
-        // A list of servers is gone through without a pause, then the back-off doubles.
-        let rounds = failures / self.connector.servers.len() as u32;
-        let wait = match rounds {
-            0 => Duration::ZERO,
-            rounds => BACKOFF_MAX.min(BACKOFF_MIN * 2u32.saturating_pow(rounds.min(16) - 1)),
-        };
-        let jitter = rand::rng().random_range(0.5..=1.0);
-        self.link = Link::Waiting {
-            until: now + wait.mul_f64(jitter),
-            failures,
-        };
+        self.link.handle_failed(now);
     }
 
     fn lane_lost(&mut self, now: Instant, cause: &LaneLoss, left: usize) {
-        if left > 0 || self.closing.is_some() {
-            return;
-        }
-        if let Link::Up { since, failures } = self.link {
+        if left == 0 && self.closing.is_none() && self.link.handle_lost(now) {
             info!(%cause, "lost the server; connecting again");
-            let failures = if now >= since + STABLE {
-                0
-            } else {
-                failures + 1
-            };
-            self.retry(now, failures);
         }
     }
 
@@ -461,16 +407,8 @@ impl Driver {
             | CloseReason::Unknown(_) => warn!(%reason, "the server closed the session"),
         }
         self.carrier = None;
-        let failures = match self.link {
-            Link::Up { since, .. } if now >= since + STABLE => 0,
-            Link::Up { failures, .. }
-            | Link::Waiting { failures, .. }
-            | Link::Trying { failures, .. } => failures,
-        };
         if self.closing.is_none() {
-            // At least the shortest back-off: it is not there at this moment.
-            let servers = self.connector.servers.len() as u32;
-            self.retry(now, failures.max(servers - 1) + 1);
+            self.link.handle_closed(now, reason);
         }
     }
 
@@ -478,14 +416,12 @@ impl Driver {
         info!(mtu = config.mtu, "configured");
         debug!(?config, "configuration of the session");
         match self.inside.as_mut() {
-            Some(inside) if inside.mtu == config.mtu => {
-                inside.stack.set_addresses(config.addresses());
-            }
+            Some(inside) if self.mtu == config.mtu => inside.set_addresses(&config),
+            // The netstack of another MTU takes the place of the old one, whose flows end.
             Some(_) | None => {
-                if let Some(mut old) = self.inside.take() {
-                    old.end();
-                }
-                self.inside = Some(Inside::new(&config, self.resolver.clone()));
+                let seed = rand::rng().random();
+                self.mtu = config.mtu;
+                self.inside = Some(Inside::new(&config, self.resolver.clone(), seed));
             }
         }
         self.inner.send_replace(Some(config));
@@ -513,9 +449,15 @@ impl Driver {
     }
 
     fn poll_inside(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        match self.inside.as_mut() {
-            Some(inside) => inside.poll(cx, now, self.carrier.as_mut()),
-            None => false,
+        let Some(inside) = self.inside.as_mut() else {
+            return false;
+        };
+        match self.carrier.as_mut() {
+            Some(carrier) => {
+                let linked = carrier.lanes() > 0;
+                inside.poll(cx, now, Some(&mut carrier.sink(now)), linked)
+            }
+            None => inside.poll::<LaneSink<'_>>(cx, now, None, false),
         }
     }
 
@@ -524,7 +466,7 @@ impl Driver {
             return false;
         };
         if let Some(inside) = self.inside.as_mut() {
-            inside.stack.poll_transmit(now, &mut carrier.sink(now));
+            inside.poll_transmit(now, &mut carrier.sink(now));
         }
         carrier.poll_send(cx, now)
     }
@@ -534,12 +476,9 @@ impl Driver {
     /// Sets the timer; returns whether something is due already.
     fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let due = [
-            self.inside.as_mut().and_then(Inside::poll_timeout),
+            self.inside.as_ref().and_then(Inside::poll_timeout),
             self.carrier.as_ref().and_then(Carrier::poll_timeout),
-            match &self.link {
-                Link::Waiting { until, .. } if self.closing.is_none() => Some(*until),
-                Link::Waiting { .. } | Link::Trying { .. } | Link::Up { .. } => None,
-            },
+            self.link.poll_timeout().filter(|_| self.closing.is_none()),
             self.waiting.front().map(|waiting| waiting.until),
             self.closing,
         ]
@@ -580,9 +519,6 @@ impl Driver {
     }
 
     fn poll_exit(&mut self, now: Instant) -> Option<Exit> {
-        if !self.commands_open && self.closing.is_none() {
-            self.begin_close();
-        }
         let deadline = self.closing?;
         let flushed = self.carrier.as_ref().is_none_or(Carrier::is_flushed);
         (flushed || now >= deadline).then_some(if self.commands_open {
@@ -599,42 +535,11 @@ async fn next_change(mut watch: NetworkWatch) -> NetworkWatch {
     watch
 }
 
-/// How things stand between us and the server.
-enum Link {
-    Waiting {
-        until: Instant,
-        failures: u32,
-    },
-    Trying {
-        attempt: Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>,
-        joining: Option<LaneId>,
-        failures: u32,
-    },
-    Up {
-        since: Instant,
-        failures: u32,
-    },
-}
-
-impl std::fmt::Debug for Link {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Link::Waiting { until, failures } => f
-                .debug_struct("Waiting")
-                .field("until", until)
-                .field("failures", failures)
-                .finish(),
-            Link::Trying { failures, .. } => f
-                .debug_struct("Trying")
-                .field("failures", failures)
-                .finish_non_exhaustive(),
-            Link::Up { since, failures } => f
-                .debug_struct("Up")
-                .field("since", since)
-                .field("failures", failures)
-                .finish(),
-        }
-    }
+/// An attempt under way.
+struct Attempt {
+    future: Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>,
+    /// The lane that it is to join to the session there is.
+    joining: Option<LaneId>,
 }
 
 #[derive(Debug)]
@@ -657,297 +562,17 @@ fn reply_of(command: Command) -> Option<Reply> {
     }
 }
 
-/// What lives behind the inner address: the netstack, and who uses it.
-#[derive(Debug)]
-struct Inside {
-    mtu: u16,
-    stack: Stack,
-    relay: Relay,
-    ready: Arc<ReadySet>,
-    flows: HashMap<HandleId, Slot>,
-    handles: HashMap<FlowId, HandleId>,
-    ports: HashMap<HandleId, u16>,
-    inbound: HashMap<u16, mpsc::Sender<Datagram>>,
-    associations: Associations,
-    stats: InsideStats,
-}
-
-/// What an [`Inside`] has dropped, and why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct InsideStats {
-    /// Datagrams of our own that found no room in the lane.
-    udp_no_room: u64,
-    /// Datagrams for a port whose owner was behind.
-    udp_queue_full: u64,
-    /// Connections to our inner address: nothing listens there.
-    incoming_refused: u64,
-}
-
-/// A flow whose handle is still held outside.
-#[derive(Debug)]
-enum Slot {
-    Connecting { flow: FlowId, reply: Reply },
-    Open { flow: FlowId },
-    Piped { flow: FlowId },
-}
-
-impl Inside {
-    fn new(config: &InnerConfig, resolver: NameQueries) -> Self {
-        let stack_config = Config {
-            mtu: config.mtu,
-            addresses: config.addresses(),
-            accept: Accept::Own,
-            connect_timeout: CONNECT_TIMEOUT,
-            ..Config::default()
-        };
-        let ready = ReadySet::new();
-        Self {
-            mtu: config.mtu,
-            stack: Stack::new(stack_config, rand::rng().random()),
-            relay: Relay::new(ready.clone()),
-            ready,
-            flows: HashMap::new(),
-            handles: HashMap::new(),
-            ports: HashMap::new(),
-            inbound: HashMap::new(),
-            associations: Associations::new(resolver),
-            stats: InsideStats::default(),
-        }
-    }
-
-    fn connect(&mut self, now: Instant, handle: HandleId, remote: SocketAddr, reply: Reply) {
-        match self.stack.connect(now, remote) {
-            Ok(flow) => {
-                self.flows.insert(handle, Slot::Connecting { flow, reply });
-                self.handles.insert(flow, handle);
-            }
-            Err(error) => reply.send(Err(match error {
-                StackError::NoAddress { .. } => ConnectError::NoAddress,
-                StackError::BadAddress { .. } => ConnectError::Unreachable,
-                StackError::TooManyFlows { .. }
-                | StackError::NoPort { .. }
-                | StackError::NoMemory
-                | _ => ConnectError::TooManyFlows,
-            })),
-        }
-    }
-
-    fn attach(&mut self, handle: HandleId, attachment: Attachment, early: Vec<u8>) {
-        let Some(Slot::Open { flow }) = self.flows.remove(&handle) else {
-            return;
-        };
-        let endpoint = match attachment {
-            Attachment::Tcp(socket) => {
-                self.handles.remove(&flow);
-                Endpoint::Tcp(socket)
-            }
-            Attachment::Pipe(pipe) => {
-                self.flows.insert(handle, Slot::Piped { flow });
-                Endpoint::Pipe(Box::new(pipe))
-            }
-        };
-        self.relay.attach(flow, endpoint, early);
-    }
-
-    fn abort(&mut self, now: Instant, handle: HandleId) {
-        if let Some(Slot::Connecting { flow, .. } | Slot::Open { flow } | Slot::Piped { flow }) =
-            self.flows.remove(&handle)
-        {
-            self.handles.remove(&flow);
-            self.relay.reset(flow);
-            self.stack.abort(now, flow);
-            self.stack.release(now, flow);
-        }
-    }
-
-    fn bind_udp(&mut self, handle: HandleId, inbound: mpsc::Sender<Datagram>, reply: Reply) {
-        match self.stack.bind_udp() {
-            Some(port) => {
-                self.ports.insert(handle, port);
-                self.inbound.insert(port, inbound);
-                reply.send(Ok(()));
-            }
-            None => reply.send(Err(ConnectError::TooManyFlows)),
-        }
-    }
-
-    fn unbind_udp(&mut self, handle: HandleId) {
-        if let Some(port) = self.ports.remove(&handle) {
-            self.inbound.remove(&port);
-            self.stack.unbind_udp(port);
-        }
-    }
-
-    fn send_udp(
-        &mut self,
-        now: Instant,
-        carrier: &mut Carrier,
-        handle: HandleId,
-        remote: SocketAddr,
-        payload: &[u8],
-    ) {
-        let Some(&port) = self.ports.get(&handle) else {
-            return;
-        };
-        let sent = self.stack.own_address(remote.ip()).is_some_and(|own| {
-            let from = SocketAddr::new(own, port);
-            let mut sink = carrier.sink(now);
-            self.stack
-                .send_udp(&mut sink, from, remote, payload)
-                .is_ok()
-        });
-        if !sent {
-            self.stats.udp_no_room += 1;
-        }
-    }
-
-    fn handle_packet(&mut self, now: Instant, packet: &mut [u8], offload: Offload) {
-        match self.stack.handle_packet(now, packet, offload) {
-            // Echo replies: nothing here asks.
-            Ok(Delivery::Absorbed | Delivery::Echo { .. } | Delivery::UdpFailed { .. })
-            | Err(_) => {}
-            Ok(Delivery::Udp {
-                local,
-                remote,
-                payload,
-                ..
-            }) => {
-                if let Some(inbound) = self.inbound.get(&local.port()) {
-                    let datagram = Datagram {
-                        remote,
-                        payload: payload.to_vec(),
-                    };
-                    if inbound.try_send(datagram).is_err() {
-                        self.stats.udp_queue_full += 1;
-                    }
-                } else {
-                    self.associations.deliver(local.port(), remote, payload);
-                }
-            }
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, carrier: Option<&mut Carrier>) -> bool {
-        self.ready.register(cx);
-        let mut any = false;
-        while let Some(event) = self.stack.poll_event() {
-            any = true;
-            self.handle_event(now, event);
-        }
-        any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
-        while let Some(flow) = self.relay.poll_ended() {
-            if let Some(handle) = self.handles.remove(&flow) {
-                self.flows.remove(&handle);
-            }
-        }
-        if let Some(carrier) = carrier {
-            let mut sink = carrier.sink(now);
-            any |= self.associations.poll(cx, &mut self.stack, &mut sink);
-        }
-        any
-    }
-
-    fn handle_event(&mut self, now: Instant, event: Event) {
-        match event {
-            Event::Incoming { flow, .. } => {
-                self.stats.incoming_refused += 1;
-                self.stack.reject(now, flow, Rejection::Reset);
-            }
-            Event::Established { flow } => {
-                let Some(handle) = self.handles.get(&flow) else {
-                    return;
-                };
-                if let Some(Slot::Connecting { reply, .. }) =
-                    self.flows.insert(*handle, Slot::Open { flow })
-                {
-                    reply.send(Ok(()));
-                }
-            }
-            Event::Progress { flow } => {
-                self.relay.pump(now, &mut self.stack, flow);
-            }
-            Event::Closed { flow, cause } => self.closed(now, flow, cause),
-        }
-    }
-
-    fn closed(&mut self, now: Instant, flow: FlowId, cause: Cause) {
-        self.relay.reset(flow);
-        let Some(&handle) = self.handles.get(&flow) else {
-            self.stack.release(now, flow);
-            return;
-        };
-        match self.flows.remove(&handle) {
-            Some(Slot::Connecting { reply, .. }) => reply.send(Err(connect_error(cause))),
-            // Its owner has not attached yet, and learns it when it does.
-            Some(Slot::Open { flow }) => {
-                self.flows.insert(handle, Slot::Open { flow });
-                return;
-            }
-            Some(Slot::Piped { .. }) | None => {}
-        }
-        self.handles.remove(&flow);
-        self.stack.release(now, flow);
-    }
-
-    fn poll_timeout(&mut self) -> Option<Instant> {
-        self.stack.poll_timeout()
-    }
-
-    fn handle_timeout(&mut self, now: Instant) {
-        self.stack.handle_timeout(now);
-    }
-
-    /// The inner address is gone: every flow ends.
-    fn end(&mut self) {
-        self.relay.reset_all();
-        for (_, slot) in self.flows.drain() {
-            if let Slot::Connecting { reply, .. } = slot {
-                reply.send(Err(ConnectError::TunnelDown));
-            }
-        }
-    }
-}
-
-/// What a proxy tells its application about a flow that could not be opened.
-fn connect_error(cause: Cause) -> ConnectError {
-    match cause {
-        Cause::Refused | Cause::Reset => ConnectError::Refused,
-        Cause::TimedOut => ConnectError::TimedOut,
-        Cause::Unreachable(Unreachable::AdminProhibited) => ConnectError::NotAllowed,
-        Cause::Unreachable(Unreachable::Network) => ConnectError::NetworkUnreachable,
-        Cause::Unreachable(Unreachable::Port) => ConnectError::Refused,
-        Cause::Unreachable(_) => ConnectError::Unreachable,
-        Cause::NoMemory => ConnectError::TooManyFlows,
-        Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => ConnectError::TunnelDown,
-    }
-}
-
 /// Turns before the runtime gets the thread back.
 const TURNS: usize = 64;
 
 /// Commands taken per turn.
 const COMMANDS_PER_TURN: usize = 64;
 
-/// Sockets served per turn.
-const READY_PER_TURN: usize = 256;
-
 /// Requests kept until the first session: a browser's start, not a flood.
 const MAX_WAITING: usize = 1024;
 
 /// How long they are kept: about as long as applications wait themselves.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The first pause between attempts.
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
-
-/// The longest pause: a server that comes back is found within this.
-const BACKOFF_MAX: Duration = Duration::from_secs(4);
-
-/// A link that was up for this long is tried again without a pause.
-const STABLE: Duration = Duration::from_secs(5);
-
-/// How long the handshake of a flow may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the last frame may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -3,6 +3,8 @@
 pub mod associate;
 pub mod connect;
 pub mod driver;
+mod inside;
+mod link;
 pub mod proxy;
 pub mod resolve;
 pub mod run;

@@ -45,7 +45,8 @@ use crate::wire::InnerConfig;
 
 /// A tunnel that keeps itself connected, and the resolver that asks through it.
 ///
-/// Dropping it ends the tunnel without a word to the server; [`Client::close`] says goodbye.
+/// Dropping it ends the tunnel, whoever else holds a handle of it; [`Client::close`] waits until the
+/// goodbye has left.
 #[derive(Debug)]
 pub struct Client {
     tunnel: Tunnel,
@@ -135,10 +136,17 @@ impl Client {
     }
 
     /// Closes the session in order and ends the tunnel.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         self.stop.cancel();
         // The driver bounds its own goodbye; the time-out is for a runtime that stalls.
-        let _ = timeout(CLOSE_TIMEOUT, self.driver).await;
+        let _ = timeout(CLOSE_TIMEOUT, &mut self.driver).await;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // The name service and the driver hold each other's handles: nothing else ends them.
+        self.stop.cancel();
     }
 }
 

@@ -363,6 +363,14 @@ impl Association {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleId(u64);
 
+#[cfg(test)]
+impl HandleId {
+    /// Makes an id for a test that plays the asker.
+    pub(super) const fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl fmt::Display for HandleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -583,11 +591,27 @@ impl Reply {
     pub fn is_abandoned(&self) -> bool {
         self.0.is_closed()
     }
+
+    /// Makes a reply for a test that plays the asker.
+    #[cfg(test)]
+    pub(super) fn pair() -> (Self, oneshot::Receiver<Result<(), ConnectError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
 }
 
 /// Tells an [`Association`] of its end by being dropped.
 #[derive(Debug)]
 pub struct Lifeline(#[expect(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
+
+#[cfg(test)]
+impl Lifeline {
+    /// Makes a lifeline for a test that plays the asker.
+    pub(super) fn pair() -> (Self, oneshot::Receiver<()>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+}
 
 /// Why there is no flow, port or association.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Hash)]

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::proto::SecretKey;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -133,7 +135,8 @@ impl Spot {
         let Some(line) = self.source.text.lines().nth(self.line.saturating_sub(1)) else {
             return Ok(());
         };
-        if self.secret {
+        // A key file given as a configuration is one line, which may be a secret key.
+        if self.secret || line.trim().parse::<SecretKey>().is_ok() {
             return Ok(());
         }
         let before = self.column.saturating_sub(1);

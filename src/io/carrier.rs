@@ -14,7 +14,10 @@
 //! 4. [`Carrier::poll_event`] tells what became of the session and its lanes.
 //!
 //! A lane that fails in any way is removed and reported; the session lives on without it.
-//! No room in the lane means back-pressure: the sink answers `None`, `push` gives back.
+//! No room in the lane means back-pressure: the sink answers `None`.
+//!
+//! A session that has closed, whoever closed it, keeps its lanes until its last word has left,
+//! or for [`LAST_WORD`].
 //!
 //! # Limits
 //!
@@ -24,7 +27,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use adit_netstack::{Offload, PacketSink};
 
@@ -32,7 +35,7 @@ use crate::io::lane::StreamLane;
 use crate::io::pool::Buffer;
 use crate::proto::{OpenError, Opened, PacketMeta, Scope, Session, SessionEvent};
 use crate::wire::{
-    CloseReason, FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type,
+    CloseReason, DEFAULT_MTU, FrameType, LaneId, MAX_FRAME, PACKET_HEADROOM, TAILROOM, frame_type,
 };
 
 /// A session and the stream lanes that carry it.
@@ -42,6 +45,10 @@ pub struct Carrier {
     lanes: Vec<Carried>,
     events: VecDeque<CarrierEvent>,
     control: Vec<u8>,
+    /// The session may have something to say that no lane was given yet.
+    unspoken: bool,
+    /// Until when a session that has closed may keep its lanes for its last word.
+    last_word: Option<Instant>,
     stats: CarrierStats,
 }
 
@@ -107,6 +114,8 @@ impl Carrier {
             lanes: Vec::with_capacity(1),
             events: VecDeque::new(),
             control: Vec::new(),
+            unspoken: true,
+            last_word: None,
             stats: CarrierStats::default(),
         };
         carrier.carry(id, lane, false);
@@ -132,6 +141,7 @@ impl Carrier {
 
     /// Returns the session for a change of its state.
     pub fn session_mut(&mut self) -> &mut Session {
+        self.unspoken = true;
         &mut self.session
     }
 
@@ -148,6 +158,9 @@ impl Carrier {
     /// Replaces the session and its lanes by a fresh one of the same client.
     pub fn replace(&mut self, session: Session, id: LaneId, lane: StreamLane) {
         self.lanes.clear();
+        self.events.clear();
+        self.last_word = None;
+        self.unspoken = true;
         self.session = session;
         self.carry(id, lane, false);
     }
@@ -173,23 +186,25 @@ impl Carrier {
         let mut at = 0;
         while at < self.lanes.len() {
             let lane = &mut self.lanes[at];
-            let lost = match lane.io.poll_read(cx) {
+            let mut arrived = std::mem::take(&mut lane.unread);
+            let ended = match lane.io.poll_read(cx) {
                 Poll::Pending => None,
                 Poll::Ready(Ok(0)) => Some(LaneLoss::Closed),
                 Poll::Ready(Ok(_)) => {
-                    any = true;
+                    arrived = true;
                     lane.quiet_at.get_or_insert(now + QUIET);
                     None
                 }
                 Poll::Ready(Err(error)) => Some(LaneLoss::Io(error)),
             };
-            let lost = match lost {
-                None if lane.unread || any => {
-                    lane.unread = false;
-                    lane.receive(&mut self.session, now, &mut self.stats, &mut deliver)
-                        .err()
-                }
-                lost => lost,
+            // What arrived before the end still counts, a goodbye above all.
+            let lost = if arrived {
+                any = true;
+                self.unspoken = true;
+                let received = lane.receive(&mut self.session, now, &mut self.stats, &mut deliver);
+                received.err().or(ended)
+            } else {
+                ended
             };
             match lost {
                 Some(cause) => {
@@ -263,6 +278,7 @@ impl Carrier {
             }
             self.control.clear();
         }
+        self.unspoken = false;
         let mut lost = false;
         let mut at = 0;
         while at < self.lanes.len() {
@@ -274,13 +290,13 @@ impl Carrier {
                 }
             }
         }
-        // A session that has closed by itself needs its lanes only for its last word.
-        while let Some(reason) = self.session.closed()
-            && !self.lanes.is_empty()
-            && self.is_flushed()
-        {
-            lost = true;
-            self.lose(now, self.lanes.len() - 1, LaneLoss::SessionClosed(reason));
+        // A session that has closed needs its lanes only for its last word.
+        if let Some(reason) = self.session.closed() {
+            let until = *self.last_word.get_or_insert(now + LAST_WORD);
+            while !self.lanes.is_empty() && (self.is_flushed() || now >= until) {
+                lost = true;
+                self.lose(now, self.lanes.len() - 1, LaneLoss::SessionClosed(reason));
+            }
         }
         lost || (!had_room && self.has_room(now))
     }
@@ -288,20 +304,25 @@ impl Carrier {
     /// Returns when [`Carrier::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let quiet = self.lanes.iter().filter_map(|lane| lane.quiet_at).min();
-        self.session.poll_timeout().into_iter().chain(quiet).min()
+        let last_word = self.last_word.filter(|_| !self.lanes.is_empty());
+        [self.session.poll_timeout(), quiet, last_word]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.unspoken = true;
         self.session.handle_timeout(now);
         for lane in &mut self.lanes {
             lane.handle_timeout(now);
         }
     }
 
-    /// Returns whether everything queued has been handed to the system.
+    /// Returns whether everything that was to be said has been handed to the system.
     pub fn is_flushed(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.io.queued() == 0)
+        !self.unspoken && self.lanes.iter().all(|lane| lane.io.is_flushed())
     }
 
     /// Returns the next thing that became of the session or a lane.
@@ -377,6 +398,12 @@ impl PacketSink for LaneSink<'_> {
     }
 }
 
+/// Returns whether `sink` has room for a packet: for those who would rather leave a datagram
+/// where it is than read and drop it.
+pub fn has_room<S: PacketSink>(sink: &mut S) -> bool {
+    sink.reserve(usize::from(DEFAULT_MTU)).is_some()
+}
+
 #[derive(Debug)]
 struct Carried {
     id: LaneId,
@@ -435,11 +462,257 @@ impl Carried {
     }
 }
 
+/// How long a session that has closed keeps its lanes if the far end does not read.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// How long a lane must be quiet before its read buffer is given back.
-const QUIET: std::time::Duration = std::time::Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What may arrive meanwhile: keepalives and the odd small packet.
 const QUIET_BYTES: u64 = 16 * 1024;
 
 /// The most lanes that carry one session at once.
 pub const MAX_LANES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Waker;
+    use std::time::UNIX_EPOCH;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::io::lane::LaneStream;
+    use crate::io::pool::Pool;
+    use crate::proto::{
+        Answer, ChallengeState, ClientConfig, ClientEntry, Initiator, Reply, Responder, SecretKey,
+        Settings,
+    };
+
+    /// Both ends of one session, each carried by its own end of a TCP connection.
+    struct Ends {
+        client: Carrier,
+        server: Carrier,
+        at_client: Vec<Vec<u8>>,
+        at_server: Vec<Vec<u8>>,
+        events: Vec<CarrierEvent>,
+    }
+
+    fn sessions(now: Instant) -> (Session, Session) {
+        let mut rng = rand::rng();
+        let secret = SecretKey::generate(&mut rng);
+        let config =
+            ClientConfig::new(SecretKey::generate(&mut rng), secret.public(), *b"instance");
+        let responder = Responder::new(vec![secret], &[], Settings::default(), UNIX_EPOCH);
+        let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let (mut initiator, init) = Initiator::new(&config, unix, &mut rng).unwrap();
+        let mut challenge = ChallengeState::default();
+        let entry = |_: &_| Some(ClientEntry::default());
+        let answer = responder.handle_init(now, &init, &mut challenge, &mut rng, entry);
+        let Ok(Answer::Accept { reply, session, .. }) = answer else {
+            panic!("{answer:?}");
+        };
+        let Ok(Reply::Established(client)) = initiator.handle(now, unix, &reply) else {
+            panic!("no session");
+        };
+        (*client, *session)
+    }
+
+    async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    fn lane(socket: TcpStream) -> StreamLane {
+        StreamLane::new(LaneStream::Tcp(socket), pool())
+    }
+
+    fn pool() -> Arc<Pool> {
+        Pool::new("test", 4, 4)
+    }
+
+    fn cx() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    impl Ends {
+        async fn new(now: Instant) -> Self {
+            let (client, server) = sessions(now);
+            let (near, far) = tcp_pair().await;
+            Self {
+                client: Carrier::new(client, LaneId::FIRST, lane(near)),
+                server: Carrier::new(server, LaneId::FIRST, lane(far)),
+                at_client: Vec::new(),
+                at_server: Vec::new(),
+                events: Vec::new(),
+            }
+        }
+
+        /// One turn of both drivers; the server's events are kept.
+        async fn turn(&mut self, now: Instant) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let at = &mut self.at_client;
+            self.client.poll_receive(&mut cx(), now, |frame, range, _| {
+                at.push(frame[range].to_vec())
+            });
+            self.client.poll_send(&mut cx(), now);
+            while self.client.poll_event(now).is_some() {}
+            let at = &mut self.at_server;
+            self.server.poll_receive(&mut cx(), now, |frame, range, _| {
+                at.push(frame[range].to_vec())
+            });
+            self.server.poll_send(&mut cx(), now);
+            while let Some(event) = self.server.poll_event(now) {
+                self.events.push(event);
+            }
+        }
+
+        async fn confirm(&mut self, now: Instant) {
+            while !self.server.session().is_confirmed()
+                || self.server.session().lanes().count() == 0
+            {
+                self.turn(now).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn packets_cross_both_ways() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        let mut sink = ends.client.sink(now);
+        sink.reserve(5).unwrap().copy_from_slice(b"up it");
+        sink.commit(5, Offload::default());
+        let mut buffer = pool().sized(PACKET_HEADROOM + 4 + TAILROOM);
+        buffer[PACKET_HEADROOM..PACKET_HEADROOM + 4].copy_from_slice(b"down");
+        assert!(ends.server.has_room(now));
+        ends.server.push(now, buffer, Offload::default());
+        while ends.at_client.is_empty() || ends.at_server.is_empty() {
+            ends.turn(now).await;
+        }
+        assert_eq!(ends.at_server, [b"up it"]);
+        assert_eq!(ends.at_client, [b"down"]);
+    }
+
+    #[tokio::test]
+    async fn carrier_is_not_flushed_before_the_last_word_is_sealed() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        assert!(ends.server.is_flushed());
+        ends.server
+            .session_mut()
+            .close(now, CloseReason::PoolExhausted);
+        assert!(
+            !ends.server.is_flushed(),
+            "the close frame is still to come"
+        );
+        ends.server.poll_send(&mut cx(), now);
+        assert!(ends.server.is_flushed());
+        assert_eq!(ends.server.lanes(), 0);
+        let mut reason = None;
+        while reason.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            ends.client.poll_receive(&mut cx(), now, |_, _, _| {});
+            while let Some(event) = ends.client.poll_event(now) {
+                if let CarrierEvent::Session(SessionEvent::PeerClosed(why)) = event {
+                    reason = Some(why);
+                }
+            }
+        }
+        assert_eq!(reason, Some(CloseReason::PoolExhausted));
+    }
+
+    #[tokio::test]
+    async fn closed_session_keeps_a_lane_that_nobody_reads_for_1_s() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        // The client reads no more; what the server says fills the connection, then its queue.
+        loop {
+            while ends.server.has_room(now) {
+                let buffer = pool().sized(PACKET_HEADROOM + 60_000 + TAILROOM);
+                ends.server.push(now, buffer, Offload::default());
+            }
+            ends.server.poll_send(&mut cx(), now);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            ends.server.poll_send(&mut cx(), now);
+            if !ends.server.has_room(now) {
+                break;
+            }
+        }
+        ends.server
+            .session_mut()
+            .close(now, CloseReason::ProtocolError);
+        ends.server.poll_send(&mut cx(), now);
+        assert_eq!(ends.server.lanes(), 1);
+        let due = ends.server.poll_timeout().expect("an end to the patience");
+        assert!(due <= now + LAST_WORD);
+        ends.server.handle_timeout(due);
+        assert!(ends.server.poll_send(&mut cx(), due), "a lane is lost");
+        assert_eq!(ends.server.lanes(), 0);
+        assert_eq!(ends.server.poll_timeout(), None);
+    }
+
+    #[tokio::test]
+    async fn goodbye_that_stood_in_the_buffer_at_the_handover_is_heard() {
+        let now = Instant::now();
+        let (mut client, server) = sessions(now);
+        let (mut near, far) = tcp_pair().await;
+        // All of the client's life in one flight: its proof, its goodbye, the end.
+        let mut control = Vec::new();
+        let mut flight = Vec::new();
+        while client.poll_control(now, &mut control).is_some() {
+            flight.extend_from_slice(&control);
+        }
+        client.close(now, CloseReason::ShuttingDown);
+        while client.poll_control(now, &mut control).is_some() {
+            flight.extend_from_slice(&control);
+        }
+        near.write_all(&flight).await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut lane = lane(far);
+        // As the conversation before the handover does when it waits for a handshake.
+        std::future::poll_fn(|cx| lane.poll_read(cx)).await.unwrap();
+        let mut server = Carrier::new(server, LaneId::FIRST, lane);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        server.poll_receive(&mut cx(), now, |_, _, _| {});
+        let mut heard = false;
+        while let Some(event) = server.poll_event(now) {
+            heard |= matches!(event, CarrierEvent::Session(SessionEvent::PeerClosed(_)));
+        }
+        assert!(heard);
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn lane_that_ends_is_reported_once_and_the_session_lives_on() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        ends.events.clear();
+        drop(std::mem::replace(
+            &mut ends.client,
+            Ends::new(now).await.client,
+        ));
+        while ends.events.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            ends.server.poll_receive(&mut cx(), now, |_, _, _| {});
+            while let Some(event) = ends.server.poll_event(now) {
+                ends.events.push(event);
+            }
+        }
+        assert!(matches!(
+            ends.events[..],
+            [CarrierEvent::LaneLost { left: 0, .. }]
+        ));
+        assert_eq!(ends.server.session().closed(), None);
+        assert!(!ends.server.has_room(now));
+        assert!(ends.server.sink(now).reserve(100).is_none());
+    }
+}

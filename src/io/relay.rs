@@ -219,6 +219,13 @@ impl Relay {
     }
 }
 
+impl Drop for Relay {
+    /// Flows that are cut off in the middle must not look like such that have ended.
+    fn drop(&mut self) {
+        self.reset_all();
+    }
+}
+
 /// The outside end of a flow.
 #[derive(Debug)]
 pub enum Endpoint {
@@ -263,7 +270,7 @@ impl Endpoint {
     }
 
     /// Ends the connection so that the application sees a reset, as it would without us.
-    fn reset(self) {
+    pub fn reset(self) {
         match self {
             Endpoint::Tcp(socket) => {
                 let handle = socket2::SockRef::from(&socket);
@@ -508,3 +515,66 @@ struct Moved {
 /// The most one pump moves in one direction: a full receive ring, so that one wake-up can
 /// empty it, and no more, so that 64 such flows still take turns.
 pub const PUMP_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn registered(set: &ReadySet) -> Arc<Woken> {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        set.register(&Context::from_waker(&waker));
+        woken
+    }
+
+    #[test]
+    fn wake_up_names_its_key_once_until_it_is_taken() {
+        let set = ReadySet::new();
+        let woken = registered(&set);
+        let notice = Arc::new(Notice::new(set.clone(), 7));
+        let waker = Waker::from(notice.clone());
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert_eq!((set.pop(), set.pop()), (Some(7), None));
+        waker.wake_by_ref();
+        assert_eq!(set.pop(), None, "not taken yet");
+        notice.taken();
+        waker.wake_by_ref();
+        assert_eq!(set.pop(), Some(7));
+    }
+
+    #[test]
+    fn keys_are_served_in_the_order_in_which_they_became_ready() {
+        let set = ReadySet::new();
+        for key in [3, 1, 2] {
+            Waker::from(Arc::new(Notice::new(set.clone(), key))).wake();
+        }
+        assert!(!set.is_empty());
+        assert_eq!(
+            [set.pop(), set.pop(), set.pop()],
+            [Some(3), Some(1), Some(2)]
+        );
+    }
+
+    #[test]
+    fn key_of_a_flow_that_is_gone_is_passed_over() {
+        let set = ReadySet::new();
+        let mut relay = Relay::new(set.clone());
+        let mut stack = Stack::new(adit_netstack::Config::default(), 1);
+        Waker::from(Arc::new(Notice::new(set.clone(), 9))).wake();
+        assert!(relay.poll_ready(Instant::now(), &mut stack, 8));
+        assert!(!relay.poll_ready(Instant::now(), &mut stack, 8));
+    }
+}

@@ -13,7 +13,8 @@
 //! At most [`MAX_STRANGERS`] such connections at once; one more waits in the kernel's backlog.
 //! While more than half of that many are there, newcomers get only [`CROWDED_TIMEOUT`], so
 //! that a crowd of silent ones cannot keep clients out for long. A frame of a stranger is at
-//! most [`crate::wire::MAX_FRAME_PREAUTH`] bytes.
+//! most [`crate::wire::MAX_FRAME_PREAUTH`] bytes. A connection may ask to join once, and is not
+//! listened to any more after a handshake that is not in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, trace};
 
 use super::leases::Owner;
-use super::registry::ToSession;
+use super::registry::Join;
 use super::run::Shared;
 use super::session::SessionDriver;
 use crate::config::Scheme;
@@ -105,6 +106,7 @@ async fn authenticate(
     };
     let mut lane = StreamLane::new(stream, shared.pool.clone());
     let mut challenge = ChallengeState::default();
+    let mut asked_to_join = false;
     loop {
         let frame = match lane.read_frame().await {
             Ok(Some(frame)) => frame,
@@ -119,21 +121,27 @@ async fn authenticate(
             }
         };
         match frame_type(&frame) {
+            // Each costs a session's driver time: no client sends a second one.
+            Some(FrameType::Join) if asked_to_join => {
+                stats.joins_refused.fetch_add(1, Ordering::Relaxed);
+                return discard(lane).await;
+            }
             Some(FrameType::Join) => {
-                let orders = join_session_id(&frame).and_then(|id| shared.registry.find(id));
-                let Some(orders) = orders else {
+                asked_to_join = true;
+                let joins = join_session_id(&frame).and_then(|id| shared.registry.find(id));
+                let Some(joins) = joins else {
                     stats.joins_refused.fetch_add(1, Ordering::Relaxed);
                     continue;
                 };
                 let (back, returned) = oneshot::channel();
-                let join = ToSession::Join {
+                let join = Join {
                     frame,
                     lane: Box::new(lane),
                     back,
                 };
                 // Send fails when the session ends at this moment; the lane goes with it,
                 // and the client dials again.
-                orders.send(join).await.ok()?;
+                joins.send(join).await.ok()?;
                 match returned.await {
                     Ok(given_back) => {
                         stats.joins_refused.fetch_add(1, Ordering::Relaxed);
@@ -193,6 +201,8 @@ async fn authenticate(
                     Err(silence) => {
                         stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
                         debug!(%silence, "a handshake was not answered");
+                        // What follows a wrong one is not worth the price of another.
+                        return discard(lane).await;
                     }
                 }
             }

@@ -24,7 +24,7 @@
 //! most [`super::egress::udp::MAX_MAPPINGS`], idle ones end after [`super::egress::udp::MAPPING_IDLE`]; DNS queries under way at most
 //! [`MAX_QUERIES`]. Whatever exceeds a limit is dropped or refused, and counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -36,11 +36,13 @@ use adit_netstack::{
     Accept, Config, Delivery, Event, FlowId, Offload, PacketSink, Rejection, Stack, Unreachable,
 };
 use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
 use tracing::debug;
 
+use crate::io::carrier::has_room;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
@@ -53,12 +55,16 @@ pub struct Local {
     ready: Arc<ReadySet>,
     gateways: Vec<IpAddr>,
     egress: bool,
-    connecting: FuturesUnordered<Connecting>,
+    connecting: FuturesUnordered<Abortable<Connecting>>,
+    /// Ends the outer connect of a flow that is gone; one for each in `connecting`.
+    attempts: HashMap<FlowId, AbortHandle>,
     connected: HashMap<FlowId, TcpStream>,
     mappings: Mappings,
     echoes: EchoSockets,
     dns: DnsClient,
     queries: FuturesUnordered<Query>,
+    /// Answers that wait for room.
+    answers: VecDeque<Answer>,
     stats: LocalStats,
 }
 
@@ -84,7 +90,7 @@ pub struct LocalStats {
     pub queries_dropped: u64,
     /// Datagrams for closed ports of the gateway.
     pub gateway_refused: u64,
-    /// Answers dropped because the lane had no room.
+    /// Answers dropped because they are too long, or the lane had no room for all their fragments.
     pub no_room: u64,
 }
 
@@ -102,7 +108,9 @@ impl Local {
         let config = Config {
             mtu,
             addresses: gateways.clone(),
-            accept: if egress { Accept::Any } else { Accept::Own },
+            // Also with egress `tun`, where only packets for the gateway come here: the netstack
+            // would answer for those of its ports that nobody has bound.
+            accept: Accept::Any,
             incoming: true,
             max_flows: limits.flows,
             max_half_open: limits.half_open,
@@ -116,11 +124,13 @@ impl Local {
             gateways,
             egress,
             connecting: FuturesUnordered::new(),
+            attempts: HashMap::new(),
             connected: HashMap::new(),
             mappings: Mappings::new(),
             echoes: EchoSockets::new(),
             dns,
             queries: FuturesUnordered::new(),
+            answers: VecDeque::new(),
             stats: LocalStats::default(),
         }
     }
@@ -138,7 +148,7 @@ impl Local {
                 if self.gateways.contains(&local.ip()) {
                     if local.port() != DNS_PORT {
                         self.stats.gateway_refused += 1;
-                    } else if self.queries.len() >= MAX_QUERIES {
+                    } else if self.queries.len() + self.answers.len() >= MAX_QUERIES {
                         self.stats.queries_dropped += 1;
                     } else {
                         let (dns, query) = (self.dns.clone(), payload.to_vec());
@@ -239,6 +249,9 @@ impl Local {
                     self.relay.pump(now, &mut self.stack, flow);
                 }
                 Event::Closed { flow, .. } => {
+                    if let Some(attempt) = self.attempts.remove(&flow) {
+                        attempt.abort();
+                    }
                     self.connected.remove(&flow);
                     self.relay.reset(flow);
                     self.stack.release(now, flow);
@@ -256,13 +269,19 @@ impl Local {
                 self.stack.reject(now, flow, Rejection::Reset);
             }
         } else if self.egress {
-            self.connecting.push(Box::pin(async move {
+            let connecting: Connecting = Box::pin(async move {
                 let attempt = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(local));
                 let result = attempt
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                 (flow, result)
-            }));
+            });
+            // A client that resets its SYNs must not leave sockets that still connect: the limit
+            // of half-open flows is theirs, too.
+            let (handle, registration) = AbortHandle::new_pair();
+            self.attempts.insert(flow, handle);
+            self.connecting
+                .push(Abortable::new(connecting, registration));
         } else {
             self.stack.reject(now, flow, Rejection::Reset);
         }
@@ -283,8 +302,14 @@ impl Local {
 
     fn poll_connecting(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
-        while let Poll::Ready(Some((flow, result))) = self.connecting.poll_next_unpin(cx) {
+        while let Poll::Ready(Some(outcome)) = self.connecting.poll_next_unpin(cx) {
             any = true;
+            let (flow, result) = match outcome {
+                Ok(outcome) => outcome,
+                // Its flow is gone.
+                Err(Aborted) => continue,
+            };
+            self.attempts.remove(&flow);
             match result {
                 Ok(socket) => {
                     self.stats.connected += 1;
@@ -308,9 +333,14 @@ impl Local {
         let mut any = false;
         while let Poll::Ready(Some(answer)) = self.queries.poll_next_unpin(cx) {
             any = true;
-            let Some((local, remote, bytes)) = answer else {
-                continue;
+            self.answers.extend(answer);
+        }
+        // A lane that is full of one flow's bytes must not cost an answer.
+        while !self.answers.is_empty() && has_room(sink) {
+            let Some((local, remote, bytes)) = self.answers.pop_front() else {
+                break;
             };
+            any = true;
             self.stats.queries += 1;
             if self.stack.send_udp(sink, local, remote, &bytes).is_err() {
                 self.stats.no_room += 1;
@@ -331,7 +361,10 @@ impl std::fmt::Debug for Local {
 }
 
 type Connecting = Pin<Box<dyn Future<Output = (FlowId, io::Result<TcpStream>)> + Send>>;
-type Query = Pin<Box<dyn Future<Output = Option<(SocketAddr, SocketAddr, Vec<u8>)>> + Send>>;
+type Query = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+
+/// From the gateway, to the client, the message.
+type Answer = (SocketAddr, SocketAddr, Vec<u8>);
 
 /// The datagrams of a delivery: one, or those of a super-packet.
 fn datagrams(payload: &[u8], segment: usize) -> impl Iterator<Item = &[u8]> {
@@ -372,3 +405,208 @@ pub const MAX_QUERIES: usize = 256;
 
 /// Sockets served per turn before the lane gets its turn again.
 const READY_PER_TURN: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use adit_netstack::{Cause, Event as StackEvent};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::server::dns::DnsService;
+
+    /// A lane that has room or not.
+    #[derive(Default)]
+    struct Wire {
+        full: bool,
+        room: Vec<u8>,
+        packets: Vec<(Vec<u8>, Offload)>,
+    }
+
+    impl PacketSink for Wire {
+        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+            if self.full {
+                return None;
+            }
+            self.room.resize(len, 0);
+            Some(&mut self.room[..len])
+        }
+
+        fn commit(&mut self, len: usize, offload: Offload) {
+            self.packets.push((self.room[..len].to_vec(), offload));
+        }
+    }
+
+    const GATEWAY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 86, 0, 1));
+
+    /// A client's netstack and the server's, with nothing lost between them.
+    struct Path {
+        client: Stack,
+        local: Local,
+        now: Instant,
+    }
+
+    impl Path {
+        fn new() -> Self {
+            let dns = DnsService::new(&[SocketAddr::from(([127, 0, 0, 1], 9))]).unwrap();
+            let limits = LocalLimits {
+                flows: 100,
+                half_open: 10,
+            };
+            let config = Config {
+                addresses: vec![[10, 86, 0, 2].into()],
+                ..Config::default()
+            };
+            Self {
+                client: Stack::new(config, 1),
+                local: Local::new(vec![GATEWAY], 1400, true, limits, dns.client(), 2),
+                now: Instant::now(),
+            }
+        }
+
+        /// Lets both speak until neither has anything to say; returns what the client was told.
+        fn settle(&mut self) -> Vec<StackEvent> {
+            let mut events = Vec::new();
+            loop {
+                let mut up = Wire::default();
+                self.client.poll_transmit(self.now, &mut up);
+                let quiet = up.packets.is_empty();
+                for (mut packet, offload) in up.packets {
+                    self.local.handle_packet(self.now, &mut packet, offload);
+                }
+                let mut down = Wire::default();
+                let mut cx = Context::from_waker(Waker::noop());
+                let moved = self.local.poll(&mut cx, self.now, &mut down);
+                if quiet && !moved && down.packets.is_empty() {
+                    return events;
+                }
+                for (mut packet, offload) in down.packets {
+                    let _ = self.client.handle_packet(self.now, &mut packet, offload);
+                }
+                events.extend(std::iter::from_fn(|| self.client.poll_event()));
+            }
+        }
+
+        async fn event(&mut self) -> StackEvent {
+            loop {
+                if let Some(event) = self.settle().into_iter().next() {
+                    return event;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// A listener whose backlog is full, so that a connect to it hangs; and what fills it.
+    async fn silent() -> (SocketAddr, Vec<socket2::Socket>) {
+        let listener =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener
+            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+            .unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            // In progress, or in the backlog.
+            let _ = socket.connect(&address);
+            held.push(socket);
+        }
+        (address.as_socket().unwrap(), held)
+    }
+
+    #[tokio::test]
+    async fn flow_is_answered_when_the_origin_has_accepted_and_bytes_cross() {
+        let mut path = Path::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = listener.local_addr().unwrap();
+        let flow = path.client.connect(path.now, origin).unwrap();
+        assert_eq!(path.event().await, StackEvent::Established { flow });
+        let (mut socket, _) = listener.accept().await.unwrap();
+        path.client
+            .send(path.now, flow, |ring| {
+                ring[..3].copy_from_slice(b"ask");
+                (3, ())
+            })
+            .unwrap();
+        path.client.finish(path.now, flow);
+        path.settle();
+        let mut asked = Vec::new();
+        socket.read_to_end(&mut asked).await.unwrap();
+        assert_eq!(asked, b"ask");
+        socket.write_all(b"answer").await.unwrap();
+        drop(socket);
+        let mut answer = Vec::new();
+        while path.client.recv(path.now, flow, |_| (0, ()))
+            != Err(adit_netstack::RecvError::Finished)
+        {
+            path.settle();
+            let _ = path.client.recv(path.now, flow, |ring| {
+                answer.extend_from_slice(ring);
+                (ring.len(), ())
+            });
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(answer, b"answer");
+        assert!(path.local.relay.is_empty() && path.local.connected.is_empty());
+    }
+
+    #[tokio::test]
+    async fn refused_connect_is_a_reset_for_the_client() {
+        let mut path = Path::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = listener.local_addr().unwrap();
+        drop(listener);
+        let flow = path.client.connect(path.now, origin).unwrap();
+        let cause = Cause::Refused;
+        assert_eq!(path.event().await, StackEvent::Closed { flow, cause });
+        assert!(path.local.attempts.is_empty() && path.local.stack.is_empty());
+    }
+
+    #[tokio::test]
+    async fn client_that_resets_its_syn_takes_the_outer_connect_with_it() {
+        let (origin, _held) = silent().await;
+        let mut path = Path::new();
+        // Far more than the limit of half-open flows, if they stayed.
+        for _ in 0..50 {
+            let flow = path.client.connect(path.now, origin).unwrap();
+            path.settle();
+            assert_eq!(path.local.connecting.len(), 1, "this one's connect hangs");
+            path.client.abort(path.now, flow);
+            path.client.release(path.now, flow);
+            // No reset follows a SYN that was not answered; the time-out ends it all the same.
+            let lost = path.local.stack.poll_timeout().unwrap();
+            path.now = lost;
+            path.local.handle_timeout(lost);
+            path.settle();
+            assert_eq!(path.local.connecting.len(), 0);
+            assert!(path.local.attempts.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_to_a_query_waits_for_room() {
+        let mut path = Path::new();
+        let to = SocketAddr::from(([10, 86, 0, 2], 4000));
+        let from = SocketAddr::new(GATEWAY, DNS_PORT);
+        path.local.queries.push(Box::pin(
+            async move { Some((from, to, b"answer".to_vec())) },
+        ));
+        let mut wire = Wire {
+            full: true,
+            ..Wire::default()
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        path.local.poll(&mut cx, path.now, &mut wire);
+        assert!(!path.local.poll(&mut cx, path.now, &mut wire), "no room");
+        wire.full = false;
+        assert!(path.local.poll(&mut cx, path.now, &mut wire));
+        assert!(wire.packets[0].0.ends_with(b"answer"));
+        assert_eq!(path.local.stats.no_room, 0);
+    }
+}

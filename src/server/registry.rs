@@ -17,27 +17,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::io::lane::StreamLane;
 use crate::server::leases::{Lease, LeaseError, Leases, Owner};
 use crate::server::router::{Downlink, Router};
 use crate::wire::{CloseReason, SessionId};
 
-/// What is said to a session's driver from outside.
+/// A new lane that asks a session's driver to join; it comes back if its proof does not hold.
 #[derive(Debug)]
-pub enum ToSession {
-    /// A new lane asks to join; it comes back if its proof does not hold.
-    Join {
-        /// The join frame.
-        frame: Vec<u8>,
-        /// The lane it arrived on.
-        lane: Box<StreamLane>,
-        /// Where the lane goes if it may not join.
-        back: oneshot::Sender<Box<StreamLane>>,
-    },
-    /// The session is to end.
-    Close(CloseReason),
+pub struct Join {
+    /// The join frame.
+    pub frame: Vec<u8>,
+    /// The lane it arrived on.
+    pub lane: Box<StreamLane>,
+    /// Where the lane goes if it may not join.
+    pub back: oneshot::Sender<Box<StreamLane>>,
+}
+
+/// A confirmed session that asks to be entered.
+#[derive(Clone, Debug)]
+pub struct Entrant {
+    /// Its number.
+    pub id: SessionId,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Where its driver takes new lanes.
+    pub joins: mpsc::Sender<Join>,
+    /// Cancelled when another session takes its place.
+    pub replaced: CancellationToken,
+    /// Its packets.
+    pub downlink: Arc<Downlink>,
 }
 
 /// Every confirmed session of a server.
@@ -46,6 +57,8 @@ pub struct Registry {
     inner: Mutex<Inner>,
     router: Arc<Router>,
     capacity: usize,
+    /// The leases may have changed.
+    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -57,9 +70,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Entry {
-    owner: Owner,
-    orders: mpsc::Sender<ToSession>,
-    downlink: Arc<Downlink>,
+    session: Entrant,
     addresses: Vec<IpAddr>,
 }
 
@@ -74,6 +85,7 @@ impl Registry {
             }),
             router,
             capacity,
+            changed: Notify::new(),
         }
     }
 
@@ -82,45 +94,29 @@ impl Registry {
     /// # Errors
     ///
     /// The server is full, or why there is no lease for it.
-    pub fn enter(
-        &self,
-        id: SessionId,
-        owner: Owner,
-        orders: mpsc::Sender<ToSession>,
-        downlink: &Arc<Downlink>,
-        now: SystemTime,
-    ) -> Result<Lease, EnterError> {
+    pub fn enter(&self, session: Entrant, now: SystemTime) -> Result<Lease, EnterError> {
         let mut inner = self.lock();
-        if let Some(old) = inner.owners.get(&owner).copied() {
-            if let Some(entry) = self.take_out(&mut inner, old) {
-                inner.leases.release(now, &entry.owner);
-                // A driver whose queue is full is busy with joins of a session that has just
-                // been replaced; its lanes will starve and it ends by itself.
-                let _ = entry
-                    .orders
-                    .try_send(ToSession::Close(CloseReason::Superseded));
-            }
+        self.changed.notify_one();
+        if let Some(old) = inner.owners.get(&session.owner).copied()
+            && let Some(entry) = self.take_out(&mut inner, old)
+        {
+            inner.leases.release(now, &entry.session.owner);
+            entry.session.replaced.cancel();
         }
         if inner.sessions.len() >= self.capacity {
             return Err(EnterError::Full {
                 capacity: self.capacity,
             });
         }
-        let lease = inner.leases.acquire(now, owner)?;
+        let lease = inner.leases.acquire(now, session.owner)?;
         let addresses = addresses(&lease);
         for address in &addresses {
-            self.router.insert(*address, downlink.clone());
+            self.router.insert(*address, session.downlink.clone());
         }
-        inner.owners.insert(owner, id);
-        inner.sessions.insert(
-            id,
-            Entry {
-                owner,
-                orders,
-                downlink: downlink.clone(),
-                addresses,
-            },
-        );
+        inner.owners.insert(session.owner, session.id);
+        inner
+            .sessions
+            .insert(session.id, Entry { session, addresses });
         Ok(lease)
     }
 
@@ -130,16 +126,18 @@ impl Registry {
         let mut inner = self.lock();
         if let Some(entry) = self.take_out(&mut inner, id) {
             if left {
-                inner.leases.leave(now, &entry.owner);
+                inner.leases.leave(now, &entry.session.owner);
             } else {
-                inner.leases.release(now, &entry.owner);
+                inner.leases.release(now, &entry.session.owner);
             }
+            self.changed.notify_one();
         }
     }
 
-    /// Returns where to send orders for session `id`.
-    pub fn find(&self, id: SessionId) -> Option<mpsc::Sender<ToSession>> {
-        self.lock().sessions.get(&id).map(|e| e.orders.clone())
+    /// Returns where session `id` takes new lanes.
+    pub fn find(&self, id: SessionId) -> Option<mpsc::Sender<Join>> {
+        let inner = self.lock();
+        inner.sessions.get(&id).map(|e| e.session.joins.clone())
     }
 
     /// Returns the number of sessions.
@@ -152,6 +150,11 @@ impl Registry {
         self.len() == 0
     }
 
+    /// Waits until the leases may have changed since this was last waited for.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// Returns what is to be kept on disk of the leases, if it has changed since the last
     /// call.
     pub fn changed_leases(&self, now: SystemTime) -> Option<Vec<u8>> {
@@ -161,11 +164,11 @@ impl Registry {
 
     fn take_out(&self, inner: &mut Inner, id: SessionId) -> Option<Entry> {
         let entry = inner.sessions.remove(&id)?;
-        if inner.owners.get(&entry.owner) == Some(&id) {
-            inner.owners.remove(&entry.owner);
+        if inner.owners.get(&entry.session.owner) == Some(&id) {
+            inner.owners.remove(&entry.session.owner);
         }
         for address in &entry.addresses {
-            self.router.remove(*address, &entry.downlink);
+            self.router.remove(*address, &entry.session.downlink);
         }
         Some(entry)
     }
@@ -206,4 +209,110 @@ impl EnterError {
 pub fn addresses(lease: &Lease) -> Vec<IpAddr> {
     let v4 = lease.v4.map(IpAddr::V4);
     v4.into_iter().chain(lease.v6.map(IpAddr::V6)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::proto::PublicKey;
+    use crate::server::leases::Settings;
+
+    const NOW: SystemTime = UNIX_EPOCH;
+
+    fn registry(capacity: usize) -> Registry {
+        let network = "10.86.0.0/24".parse().unwrap();
+        let leases = Leases::new(Some(network), None, [], Settings::default());
+        Registry::new(Arc::new(Router::new()), leases, capacity)
+    }
+
+    fn entrant(registry: &Registry, id: u64, client: u8) -> Entrant {
+        Entrant {
+            id: SessionId(id),
+            owner: Owner {
+                key: PublicKey::from_bytes([client; 32]),
+                instance: [client; 8],
+            },
+            joins: mpsc::channel(1).0,
+            replaced: CancellationToken::new(),
+            downlink: registry.router.downlink(),
+        }
+    }
+
+    fn leads_to(registry: &Registry, lease: &Lease, session: &Entrant) -> bool {
+        let address = lease.v4.map(IpAddr::V4).unwrap();
+        registry
+            .router
+            .route(address)
+            .is_some_and(|found| Arc::ptr_eq(&found, &session.downlink))
+    }
+
+    #[test]
+    fn session_is_found_and_routed_to_until_it_is_removed() {
+        let registry = registry(4);
+        let session = entrant(&registry, 1, 1);
+        let lease = registry.enter(session.clone(), NOW).unwrap();
+        assert!(leads_to(&registry, &lease, &session));
+        assert!(registry.find(SessionId(1)).is_some());
+        registry.remove(SessionId(1), NOW, false);
+        assert!(!leads_to(&registry, &lease, &session));
+        assert!(registry.find(SessionId(1)).is_none());
+        assert!(registry.is_empty());
+        assert!(registry.lock().owners.is_empty());
+    }
+
+    #[test]
+    fn newer_session_of_an_owner_takes_the_place_and_the_lease_of_the_older() {
+        let registry = registry(1);
+        let (old, new) = (entrant(&registry, 1, 1), entrant(&registry, 2, 1));
+        let lease = registry.enter(old.clone(), NOW).unwrap();
+        assert_eq!(registry.enter(new.clone(), NOW).unwrap(), lease);
+        assert!(old.replaced.is_cancelled() && !new.replaced.is_cancelled());
+        assert!(leads_to(&registry, &lease, &new));
+        // The older driver says its end later.
+        registry.remove(SessionId(1), NOW, false);
+        assert!(leads_to(&registry, &lease, &new));
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[test]
+    fn replaced_session_hears_of_it_however_many_joins_wait() {
+        let registry = registry(2);
+        let (joins, _full) = mpsc::channel(1);
+        let old = Entrant {
+            joins: joins.clone(),
+            ..entrant(&registry, 1, 1)
+        };
+        registry.enter(old.clone(), NOW).unwrap();
+        let _waiting = joins.try_reserve().unwrap();
+        registry.enter(entrant(&registry, 2, 1), NOW).unwrap();
+        assert!(old.replaced.is_cancelled());
+    }
+
+    #[test]
+    fn session_beyond_the_capacity_is_refused_and_changes_nothing() {
+        let registry = registry(1);
+        let first = entrant(&registry, 1, 1);
+        let lease = registry.enter(first.clone(), NOW).unwrap();
+        let error = registry.enter(entrant(&registry, 2, 2), NOW).unwrap_err();
+        assert!(matches!(error, EnterError::Full { capacity: 1 }));
+        assert_eq!(error.close_reason(), CloseReason::PoolExhausted);
+        assert!(leads_to(&registry, &lease, &first));
+        // The one that was refused ends, too.
+        registry.remove(SessionId(2), NOW, false);
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_keeps_the_leases_hears_of_changes_and_of_nothing_else() {
+        let registry = registry(1);
+        let quiet = tokio::time::timeout(Duration::from_secs(9), registry.changed());
+        assert!(quiet.await.is_err());
+        registry.enter(entrant(&registry, 1, 1), NOW).unwrap();
+        registry.changed().await;
+        assert!(registry.changed_leases(NOW).is_some());
+        registry.remove(SessionId(1), NOW, true);
+        registry.changed().await;
+    }
 }

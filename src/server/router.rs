@@ -192,3 +192,102 @@ pub const DOWNLINK_BYTES: usize = 4 << 20;
 
 /// The most that waits for all clients together.
 pub const TOTAL_BYTES: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::io::pool::Pool;
+
+    fn packet(pool: &Arc<Pool>, mark: u8) -> Queued {
+        let mut buffer = pool.large();
+        buffer[0] = mark;
+        Queued {
+            buffer,
+            offload: Offload::default(),
+        }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 86, 0, last])
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn packets_leave_in_order_and_their_bytes_with_them() {
+        let (router, pool) = (Router::new(), Pool::new("test", 0, 0));
+        let downlink = router.downlink();
+        let cx = Context::from_waker(Waker::noop());
+        for mark in 0..10 {
+            assert!(downlink.push(packet(&pool, mark)));
+        }
+        assert!(router.queued_bytes() > 0);
+        for mark in 0..10 {
+            let Poll::Ready(queued) = downlink.poll_pop(&cx) else {
+                panic!("packet {mark} is missing");
+            };
+            assert_eq!(queued.buffer[0], mark);
+        }
+        assert!(downlink.poll_pop(&cx).is_pending());
+        assert_eq!(router.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn full_downlink_drops_the_newest_and_counts_them() {
+        let (router, pool) = (Router::new(), Pool::new("test", 0, 0));
+        let downlink = router.downlink();
+        let mut taken = 0;
+        while downlink.push(packet(&pool, taken as u8)) {
+            taken += 1;
+        }
+        assert!(router.queued_bytes() <= DOWNLINK_BYTES);
+        assert!(!downlink.push(packet(&pool, 0)));
+        assert_eq!(downlink.dropped(), (2, 0));
+        // Another client is not the worse for it.
+        assert!(router.downlink().push(packet(&pool, 0)));
+        let cx = Context::from_waker(Waker::noop());
+        assert!(matches!(downlink.poll_pop(&cx), Poll::Ready(first) if first.buffer[0] == 0));
+        drop(downlink);
+        assert_eq!(router.queued_bytes(), 0, "what nobody took is given back");
+    }
+
+    #[test]
+    fn packet_that_comes_later_wakes_whoever_found_none() {
+        let (router, pool) = (Router::new(), Pool::new("test", 0, 0));
+        let downlink = router.downlink();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        assert!(downlink.poll_pop(&Context::from_waker(&waker)).is_pending());
+        downlink.push(packet(&pool, 1));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 0, "once per batch");
+        downlink.wake();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn former_holder_does_not_take_the_route_of_the_present_one_away() {
+        let router = Router::new();
+        let (old, new) = (router.downlink(), router.downlink());
+        router.insert(address(2), old.clone());
+        router.insert(address(2), new.clone());
+        router.remove(address(2), &old);
+        assert!(
+            router
+                .route(address(2))
+                .is_some_and(|found| Arc::ptr_eq(&found, &new))
+        );
+        router.remove(address(2), &new);
+        assert!(router.route(address(2)).is_none());
+        assert_eq!(router.no_route(), 1);
+    }
+}

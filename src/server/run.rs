@@ -22,7 +22,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -448,8 +448,9 @@ impl Drop for AbortOnDrop {
 async fn follow_own_addresses(shared: &Shared) {
     let mut network = NetworkWatch::new();
     loop {
-        network.changed().await;
+        // First, too: something may have changed since the server's start.
         look_at_own_addresses(shared).await;
+        network.changed().await;
     }
 }
 
@@ -490,13 +491,12 @@ async fn accept_all(
     }
 }
 
-/// Writes the leases to disk whenever they have changed, for as long as it is polled.
+/// Writes the leases to disk soon after they have changed, for as long as it is polled.
 async fn keep_leases(shared: &Shared, state: &StateDir) {
-    let mut tick = interval(LEASES_INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
         write_leases(shared, state);
+        shared.registry.changed().await;
+        sleep(LEASES_INTERVAL).await;
     }
 }
 

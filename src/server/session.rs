@@ -28,14 +28,14 @@ use adit_netstack::{Offload, Packet, Unreachable};
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Sleep;
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{Span, debug, debug_span, info, warn};
 
 use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
 use super::local::Local;
-use super::registry::{ToSession, addresses};
+use super::registry::{Entrant, Join, addresses};
 use super::router::{Downlink, Queued};
 use super::run::Shared;
 use crate::io::carrier::{Carrier, CarrierEvent};
@@ -51,13 +51,15 @@ pub struct SessionDriver {
     owner: Owner,
     span: Span,
     downlink: Arc<Downlink>,
-    orders: mpsc::Receiver<ToSession>,
-    sender: mpsc::Sender<ToSession>,
+    joins: mpsc::Receiver<Join>,
+    sender: mpsc::Sender<Join>,
+    replaced: CancellationToken,
+    /// Resolves when `replaced` is cancelled.
+    superseded: Pin<Box<WaitForCancellationFutureOwned>>,
     state: State,
     addresses: Vec<IpAddr>,
     local: Option<Local>,
     laneless_since: Option<Instant>,
-    closing: Option<Instant>,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
@@ -105,7 +107,8 @@ impl SessionDriver {
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let now = clock::now();
-        let (sender, orders) = mpsc::channel(ORDERS);
+        let (sender, joins) = mpsc::channel(JOINS);
+        let replaced = CancellationToken::new();
         let span = debug_span!("session", id = %session.id());
         Self {
             downlink: shared.router.downlink(),
@@ -114,8 +117,10 @@ impl SessionDriver {
             carrier: Carrier::new(session, LaneId::FIRST, lane),
             owner,
             span,
-            orders,
+            joins,
             sender,
+            superseded: Box::pin(replaced.clone().cancelled_owned()),
+            replaced,
             state: State::Unconfirmed {
                 until: now + CONFIRM_TIMEOUT,
                 _permit: permit,
@@ -123,7 +128,6 @@ impl SessionDriver {
             addresses: Vec::new(),
             local: None,
             laneless_since: None,
-            closing: None,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
         }
@@ -145,8 +149,9 @@ impl SessionDriver {
             let now = clock::now();
             let mut any = self.poll_orders(cx, now);
             any |= self.poll_in(cx, now);
-            any |= self.poll_downlink(cx, now);
+            // Before the downlink, which may fill the lane in every turn.
             any |= self.poll_local(cx, now);
+            any |= self.poll_downlink(cx, now);
             any |= self.carrier.poll_send(cx, now);
             any |= self.poll_events(now);
             if self.poll_end(now) {
@@ -167,41 +172,51 @@ impl SessionDriver {
 
     fn poll_orders(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
-        if self.closing.is_none() && self.stopped.as_mut().poll(cx).is_ready() {
-            self.close(now, CloseReason::ShuttingDown);
-            any = true;
-        }
-        while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
-            any = true;
-            match order {
-                ToSession::Close(reason) => self.close(now, reason),
-                ToSession::Join { frame, lane, back } => {
-                    match self.carrier.session_mut().handle_join(now, &frame) {
-                        Ok(id) if self.closing.is_none() => {
-                            info!(lane = %id, "lane joined");
-                            self.laneless_since = None;
-                            if !self.carrier.add_lane(id, *lane, true) {
-                                self.carrier.session_mut().remove_lane(now, id);
-                            }
-                        }
-                        Ok(_) => {}
-                        Err(error) => {
-                            debug!(%error, "a join was refused");
-                            // The connection may have ended meanwhile.
-                            let _ = back.send(lane);
-                        }
-                    }
-                }
+        if self.carrier.session().closed().is_none() {
+            let reason = if self.stopped.as_mut().poll(cx).is_ready() {
+                Some(CloseReason::ShuttingDown)
+            } else if self.superseded.as_mut().poll(cx).is_ready() {
+                Some(CloseReason::Superseded)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                self.close(now, reason);
+                any = true;
             }
+        }
+        // Strangers can send joins as fast as they like.
+        for _ in 0..JOINS {
+            let Poll::Ready(Some(join)) = self.joins.poll_recv(cx) else {
+                break;
+            };
+            any = true;
+            self.join(now, join);
         }
         any
     }
 
-    fn close(&mut self, now: Instant, reason: CloseReason) {
-        if self.closing.is_none() {
-            self.carrier.session_mut().close(now, reason);
-            self.closing = Some(now + CLOSE_TIMEOUT);
+    fn join(&mut self, now: Instant, join: Join) {
+        let Join { frame, lane, back } = join;
+        match self.carrier.session_mut().handle_join(now, &frame) {
+            Ok(id) => {
+                info!(lane = %id, "lane joined");
+                self.laneless_since = None;
+                if !self.carrier.add_lane(id, *lane, true) {
+                    self.carrier.session_mut().remove_lane(now, id);
+                }
+            }
+            Err(error) => {
+                debug!(%error, "a join was refused");
+                // The connection may have ended meanwhile.
+                let _ = back.send(lane);
+            }
         }
+    }
+
+    /// Closes the session; the driver ends when its carrier has let the lanes go.
+    fn close(&mut self, now: Instant, reason: CloseReason) {
+        self.carrier.session_mut().close(now, reason);
     }
 
     // ---- uplink ------------------------------------------------------------------------
@@ -276,13 +291,14 @@ impl SessionDriver {
             return;
         }
         self.state = State::Live;
-        let entered = self.shared.registry.enter(
-            self.carrier.session().id(),
-            self.owner,
-            self.sender.clone(),
-            &self.downlink,
-            clock::unix(),
-        );
+        let entrant = Entrant {
+            id: self.carrier.session().id(),
+            owner: self.owner,
+            joins: self.sender.clone(),
+            replaced: self.replaced.clone(),
+            downlink: self.downlink.clone(),
+        };
+        let entered = self.shared.registry.enter(entrant, clock::unix());
         match entered {
             Ok(lease) => {
                 self.addresses = addresses(&lease);
@@ -323,9 +339,8 @@ impl SessionDriver {
                 .laneless_since
                 .is_some_and(|since| now >= since + LINGER),
         };
-        let closed = self
-            .closing
-            .is_some_and(|until| now >= until || self.carrier.is_flushed());
+        // Whoever closed it: the last word has left, or nobody wanted to read it.
+        let closed = self.carrier.session().closed().is_some() && self.carrier.lanes() == 0;
         if over || closed {
             self.end(false);
             return true;
@@ -353,7 +368,6 @@ impl SessionDriver {
             self.carrier.poll_timeout(),
             self.local.as_mut().and_then(Local::poll_timeout),
             self.laneless_since.map(|since| since + LINGER),
-            self.closing,
             match &self.state {
                 State::Unconfirmed { until, .. } => Some(*until),
                 State::Live | State::Ended => None,
@@ -475,8 +489,8 @@ impl Uplink<'_> {
     }
 }
 
-/// Orders that wait for the driver: joins of one client's new lanes.
-const ORDERS: usize = 8;
+/// Joins of one client's new lanes that wait for the driver, and those served per turn.
+const JOINS: usize = 8;
 
 /// How long a handshake may stay without the client's first sealed frame.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -484,9 +498,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session waits for a client that has lost its last lane: long enough for a
 /// change of network, short enough that a killed client does not hold memory for long.
 pub const LINGER: Duration = Duration::from_secs(60);
-
-/// How long the last frame may take to leave.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Turns before the runtime gets the thread back.
 const TURNS: usize = 32;

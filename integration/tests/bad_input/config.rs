@@ -22,8 +22,8 @@ egress: user | egress: user~dns: [nowhere] | 5 | dns, nowhere
 egress: user | egress: user~aead: [rot13] | 5 | aead, rot13
 egress: user | egress: user~tls: {certificate: none.pem, key: none.pem} | 5 | tls, none.pem
 egress: user | egress: user~repare: on | 5 | repare
-egress: user | egress: \"user | 5 |
-egress: user | egress: user~\tbad: tab | 4 |
+egress: user | egress: \"user | 4 |
+egress: user | egress: user~\tbad: tab | 5 |
 tcp://127.0.0.1:7443 | udp://127.0.0.1:7443 | 1 | listen, udp, tcp
 tcp://127.0.0.1:7443 | tcp://127.0.0.1:99999 | 1 | listen, 99999
 tcp://127.0.0.1:7443 | tcp://somewhere:7443 | 1 | listen, somewhere

@@ -19,7 +19,7 @@ use hyper::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderValue, TRANSFER_ENCODING,
 };
 use hyper::http::request::Parts;
-use hyper::http::uri::{PathAndQuery, Scheme};
+use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinSet;
@@ -136,9 +136,10 @@ fn target(uri: &Uri) -> Result<(Origin, HeaderValue), &'static str> {
     let authority = uri.authority().ok_or("The request names no host.")?;
     let host = Host::parse(authority.host().as_bytes())
         .map_err(|_| "The request's host is neither a host name nor an address.")?;
-    let port = match authority.port() {
-        None => HTTP_PORT,
-        Some(port) => port.as_u16(),
+    let port = match authority.port_u16() {
+        Some(port) => port,
+        None if ends_with_host(authority) => HTTP_PORT,
+        None => return Err("The request's port is not a number from 1 to 65535."),
     };
     // Without the user and password that the target may have (RFC 9110 section 4.2.4).
     let field = if port == HTTP_PORT {
@@ -148,6 +149,15 @@ fn target(uri: &Uri) -> Result<(Origin, HeaderValue), &'static str> {
     };
     let field = HeaderValue::try_from(field).map_err(|_| "The request's host is malformed.")?;
     Ok((Origin { host, port }, field))
+}
+
+/// Whether nothing but perhaps an empty port follows the host: the parser passes over what is
+/// no port.
+fn ends_with_host(authority: &Authority) -> bool {
+    authority
+        .as_str()
+        .trim_end_matches(':')
+        .ends_with(authority.host())
 }
 
 /// Turns the client's request into the one for the origin.

@@ -177,6 +177,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
         self.outbound.len()
     }
 
+    /// Tells whether the stream has taken everything and holds nothing back itself, as TLS may.
+    pub fn is_flushed(&self) -> bool {
+        self.outbound.is_empty() && !self.unflushed
+    }
+
     /// Tells whether [`StreamLane::reserve`] and [`StreamLane::push`] accept a frame now.
     pub fn writable_room(&self) -> bool {
         self.outbound.len() < HIGH_WATER

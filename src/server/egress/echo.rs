@@ -26,6 +26,7 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
 use super::udp::send;
+use crate::io::carrier::has_room;
 use crate::io::relay::{Notice, ReadySet};
 
 /// The ping sockets of one session.
@@ -51,7 +52,9 @@ pub struct EchoStats {
     pub too_many: u64,
     /// Requests the system did not take.
     pub send_failed: u64,
-    /// Replies that did not fit the lane.
+    /// Reads that failed.
+    pub receive_failed: u64,
+    /// Replies that did not fit the lane as a whole.
     pub no_room: u64,
 }
 
@@ -126,26 +129,43 @@ impl EchoSockets {
         self.ready.register(cx);
         let mut any = false;
         for _ in 0..MAX_ECHOES {
+            if self.ready.is_empty() || !has_room(sink) {
+                return any;
+            }
             let Some(key) = self.ready.pop() else { break };
             let Some(echo) = self.echoes.get_mut(key) else {
                 continue;
             };
+            any = true;
             echo.notice.taken();
             let mut scratch = vec![0u8; MAX_MESSAGE];
             let mut wake = Context::from_waker(&echo.waker);
-            loop {
-                let mut buffer = ReadBuf::new(&mut scratch);
-                let Poll::Ready(Ok(from)) = echo.socket.poll_recv_from(&mut wake, &mut buffer)
-                else {
+            let mut errors = 0;
+            for turn in 1..=REPLIES_PER_TURN {
+                if !has_room(sink) {
+                    echo.notice.queue();
                     break;
+                }
+                let mut buffer = ReadBuf::new(&mut scratch);
+                let from = match echo.socket.poll_recv_from(&mut wake, &mut buffer) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(from)) => Some(from),
+                    // What an earlier request met with; the next read may find a reply.
+                    Poll::Ready(Err(_)) => {
+                        errors += 1;
+                        None
+                    }
                 };
+                // A socket that has nothing but errors gets its turn with the next request.
+                if turn == REPLIES_PER_TURN && errors < turn {
+                    echo.notice.queue();
+                }
                 let Some((header, payload)) = buffer.filled().split_at_checked(ICMP_HEADER) else {
                     continue;
                 };
-                if !matches!(header[0], REPLY_V4 | REPLY_V6) {
+                let Some(from) = from.filter(|_| matches!(header[0], REPLY_V4 | REPLY_V6)) else {
                     continue;
-                }
-                any = true;
+                };
                 echo.last_used = now;
                 let (client, ident, _) = echo.owner;
                 let sequence = u16::from_be_bytes([header[6], header[7]]);
@@ -154,6 +174,7 @@ impl EchoSockets {
                     Err(_) => self.stats.no_room += 1,
                 }
             }
+            self.stats.receive_failed += errors as u64;
         }
         any
     }
@@ -231,6 +252,9 @@ fn open(origin: IpAddr) -> io::Result<UdpSocket> {
 
 /// Sockets of one session: pings that run at the same time.
 pub const MAX_ECHOES: usize = 64;
+
+/// Replies read per socket and turn, so that one that is flooded cannot starve the session.
+const REPLIES_PER_TURN: usize = 64;
 
 /// How long a socket stays without a request.
 pub const ECHO_IDLE: Duration = Duration::from_secs(30);

@@ -25,6 +25,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
+use crate::io::carrier::has_room;
 use crate::io::relay::{Notice, ReadySet};
 
 /// The UDP mappings of one session.
@@ -51,7 +52,9 @@ pub struct MappingStats {
     pub no_socket: u64,
     /// Datagrams the system did not take.
     pub send_failed: u64,
-    /// Datagrams that arrived and did not fit the lane.
+    /// Reads that failed.
+    pub receive_failed: u64,
+    /// Datagrams that arrived and did not fit the lane as a whole.
     pub no_room: u64,
 }
 
@@ -89,12 +92,12 @@ impl Mappings {
             self.stats.send_failed += 1;
         }
         // Registers the mapping's waker with a socket that has just been made.
-        if mapping.notice.queue() {
-            self.sweep.get_or_insert(now + MAPPING_IDLE);
-        }
+        mapping.notice.queue();
     }
 
     /// Moves what arrived into the tunnel; returns whether anything did.
+    ///
+    /// Without room in `sink`, datagrams stay in the sockets.
     pub fn poll<S: PacketSink>(
         &mut self,
         cx: &Context<'_>,
@@ -103,29 +106,31 @@ impl Mappings {
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
-        if self.ready.is_empty() {
-            return false;
-        }
         let mut any = false;
-        // Datagrams are read here first: their length is not known before.
-        self.scratch.resize(MAX_DATAGRAM, 0);
         for _ in 0..READY_PER_TURN {
+            if self.ready.is_empty() || !has_room(sink) {
+                return any;
+            }
             let Some(key) = self.ready.pop() else { break };
             let Some(mapping) = self.mappings.get_mut(key) else {
                 continue;
             };
+            any = true;
             mapping.notice.taken();
-            let moved = mapping.receive(&mut self.scratch, |client, origin, payload| {
-                match stack.send_udp(sink, origin, client, payload) {
-                    Ok(()) => {}
-                    Err(_) => self.stats.no_room += 1,
-                }
-            });
-            if moved > 0 {
-                any = true;
+            // Datagrams are read here first: their length is not known before.
+            self.scratch.resize(MAX_DATAGRAM, 0);
+            let stats = &mut self.stats;
+            let received =
+                mapping.receive(&mut self.scratch, sink, |sink, client, origin, bytes| {
+                    if stack.send_udp(sink, origin, client, bytes).is_err() {
+                        stats.no_room += 1;
+                    }
+                });
+            self.stats.receive_failed += received.errors as u64;
+            if received.datagrams > 0 {
                 mapping.last_used = now;
             }
-            if moved == DATAGRAMS_PER_TURN {
+            if received.more {
                 mapping.notice.queue();
             }
         }
@@ -188,6 +193,7 @@ impl Mappings {
             last_used: now,
         });
         self.by_client.insert(client, key);
+        self.sweep.get_or_insert(now + MAPPING_IDLE);
         self.stats.made += 1;
         key
     }
@@ -233,27 +239,48 @@ impl Mapping {
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    fn receive(
+    /// Reads from both sockets until they have nothing, their turn is over or there is no room.
+    fn receive<S: PacketSink>(
         &self,
         scratch: &mut [u8],
-        mut deliver: impl FnMut(SocketAddr, SocketAddr, &[u8]),
-    ) -> usize {
+        sink: &mut S,
+        mut deliver: impl FnMut(&mut S, SocketAddr, SocketAddr, &[u8]),
+    ) -> Received {
         let mut cx = Context::from_waker(&self.waker);
-        let mut moved = 0;
+        let mut received = Received::default();
         for socket in [&self.v4, &self.v6].into_iter().flatten() {
-            while moved < DATAGRAMS_PER_TURN {
+            let mut errors = 0;
+            for turn in 1..=DATAGRAMS_PER_TURN {
+                if !has_room(sink) {
+                    received.more = true;
+                    break;
+                }
                 let mut buffer = ReadBuf::new(scratch);
                 match socket.poll_recv_from(&mut cx, &mut buffer) {
+                    Poll::Pending => break,
                     Poll::Ready(Ok(origin)) => {
-                        deliver(self.client, origin, buffer.filled());
-                        moved += 1;
+                        deliver(sink, self.client, origin, buffer.filled());
+                        received.datagrams += 1;
                     }
-                    Poll::Ready(Err(_)) | Poll::Pending => break,
+                    // What an earlier datagram met with; the next read may find one that came.
+                    Poll::Ready(Err(_)) => errors += 1,
                 }
+                // A socket that has nothing but errors gets its turn with the next datagram sent.
+                received.more |= turn == DATAGRAMS_PER_TURN && errors < turn;
             }
+            received.errors += errors;
         }
-        moved
+        received
     }
+}
+
+/// What one turn of a mapping brought.
+#[derive(Clone, Copy, Debug, Default)]
+struct Received {
+    datagrams: usize,
+    errors: usize,
+    /// There may be more.
+    more: bool,
 }
 
 /// Sends at once, whether or not the runtime has seen the socket writable yet.
@@ -274,5 +301,144 @@ const MAX_DATAGRAM: usize = 65_536;
 /// Mappings served per turn.
 const READY_PER_TURN: usize = 128;
 
-/// Datagrams read per mapping and turn, so that one busy mapping cannot starve others.
+/// Datagrams read per socket and turn, so that one busy mapping cannot starve others.
 const DATAGRAMS_PER_TURN: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use adit_netstack::{Accept, Config, Offload};
+
+    use super::*;
+
+    /// A lane that has room for some packets.
+    #[derive(Default)]
+    struct Wire {
+        left: usize,
+        room: Vec<u8>,
+        packets: Vec<Vec<u8>>,
+    }
+
+    impl PacketSink for Wire {
+        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+            if self.left == 0 {
+                return None;
+            }
+            self.room.resize(len, 0);
+            Some(&mut self.room[..len])
+        }
+
+        fn commit(&mut self, len: usize, _: Offload) {
+            self.left -= 1;
+            self.packets.push(self.room[..len].to_vec());
+        }
+    }
+
+    struct Setting {
+        mappings: Mappings,
+        stack: Stack,
+        origin: std::net::UdpSocket,
+        now: Instant,
+    }
+
+    fn client(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 86, 0, 2], port))
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let config = Config {
+                accept: Accept::Any,
+                ..Config::default()
+            };
+            let origin = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            origin.set_nonblocking(true).unwrap();
+            Self {
+                mappings: Mappings::new(),
+                stack: Stack::new(config, 1),
+                origin,
+                now: Instant::now(),
+            }
+        }
+
+        fn turn(&mut self, wire: &mut Wire) -> bool {
+            let cx = Context::from_waker(Waker::noop());
+            self.mappings.poll(&cx, self.now, &mut self.stack, wire)
+        }
+
+        /// Sends from the client's port and returns where the origin sees it from.
+        async fn send(&mut self, port: u16) -> SocketAddr {
+            let origin = self.origin.local_addr().unwrap();
+            self.mappings.send(self.now, client(port), origin, b"ask");
+            loop {
+                if let Ok((_, from)) = self.origin.recv_from(&mut [0; 16]) {
+                    return from;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn datagrams_stay_in_the_socket_without_room() {
+        let mut setting = Setting::new();
+        let mapped = setting.send(1000).await;
+        let mut wire = Wire::default();
+        for number in 0..10u8 {
+            setting.origin.send_to(&[number; 8], mapped).unwrap();
+        }
+        for _ in 0..10 {
+            assert!(!setting.turn(&mut wire), "no room, no progress");
+            tokio::task::yield_now().await;
+        }
+        // Room for three at a time loses none either.
+        while wire.packets.len() < 10 {
+            wire.left = 3;
+            setting.turn(&mut wire);
+            tokio::task::yield_now().await;
+        }
+        for (number, packet) in wire.packets.iter().enumerate() {
+            assert!(packet.ends_with(&[number as u8; 8]), "{number}");
+        }
+        assert_eq!(setting.mappings.stats.no_room, 0);
+        wire.left = 1;
+        while setting.turn(&mut wire) {}
+        assert!(
+            setting.mappings.ready.is_empty(),
+            "all waits for the sockets"
+        );
+    }
+
+    #[tokio::test]
+    async fn idle_mapping_ends_after_180_s_and_newest_client_takes_the_oldest_ones_place() {
+        let mut setting = Setting::new();
+        let start = setting.now;
+        let origin = setting.origin.local_addr().unwrap();
+        // A socket each: the limit of descriptors must allow for them.
+        crate::io::limits::raise_open_files().unwrap();
+        for port in 0..MAX_MAPPINGS as u16 {
+            setting.now += Duration::from_millis(1);
+            setting
+                .mappings
+                .send(setting.now, client(port), origin, b"");
+        }
+        assert_eq!(setting.mappings.stats.evicted, 0);
+        setting.now += Duration::from_millis(1);
+        setting
+            .mappings
+            .send(setting.now, client(5000), origin, b"");
+        assert_eq!(setting.mappings.stats.evicted, 1);
+        assert!(!setting.mappings.by_client.contains_key(&client(0)));
+        assert_eq!(setting.mappings.mappings.len(), MAX_MAPPINGS);
+        assert!(
+            setting
+                .mappings
+                .poll_timeout()
+                .is_some_and(|due| due > start)
+        );
+        let end = setting.now + MAPPING_IDLE;
+        setting.mappings.handle_timeout(end);
+        assert!(setting.mappings.mappings.is_empty());
+        assert!(setting.mappings.by_client.is_empty());
+        assert_eq!(setting.mappings.poll_timeout(), None);
+    }
+}

@@ -1,0 +1,663 @@
+//! What lives behind the client's inner address: the netstack, and who uses it.
+//!
+//! # Theory of operation
+//!
+//! An [`Inside`] does what the [tunnel's commands](super::tunnel::Command) ask of the netstack and
+//! keeps whose is what: a flow belongs to its [`HandleId`] until its socket is attached, then to
+//! the relay; a UDP port belongs to its handle; an association, to [`Associations`].
+//!
+//! ```text
+//!  connect ──▶ Connecting ── Established ──▶ Open ── attach ──▶ the relay's (Piped: its owner
+//!                  │                          │                 still holds a handle)
+//!                  └── Closed, abort ─────────┴── abort ──▶ released
+//! ```
+//!
+//! Datagrams leave when the lane has room, before the flows do: a lane that is full of one
+//! flow's bytes must not cost a DNS query.
+//!
+//! # Limits
+//!
+//! Flows and ports are bounded by the netstack; at most [`MAX_OUTGOING`] datagrams wait for room.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use adit_netstack::{
+    Accept, Cause, Config, ConnectError as StackError, Delivery, Event, FlowId, Offload,
+    PacketSink, Rejection, Stack, Unreachable,
+};
+use tokio::sync::mpsc;
+
+use super::associate::Associations;
+use super::resolve::NameQueries;
+use super::tunnel::{Attachment, ConnectError, Datagram, HandleId, Reply};
+use crate::io::carrier::has_room;
+use crate::io::relay::{Endpoint, ReadySet, Relay};
+use crate::wire::InnerConfig;
+
+/// What lives behind the inner address: the netstack, and who uses it.
+#[derive(Debug)]
+pub(super) struct Inside {
+    stack: Stack,
+    relay: Relay,
+    ready: Arc<ReadySet>,
+    flows: HashMap<HandleId, Slot>,
+    handles: HashMap<FlowId, HandleId>,
+    ports: HashMap<HandleId, u16>,
+    inbound: HashMap<u16, mpsc::Sender<Datagram>>,
+    /// Datagrams of our own ports that wait for room.
+    outgoing: VecDeque<Outgoing>,
+    associations: Associations,
+    stats: InsideStats,
+}
+
+/// What an [`Inside`] has dropped, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct InsideStats {
+    /// Datagrams of our own that were not sent: too many waited already, or there is no address
+    /// of their family.
+    udp_not_sent: u64,
+    /// Datagrams for a port whose owner was behind.
+    udp_queue_full: u64,
+    /// Connections to our inner address: nothing listens there.
+    incoming_refused: u64,
+}
+
+/// A flow whose handle is still held outside.
+#[derive(Debug)]
+enum Slot {
+    Connecting { flow: FlowId, reply: Reply },
+    Open { flow: FlowId },
+    Piped { flow: FlowId },
+}
+
+impl Inside {
+    /// Makes the inside of a session with this configuration.
+    pub(super) fn new(config: &InnerConfig, resolver: NameQueries, seed: u64) -> Self {
+        let stack_config = Config {
+            mtu: config.mtu,
+            addresses: config.addresses(),
+            accept: Accept::Own,
+            connect_timeout: CONNECT_TIMEOUT,
+            ..Config::default()
+        };
+        let ready = ReadySet::new();
+        Self {
+            stack: Stack::new(stack_config, seed),
+            relay: Relay::new(ready.clone()),
+            ready,
+            flows: HashMap::new(),
+            handles: HashMap::new(),
+            ports: HashMap::new(),
+            inbound: HashMap::new(),
+            outgoing: VecDeque::new(),
+            associations: Associations::new(resolver, seed),
+            stats: InsideStats::default(),
+        }
+    }
+
+    /// Takes the addresses of another session; flows of addresses that are gone end.
+    pub(super) fn set_addresses(&mut self, config: &InnerConfig) {
+        self.stack.set_addresses(config.addresses());
+    }
+
+    /// Opens a flow; the reply follows when it stands or has failed.
+    pub(super) fn connect(
+        &mut self,
+        now: Instant,
+        handle: HandleId,
+        remote: SocketAddr,
+        reply: Reply,
+    ) {
+        match self.stack.connect(now, remote) {
+            Ok(flow) => {
+                self.flows.insert(handle, Slot::Connecting { flow, reply });
+                self.handles.insert(flow, handle);
+            }
+            Err(error) => reply.send(Err(match error {
+                StackError::NoAddress { .. } => ConnectError::NoAddress,
+                StackError::BadAddress { .. } => ConnectError::Unreachable,
+                StackError::TooManyFlows { .. }
+                | StackError::NoPort { .. }
+                | StackError::NoMemory
+                | _ => ConnectError::TooManyFlows,
+            })),
+        }
+    }
+
+    /// Binds a flow to its application.
+    ///
+    /// A flow that has ended with its inner address meanwhile shows as a reset: to the application,
+    /// an orderly end would mean that the origin had nothing to say.
+    pub(super) fn attach(&mut self, handle: HandleId, attachment: Attachment, early: Vec<u8>) {
+        let is_pipe = matches!(attachment, Attachment::Pipe(_));
+        let endpoint = match attachment {
+            Attachment::Tcp(socket) => Endpoint::Tcp(socket),
+            Attachment::Pipe(pipe) => Endpoint::Pipe(Box::new(pipe)),
+        };
+        let Some(Slot::Open { flow }) = self.flows.remove(&handle) else {
+            endpoint.reset();
+            return;
+        };
+        if is_pipe {
+            self.flows.insert(handle, Slot::Piped { flow });
+        } else {
+            self.handles.remove(&flow);
+        }
+        self.relay.attach(flow, endpoint, early);
+    }
+
+    /// Ends a flow whose owner has gone, in whatever state it is.
+    pub(super) fn abort(&mut self, now: Instant, handle: HandleId) {
+        if let Some(Slot::Connecting { flow, .. } | Slot::Open { flow } | Slot::Piped { flow }) =
+            self.flows.remove(&handle)
+        {
+            self.handles.remove(&flow);
+            self.relay.reset(flow);
+            self.stack.abort(now, flow);
+            self.stack.release(now, flow);
+        }
+    }
+
+    /// Binds a UDP port.
+    pub(super) fn bind_udp(
+        &mut self,
+        handle: HandleId,
+        inbound: mpsc::Sender<Datagram>,
+        reply: Reply,
+    ) {
+        match self.stack.bind_udp() {
+            Some(port) => {
+                self.ports.insert(handle, port);
+                self.inbound.insert(port, inbound);
+                reply.send(Ok(()));
+            }
+            None => reply.send(Err(ConnectError::TooManyFlows)),
+        }
+    }
+
+    /// Frees a UDP port; what of it still waits for room is dropped.
+    pub(super) fn unbind_udp(&mut self, handle: HandleId) {
+        if let Some(port) = self.ports.remove(&handle) {
+            self.outgoing.retain(|waiting| waiting.port != port);
+            self.inbound.remove(&port);
+            self.stack.unbind_udp(port);
+        }
+    }
+
+    /// Queues a datagram of one of our ports.
+    pub(super) fn send_udp(&mut self, handle: HandleId, remote: SocketAddr, payload: Vec<u8>) {
+        let Some(&port) = self.ports.get(&handle) else {
+            return;
+        };
+        if self.outgoing.len() >= MAX_OUTGOING {
+            self.stats.udp_not_sent += 1;
+            return;
+        }
+        self.outgoing.push_back(Outgoing {
+            port,
+            remote,
+            payload,
+        });
+    }
+
+    /// Lends the SOCKS5 UDP relays, and the netstack that they need.
+    pub(super) fn associations(&mut self) -> (&mut Associations, &mut Stack) {
+        (&mut self.associations, &mut self.stack)
+    }
+
+    /// Takes a packet from the server.
+    pub(super) fn handle_packet(&mut self, now: Instant, packet: &mut [u8], offload: Offload) {
+        match self.stack.handle_packet(now, packet, offload) {
+            // Echo replies: nothing here asks.
+            Ok(Delivery::Absorbed | Delivery::Echo { .. } | Delivery::UdpFailed { .. })
+            | Err(_) => {}
+            Ok(Delivery::Udp {
+                local,
+                remote,
+                payload,
+                ..
+            }) => {
+                if let Some(inbound) = self.inbound.get(&local.port()) {
+                    let datagram = Datagram {
+                        remote,
+                        payload: payload.to_vec(),
+                    };
+                    if inbound.try_send(datagram).is_err() {
+                        self.stats.udp_queue_full += 1;
+                    }
+                } else {
+                    self.associations.deliver(local.port(), remote, payload);
+                }
+            }
+        }
+    }
+
+    /// Moves everything that can be moved; returns whether anything did.
+    ///
+    /// `sink` is room in a lane, if there is a session; `linked` tells whether it has a lane at all.
+    pub(super) fn poll<S: PacketSink>(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        sink: Option<&mut S>,
+        linked: bool,
+    ) -> bool {
+        self.ready.register(cx);
+        let mut any = false;
+        while let Some(event) = self.stack.poll_event() {
+            any = true;
+            self.handle_event(now, event, linked);
+        }
+        any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
+        while let Some(flow) = self.relay.poll_ended() {
+            if let Some(handle) = self.handles.remove(&flow) {
+                self.flows.remove(&handle);
+            }
+        }
+        if let Some(sink) = sink {
+            any |= self.poll_outgoing(sink);
+            any |= self.associations.poll(cx, now, &mut self.stack, sink);
+        }
+        any
+    }
+
+    /// Lets the netstack put what it has to say into `sink`.
+    pub(super) fn poll_transmit<S: PacketSink>(&mut self, now: Instant, sink: &mut S) {
+        self.stack.poll_transmit(now, sink);
+    }
+
+    fn poll_outgoing<S: PacketSink>(&mut self, sink: &mut S) -> bool {
+        let mut any = false;
+        while !self.outgoing.is_empty() && has_room(sink) {
+            let Some(Outgoing {
+                port,
+                remote,
+                payload,
+            }) = self.outgoing.pop_front()
+            else {
+                break;
+            };
+            any = true;
+            let sent = self.stack.own_address(remote.ip()).is_some_and(|own| {
+                let from = SocketAddr::new(own, port);
+                self.stack.send_udp(sink, from, remote, &payload).is_ok()
+            });
+            if !sent {
+                self.stats.udp_not_sent += 1;
+            }
+        }
+        any
+    }
+
+    fn handle_event(&mut self, now: Instant, event: Event, linked: bool) {
+        match event {
+            Event::Incoming { flow, .. } => {
+                self.stats.incoming_refused += 1;
+                self.stack.reject(now, flow, Rejection::Reset);
+            }
+            Event::Established { flow } => {
+                let Some(handle) = self.handles.get(&flow) else {
+                    return;
+                };
+                if let Some(Slot::Connecting { reply, .. }) =
+                    self.flows.insert(*handle, Slot::Open { flow })
+                {
+                    reply.send(Ok(()));
+                }
+            }
+            Event::Progress { flow } => {
+                self.relay.pump(now, &mut self.stack, flow);
+            }
+            Event::Closed { flow, cause } => self.closed(now, flow, cause, linked),
+        }
+    }
+
+    fn closed(&mut self, now: Instant, flow: FlowId, cause: Cause, linked: bool) {
+        self.relay.reset(flow);
+        let Some(&handle) = self.handles.get(&flow) else {
+            self.stack.release(now, flow);
+            return;
+        };
+        match self.flows.remove(&handle) {
+            Some(Slot::Connecting { reply, .. }) => {
+                reply.send(Err(connect_error(cause, linked)));
+            }
+            // Its owner has not attached yet, and learns it when it does.
+            Some(Slot::Open { flow }) => {
+                self.flows.insert(handle, Slot::Open { flow });
+                return;
+            }
+            Some(Slot::Piped { .. }) | None => {}
+        }
+        self.handles.remove(&flow);
+        self.stack.release(now, flow);
+    }
+
+    /// Returns when [`Inside::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.stack.poll_timeout()
+    }
+
+    /// Does what is due by `now`.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.stack.handle_timeout(now);
+    }
+}
+
+/// A datagram that waits for room.
+#[derive(Debug)]
+struct Outgoing {
+    port: u16,
+    remote: SocketAddr,
+    payload: Vec<u8>,
+}
+
+/// What a proxy tells its application about a flow that could not be opened.
+fn connect_error(cause: Cause, linked: bool) -> ConnectError {
+    match cause {
+        Cause::Refused | Cause::Reset => ConnectError::Refused,
+        // Without a lane it is not the origin that did not answer.
+        Cause::TimedOut if !linked => ConnectError::TunnelDown,
+        Cause::TimedOut => ConnectError::TimedOut,
+        Cause::Unreachable(Unreachable::AdminProhibited) => ConnectError::NotAllowed,
+        Cause::Unreachable(Unreachable::Network) => ConnectError::NetworkUnreachable,
+        Cause::Unreachable(Unreachable::Port) => ConnectError::Refused,
+        Cause::Unreachable(_) => ConnectError::Unreachable,
+        Cause::NoMemory => ConnectError::TooManyFlows,
+        Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => ConnectError::TunnelDown,
+    }
+}
+
+/// Sockets served per turn.
+const READY_PER_TURN: usize = 256;
+
+/// Datagrams that may wait for room: the queries of a browser's start.
+const MAX_OUTGOING: usize = 256;
+
+/// How long the handshake of a flow may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::client::resolve::NameQuery;
+
+    /// A lane that has room or not.
+    #[derive(Default)]
+    struct Wire {
+        full: bool,
+        room: Vec<u8>,
+        packets: Vec<(Vec<u8>, Offload)>,
+    }
+
+    impl PacketSink for Wire {
+        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+            if self.full {
+                return None;
+            }
+            self.room.resize(len, 0);
+            Some(&mut self.room[..len])
+        }
+
+        fn commit(&mut self, len: usize, offload: Offload) {
+            self.packets.push((self.room[..len].to_vec(), offload));
+        }
+    }
+
+    const FIRST: HandleId = HandleId::numbered(1);
+
+    fn inside() -> (Inside, mpsc::Receiver<NameQuery>) {
+        let config = InnerConfig {
+            v4: Some(([10, 86, 0, 2].into(), 24)),
+            ..InnerConfig::default()
+        };
+        let (names, asked) = mpsc::channel(1);
+        (Inside::new(&config, names, 1), asked)
+    }
+
+    fn origin() -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], 80))
+    }
+
+    fn turn(inside: &mut Inside, now: Instant, wire: &mut Wire, linked: bool) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let any = inside.poll(&mut cx, now, Some(wire), linked);
+        inside.poll_transmit(now, wire);
+        any
+    }
+
+    async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[test]
+    fn datagram_waits_for_room_in_the_lane() {
+        let (mut inside, _asked) = inside();
+        let (now, mut wire) = (Instant::now(), Wire::default());
+        let (reply, mut answer) = Reply::pair();
+        let (inbound, _datagrams) = mpsc::channel(1);
+        inside.bind_udp(FIRST, inbound, reply);
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+        wire.full = true;
+        inside.send_udp(FIRST, origin(), b"query".to_vec());
+        assert!(!turn(&mut inside, now, &mut wire, true), "nothing can move");
+        wire.full = false;
+        assert!(turn(&mut inside, now, &mut wire, true));
+        assert_eq!(wire.packets.len(), 1);
+        assert!(wire.packets[0].0.ends_with(b"query"));
+        assert!(!turn(&mut inside, now, &mut wire, true));
+    }
+
+    #[test]
+    fn datagrams_that_wait_are_bounded_and_end_with_their_port() {
+        let (mut inside, _asked) = inside();
+        let (now, mut wire) = (Instant::now(), Wire::default());
+        let (inbound, _datagrams) = mpsc::channel(1);
+        inside.bind_udp(FIRST, inbound, Reply::pair().0);
+        for _ in 0..MAX_OUTGOING + 3 {
+            inside.send_udp(FIRST, origin(), vec![0; 10]);
+        }
+        assert_eq!(inside.outgoing.len(), MAX_OUTGOING);
+        assert_eq!(inside.stats.udp_not_sent, 3);
+        inside.unbind_udp(FIRST);
+        turn(&mut inside, now, &mut wire, true);
+        assert!(wire.packets.is_empty());
+    }
+
+    #[test]
+    fn flow_that_times_out_says_whose_fault_it_was() {
+        for (linked, expected) in [
+            (true, ConnectError::TimedOut),
+            (false, ConnectError::TunnelDown),
+        ] {
+            let (mut inside, _asked) = inside();
+            let (now, mut wire) = (Instant::now(), Wire::default());
+            let (reply, mut answer) = Reply::pair();
+            inside.connect(now, FIRST, origin(), reply);
+            turn(&mut inside, now, &mut wire, linked);
+            let later = now + CONNECT_TIMEOUT;
+            inside.handle_timeout(later);
+            turn(&mut inside, later, &mut wire, linked);
+            assert_eq!(answer.try_recv(), Ok(Err(expected)));
+            assert!(inside.flows.is_empty() && inside.handles.is_empty());
+            assert!(inside.stack.is_empty());
+        }
+    }
+
+    #[test]
+    fn flow_whose_asker_goes_leaves_nothing_behind() {
+        let (mut inside, _asked) = inside();
+        let (now, mut wire) = (Instant::now(), Wire::default());
+        inside.connect(now, FIRST, origin(), Reply::pair().0);
+        turn(&mut inside, now, &mut wire, true);
+        inside.abort(now, FIRST);
+        turn(&mut inside, now, &mut wire, true);
+        assert!(inside.flows.is_empty() && inside.handles.is_empty());
+        assert!(inside.stack.is_empty());
+    }
+
+    /// The inside and an origin that accepts, with nothing lost between them.
+    struct Path {
+        inside: Inside,
+        origin: Stack,
+        now: Instant,
+        asked: mpsc::Receiver<NameQuery>,
+    }
+
+    impl Path {
+        fn new() -> Self {
+            let (inside, asked) = inside();
+            let config = Config {
+                accept: Accept::Any,
+                ..Config::default()
+            };
+            Self {
+                inside,
+                origin: Stack::new(config, 2),
+                now: Instant::now(),
+                asked,
+            }
+        }
+
+        /// Lets both speak until neither has anything to say; returns what the origin was told.
+        fn settle(&mut self) -> Vec<Event> {
+            let mut events = Vec::new();
+            loop {
+                let mut up = Wire::default();
+                turn(&mut self.inside, self.now, &mut up, true);
+                let quiet = up.packets.is_empty();
+                for (mut packet, offload) in up.packets {
+                    let _ = self.origin.handle_packet(self.now, &mut packet, offload);
+                }
+                while let Some(event) = self.origin.poll_event() {
+                    if let Event::Incoming { flow, .. } = event {
+                        self.origin.accept(self.now, flow);
+                    }
+                    events.push(event);
+                }
+                let mut down = Wire::default();
+                self.origin.poll_transmit(self.now, &mut down);
+                if quiet && down.packets.is_empty() {
+                    return events;
+                }
+                for (mut packet, offload) in down.packets {
+                    self.inside.handle_packet(self.now, &mut packet, offload);
+                }
+            }
+        }
+
+        fn open(&mut self) -> FlowId {
+            let (reply, mut answer) = Reply::pair();
+            self.inside.connect(self.now, FIRST, origin(), reply);
+            let events = self.settle();
+            assert_eq!(answer.try_recv(), Ok(Ok(())));
+            let flow = events.iter().find_map(|event| match event {
+                Event::Established { flow } => Some(*flow),
+                Event::Incoming { .. } | Event::Progress { .. } | Event::Closed { .. } => None,
+            });
+            flow.expect("the origin has the flow too")
+        }
+    }
+
+    #[tokio::test]
+    async fn attached_flow_moves_bytes_and_ends_with_both_halves() {
+        let mut path = Path::new();
+        let far = path.open();
+        let (socket, mut application) = tcp_pair().await;
+        path.inside
+            .attach(FIRST, Attachment::Tcp(socket), b"early ".to_vec());
+        application.write_all(b"bytes").await.unwrap();
+        application.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        while received != b"early bytes" {
+            tokio::task::yield_now().await;
+            path.settle();
+            let _ = path.origin.recv(path.now, far, |ring| {
+                received.extend_from_slice(ring);
+                (ring.len(), ())
+            });
+        }
+        path.origin
+            .send(path.now, far, |ring| {
+                ring[..6].copy_from_slice(b"answer");
+                (6, ())
+            })
+            .unwrap();
+        path.origin.finish(path.now, far);
+        while !path.inside.relay.is_empty() {
+            tokio::task::yield_now().await;
+            path.settle();
+        }
+        let mut answer = Vec::new();
+        application.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
+        assert!(path.inside.flows.is_empty() && path.inside.handles.is_empty());
+        assert!(path.asked.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn flow_that_the_origin_resets_is_reset_for_the_application() {
+        let mut path = Path::new();
+        let far = path.open();
+        let (socket, mut application) = tcp_pair().await;
+        path.inside
+            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.settle();
+        path.origin.abort(path.now, far);
+        path.settle();
+        let error = application.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(path.inside.stack.is_empty() && path.inside.relay.is_empty());
+    }
+
+    #[tokio::test]
+    async fn application_that_resets_resets_the_flow() {
+        let mut path = Path::new();
+        let far = path.open();
+        let (socket, application) = tcp_pair().await;
+        path.inside
+            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.settle();
+        Endpoint::Tcp(application).reset();
+        let closed = |event: &Event| matches!(event, Event::Closed { flow, .. } if *flow == far);
+        while !path.settle().iter().any(closed) {
+            tokio::task::yield_now().await;
+        }
+        assert!(path.inside.relay.is_empty() && path.inside.stack.is_empty());
+    }
+
+    #[tokio::test]
+    async fn flow_that_ended_before_it_was_attached_shows_as_a_reset() {
+        let (mut inside, _asked) = inside();
+        let (socket, mut application) = tcp_pair().await;
+        inside.attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        let error = application.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn end_of_the_inside_shows_as_a_reset() {
+        let mut path = Path::new();
+        path.open();
+        let (socket, mut application) = tcp_pair().await;
+        path.inside
+            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.settle();
+        drop(path);
+        let error = application.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
