@@ -105,7 +105,7 @@
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
 //! | a lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
 //! | reordering over all lanes | [`proto::WINDOW`] source numbers | dropped, counted |
-//! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`] | dropped, counted |
+//! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
 //! | a flow's rings | 1 MiB each way, in memory only while used | the window closes |

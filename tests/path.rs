@@ -207,7 +207,7 @@ async fn full_server_says_so_before_it_hangs_up() {
                         return Poll::Ready(Some(reason));
                     }
                     CarrierEvent::LaneLost { .. } => return Poll::Ready(None),
-                    _ => {}
+                    CarrierEvent::Session(_) | _ => {}
                 }
             }
             if !any {

@@ -552,9 +552,11 @@ fn interface(
     now: SmolInstant,
 ) -> Interface {
     let headers = ip_header(tuple) + TCP_HEADER;
-    // What leaves must pass the receiver's check: no more segments than a super-packet may have.
-    let most = (super_packets && mss > 0)
-        .then(|| (headers + MAX_SEGMENTS * usize::from(mss)).min(usize::from(u16::MAX)));
+    // What leaves must pass the receiver's check: no more segments than a super-packet may have, and whole ones.
+    let most = (super_packets && mss > 0).then(|| {
+        let mss = usize::from(mss);
+        headers + MAX_SEGMENTS.min((MAX_SUPER_PACKET - headers) / mss) * mss
+    });
     let mut config = InterfaceConfig::new(HardwareAddress::Ip);
     config.random_seed = seed;
     let mut interface = Interface::new(config, &mut Limits::new(mtu, most), now);
@@ -573,6 +575,10 @@ fn ip_header(tuple: &Tuple) -> usize {
         V6_HEADER
     }
 }
+
+/// The longest super-packet. Linux cuts one in software that is 65,536 bytes or more with its link header, which is 14
+/// bytes on Ethernet and some 60 in a network of containers.
+const MAX_SUPER_PACKET: usize = 65_535 - 64;
 
 /// Says what a segment may carry at most within the inner MTU.
 fn most_mss(mtu: u16, tuple: &Tuple) -> u16 {

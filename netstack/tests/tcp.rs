@@ -48,6 +48,18 @@ fn plain_packets_stay_within_the_mtu() {
 }
 
 #[test]
+fn super_packets_leave_room_for_link_headers() {
+    for origin in [ORIGIN4, ORIGIN6] {
+        let mut world = World::new();
+        let (flow, other) = world.open(origin);
+        exchange(&mut world, flow, other, 8 << 20, 30 * SECOND);
+        let longest = world.ab.longest.max(world.ba.longest);
+        // Of 65,536 bytes with the link header, Linux makes wire packets at once.
+        assert!((60_000..65_536 - 60).contains(&longest), "{longest}");
+    }
+}
+
+#[test]
 fn flow_survives_loss_and_reordering() {
     for (seed, origin) in [ORIGIN4, ORIGIN6].into_iter().enumerate() {
         let plain = |config: Config| Config {

@@ -14,16 +14,16 @@
 //! into the lane's buffer, flushes, and only waits when nothing moved. A turn is bounded, so
 //! the runtime gets the thread back.
 //!
-//! When to try which server is the business of a state machine of its own, [`Link`]; what
-//! lives behind the inner address, of [`Inside`]. Losing the lane changes nothing about the
+//! When to try which server is the business of a state machine of its own, `Link`; what
+//! lives behind the inner address, of `Inside`. Losing the lane changes nothing about the
 //! flows: the netstack gets no room to send, the flows wait, and the next lane carries them
 //! on, because the server leases the same inner address to the same client and instance. Only
 //! when the server gives another address are the flows of the old one ended.
 //!
 //! # Limits
 //!
-//! Requests that come before the first session wait at most [`PATIENCE`], and at most
-//! [`MAX_WAITING`] of them.
+//! Requests that come before the first session wait at most `PATIENCE`, and at most
+//! `MAX_WAITING` of them.
 
 use std::collections::VecDeque;
 use std::pin::Pin;

@@ -17,7 +17,7 @@
 //! No room in the lane means back-pressure: the sink answers `None`.
 //!
 //! A session that has closed, whoever closed it, keeps its lanes until its last word has left,
-//! or for [`LAST_WORD`].
+//! or for `LAST_WORD`.
 //!
 //! # Limits
 //!

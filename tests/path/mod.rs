@@ -1,0 +1,93 @@
+//! Both ends of a tunnel in one process.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use adit::client::run::Client;
+use adit::config::{
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
+    ServerConfig, TunConfig,
+};
+use adit::proto::SecretKey;
+use adit::server::run::{RunError, Server};
+use tokio_util::sync::CancellationToken;
+
+/// A server with egress `user` and a client that is connected to it, by one lane.
+pub(crate) struct Path {
+    pub(crate) client: Client,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<Result<(), RunError>>,
+    _state: tempfile::TempDir,
+}
+
+impl Path {
+    /// Starts both ends on loopback, with keys of their own.
+    pub(crate) async fn start(scheme: Scheme) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let server_key = SecretKey::generate(&mut rand::rng());
+        let client_key = SecretKey::generate(&mut rand::rng());
+        let server = Server::start(ServerConfig {
+            listen: vec![ListenAddr {
+                scheme,
+                address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            }],
+            secret_keys: vec![server_key.clone()],
+            network: Some("10.86.0.0/24".parse().unwrap()),
+            network6: Some("fd86::/64".parse().unwrap()),
+            egress: EgressKind::User,
+            tun: TunConfig {
+                name: "adit0".into(),
+                masquerade: true,
+            },
+            mtu: 1400,
+            allow: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+            clients: vec![ClientEntry {
+                name: "test".into(),
+                public_key: client_key.public(),
+                address: None,
+                address6: None,
+                preshared_key: None,
+            }],
+            tls: None,
+            dns: Vec::new(),
+            client_to_client: false,
+            state_dir: state.path().to_path_buf(),
+            max_clients: 16,
+            limits: Limits {
+                flows_per_client: 1000,
+                half_open_per_client: 100,
+            },
+            aead: Vec::new(),
+        })
+        .await
+        .unwrap();
+        let address: LaneAddr = server.listening()[0].clone();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(server.run(stop.clone()));
+        let client = Client::start(&ClientConfig {
+            servers: vec![address],
+            server_key: server_key.public(),
+            secret_key: client_key,
+            preshared_key: None,
+            proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
+            proxy_auth: None,
+            tls: CertificateCheck::Unchecked,
+            connect_timeout: Duration::from_secs(5),
+            aead: Vec::new(),
+        })
+        .unwrap();
+        Path {
+            client,
+            stop,
+            server,
+            _state: state,
+        }
+    }
+
+    /// Ends both in order.
+    pub(crate) async fn end(self) {
+        self.client.close().await;
+        self.stop.cancel();
+        self.server.await.unwrap().unwrap();
+    }
+}
