@@ -16,8 +16,9 @@
 //! A lane that fails in any way is removed and reported; the session lives on without it.
 //! No room in the lane means back-pressure: the sink answers `None`.
 //!
-//! A session that has closed, whoever closed it, keeps its lanes until its last word has left,
-//! or for `LAST_WORD`.
+//! A session that has closed says its last word, ends its streams and reads on until the far end
+//! has closed them too, for `LAST_WORD` at most: a connection that is closed while something
+//! stands unread in it is reset, and what was said last may be lost with it.
 //!
 //! # Limits
 //!
@@ -45,8 +46,6 @@ pub struct Carrier {
     lanes: Vec<Carried>,
     events: VecDeque<CarrierEvent>,
     control: Vec<u8>,
-    /// The session may have something to say that no lane was given yet.
-    unspoken: bool,
     /// Until when a session that has closed may keep its lanes for its last word.
     last_word: Option<Instant>,
     stats: CarrierStats,
@@ -114,7 +113,6 @@ impl Carrier {
             lanes: Vec::with_capacity(1),
             events: VecDeque::new(),
             control: Vec::new(),
-            unspoken: true,
             last_word: None,
             stats: CarrierStats::default(),
         };
@@ -141,7 +139,6 @@ impl Carrier {
 
     /// Returns the session for a change of its state.
     pub fn session_mut(&mut self) -> &mut Session {
-        self.unspoken = true;
         &mut self.session
     }
 
@@ -160,7 +157,6 @@ impl Carrier {
         self.lanes.clear();
         self.events.clear();
         self.last_word = None;
-        self.unspoken = true;
         self.session = session;
         self.carry(id, lane, false);
     }
@@ -188,7 +184,8 @@ impl Carrier {
             let lane = &mut self.lanes[at];
             let mut arrived = std::mem::take(&mut lane.unread);
             let ended = match lane.io.poll_read(cx) {
-                Poll::Pending => None,
+                // Nothing is left to be read of a lane that cannot be written to.
+                Poll::Pending => lane.broken.take().map(LaneLoss::Io),
                 Poll::Ready(Ok(0)) => Some(LaneLoss::Closed),
                 Poll::Ready(Ok(_)) => {
                     arrived = true;
@@ -200,7 +197,6 @@ impl Carrier {
             // What arrived before the end still counts, a goodbye above all.
             let lost = if arrived {
                 any = true;
-                self.unspoken = true;
                 let received = lane.receive(&mut self.session, now, &mut self.stats, &mut deliver);
                 received.err().or(ended)
             } else {
@@ -222,7 +218,8 @@ impl Carrier {
         let lane = self
             .session
             .lane_for(now, PacketMeta::default())
-            .and_then(|id| self.lanes.iter_mut().find(|lane| lane.id == id));
+            .and_then(|id| self.lanes.iter_mut().find(|lane| lane.id == id))
+            .filter(|lane| lane.broken.is_none());
         LaneSink {
             session: &mut self.session,
             lane,
@@ -236,7 +233,7 @@ impl Carrier {
         self.session
             .lane_for(now, PacketMeta::default())
             .and_then(|id| self.lanes.iter().find(|lane| lane.id == id))
-            .is_some_and(|lane| lane.io.writable_room())
+            .is_some_and(|lane| lane.broken.is_none() && lane.io.writable_room())
     }
 
     /// Seals the packet in `buffer` (headroom, packet, tailroom) and queues it; call only
@@ -262,7 +259,7 @@ impl Carrier {
         }
     }
 
-    /// Lets the session speak, and writes what is queued; returns whether a lane was lost, or
+    /// Lets the session speak, and writes what is queued; returns whether a lane broke, or
     /// has room again that it had not before: nothing else will wake those who wait for it.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let had_room = self.has_room(now);
@@ -278,22 +275,20 @@ impl Carrier {
             }
             self.control.clear();
         }
-        self.unspoken = false;
         let mut lost = false;
         let mut at = 0;
+        let closed = self.session.closed();
         while at < self.lanes.len() {
-            match self.lanes[at].io.poll_flush(cx) {
-                Poll::Ready(Ok(())) | Poll::Pending => at += 1,
-                Poll::Ready(Err(error)) => {
-                    lost = true;
-                    self.lose(now, at, LaneLoss::Io(error));
-                }
+            let lane = &mut self.lanes[at];
+            if let Poll::Ready(Err(error)) = lane.poll_write(cx, closed.is_some()) {
+                lost = true;
+                lane.broken = Some(error);
             }
+            at += 1;
         }
-        // A session that has closed needs its lanes only for its last word.
-        if let Some(reason) = self.session.closed() {
+        if let Some(reason) = closed {
             let until = *self.last_word.get_or_insert(now + LAST_WORD);
-            while !self.lanes.is_empty() && (self.is_flushed() || now >= until) {
+            while now >= until && !self.lanes.is_empty() {
                 lost = true;
                 self.lose(now, self.lanes.len() - 1, LaneLoss::SessionClosed(reason));
             }
@@ -313,16 +308,10 @@ impl Carrier {
 
     /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.unspoken = true;
         self.session.handle_timeout(now);
         for lane in &mut self.lanes {
             lane.handle_timeout(now);
         }
-    }
-
-    /// Returns whether everything that was to be said has been handed to the system.
-    pub fn is_flushed(&self) -> bool {
-        !self.unspoken && self.lanes.iter().all(|lane| lane.io.is_flushed())
     }
 
     /// Returns the next thing that became of the session or a lane.
@@ -347,6 +336,8 @@ impl Carrier {
             unread: true,
             read_before: 0,
             quiet_at: None,
+            broken: None,
+            shut: false,
         });
     }
 
@@ -415,9 +406,27 @@ struct Carried {
     read_before: u64,
     /// When to look whether the lane is quiet; `None` while its buffers are small.
     quiet_at: Option<Instant>,
+    /// Why it cannot be written to any more; what it has received is still read, since a far end
+    /// that hangs up may have said why.
+    broken: Option<io::Error>,
+    /// Our side of the connection is shut: the far end has heard everything.
+    shut: bool,
 }
 
 impl Carried {
+    /// Writes what is queued; for a session that has closed, then ends the stream.
+    fn poll_write(&mut self, cx: &mut Context<'_>, last: bool) -> Poll<io::Result<()>> {
+        if self.broken.is_some() || self.shut {
+            return Poll::Pending;
+        }
+        if !last {
+            return self.io.poll_flush(cx);
+        }
+        let shut = self.io.poll_shutdown(cx);
+        self.shut = shut.is_ready();
+        shut
+    }
+
     /// Gives the read buffer back if next to nothing came in for [`QUIET`].
     fn handle_timeout(&mut self, now: Instant) {
         if self.quiet_at.is_none_or(|due| now < due) {
@@ -600,40 +609,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn carrier_is_not_flushed_before_the_last_word_is_sealed() {
+    async fn lane_stays_until_the_last_word_is_heard() {
         let now = Instant::now();
         let mut ends = Ends::new(now).await;
         ends.confirm(now).await;
-        assert!(ends.server.is_flushed());
         ends.server
             .session_mut()
             .close(now, CloseReason::PoolExhausted);
-        assert!(
-            !ends.server.is_flushed(),
-            "the close frame is still to come"
-        );
         ends.server.poll_send(&mut cx(), now);
-        assert!(ends.server.is_flushed());
-        assert_eq!(ends.server.lanes(), 0);
-        let mut reason = None;
-        while reason.is_none() {
+        assert_eq!(ends.server.lanes(), 1, "until the client has heard it");
+        assert_eq!(
+            heard(&mut ends.client, now).await,
+            CloseReason::PoolExhausted
+        );
+        drop(ends.client);
+        while ends.server.lanes() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            ends.client.poll_receive(&mut cx(), now, |_, _, _| {});
-            while let Some(event) = ends.client.poll_event(now) {
-                if let CarrierEvent::Session(SessionEvent::PeerClosed(why)) = event {
-                    reason = Some(why);
-                }
-            }
+            ends.server.poll_receive(&mut cx(), now, |_, _, _| {});
         }
-        assert_eq!(reason, Some(CloseReason::PoolExhausted));
     }
 
-    #[tokio::test]
-    async fn closed_session_keeps_a_lane_that_nobody_reads_for_1_s() {
-        let now = Instant::now();
-        let mut ends = Ends::new(now).await;
-        ends.confirm(now).await;
-        // The client reads no more; what the server says fills the connection, then its queue.
+    /// Reads until the far end says that it has closed the session.
+    async fn heard(carrier: &mut Carrier, now: Instant) -> CloseReason {
+        loop {
+            carrier.poll_receive(&mut cx(), now, |_, _, _| {});
+            while let Some(event) = carrier.poll_event(now) {
+                match event {
+                    CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => return reason,
+                    CarrierEvent::LaneLost { cause, .. } => panic!("lost before: {cause}"),
+                    CarrierEvent::Session(_) => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Fills the server's lane to its limit while the client reads nothing.
+    async fn fill(ends: &mut Ends, now: Instant) {
         loop {
             while ends.server.has_room(now) {
                 let buffer = pool().sized(PACKET_HEADROOM + 60_000 + TAILROOM);
@@ -643,9 +655,62 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
             ends.server.poll_send(&mut cx(), now);
             if !ends.server.has_room(now) {
-                break;
+                return;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn goodbye_of_a_client_with_unread_packets_is_heard() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        fill(&mut ends, now).await;
+        ends.client
+            .session_mut()
+            .close(now, CloseReason::ShuttingDown);
+        ends.client.poll_send(&mut cx(), now);
+        assert_eq!(ends.client.lanes(), 1, "a close now would reset the lane");
+        assert_eq!(
+            heard(&mut ends.server, now).await,
+            CloseReason::ShuttingDown
+        );
+        drop(ends.server);
+        while ends.client.lanes() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            ends.client.poll_receive(&mut cx(), now, |_, _, _| {});
+        }
+    }
+
+    #[tokio::test]
+    async fn goodbye_before_a_reset_is_heard_though_writing_fails_first() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        fill(&mut ends, now).await;
+        ends.client
+            .session_mut()
+            .close(now, CloseReason::ShuttingDown);
+        ends.client.poll_send(&mut cx(), now);
+        // Packets stand unread in the client's socket, so this is a reset.
+        drop(ends.client);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        while !ends.server.poll_send(&mut cx(), now) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!ends.server.has_room(now), "nothing can be written");
+        assert_eq!(
+            heard(&mut ends.server, now).await,
+            CloseReason::ShuttingDown
+        );
+    }
+
+    #[tokio::test]
+    async fn closed_session_keeps_a_lane_that_nobody_reads_for_1_s() {
+        let now = Instant::now();
+        let mut ends = Ends::new(now).await;
+        ends.confirm(now).await;
+        fill(&mut ends, now).await;
         ends.server
             .session_mut()
             .close(now, CloseReason::ProtocolError);
