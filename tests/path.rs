@@ -202,12 +202,11 @@ async fn full_server_says_so_before_it_hangs_up() {
             any |= carrier.poll_send(cx, now);
             while let Some(event) = carrier.poll_event(now) {
                 any = true;
-                match event {
-                    CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
-                        return Poll::Ready(Some(reason));
-                    }
-                    CarrierEvent::LaneLost { .. } => return Poll::Ready(None),
-                    CarrierEvent::Session(_) | _ => {}
+                if let CarrierEvent::Session(SessionEvent::PeerClosed(reason)) = event {
+                    return Poll::Ready(Some(reason));
+                }
+                if let CarrierEvent::LaneLost { .. } = event {
+                    return Poll::Ready(None);
                 }
             }
             if !any {

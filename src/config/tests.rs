@@ -131,7 +131,7 @@ fn a_key_alone_makes_a_server_with_the_documented_defaults() {
         config.limits,
         Limits {
             flows_per_client: 16_384,
-            half_open_per_client: 512
+            half_open_per_client: 2048
         }
     );
     assert_eq!((config.max_clients, config.client_to_client), (4096, false));
