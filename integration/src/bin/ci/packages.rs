@@ -22,6 +22,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("setpriv", &[], "util-linux"),
     ("mount", &[], "mount"),
     ("sysctl", &[], "procps"),
+    ("strace", &[], "strace"),
 ];
 
 /// Installs what is missing, and says what that is.

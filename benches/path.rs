@@ -1,0 +1,89 @@
+//! Goodput of the whole path in one process: an application, the client, a lane, the server with
+//! egress `user`, an origin, all on loopback and sharing the processors.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use adit::config::Scheme;
+
+#[path = "../tests/path/mod.rs"]
+mod path;
+
+fn main() {
+    for scheme in [Scheme::Tcp, Scheme::Tls] {
+        for flows in [1, 64] {
+            for up in [false, true] {
+                let rate = goodput(scheme, flows, up);
+                let way = if up { "up" } else { "down" };
+                println!("{scheme:?} lane, {flows:2} flows {way:4}: {rate:6.0} Mbit/s");
+            }
+        }
+    }
+}
+
+/// Moves bytes by `flows` flows for [`WARM`] and [`MEASURED`]; returns Mbit/s of the latter.
+fn goodput(scheme: Scheme, flows: usize, up: bool) -> f64 {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let origin = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let proxy = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let target = origin.local_addr().expect("bound");
+    let path = runtime.block_on(async {
+        let path = path::Path::start(scheme).await;
+        path.client.connected().await.expect("a configuration");
+        path
+    });
+    let (stop, moved) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    for _ in 0..flows {
+        let application = TcpStream::connect(proxy.local_addr().expect("bound")).expect("connects");
+        let proxied = proxy.accept().expect("accepts").0;
+        proxied.set_nonblocking(true).expect("a fresh socket");
+        runtime.block_on(async {
+            let flow = path.client.tunnel().connect(target).await.expect("a flow");
+            let proxied = tokio::net::TcpStream::from_std(proxied).expect("non-blocking");
+            flow.attach(proxied, Vec::new());
+        });
+        let origin = origin.accept().expect("accepts").0;
+        let (mut from, mut to) = if up {
+            (application, origin)
+        } else {
+            (origin, application)
+        };
+        let stopped = stop.clone();
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) && from.write_all(&[7; 65_536]).is_ok() {}
+        });
+        let (stopped, moved) = (stop.clone(), moved.clone());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 65_536];
+            while let Ok(read @ 1..) = to.read(&mut bytes) {
+                moved.fetch_add(read as u64, Ordering::Relaxed);
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+    }
+    std::thread::sleep(WARM);
+    let (began, before) = (Instant::now(), moved.load(Ordering::Relaxed));
+    std::thread::sleep(MEASURED);
+    let bytes = moved.load(Ordering::Relaxed) - before;
+    let rate = bytes as f64 * 8e-6 / began.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    runtime.block_on(path.end());
+    rate
+}
+
+/// Until every window is open.
+const WARM: Duration = Duration::from_secs(1);
+
+/// Long enough that the scheduler's whims even out.
+const MEASURED: Duration = Duration::from_secs(4);
