@@ -66,7 +66,12 @@ unsafe extern "C" {
     fn bcopy(from: *const c_void, to: *mut c_void, len: usize);
 }
 
-fn copy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
+/// Counts and copies.
+///
+/// # Safety
+///
+/// As `memmove`.
+unsafe fn copy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
     // The C library does nothing where both are the same (aws-lc-rs asks for it to open in place).
     if len >= DATA && to.cast_const() != from {
         COPIED.fetch_add(len as u64, Ordering::Relaxed);
@@ -80,14 +85,16 @@ fn copy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
 
 /// Takes the place of the C library's.
 #[unsafe(no_mangle)]
-extern "C" fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
-    copy(to, from, len)
+unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
+    // SAFETY: the contract is the caller's.
+    unsafe { copy(to, from, len) }
 }
 
 /// Takes the place of the C library's.
 #[unsafe(no_mangle)]
-extern "C" fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
-    copy(to, from, len)
+unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
+    // SAFETY: the contract is the caller's.
+    unsafe { copy(to, from, len) }
 }
 
 /// What a transfer has cost for each 64 KiB that arrived.

@@ -35,6 +35,9 @@ const BYTES: u64 = 256 << 20;
 /// The hang guard of what takes no time.
 const SOON: Duration = Duration::from_secs(20);
 
+/// The hang guard of a transfer, in which every call of both programs takes a detour.
+const HANG: Duration = Duration::from_secs(180);
+
 /// One program may trace another, and the lab can be made.
 const NEEDS: &[Need] = &[Need::Root, Need::Tool("strace")];
 
@@ -172,7 +175,10 @@ impl Scene<'_> {
     ) {
         let client = Trace::start(self.folder, self.client);
         let server = Trace::start(self.folder, self.server);
-        self.place.block_on(run);
+        self.place.block_on(move || async move {
+            let ended = tokio::time::timeout(HANG, run()).await;
+            assert!(ended.is_ok(), "the transfer is not over after {HANG:?}");
+        });
         for (who, trace, most) in [("client", client, bound.0), ("server", server, bound.1)] {
             let calls = trace.end();
             let per_unit = |count: &u64| *count as f64 / (BYTES / 65_536) as f64;
