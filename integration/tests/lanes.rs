@@ -9,6 +9,7 @@ use std::{
 use adit_integration::{
     adit::{ClientConfig, Pair, ServerConfig, User, Workdir},
     flows::{self, Download, comes_back},
+    meters::wait_for,
     namespaces::{Lab, ORIGIN4, Place, SERVER4, runtime},
     origin::Origin,
     relay::{Relay, Weather},
@@ -145,7 +146,8 @@ fn idle_flow_of_a_tun_egress_goes_on_after_a_restart_of_the_server() {
             flows::echo(&mut stream, b"after", PATIENCE)
                 .await
                 .expect("the flow lives");
-        });
+            stream.into_std().expect("an open socket")
+        })
     });
     told.recv_timeout(PATIENCE).expect("the flow began");
     let (status, _) = server.stop();
@@ -153,12 +155,14 @@ fn idle_flow_of_a_tun_egress_goes_on_after_a_restart_of_the_server() {
     let _server = workdir.start_server(&lab.server, User::Same, &server_config);
     comes_back(&lab.client, proxy, target, Duration::from_secs(5));
     go.send(()).expect("the flow's thread waits");
-    flow.join().expect("the flow goes on");
-    assert_eq!(
-        echo.open(),
-        1,
-        "the origin still has the flow, and the one that came back is closed"
+    let stream = flow.join().expect("the flow goes on");
+    let alone = wait_for(PATIENCE, || (echo.open() == 1).then_some(()));
+    assert!(
+        alone.is_some(),
+        "the origin still has the flow, and the one that came back is closed: {} are open",
+        echo.open()
     );
+    drop(stream);
 }
 
 /// Downloads through a relay that does its worst for [`CUT`] in the middle.

@@ -66,6 +66,11 @@ impl Waits {
         {
             self.drop_oldest();
         }
+        // What a burst of flows needed is not kept.
+        if self.order.is_empty() && self.order.capacity() > KEPT {
+            self.table.shrink_to_fit();
+            self.order.shrink_to_fit();
+        }
     }
 
     pub(crate) fn next(&self) -> Option<Instant> {
@@ -91,8 +96,11 @@ impl Waits {
     }
 }
 
-/// Twice a maximum segment lifetime of 15 s: the inner network is one hop, and hosts of today rest for 60 s or less.
-const REST: Duration = Duration::from_secs(30);
+/// Twice a maximum segment lifetime of 7.5 s: the inner network is one hop that replays nothing, and RFC 9293 §3.4.2
+/// leaves the time to the network there is.
+const REST: Duration = Duration::from_secs(15);
+/// An empty table keeps room for so many.
+const KEPT: usize = 64;
 /// Half of the ports of one pair of addresses; about 1.5 MB.
 const MAX_WAITS: usize = 16_384;
 

@@ -55,7 +55,7 @@ pub async fn run_client(
     mut ready: Ready,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let proxy = Proxy::bind(&config).await?;
+    let proxy = Proxy::bind(&config)?;
     let address = proxy.address();
     let client = Client::start(&config)?;
     let serving = tokio::spawn(proxy.serve(&client, stop.clone()));
@@ -86,7 +86,7 @@ pub async fn run_try(
     let (server_key, client_key) = (generate(), generate());
     let server = Server::start(try_server(&server_key, &client_key, state.path())).await?;
     let config = try_client(server.listening(), &server_key, client_key, options.proxy);
-    let proxy = Proxy::bind(&config).await?;
+    let proxy = Proxy::bind(&config)?;
     let address = proxy.address();
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));

@@ -522,7 +522,13 @@ impl Driver {
         let deadline = self.closing?;
         // The carrier lets its lanes go when the server has heard the goodbye.
         let gone = self.carrier.as_ref().is_none_or(|c| c.lanes() == 0);
-        (gone || now >= deadline).then_some(if self.commands_open {
+        if !gone && now < deadline {
+            return None;
+        }
+        if let Some(inside) = &self.inside {
+            debug!(counters = ?inside.counters(), "counters");
+        }
+        Some(if self.commands_open {
             Exit::Stopped
         } else {
             Exit::Abandoned

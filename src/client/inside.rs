@@ -35,6 +35,7 @@ use super::associate::Associations;
 use super::resolve::NameQueries;
 use super::tunnel::{Attachment, ConnectError, Datagram, HandleId, Reply};
 use crate::io::carrier::has_room;
+use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::wire::InnerConfig;
 
@@ -75,6 +76,11 @@ enum Slot {
 }
 
 impl Inside {
+    /// What was counted, for the log at the end.
+    pub(super) fn counters(&self) -> impl std::fmt::Debug + '_ {
+        (self.stack.stats(), &self.stats, self.relay.stats())
+    }
+
     /// Makes the inside of a session with this configuration.
     pub(super) fn new(config: &InnerConfig, resolver: NameQueries, seed: u64) -> Self {
         let stack_config = Config {
@@ -345,6 +351,11 @@ impl Inside {
     /// Does what is due by `now`.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
+        // Asked in this order: the burst is over when its addresses have rested, too.
+        if self.stack.is_empty() && self.stack.stats().waits_now == 0 && self.relay.burst_is_over()
+        {
+            memory::give_back();
+        }
     }
 }
 

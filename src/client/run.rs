@@ -164,10 +164,10 @@ impl Proxy {
     /// # Errors
     ///
     /// When the address cannot be had or the password cannot be used.
-    pub async fn bind(config: &ClientConfig) -> Result<Self, StartError> {
+    pub fn bind(config: &ClientConfig) -> Result<Self, StartError> {
         let address = config.proxy;
         let bind = |error| StartError::Bind { address, error };
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(bind)?;
+        let listener = listen(address).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let mut settings = ProxySettings::default();
         if let Some(auth) = &config.proxy_auth {
@@ -216,6 +216,17 @@ pub enum StartError {
     Credentials(#[from] CredentialsError),
 }
 
+fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    // A restart must not wait for the last connections' TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// What to do about an address that cannot be had.
 fn hint(error: &io::Error) -> &'static str {
     let is = |kind| error.kind() == kind;
@@ -241,6 +252,10 @@ fn verify(check: &CertificateCheck) -> Verify {
         CertificateCheck::System => Verify::System,
     }
 }
+
+/// Connections that may wait to be accepted: a burst beyond it costs applications the second
+/// that the kernel waits before it asks again. The kernel bounds it too (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// How long the goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);

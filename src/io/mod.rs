@@ -7,6 +7,7 @@ pub mod journal;
 pub mod lane;
 pub mod limits;
 pub mod listen;
+pub mod memory;
 pub mod netlink;
 pub mod network;
 pub mod nft;

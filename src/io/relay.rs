@@ -46,6 +46,8 @@ use tokio::net::TcpStream;
 pub struct Relay {
     links: Vec<Option<Link>>,
     open: usize,
+    /// The most that were open since the last burst was over.
+    peak: usize,
     ended: VecDeque<FlowId>,
     ready: Arc<ReadySet>,
     stats: RelayStats,
@@ -57,6 +59,7 @@ impl Relay {
         Self {
             links: Vec::new(),
             open: 0,
+            peak: 0,
             ended: VecDeque::new(),
             ready,
             stats: RelayStats::default(),
@@ -83,6 +86,7 @@ impl Relay {
         };
         if self.links[key].replace(link).is_none() {
             self.open += 1;
+            self.peak = self.peak.max(self.open);
         }
         self.stats.attached += 1;
         self.requeue(key);
@@ -130,6 +134,16 @@ impl Relay {
     /// inside this process may still hold its handle. To be drained after every turn.
     pub fn poll_ended(&mut self) -> Option<FlowId> {
         self.ended.pop_front()
+    }
+
+    /// Tells, once after each burst, that so many flows came and went that memory is to be given
+    /// back. To be asked when the netstack is idle.
+    pub fn burst_is_over(&mut self) -> bool {
+        let over = self.open == 0 && self.peak > BURST;
+        if over {
+            self.peak = 0;
+        }
+        over
     }
 
     /// Returns the number of flows that have a socket.
@@ -511,6 +525,9 @@ struct Moved {
     bytes: usize,
     more: bool,
 }
+
+/// Flows at once that leave enough memory behind for it to be given back.
+const BURST: usize = 256;
 
 /// The most one pump moves in one direction: a full receive ring, so that one wake-up can
 /// empty it, and no more, so that 64 such flows still take turns.

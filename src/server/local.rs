@@ -43,6 +43,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::io::carrier::has_room;
+use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
@@ -219,6 +220,11 @@ impl Local {
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
+        // Asked in this order: the burst is over when its addresses have rested, too.
+        if self.stack.is_empty() && self.stack.stats().waits_now == 0 && self.relay.burst_is_over()
+        {
+            memory::give_back();
+        }
         self.mappings.handle_timeout(now);
         self.echoes.handle_timeout(now);
     }

@@ -359,6 +359,9 @@ impl SessionDriver {
                 "session ended"
             );
             debug!(uplink = ?self.stats, downlink_dropped = ?self.downlink.dropped(), "counters");
+            if let Some(local) = &self.local {
+                debug!(stack = ?local.stack_stats(), local = ?local.stats(), "counters");
+            }
         }
         self.state = State::Ended;
     }

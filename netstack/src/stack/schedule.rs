@@ -252,6 +252,12 @@ impl Stack {
         }
         self.stats.waits_now = self.waits.len() as u64;
         self.stats.flows_now = self.flows.len() as u64;
+        // What a burst of flows needed is not kept.
+        if self.flows.is_empty() && self.flows.capacity() > KEPT_SLOTS {
+            self.flows.shrink_to_fit();
+            self.table.shrink_to_fit();
+            self.dirty.shrink_to_fit();
+        }
     }
 
     /// Gives memory back: of some spare rings, and of the idle ones among some flows.
@@ -283,3 +289,6 @@ impl Stack {
 fn sink_is_full<S: PacketSink>(bound: usize, sink: &mut S) -> bool {
     sink.reserve(bound).is_none()
 }
+
+/// A stack without flows keeps room for so many.
+const KEPT_SLOTS: usize = 64;

@@ -9,7 +9,7 @@ use crate::flow::{State, Syn, Tuple};
 use crate::header;
 use crate::offload::{Checksum, Gso, Offload};
 use crate::packet::{Packet, V6_HEADER};
-use crate::segment::{self, ACK, FIN, RST, SYN, Segment, before};
+use crate::segment::{self, ACK, FIN, RST, SYN, Segment};
 use crate::stats::Dropped;
 use crate::waits::Wait;
 
@@ -134,8 +134,10 @@ impl Stack {
     ) -> Result<Outcome, Dropped> {
         let opening = parsed.has(SYN) && parsed.flags & (ACK | RST | FIN) == 0;
         if let Some(Wait::TimeWait { sequence, ack }) = self.waits.find(&tuple) {
-            // RFC 1122 §4.2.2.13: a SYN beyond what was received begins a new flow.
-            if !(opening && before(ack, parsed.sequence)) {
+            // A SYN begins a new flow, whatever its sequence number. RFC 1122 §4.2.2.13 asks for one beyond what was
+            // received, against old duplicates; those do not pass the session's replay protection, while a peer
+            // that chooses its first number at random would be refused every other time.
+            if !opening {
                 if parsed.has(RST) {
                     // RFC 1337: a reset does not end TIME-WAIT.
                     return Err(Dropped::NoFlow);
