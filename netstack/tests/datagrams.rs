@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use adit_netstack::{
-    Accept, Cause, Checksum, Config, Dropped, Gso, Offload, Packet, PacketError, PacketSink, Stack,
-    Unreachable, complete_checksum, protocol, too_big, unreachable, verify_checksum,
+    Accept, Cause, Checksum, Config, Dropped, Event, Gso, Offload, Packet, PacketError, PacketSink,
+    Stack, Unreachable, complete_checksum, protocol, too_big, unreachable, verify_checksum,
 };
 use world::{Got, ORIGIN4, ORIGIN6, Side, World, client_config, network_config};
 
@@ -595,4 +595,50 @@ fn repeated_fin_in_time_wait_is_acknowledged() {
     world.run(5 * SECOND);
     assert_eq!(world.b.stack.len(), 0);
     assert_eq!(world.a.stack.stats().resets_sent, 0);
+}
+
+#[test]
+fn syn_in_time_wait_begins_a_flow_whatever_its_sequence_number() {
+    for sequence in [0u32, 1 << 30, 1 << 31, 3 << 30, u32::MAX] {
+        let mut world = World::new();
+        let (flow, other) = world.open(ORIGIN4);
+        let (local, remote) = world.a.stack.addresses(flow).expect("a living flow");
+        world.b.stack.release(world.now, other);
+        world.run(SECOND);
+        world.a.stack.release(world.now, flow);
+        world.run(SECOND);
+        while world.b.stack.poll_event().is_some() {}
+        assert_eq!(world.b.stack.stats().waits_now, 1);
+
+        let (IpAddr::V4(source), IpAddr::V4(destination)) = (local.ip(), remote.ip()) else {
+            panic!("the origin is one of IPv4");
+        };
+        let mut syn = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        syn.extend(source.octets());
+        syn.extend(destination.octets());
+        syn.extend(local.port().to_be_bytes());
+        syn.extend(remote.port().to_be_bytes());
+        syn.extend(sequence.to_be_bytes());
+        syn.extend([0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+        let sum: u32 = syn[..20]
+            .chunks(2)
+            .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+            .sum();
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        syn[10..12].copy_from_slice(&sum.to_be_bytes());
+        let offload = Offload {
+            checksum: Checksum::Partial,
+            ..Offload::default()
+        };
+        world
+            .b
+            .stack
+            .handle_packet(world.now, &mut syn, offload)
+            .expect("taken");
+        let event = world.b.stack.poll_event();
+        assert!(
+            matches!(event, Some(Event::Incoming { local, .. }) if local == remote),
+            "{sequence}: {event:?}"
+        );
+    }
 }

@@ -402,8 +402,8 @@ const DNS_PORT: u16 = 53;
 /// What a pipe to the DNS service holds each way: one message of the largest size.
 const DNS_PIPE: usize = 64 * 1024;
 
-/// How long an outer connect may take; shorter than the client's own time-out for the
-/// handshake through the tunnel, so that the answer still finds somebody.
+/// How long an outer connect may take: as long as a client waits for the handshake through the
+/// tunnel, since nobody is there for a later answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// DNS queries of one session that may be under way.

@@ -194,7 +194,7 @@ impl Drop for Downlink {
     }
 }
 
-/// The most that waits for one client: two of the netstack's receive windows, so that one
+/// The most that waits for one client: four of the netstack's receive windows, so that one
 /// flow at full window loses nothing, and a slow lane does not build up more.
 pub const DOWNLINK_BYTES: usize = 4 << 20;
 
