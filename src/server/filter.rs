@@ -19,19 +19,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// The policy for destinations: a few binary searches for each address, and no allocation.
 #[derive(Clone, Debug)]
 pub struct DestinationPolicy {
-    reach: Reach,
     allow: Ranges,
     deny: Ranges,
     own: Ranges,
-}
-
-/// What is reachable in principle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reach {
-    /// The public Internet and what is allowed.
-    Public,
-    /// Everything that is a host's address.
-    Any,
 }
 
 /// Why a destination is refused.
@@ -56,7 +46,6 @@ impl DestinationPolicy {
         let v4 = NOT_PUBLIC4.iter().copied().map(IpNet::V4);
         let v6 = NOT_PUBLIC6.iter().copied().map(IpNet::V6);
         Self {
-            reach: Reach::Public,
             allow: allow.iter().copied().collect(),
             deny: v4.chain(v6).collect(),
             own: Ranges::of(own),
@@ -69,16 +58,6 @@ impl DestinationPolicy {
         Self {
             own: Ranges::of(own),
             ..self.clone()
-        }
-    }
-
-    /// Makes the policy of a server for nobody but the user of its own host: every host's address, loopback too.
-    pub fn any() -> Self {
-        Self {
-            reach: Reach::Any,
-            allow: Ranges::default(),
-            deny: Ranges::default(),
-            own: Ranges::default(),
         }
     }
 
@@ -121,10 +100,7 @@ impl DestinationPolicy {
     }
 
     fn decide(&self, allowed: bool, public: impl FnOnce() -> bool) -> Result<(), Refusal> {
-        let reachable = match self.reach {
-            Reach::Any => true,
-            Reach::Public => allowed || public(),
-        };
+        let reachable = allowed || public();
         if reachable {
             Ok(())
         } else {
@@ -458,7 +434,6 @@ mod tests {
             "64:ff9b::0.0.0.0",
         ] {
             assert!(!everything.allows(ip(text)), "{text}");
-            assert!(!DestinationPolicy::any().allows(ip(text)), "{text}");
         }
         for text in [
             "127.0.0.1",
@@ -468,7 +443,6 @@ mod tests {
             "64:ff9b::10.0.0.1",
         ] {
             assert!(everything.allows(ip(text)), "{text}");
-            assert!(DestinationPolicy::any().allows(ip(text)), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
-//! Keeps leases in a file of the state folder.
+//! Reads the leases that a former run has left in the state folder.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -65,21 +65,6 @@ impl LeaseStore {
             }
         }
     }
-
-    /// Writes all leases in one step: after a crash the file is the old one or the new one.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self, now: SystemTime, leases: &Leases) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".leases-")
-            .tempfile_in(folder)?;
-        file.write_all(&leases.save(now))?;
-        file.as_file().sync_data()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
-    }
 }
 
 /// Bytes in the largest file that is read: some 200,000 leases.
@@ -88,6 +73,7 @@ const MAX_FILE_LEN: u64 = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::state::write_atomically;
     use crate::server::leases::{Owner, Settings};
 
     fn leases() -> Leases {
@@ -112,8 +98,9 @@ mod tests {
             Ok(LoadedLeases::New)
         ));
         let lease = old.acquire(now, owner()).expect("a lease");
-        store.save(now, &old).expect("saved");
-        store.save(now, &old).expect("saved over");
+        let file = folder.path().join("leases.json");
+        write_atomically(&file, &old.save(now)).expect("saved");
+        write_atomically(&file, &old.save(now)).expect("saved over");
         let mut new = leases();
         let loaded = store.load(now, &mut new, |_| true).expect("loaded");
         assert!(
@@ -152,12 +139,5 @@ mod tests {
             "{reason}"
         );
         assert!(leases.is_empty());
-        store.save(SystemTime::now(), &leases).expect("saved");
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_written_is_an_error() {
-        let store = LeaseStore::new(Path::new("/proc/none"));
-        assert!(store.save(SystemTime::now(), &leases()).is_err());
     }
 }
