@@ -25,6 +25,7 @@ pub mod chromium;
 pub mod curl;
 pub mod dns;
 pub mod flows;
+pub mod link;
 pub mod meters;
 pub mod namespaces;
 pub mod origin;
