@@ -75,6 +75,7 @@ mod outbox;
 mod pair;
 mod random;
 mod rekey;
+mod repair;
 mod replay;
 mod schedule;
 mod session;

@@ -225,6 +225,7 @@ mod control;
 mod frame;
 mod handshake;
 mod reader;
+mod repair;
 mod sealed;
 
 pub use config::{ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MIN_MTU};
@@ -237,6 +238,7 @@ pub use handshake::{
     MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
 };
 pub use reader::{Reader, Short};
+pub use repair::{REPAIR_HEADER_LEN, RepairHeader, RepairHeaderError, SHARD_PREFIX_LEN};
 pub use sealed::{
     InnerType, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, NONCE_LEN, PACKET_HEADER_LEN,
     PACKET_HEADROOM, PacketHeader, PacketHeaderError, SEALED_HEADER_LEN, SealedFormatError,

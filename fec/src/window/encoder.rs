@@ -65,14 +65,22 @@ impl<W: Work> WindowEncoder<W> {
         self.first..self.end
     }
 
-    fn slot(&self, number: u64) -> usize {
-        (number % self.lens.len() as u64) as usize
+    /// Returns the shard of a source that is held.
+    pub fn shard(&self, number: u64) -> Option<&[u8]> {
+        if !self.held().contains(&number) {
+            return None;
+        }
+        let slot = self.slot(number);
+        Some(&self.work.as_ref()[slot * self.capacity..][..self.lens[slot]])
     }
-}
 
-impl<W: Work> StreamEncoder for WindowEncoder<W> {
-    fn push(&mut self, number: u64, shard: &[u8]) -> Result<(), PushError> {
-        let (len, capacity) = (shard.len(), self.capacity);
+    /// Takes source `number` of `len` bytes and lends the place where they belong, so that a shard of
+    /// several parts need not be joined before; until they are written they are what was there.
+    ///
+    /// # Errors
+    /// As [`StreamEncoder::push`].
+    pub fn reserve(&mut self, number: u64, len: usize) -> Result<&mut [u8], PushError> {
+        let capacity = self.capacity;
         if len > capacity {
             return Err(PushError::TooLong { len, capacity });
         }
@@ -88,7 +96,17 @@ impl<W: Work> StreamEncoder for WindowEncoder<W> {
         self.first = self.first.max(end.saturating_sub(self.lens.len() as u64));
         let slot = self.slot(number);
         self.lens[slot] = len;
-        self.work.as_mut()[slot * capacity..][..len].copy_from_slice(shard);
+        Ok(&mut self.work.as_mut()[slot * capacity..][..len])
+    }
+
+    fn slot(&self, number: u64) -> usize {
+        (number % self.lens.len() as u64) as usize
+    }
+}
+
+impl<W: Work> StreamEncoder for WindowEncoder<W> {
+    fn push(&mut self, number: u64, shard: &[u8]) -> Result<(), PushError> {
+        self.reserve(number, shard.len())?.copy_from_slice(shard);
         Ok(())
     }
 

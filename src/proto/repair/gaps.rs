@@ -96,6 +96,12 @@ impl Gaps {
         self.next = number.checked_add(1);
     }
 
+    /// The number after the highest that came.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next.unwrap_or(u64::MAX)
+    }
+
     /// The lowest number that is missing and not hopeless.
     #[must_use]
     pub fn lowest(&self) -> Option<u64> {
@@ -253,12 +259,12 @@ mod tests {
         gaps.handle_received(start, 3);
         assert_eq!((gaps.lowest(), gaps.len()), (Some(1), 2));
         assert_eq!(gaps.poll_timeout(), Some(start + ms(10)));
-        assert_eq!(asked(&mut gaps, start + ms(9)), []);
+        assert_eq!(asked(&mut gaps, start + ms(9)), [0; 0]);
         assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
-        assert_eq!(asked(&mut gaps, start + ms(69)), []);
+        assert_eq!(asked(&mut gaps, start + ms(69)), [0; 0]);
         gaps.handle_received(start + ms(69), 2);
         assert_eq!(asked(&mut gaps, start + ms(70)), [1]);
-        assert_eq!(asked(&mut gaps, start + ms(149)), []);
+        assert_eq!(asked(&mut gaps, start + ms(149)), [0; 0]);
         assert_eq!(gaps.poll_timeout(), Some(start + ms(150)));
         assert!(!gaps.handle_timeout(start + ms(149)));
         assert!(gaps.handle_timeout(start + ms(150)));
