@@ -64,6 +64,8 @@
 //! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
+pub mod congestion;
+pub mod delivery;
 mod epoch;
 mod handshake;
 mod identity;
