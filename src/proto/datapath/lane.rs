@@ -28,7 +28,10 @@ pub struct DatapathLane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// A packet for the first time.
-    Source,
+    Source {
+        /// Its number.
+        number: u64,
+    },
     /// A packet again.
     Resend,
     /// Parity.

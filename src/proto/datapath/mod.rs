@@ -41,5 +41,6 @@ mod lane;
 mod receive;
 mod send;
 
-pub use lane::{DatapathLane, LaneCounts};
+pub use lane::LaneCounts;
+pub use receive::DELIVERY_HEADROOM;
 pub use send::{Datapath, DatapathDrops, IDLE};

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use adit_netstack::Offload;
 
-use super::lane::DatapathLane;
+use super::lane::Content;
 use super::send::{Datapath, checksum_of, datagram_number, gap_limits, offload_byte, plain};
-use crate::proto::delivery::Class;
+use crate::proto::delivery::{Class, Fate};
 use crate::proto::queue::QueuePacket;
 use crate::proto::session::{OpenError, OpenedDatagram, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
@@ -60,7 +60,7 @@ impl<P: QueuePacket> Datapath<P> {
                 let bits = offload_byte(offload.checksum);
                 self.incoming
                     .handle_source(now, number, bits, &datagram[range.clone()]);
-                self.offer(now, number, datagram, range, offload, deliver);
+                deliver(datagram, range, offload);
                 self.repaired(session, now, deliver);
             }
             OpenedDatagram::Repair { range } => {
@@ -74,12 +74,8 @@ impl<P: QueuePacket> Datapath<P> {
         Ok(())
     }
 
-    /// Does what is due by `now`; packets that were held may go then.
-    pub fn handle_timeout(
-        &mut self,
-        now: Instant,
-        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
-    ) {
+    /// Does what is due by `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
         for lane in &mut self.lanes {
             if lane
                 .flight
@@ -101,6 +97,75 @@ impl<P: QueuePacket> Datapath<P> {
                 lane.received.handle_missing();
             }
         }
-        self.release(now, deliver);
+    }
+
+    fn handle_report(&mut self, session: &Session, now: Instant, id: LaneId, report: &Report) {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
+            return;
+        };
+        // Where there is no parity to wait for, what is lost is sent again unasked.
+        let unasked = self
+            .outgoing
+            .as_deref_mut()
+            .filter(|outgoing| outgoing.ratio() == 0.0);
+        let mut resend = unasked;
+        lane.flight.handle_report(now, report, |content, fate| {
+            if let (Content::Source { number }, Fate::Lost, Some(outgoing)) =
+                (content, fate, resend.as_deref_mut())
+            {
+                outgoing.handle_request(number);
+            }
+        });
+        let loss = lane.loss_report(report.missing.len() as u32);
+        let sent = lane.flight.sent();
+        let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
+        lane.received.handle_round_trip(round_trip);
+        self.queue.set_pace(rate, round_trip);
+        self.incoming.set_limits(gap_limits(round_trip));
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.handle_report(now, &loss);
+            for number in report.missing.below(session.next_source()) {
+                outgoing.handle_request(number);
+            }
+        }
+    }
+
+    fn handle_repair(&mut self, session: &Session, now: Instant, body: &[u8]) {
+        let Ok((header, parity)) = RepairHeader::parse(body) else {
+            self.drops.malformed_repairs += 1;
+            return;
+        };
+        let first = expand_source(header.first, session.highest_source());
+        if self
+            .incoming
+            .handle_repair(now, first, header, parity)
+            .is_err()
+        {
+            self.drops.malformed_repairs += 1;
+        }
+    }
+
+    /// Delivers what parity has brought back.
+    fn repaired(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        while let Some(arrived) = self.incoming.poll_repaired(now) {
+            if session.take_source(arrived.number).is_err() {
+                self.duplicates += 1;
+                continue;
+            }
+            let end = DELIVERY_HEADROOM + arrived.packet.len();
+            self.scratch.clear();
+            self.scratch.resize(DELIVERY_HEADROOM, 0);
+            self.scratch.extend_from_slice(arrived.packet);
+            let offload = plain(checksum_of(arrived.offload));
+            deliver(&mut self.scratch, DELIVERY_HEADROOM..end, offload);
+        }
     }
 }
+
+/// Room before a packet that is delivered: for the header of a TUN device.
+pub const DELIVERY_HEADROOM: usize = 16;

@@ -7,12 +7,11 @@ use adit_netstack::{Checksum, Gso, Offload};
 
 use super::lane::{Content, DatapathLane, LaneCounts};
 use crate::proto::delivery::{Class, Permit};
-use crate::proto::hold::Hold;
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
 use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
 use crate::proto::session::Session;
 use crate::wire::{
-    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, InnerType, LaneId, MAX_REPORT,
+    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, InnerType, LaneId, MAX_REPORT_LEN,
     Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
 };
 
@@ -24,7 +23,6 @@ pub struct Datapath<P> {
     /// When a packet was last sent.
     sourced_at: Instant,
     pub(super) incoming: Incoming,
-    pub(super) hold: Hold,
     pub(super) lanes: Vec<DatapathLane>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
@@ -45,6 +43,8 @@ pub struct DatapathDrops {
     pub malformed_reports: u64,
     /// Repairs that were malformed.
     pub malformed_repairs: u64,
+    /// Datagrams that were sent and not tracked, because too many were.
+    pub untracked: u64,
 }
 
 /// A piece that waits for the next datagram.
@@ -66,7 +66,6 @@ impl<P: QueuePacket> Datapath<P> {
             outgoing: None,
             sourced_at: now,
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
-            hold: Hold::new(seed),
             lanes: Vec::new(),
             rest: None,
             duplicates: 0,
@@ -188,7 +187,7 @@ impl<P: QueuePacket> Datapath<P> {
             .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes
-            .chain([extra, idle, self.incoming.poll_timeout(), self.hold.poll_timeout()])
+            .chain([extra, idle, self.incoming.poll_timeout()])
             .flatten()
             .min()
     }
@@ -241,7 +240,6 @@ impl<P: QueuePacket> Datapath<P> {
         if lane.received.poll_timeout().is_none_or(|due| due > now) {
             return None;
         }
-        let mut asked = std::mem::take(&mut self.scratch);
         let stats = self.incoming.stats();
         let counts = RepairCounts {
             repaired: stats.repaired,
@@ -262,11 +260,9 @@ impl<P: QueuePacket> Datapath<P> {
         let report = lane
             .received
             .poll_report(now, counts, missing[..count].iter().copied(), wants);
-        asked.clear();
-        self.scratch = asked;
         let report = report?;
         let body = out.get_mut(DATAGRAM_HEADER_LEN + 1..)?;
-        let room = body.len().min(MAX_REPORT);
+        let room = body.len().min(MAX_REPORT_LEN);
         let len = report.write(&mut body[..room]).ok()?;
         let class = if report.asks {
             Class::Asking
@@ -399,7 +395,7 @@ impl<P: QueuePacket> Datapath<P> {
                 index,
                 &out[..whole],
                 Class::Data,
-                Content::Source,
+                Content::Source { number },
             );
             return Some(whole);
         }
@@ -423,7 +419,10 @@ impl<P: QueuePacket> Datapath<P> {
             self.drops.unsealed += 1;
             return None;
         }
-        self.note_sent(session, now, index, &out[..whole], Class::Data, Content::Source);
+        let content = Content::Source {
+            number: rest.number,
+        };
+        self.note_sent(session, now, index, &out[..whole], Class::Data, content);
         Some(whole)
     }
 
