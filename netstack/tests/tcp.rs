@@ -359,6 +359,25 @@ fn connect_times_out() {
 }
 
 #[test]
+fn handshakes_behind_a_full_sink_time_out() {
+    let mut world = World::new();
+    world.ab.full = true;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.run(31 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.run(2 * SECOND);
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+
+    let mut world = World::new();
+    world.ba.full = true;
+    world.a.stack.connect(world.now, remote).unwrap();
+    world.run(33 * SECOND);
+    let other = world.b.incoming().unwrap();
+    assert_eq!(world.b.closed(other), Some(Cause::TimedOut));
+}
+
+#[test]
 fn flow_survives_an_outage_of_ten_seconds() {
     let mut world = World::new();
     let (flow, other) = world.open(ORIGIN4);
@@ -387,6 +406,20 @@ fn flow_with_unanswered_data_is_given_up_after_the_user_timeout() {
     let mut world = World::new();
     let (flow, _) = world.open(ORIGIN4);
     world.ab.cut = true;
+    let mut source = Source::new(flow, 1, 100);
+    source.finish = false;
+    source.pump(world.now, &mut world.a.stack);
+    world.run(299 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.run(2 * SECOND);
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+}
+
+#[test]
+fn data_behind_a_full_sink_is_given_up_after_the_user_timeout() {
+    let mut world = World::new();
+    let (flow, _) = world.open(ORIGIN4);
+    world.ab.full = true;
     let mut source = Source::new(flow, 1, 100);
     source.finish = false;
     source.pump(world.now, &mut world.a.stack);
