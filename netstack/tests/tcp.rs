@@ -645,6 +645,41 @@ fn out_of_order_data_survives_the_sweep_for_idle_rings() {
 }
 
 #[test]
+fn forged_sequence_number_does_not_hide_what_waits_behind_a_gap() {
+    let plain = |config: Config| Config {
+        super_packets: false,
+        ..config
+    };
+    let mut world = World::with(plain(client_config()), plain(network_config()));
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 5, 1000);
+    source.finish = false;
+    world.ab.cut = true;
+    source.pump(world.now, &mut world.a.stack);
+    world.drain();
+    world.ab.cut = false;
+    source.len = 2000;
+    source.pump(world.now, &mut world.a.stack);
+    world.a.stack.poll_transmit(world.now, &mut world.ab);
+    let at = world.ab.next().unwrap();
+    let (mut segment, offload) = world.ab.pop(at).unwrap();
+    world.b.handle(at, &mut segment.clone(), offload);
+    // Half of all sequence numbers further on, in a header of 20 bytes behind one of 20 bytes.
+    let sequence = u32::from_be_bytes(segment[24..28].try_into().unwrap());
+    let forged = sequence.wrapping_add((1 << 31) - 1500);
+    segment[24..28].copy_from_slice(&forged.to_be_bytes());
+    world.b.handle(at, &mut segment, offload);
+    world.ab.cut = true;
+    world.run(20 * SECOND);
+    world.ab.cut = false;
+    let mut drain = Drain::new(other, 5);
+    world.until(60 * SECOND, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.at == 2000
+    });
+}
+
+#[test]
 fn stale_ids_name_nothing() {
     let mut world = World::new();
     let (flow, other) = world.open(ORIGIN4);
