@@ -220,6 +220,24 @@ fn released_flow_of_a_vanished_peer_is_freed_after_the_close_timeout() {
 }
 
 #[test]
+fn released_flow_whose_reset_finds_no_room_is_freed_after_the_close_timeout() {
+    let mut world = World::new();
+    let (open, _) = world.open(ORIGIN4);
+    world.ab.full = true;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let young = world.a.stack.connect(world.now, remote).unwrap();
+    for flow in [open, young] {
+        world.a.stack.abort(world.now, flow);
+        world.a.stack.release(world.now, flow);
+    }
+    world.run(59 * SECOND);
+    assert_eq!(world.a.stack.len(), 2, "the sink may have room again");
+    world.run(2 * SECOND);
+    assert_eq!(world.a.stack.len(), 0);
+    assert!(!world.a.stack.wants_transmit());
+}
+
+#[test]
 fn abort_resets_the_peer_and_what_arrived_before_stays_readable() {
     let mut world = World::new();
     let (flow, other) = world.open(ORIGIN4);

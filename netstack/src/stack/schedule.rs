@@ -175,6 +175,10 @@ impl Stack {
                     .expires(&self.config, released)
                     .is_some_and(|at| at <= now)
                 {
+                    if conn.is_gone() {
+                        self.remove(slot, now);
+                        return;
+                    }
                     self.stats.timed_out += 1;
                     let handshake = !conn.is_established();
                     conn.abort(Cause::TimedOut);
