@@ -126,6 +126,14 @@ impl Outbound {
         }
     }
 
+    /// Gives back a chunk that was reserved and never used; what waits stays.
+    pub(super) fn shrink(&mut self) {
+        if self.queued == 0 {
+            self.reserved = 0;
+            self.chunks.clear();
+        }
+    }
+
     /// How many bytes wait.
     pub(super) fn len(&self) -> usize {
         self.queued
@@ -289,6 +297,19 @@ mod tests {
         assert_eq!(outbound.pool.stats().large.outstanding, 1);
         outbound.advance(59_999);
         assert_eq!(outbound.pool.stats().large.outstanding, 0);
+    }
+
+    #[test]
+    fn chunk_that_was_only_reserved_goes_back_when_the_queue_shrinks() {
+        let mut outbound = outbound();
+        outbound.reserve(500, 0).expect("room").fill(9);
+        outbound.shrink();
+        assert_eq!(outbound.pool.stats().large.outstanding, 0);
+        outbound.commit(500);
+        assert!(outbound.is_empty(), "the room is gone");
+        put(&mut outbound, &[1; 500]);
+        outbound.shrink();
+        assert_eq!(outbound.front(), [1; 500]);
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub struct EchoSockets {
     by_client: HashMap<(IpAddr, u16, bool), usize>,
     echoes: Slab<Echo>,
     ready: Arc<ReadySet>,
+    /// The message that is being sent.
+    message: Vec<u8>,
+    scratch: Vec<u8>,
     sweep: Option<Instant>,
     stats: EchoStats,
 }
@@ -65,6 +68,8 @@ impl EchoSockets {
             by_client: HashMap::new(),
             echoes: Slab::new(),
             ready: ReadySet::new(),
+            message: Vec::new(),
+            scratch: Vec::new(),
             sweep: None,
             stats: EchoStats::default(),
         }
@@ -99,17 +104,18 @@ impl EchoSockets {
             return;
         };
         echo.last_used = now;
-        let mut message = Vec::with_capacity(ICMP_HEADER + payload.len());
         let kind = if origin.is_ipv4() {
             REQUEST_V4
         } else {
             REQUEST_V6
         };
         // Checksum and identifier are the kernel's to fill in.
+        let message = &mut self.message;
+        message.clear();
         message.extend_from_slice(&[kind, 0, 0, 0, 0, 0]);
         message.extend_from_slice(&sequence.to_be_bytes());
         message.extend_from_slice(payload);
-        match send(&echo.socket, &message, SocketAddr::new(origin, 0)) {
+        match send(&echo.socket, message, SocketAddr::new(origin, 0)) {
             Ok(_) => self.stats.requests += 1,
             Err(_) => self.stats.send_failed += 1,
         }
@@ -138,7 +144,8 @@ impl EchoSockets {
             };
             any = true;
             echo.notice.taken();
-            let mut scratch = vec![0u8; MAX_MESSAGE];
+            // Replies are read here first: their length is not known before.
+            self.scratch.resize(MAX_MESSAGE, 0);
             let mut wake = Context::from_waker(&echo.waker);
             let mut errors = 0;
             for turn in 1..=REPLIES_PER_TURN {
@@ -146,7 +153,7 @@ impl EchoSockets {
                     echo.notice.queue();
                     break;
                 }
-                let mut buffer = ReadBuf::new(&mut scratch);
+                let mut buffer = ReadBuf::new(&mut self.scratch);
                 let from = match echo.socket.poll_recv_from(&mut wake, &mut buffer) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(from)) => Some(from),
@@ -197,6 +204,10 @@ impl EchoSockets {
             }
             keep
         });
+        if self.echoes.is_empty() {
+            self.message = Vec::new();
+            self.scratch = Vec::new();
+        }
         self.sweep = self
             .echoes
             .iter()
