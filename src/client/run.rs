@@ -263,5 +263,5 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Free small buffers kept.
 const POOL_SMALL: usize = 64;
 
-/// Free large buffers kept: what one lane's write queue holds.
-const POOL_LARGE: usize = 8;
+/// Free large buffers kept: what one lane's write queue takes for frames of 8 KiB, which have one each. 2 MiB.
+const POOL_LARGE: usize = 32;
