@@ -151,14 +151,6 @@ impl StateDir {
 /// # Errors
 /// Whatever the file system says; the temporary file is removed then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_with_mode(path, bytes, FILE_MODE)
-}
-
-/// As [`write_atomically`], with another mode; until the file is whole nobody else can read it.
-///
-/// # Errors
-/// As [`write_atomically`].
-pub(crate) fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
@@ -168,10 +160,6 @@ pub(crate) fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Resul
         .permissions(fs::Permissions::from_mode(FILE_MODE))
         .tempfile_in(directory)?;
     file.write_all(bytes)?;
-    if mode != FILE_MODE {
-        file.as_file()
-            .set_permissions(fs::Permissions::from_mode(mode))?;
-    }
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_directory(directory)

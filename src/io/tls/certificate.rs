@@ -6,21 +6,21 @@
 //! made anew from the key and every pin stays valid. Files appear whole or not at all.
 
 use std::fmt;
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use tempfile::NamedTempFile;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::verify::Pin;
 use crate::io::clock;
-use crate::io::state::write_with_mode;
 
 /// A certificate chain with the private key of its first certificate.
 pub struct Certificate {
@@ -84,15 +84,15 @@ impl Certificate {
             let pem = Zeroizing::new(key.serialize_pem());
             // A certificate whose key is gone is of no use, and must not be met with a new key.
             remove(&chain_path)?;
-            keep(&key_path, pem.as_bytes(), SECRET)?;
-            keep(&chain_path, certify(&key, names)?.as_bytes(), PUBLIC)?;
+            write_whole(&key_path, pem.as_bytes(), SECRET)?;
+            write_whole(&chain_path, certify(&key, names)?.as_bytes(), PUBLIC)?;
         } else if !has(&chain_path)? {
             let pem = fs::read_to_string(&key_path).map_err(|source| CertificateError::Look {
                 path: key_path.clone(),
                 source,
             })?;
             let key = KeyPair::from_pem(&Zeroizing::new(pem))?;
-            keep(&chain_path, certify(&key, names)?.as_bytes(), PUBLIC)?;
+            write_whole(&chain_path, certify(&key, names)?.as_bytes(), PUBLIC)?;
         }
         Certificate::from_files(&chain_path, &key_path)
     }
@@ -227,8 +227,20 @@ fn remove(path: &Path) -> Result<(), CertificateError> {
     }
 }
 
-fn keep(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CertificateError> {
-    write_with_mode(path, bytes, mode).map_err(|source| CertificateError::Write {
+/// Writes a file so that it is there whole, or as it was before, whenever the machine stops.
+fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CertificateError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        // Created with 0600, so that a secret is never readable by others even for a moment.
+        let mut file = NamedTempFile::new_in(directory)?;
+        file.write_all(bytes)?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| CertificateError::Write {
         path: path.to_owned(),
         source,
     })
@@ -255,8 +267,6 @@ const VALID: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn mode(path: &Path) -> u32 {
