@@ -101,12 +101,14 @@ pub struct ClientEntry {
     pub preshared_key: Option<PresharedKey>,
 }
 
-/// Bounds for each client with the `user` egress.
+/// Bounds for each session of a client with the `user` egress; a client has one session for each of its instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most flows (TCP, UDP and ICMP echo together) that one client may have open.
+    /// Most TCP flows that one session may have open. UDP and ICMP echo have bounds of their own:
+    /// [`MAX_MAPPINGS`](crate::server::egress::udp::MAX_MAPPINGS) and
+    /// [`MAX_ECHOES`](crate::server::egress::echo::MAX_ECHOES).
     pub flows_per_client: u32,
-    /// Most TCP flows of one client whose origin has not answered yet.
+    /// Most TCP flows of one session whose origin has not answered yet.
     pub half_open_per_client: u32,
 }
 
@@ -251,6 +253,12 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
             address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT),
         }];
     };
+    if listen.is_empty() {
+        settings.missing(
+            "listen",
+            "write at least one address such as tcp://0.0.0.0:7443, or leave the key out",
+        );
+    }
     let mut seen = Unique::default();
     for at in &listen {
         // Two kinds of lane cannot share a TCP port either; any free port is free for both.
