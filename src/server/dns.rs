@@ -15,10 +15,11 @@
 
 mod upstreams;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -31,12 +32,15 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::timeout;
 
 use crate::io::clock;
+use crate::proto::PublicKey;
 use upstreams::Upstreams;
 
 /// The resolver of a server, shared by all its clients.
 pub struct DnsService {
     upstreams: Upstreams,
     permits: Semaphore,
+    /// The shares of the clients that have a session.
+    shares: Mutex<HashMap<PublicKey, Weak<Semaphore>>>,
     stats: DnsStats,
 }
 
@@ -83,11 +87,18 @@ impl DnsService {
             .map_err(DnsServiceError::Resolver)
     }
 
-    /// Hands out one client's share.
-    pub fn client(self: &Arc<Self>) -> DnsClient {
+    /// Hands out the share of the client with this key, one for all its sessions.
+    pub fn client(self: &Arc<Self>, key: &PublicKey) -> DnsClient {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.retain(|_, share| share.strong_count() > 0);
+        let permits = shares.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let share = Arc::new(Semaphore::new(QUERIES_PER_CLIENT));
+            shares.insert(*key, Arc::downgrade(&share));
+            share
+        });
         DnsClient {
             service: Arc::clone(self),
-            permits: Arc::new(Semaphore::new(QUERIES_PER_CLIENT)),
+            permits,
         }
     }
 
@@ -100,6 +111,7 @@ impl DnsService {
         Arc::new(Self {
             upstreams,
             permits: Semaphore::new(QUERIES),
+            shares: Mutex::new(HashMap::new()),
             stats: DnsStats::default(),
         })
     }
@@ -432,7 +444,7 @@ const PLAIN_UDP: usize = 512;
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// Queries of all clients under way: each may hold a socket.
 const QUERIES: usize = 512;
-/// Queries of one client under way: a page with many names, and no more than its share.
+/// Queries of one client under way, over all its sessions: a page with many names, and no more than its share.
 const QUERIES_PER_CLIENT: usize = 64;
 /// Queries of one stream under way; the rest waits unread.
 const QUERIES_PER_STREAM: usize = 16;
@@ -456,6 +468,10 @@ mod tests {
 
     use super::upstreams::Source;
     use super::*;
+
+    fn key(client: u8) -> PublicKey {
+        PublicKey::from_bytes([client; 32])
+    }
 
     fn name(text: &str) -> Name {
         Name::from_str(text).expect("a name")
@@ -542,7 +558,9 @@ mod tests {
             }
         });
         (
-            DnsService::new(&[address]).expect("a service").client(),
+            DnsService::new(&[address])
+                .expect("a service")
+                .client(&key(1)),
             upstream,
         )
     }
@@ -660,7 +678,7 @@ mod tests {
     async fn an_idle_stream_is_closed() {
         let service =
             DnsService::new(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 9))]).expect("a service");
-        let client = service.client();
+        let client = service.client(&key(1));
         let (mut near, far) = tokio::io::duplex(64);
         // Half a query, and no more.
         near.write_all(&[0, 40, 1]).await.expect("written");
@@ -677,7 +695,7 @@ mod tests {
         let nothing = Source::Given(ResolverConfig::from_parts(None, Vec::new(), Vec::new()));
         let upstreams = Upstreams::of(clock::now(), nothing, hosts).expect("upstreams");
         let service = DnsService::over(upstreams);
-        let client = service.client();
+        let client = service.client(&key(1));
         let answer = ask(&client, &query("ok.test.", RecordType::A)).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
         assert_eq!(service.stats().failed.load(Ordering::Relaxed), 1);
@@ -747,7 +765,7 @@ mod tests {
             .expect("a socket");
         let service =
             DnsService::new(&[silent.local_addr().expect("an address")]).expect("a service");
-        let (greedy, other) = (service.client(), service.client());
+        let (greedy, other) = (service.client(&key(1)), service.client(&key(2)));
         let held = greedy
             .permits
             .acquire_many(u32::try_from(QUERIES_PER_CLIENT).expect("small"))
@@ -759,8 +777,13 @@ mod tests {
         assert_eq!(greedy.answer_udp(&bytes).await, None);
         assert_eq!(service.stats().dropped_busy.load(Ordering::Relaxed), 1);
         assert!(other.answer_udp(&bytes).await.is_some());
+        // Another session does not give a client more.
+        assert_eq!(service.client(&key(1)).answer_udp(&bytes).await, None);
         drop(held);
         assert!(greedy.answer_udp(&bytes).await.is_some());
+        drop((greedy, other));
+        let _next = service.client(&key(3));
+        assert_eq!(service.shares.lock().expect("no panic").len(), 1);
     }
 
     proptest! {

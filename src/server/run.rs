@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
 use super::dns::{DnsService, DnsServiceError};
@@ -305,6 +305,13 @@ impl Server {
         if let Some(Err(error)) = undo.map(Undo::undo) {
             error!(%error, "not everything could be undone; the next start tries again");
         }
+        debug!(
+            accept = ?shared.accept_stats,
+            dns = ?shared.dns.stats(),
+            no_route = shared.router.no_route(),
+            tun = ?shared.egress.stats(),
+            "counters"
+        );
         info!("server stopped");
         result
     }
