@@ -65,6 +65,7 @@ async fn path_for(scheme: Scheme, max_clients: u32) -> Path {
             preshared_key: None,
         }],
         tls: None,
+        tls_names: Vec::new(),
         dns: Vec::new(),
         client_to_client: false,
         state_dir: state.path().to_path_buf(),

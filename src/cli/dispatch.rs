@@ -158,6 +158,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         },
         mtu: DEFAULT_MTU,
         tls: None,
+        tls_names: Vec::new(),
         dns: Vec::new(),
         client_to_client: false,
         state_dir: state.to_path_buf(),

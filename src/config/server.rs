@@ -36,6 +36,8 @@ pub struct ServerConfig {
     pub clients: Vec<ClientEntry>,
     /// The certificate of `tls` lanes; without, one is generated and kept in the state folder.
     pub tls: Option<TlsFiles>,
+    /// The host names and addresses that a generated certificate is made out to; empty: `localhost`.
+    pub tls_names: Vec<String>,
     /// Resolvers that answer the clients' queries; empty: those of the host.
     pub dns: Vec<SocketAddr>,
     /// Whether clients may send packets to one another.
@@ -149,6 +151,7 @@ impl ServerConfig {
         let allow = values(settings.list("allow", parse::allow));
         let clients = clients::read(settings, network, network6, &secret_keys);
         let tls = read_tls(settings, &listen);
+        let tls_names = read_tls_names(settings, tls.is_some());
         let dns = values(settings.list("dns", parse::upstream));
         let client_to_client = settings
             .value("client_to_client", parse::boolean)
@@ -186,6 +189,7 @@ impl ServerConfig {
             allow,
             clients,
             tls,
+            tls_names,
             dns,
             client_to_client,
             state_dir: state_dir?,
@@ -344,6 +348,15 @@ fn read_tls(settings: &mut Settings<'_>, listen: &[ListenAddr]) -> Option<TlsFil
         }
         (None, None) => None,
     }
+}
+
+fn read_tls_names(settings: &mut Settings<'_>, has_files: bool) -> Vec<String> {
+    let names = settings.list("tls.names", parse::host).unwrap_or_default();
+    if let Some(at) = names.first().filter(|_| has_files) {
+        let message = "stands beside tls.certificate, which has names of its own: leave it out";
+        settings.problem_at(at, message);
+    }
+    values(Some(names))
 }
 
 fn read_limits(settings: &mut Settings<'_>) -> Limits {

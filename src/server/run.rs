@@ -370,7 +370,7 @@ fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTl
     }
     let certificate = match &config.tls {
         Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
-        None => Certificate::kept(state.path(), &[])?,
+        None => Certificate::kept(state.path(), &config.tls_names)?,
     };
     Ok(Some(ServerTls::new(certificate)?))
 }

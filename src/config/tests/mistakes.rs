@@ -233,6 +233,14 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
         &["tls.certificate: is missing: a private key needs its certificate beside it"],
     ),
     (
+        "tls: {names: [vpn example]}",
+        &["tls.names[0]: `vpn example` is neither a host name nor an IP address"],
+    ),
+    (
+        "tls: {certificate: own.key, key: own.key, names: [vpn.example.com]}",
+        &["tls.names[0]: stands beside tls.certificate, which has names of its own: leave it out"],
+    ),
+    (
         "dns: [dns.example.com]",
         &["dns[0]: `dns.example.com` is not an IP address: write one like 9.9.9.9"],
     ),
