@@ -309,6 +309,7 @@ impl Server {
             accept = ?shared.accept_stats,
             dns = ?shared.dns.stats(),
             no_route = shared.router.no_route(),
+            still_queued = shared.router.queued_bytes(),
             tun = ?shared.egress.stats(),
             "counters"
         );
