@@ -77,7 +77,7 @@ impl Client {
         handshake.aead = config.aead.clone();
         let connector = Connector {
             servers: config.servers.clone(),
-            tls: ClientTls::new(&verify(&config.tls))?,
+            tls: tls(config)?,
             handshake,
             time: config.connect_timeout,
             pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
@@ -240,6 +240,15 @@ fn hint(error: &io::Error) -> &'static str {
     } else {
         ""
     }
+}
+
+/// Prepares TLS as `config` says.
+///
+/// # Errors
+///
+/// The authorities that it names are of no use.
+pub(crate) fn tls(config: &ClientConfig) -> Result<ClientTls, ClientTlsError> {
+    ClientTls::new(&verify(&config.tls))
 }
 
 fn verify(check: &CertificateCheck) -> Verify {

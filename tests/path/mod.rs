@@ -67,6 +67,7 @@ impl Path {
                 preshared_key: None,
             }],
             tls: None,
+            tls_names: Vec::new(),
             dns: Vec::new(),
             client_to_client: false,
             state_dir: state.path().to_path_buf(),
