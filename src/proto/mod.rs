@@ -68,6 +68,7 @@ pub mod congestion;
 pub mod delivery;
 mod epoch;
 mod handshake;
+mod hold;
 mod identity;
 mod keys;
 mod lane;
@@ -90,6 +91,7 @@ pub use handshake::{
     Answer, ChallengeState, ClientConfig, ClientEntry, HandshakeError, Initiator, KemKind,
     MAX_CHALLENGES, MAX_SERVER_KEYS, Reply, Responder, Silence,
 };
+pub use hold::{Delivery, Hold, HoldLimits, HoldStats, MAX_HOLD, Offer, hold_time};
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
 pub use keys::Role;
 pub use lane::LaneKind;
