@@ -134,6 +134,7 @@ pub struct Redundancy {
     flush: Option<Instant>,
     /// The sources since the last pause, and the repairs sent for them.
     train: u32,
+    train_began: Instant,
     train_repairs: u32,
     /// What z is multiplied by, moved by what stayed unrepaired.
     margin: f64,
@@ -168,6 +169,7 @@ impl Redundancy {
             uncovered: 0,
             flush: None,
             train: 0,
+            train_began: now,
             train_repairs: 0,
             margin: 1.0,
             ratio: 0.0,
@@ -241,6 +243,9 @@ impl Redundancy {
             self.flush = None;
             return;
         }
+        if copied {
+            return;
+        }
         let loss = self.estimate.loss();
         let burst = self.estimate.burst_len();
         self.credit = (self.credit + self.ratio).min(MAX_CREDIT);
@@ -248,10 +253,8 @@ impl Redundancy {
         self.allowance = self
             .allowance
             .min(MAX_CREDIT * f64::from(self.longest_len()));
-        if !copied {
-            self.uncovered += 1;
-            self.flush = Some(now + FLUSH_AFTER);
-        }
+        self.uncovered += 1;
+        self.flush = Some(now + FLUSH_AFTER);
     }
 
     /// Returns the next repair to send, if one is due.
@@ -273,13 +276,15 @@ impl Redundancy {
         }
         let bytes = f64::from(self.longest_len());
         if self.settings.mode == Mode::Auto {
-            if self.allowance < bytes {
+            if self.allowance >= bytes {
+                self.allowance -= bytes;
+            } else if self.credit >= 1.0 || !self.bucket.take(bytes as usize, Class::Thin) {
+                // A few packets now and then are a thin flow too: their last repair is paid as one.
                 self.stats.parity_over_cap += 1;
                 self.flush = self.flush.filter(|&flush| flush > now);
                 self.credit = self.credit.min(1.0);
                 return None;
             }
-            self.allowance -= bytes;
         }
         self.credit -= 1.0;
         self.train_repairs += 1;
@@ -372,7 +377,12 @@ impl Redundancy {
     fn company(&self, now: Instant, number: u64) -> (u64, u32) {
         let own = self.recent[recent(number)].1;
         let (mut span, mut longest) = (1, own);
-        while span < COMPANY && number - span >= self.first && number >= span {
+        let most = if self.estimate.burst_len() > BURSTY {
+            COMPANY_IN_BURSTS
+        } else {
+            COMPANY
+        };
+        while span < most && number >= self.first.saturating_add(span) {
             let (sent, len) = self.recent[recent(number - span)];
             let recently = now.saturating_duration_since(sent) <= COMPANY_WITHIN;
             if !recently || len > own.saturating_add(own / 4) {
@@ -382,7 +392,7 @@ impl Redundancy {
             span += 1;
         }
         // Of many packets in that time the last few are no help to each other: parity is.
-        let crowded = self.rate * COMPANY_WITHIN.as_secs_f64() > 4.0 * COMPANY as f64;
+        let crowded = self.rate > CROWDED_RATE;
         if crowded { (1, own) } else { (span, longest) }
     }
 
@@ -415,6 +425,7 @@ impl Redundancy {
         self.sourced = self.sourced.max(now);
         if elapsed >= FLUSH_AFTER {
             self.train = 0;
+            self.train_began = now;
             self.train_repairs = 0;
         }
         self.train = self.train.saturating_add(1);
@@ -449,13 +460,19 @@ impl Redundancy {
     fn wanted_span(&self, burst: f64) -> u16 {
         let at_rate = |time: Duration| self.rate * time.as_secs_f64();
         let span = at_rate(SPAN_TIME).max(at_rate(LONGEST_SPAN_TIME).min(FEW));
+        // The first packets after a pause belong together whatever the rate was.
+        let span = if self.sourced.saturating_duration_since(self.train_began) < LONGEST_SPAN_TIME {
+            span.max(f64::from(self.train).min(FEW))
+        } else {
+            span
+        };
         let span = span * (1.0 + (burst - 1.0) / 2.0);
         (span as u16).clamp(1, self.settings.max_span.max(1))
     }
 
     fn wanted_ratio(&self, loss: f64, burst: f64) -> f64 {
         let variance = loss * (1.0 - loss) * (2.0 * burst - 1.0) / f64::from(self.span);
-        let deviations = DEVIATIONS * self.margin;
+        let deviations = (DEVIATIONS + (burst - 1.0) / 4.0).min(MOST_DEVIATIONS) * self.margin;
         let ratio = (loss + deviations * variance.sqrt()) / (1.0 - loss).max(0.5);
         let prompt = (1.0 / (self.rate * REPAIR_WITHIN.as_secs_f64())).min(PROMPT_AT_MOST);
         let ratio = ratio.max(prompt) * self.estimate.ease();
@@ -478,8 +495,12 @@ impl Redundancy {
         (from.1 + slope * (loss - from.0)).clamp(0.0, self.settings.cap)
     }
 
-    /// Moves the margin by what stayed unrepaired: up at once, down slowly.
+    /// Moves the margin by what stayed unrepaired: up at once, down slowly. Not by what a queue
+    /// dropped, against which parity was held back.
     fn adjust_margin(&mut self, report: &LossReport) {
+        if report.delay_rising || self.estimate.ease() < 1.0 {
+            return;
+        }
         let (unrepaired, sent) = self.estimate.unrepaired();
         let bearable = TARGET * sent;
         if report.unrepaired > 0 && unrepaired - unrepaired.sqrt() > bearable {
@@ -496,15 +517,25 @@ fn recent(number: u64) -> usize {
     (number % RECENT as u64) as usize
 }
 
-/// Lengths kept: those that a copy may cover.
-const RECENT: usize = 4;
+/// Lengths kept: at least those that a copy may cover.
+const RECENT: usize = 8;
 
-/// The most sources that a copy covers.
+/// The most sources that a copy covers: with more of them, one that stays missing would spoil the copies
+/// of more others.
 const COMPANY: u64 = 3;
 
-/// How long ago a source may have been sent that a copy covers once more: a stream of a packet each
-/// 20 ms, and its receiver's patience.
-const COMPANY_WITHIN: Duration = Duration::from_millis(65);
+/// The most in bursts, which take a packet, its copy, and the next ones with theirs.
+const COMPANY_IN_BURSTS: u64 = 6;
+
+/// Bursts of this mean length are not chance at any loss that repair is for.
+const BURSTY: f64 = 1.5;
+
+/// How long ago a source may have been sent that a copy covers once more: what a call's receiver
+/// waits for at the most.
+const COMPANY_WITHIN: Duration = Duration::from_millis(125);
+
+/// Packets a second beyond which parity comes soon enough to be a thin packet's second chance.
+const CROWDED_RATE: f64 = 200.0;
 
 /// Far enough for a second copy to fall outside most bursts, near enough to be of use.
 const COPY_SPACING: Duration = Duration::from_millis(5);
@@ -521,11 +552,16 @@ const LONGEST_SPAN_TIME: Duration = Duration::from_millis(60);
 /// Sources that make a span worth its parity at a low rate.
 const FEW: f64 = 40.0;
 
-/// Over fewer sources parity is hardly cheaper than sending again what is lost.
-const MIN_SPAN: u16 = 6;
+/// Over fewer sources a repair is a copy of each, at a delay.
+const MIN_SPAN: u16 = 3;
 
-/// Standard deviations of the loss over a span that repairs cover.
-const DEVIATIONS: f64 = 3.0;
+/// Standard deviations of the loss over a span that repairs cover. With two, next to nothing stays
+/// missing either, but one repair in a hundred takes half as long again.
+const DEVIATIONS: f64 = 2.5;
+
+/// Bursts get a quarter more for each packet of their length, up to this: fewer of them fall into a
+/// span, so that their number varies by more than the square root says.
+const MOST_DEVIATIONS: f64 = 3.5;
 
 /// A repair is due within this time where the loss alone would ask for fewer.
 const REPAIR_WITHIN: Duration = Duration::from_millis(10);

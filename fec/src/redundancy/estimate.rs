@@ -73,6 +73,14 @@ impl Faded {
         ((self.lost + deviations * deviation) / self.sent).clamp(0.0, 1.0)
     }
 
+    /// Tells whether so many losses would be a rare accident on a link that loses [`WORTH_REPAIR`].
+    fn beyond_doubt(&self) -> bool {
+        let expected = WORTH_REPAIR * self.sent;
+        let burst = self.burst_len();
+        // Two more, since a count this small strays further than the square root says.
+        self.lost > expected + 4.0 * (expected * burst).sqrt() + 2.0 * burst
+    }
+
     /// Returns the mean length of a burst, 1 if there was none.
     fn burst_len(&self) -> f64 {
         if self.bursts > 0.0 {
@@ -139,8 +147,7 @@ impl Estimate {
         if self.active {
             self.active = self.long().share(0.0) >= WORTH_REPAIR;
         }
-        let beyond_doubt = |counts: Faded| counts.share(-3.0) > WORTH_REPAIR;
-        self.active |= beyond_doubt(self.long()) || beyond_doubt(self.short);
+        self.active |= self.long().beyond_doubt() || self.short.beyond_doubt();
     }
 
     /// Yields while losses come with rising delay and are more than the link has without it.

@@ -16,7 +16,7 @@
 //!
 //! **Estimate.** Losses are counted over two horizons: about two seconds, which gives the figure, and
 //! a few round trips, which lets it rise at once. Repair begins when the loss is above 0.2 % beyond
-//! doubt (three standard deviations) and ends when the longer horizon falls below that: what is lost
+//! doubt (four standard deviations) and ends when the longer horizon falls below that: what is lost
 //! there is cheaper to send again. Losses that come only while delay rises are a queue's, not
 //! the air's: they do not raise the figure, and parity is halved each round trip that they last.
 //!
