@@ -8,6 +8,7 @@ use adit_netstack::Offload;
 use super::lane::Content;
 use super::send::{Datapath, checksum_of, datagram_number, gap_limits, offload_byte, plain};
 use crate::proto::delivery::{Class, Fate};
+use crate::proto::hold::{Offer, hold_time};
 use crate::proto::queue::QueuePacket;
 use crate::proto::session::{OpenError, OpenedDatagram, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
@@ -60,7 +61,7 @@ impl<P: QueuePacket> Datapath<P> {
                 let bits = offload_byte(offload.checksum);
                 self.incoming
                     .handle_source(now, number, bits, &datagram[range.clone()]);
-                deliver(datagram, range, offload);
+                self.offer(now, number, datagram, range, offload, deliver);
                 self.repaired(session, now, deliver);
             }
             OpenedDatagram::Repair { range } => {
@@ -74,8 +75,12 @@ impl<P: QueuePacket> Datapath<P> {
         Ok(())
     }
 
-    /// Does what is due by `now`.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Does what is due by `now`; packets that were held may go then.
+    pub fn handle_timeout(
+        &mut self,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
         for lane in &mut self.lanes {
             if lane
                 .flight
@@ -97,6 +102,8 @@ impl<P: QueuePacket> Datapath<P> {
                 lane.received.handle_missing();
             }
         }
+        self.hold.handle_timeout(now);
+        self.release(deliver);
     }
 
     fn handle_report(&mut self, session: &Session, now: Instant, id: LaneId, report: &Report) {
@@ -122,6 +129,7 @@ impl<P: QueuePacket> Datapath<P> {
         lane.received.handle_round_trip(round_trip);
         self.queue.set_pace(rate, round_trip);
         self.incoming.set_limits(gap_limits(round_trip));
+        self.hold.set_wait(hold_time(round_trip, REPAIR_SPAN));
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
             for number in report.missing.below(session.next_source()) {
@@ -162,7 +170,35 @@ impl<P: QueuePacket> Datapath<P> {
             self.scratch.resize(DELIVERY_HEADROOM, 0);
             self.scratch.extend_from_slice(arrived.packet);
             let offload = plain(checksum_of(arrived.offload));
-            deliver(&mut self.scratch, DELIVERY_HEADROOM..end, offload);
+            let number = arrived.number;
+            let mut frame = std::mem::take(&mut self.scratch);
+            let range = DELIVERY_HEADROOM..end;
+            self.offer(now, number, &mut frame, range, offload, deliver);
+            self.scratch = frame;
+        }
+    }
+
+    /// Delivers a packet that came for the first time, now or when what is missing before it has
+    /// come or is hopeless.
+    fn offer(
+        &mut self,
+        now: Instant,
+        number: u64,
+        frame: &mut [u8],
+        range: Range<usize>,
+        offload: Offload,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        match self.hold.offer(now, number, &frame[range.clone()], offload) {
+            Offer::Deliver => deliver(frame, range, offload),
+            Offer::Held => {}
+        }
+        self.release(deliver);
+    }
+
+    fn release(&mut self, deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload)) {
+        while let Some(delivery) = self.hold.poll_deliver() {
+            deliver(delivery.frame, delivery.range, delivery.offload);
         }
     }
 }

@@ -7,6 +7,7 @@ use adit_netstack::{Checksum, Gso, Offload};
 
 use super::lane::{Content, DatapathLane, LaneCounts};
 use crate::proto::delivery::{Class, Permit};
+use crate::proto::hold::{Hold, HoldLimits, hold_time};
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
 use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
 use crate::proto::session::Session;
@@ -23,6 +24,7 @@ pub struct Datapath<P> {
     /// When a packet was last sent.
     sourced_at: Instant,
     pub(super) incoming: Incoming,
+    pub(super) hold: Hold,
     pub(super) lanes: Vec<DatapathLane>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
@@ -66,6 +68,7 @@ impl<P: QueuePacket> Datapath<P> {
             outgoing: None,
             sourced_at: now,
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
+            hold: Hold::new(seed, DELIVERY_HEADROOM, HoldLimits::default()),
             lanes: Vec::new(),
             rest: None,
             duplicates: 0,
@@ -187,7 +190,7 @@ impl<P: QueuePacket> Datapath<P> {
             .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes
-            .chain([extra, idle, self.incoming.poll_timeout()])
+            .chain([extra, idle, self.incoming.poll_timeout(), self.hold.poll_timeout()])
             .flatten()
             .min()
     }
@@ -507,8 +510,7 @@ pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
         ask_after: (round_trip / 4).clamp(Duration::from_millis(4), Duration::from_millis(15)),
         ask_again: round_trip * 5 / 4 + Duration::from_millis(10),
         // One and a half round trips bring the answer to the first question, if it is not lost.
-        give_up_after: (round_trip * 3 / 2 + Duration::from_millis(30))
-            .min(Duration::from_millis(150)),
+        give_up_after: hold_time(round_trip, REPAIR_SPAN),
     }
 }
 
@@ -519,6 +521,9 @@ const PACKET_OVERHEAD: usize =
 
 /// A guess until there is a measurement: half the world away.
 const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// Within what time the packets that one repair covers are sent, about.
+pub(super) const REPAIR_SPAN: Duration = Duration::from_millis(30);
 
 /// After how long without a packet to send the ring of those sent is given back.
 pub const IDLE: Duration = Duration::from_secs(20);
