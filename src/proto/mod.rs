@@ -65,6 +65,7 @@
 
 mod aead;
 pub mod congestion;
+mod cookie;
 pub mod delivery;
 mod epoch;
 mod handshake;
@@ -73,29 +74,40 @@ mod identity;
 mod keys;
 mod lane;
 mod liveness;
+mod lossy;
+#[cfg(test)]
+mod lossy_pair;
+mod mtud;
 mod outbox;
 #[cfg(test)]
 mod pair;
+mod path;
+mod pieces;
 mod queue;
 mod random;
 mod rekey;
 mod repair;
 mod replay;
+mod retry;
 mod schedule;
 mod session;
 mod stats;
 mod timers;
 
 pub use aead::{AeadKind, AeadNameError, AeadOffer, aes_hardware};
+pub use cookie::{CookieChecker, CookieJar, LOAD_LASTS, Load, LoadLimits, Verdict};
 pub use handshake::{
-    Answer, ChallengeState, ClientConfig, ClientEntry, HandshakeError, Initiator, KemKind,
-    MAX_CHALLENGES, MAX_SERVER_KEYS, Reply, Responder, Silence,
+    Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder,
+    HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
+    Responder, Short, Silence, StrangerDrop, StrangerStats,
 };
 pub use hold::{Delivery, Hold, HoldLimits, HoldStats, MAX_HOLD, Offer, hold_time};
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use mtud::MtuStats;
+pub use path::DatagramPath;
 pub use queue::{
     Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
     WirePacket, flow_hash,
