@@ -198,7 +198,7 @@ impl LossyPair {
                 .unwrap();
             datagrams.push(buf);
         } else {
-            let number = session.alloc_source();
+            let number = session.alloc_source(1);
             let (front, rest) = packet.split_at(most);
             for (piece, bytes) in [(Piece::First, front), (Piece::Last, rest)] {
                 let mut buf = room(bytes);

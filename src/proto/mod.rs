@@ -66,6 +66,7 @@
 mod aead;
 pub mod congestion;
 mod cookie;
+pub mod datapath;
 pub mod delivery;
 mod epoch;
 mod handshake;

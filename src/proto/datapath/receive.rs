@@ -6,15 +6,16 @@ use std::time::Instant;
 use adit_netstack::Offload;
 
 use super::lane::Content;
-use super::send::{Datapath, checksum_of, datagram_number, gap_limits, offload_byte, plain};
+use super::send::{Datapath, REPAIR_SPAN, checksum_of, gap_limits, offload_byte, plain};
 use crate::proto::delivery::{Class, Fate};
 use crate::proto::hold::{Offer, hold_time};
+use crate::proto::path::DatagramPath;
 use crate::proto::queue::QueuePacket;
-use crate::proto::session::{OpenError, OpenedDatagram, Session};
+use crate::proto::session::{OpenError, Opened, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
 
 impl<P: QueuePacket> Datapath<P> {
-    /// Opens a datagram that arrived on a lane and hands every packet that this makes deliverable to
+    /// Opens a datagram that arrived by `path` and hands every packet that this makes deliverable to
     /// `deliver`: bytes in which the packet stands at the range, with at least
     /// [`DELIVERY_HEADROOM`] bytes of room before it.
     ///
@@ -24,55 +25,99 @@ impl<P: QueuePacket> Datapath<P> {
         &mut self,
         session: &mut Session,
         now: Instant,
-        id: LaneId,
+        path: DatagramPath,
         datagram: &mut [u8],
         ecn_ce: bool,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> Result<(), OpenError> {
         let len = datagram.len();
-        let opened = session.open_datagram(now, id, datagram)?;
-        let class = match &opened.kind {
-            OpenedDatagram::Report { range } => match Report::parse(&datagram[range.clone()]) {
+        let named = session.datagram_number(datagram);
+        let opened = session.open_datagram(now, path, datagram)?;
+        let lane = named.map(|(lane, _)| lane);
+        let class = match &opened {
+            Opened::Report { range } => match Report::parse(&datagram[range.clone()]) {
                 Ok(report) => {
-                    let asks = report.asks;
-                    self.handle_report(session, now, id, &report);
-                    if asks { Class::Asking } else { Class::Report }
+                    if let Some(lane) = lane {
+                        self.handle_report(session, now, lane, &report);
+                    }
+                    if report.asks {
+                        Class::Asking
+                    } else {
+                        Class::Report
+                    }
                 }
                 Err(_) => {
                     self.drops.malformed_reports += 1;
                     Class::Report
                 }
             },
-            OpenedDatagram::Packet { .. }
-            | OpenedDatagram::Repair { .. }
-            | OpenedDatagram::Control
-            | OpenedDatagram::Skipped => Class::Data,
+            Opened::Packet { .. } | Opened::Repair { .. } | Opened::Control | Opened::Skipped => {
+                Class::Data
+            }
         };
-        let number = datagram_number(opened.epoch, opened.counter);
-        if let Some(lane) = self.lane_mut(id) {
-            lane.received.handle_datagram(now, number, len, ecn_ce, class);
+        if let Some((lane, number)) = named
+            && let Some(lane) = self.lane_mut(lane)
+        {
+            lane.received
+                .handle_datagram(now, number, len, ecn_ce, class);
         }
-        match opened.kind {
-            OpenedDatagram::Packet {
+        match opened {
+            Opened::Packet {
                 number,
                 range,
                 offload,
-            } => {
-                let bits = offload_byte(offload.checksum);
-                self.incoming
-                    .handle_source(now, number, bits, &datagram[range.clone()]);
-                self.offer(now, number, datagram, range, offload, deliver);
-                self.repaired(session, now, deliver);
-            }
-            OpenedDatagram::Repair { range } => {
+            } => self.take(session, now, number, datagram, range, offload, deliver),
+            Opened::Repair { range } => {
                 self.handle_repair(session, now, &datagram[range]);
                 self.repaired(session, now, deliver);
             }
-            OpenedDatagram::Report { .. }
-            | OpenedDatagram::Control
-            | OpenedDatagram::Skipped => {}
+            Opened::Report { .. } | Opened::Control => {}
+            Opened::Skipped => self.joined(session, now, deliver),
         }
         Ok(())
+    }
+
+    /// Takes a packet that came for the first time, over whichever lane: one of another kind may carry
+    /// what a datagram lane is missing.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a packet is its frame, range and offload"
+    )]
+    pub fn take(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        number: u64,
+        frame: &mut [u8],
+        range: Range<usize>,
+        offload: Offload,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        let bits = offload_byte(offload.checksum);
+        self.incoming
+            .handle_source(now, number, bits, &frame[range.clone()]);
+        self.offer(now, number, frame, range, offload, deliver);
+        self.repaired(session, now, deliver);
+    }
+
+    /// Delivers packets that came in two pieces.
+    fn joined(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        let mut frame = std::mem::take(&mut self.scratch);
+        while let Some((number, packet, offload)) = session.poll_delivery() {
+            frame.clear();
+            frame.resize(DELIVERY_HEADROOM, 0);
+            frame.extend_from_slice(packet);
+            let bits = offload_byte(offload.checksum);
+            self.incoming.handle_source(now, number, bits, packet);
+            let range = DELIVERY_HEADROOM..frame.len();
+            self.offer(now, number, &mut frame, range, offload, deliver);
+        }
+        self.scratch = frame;
     }
 
     /// Does what is due by `now`; packets that were held may go then.
@@ -82,11 +127,7 @@ impl<P: QueuePacket> Datapath<P> {
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
         for lane in &mut self.lanes {
-            if lane
-                .flight
-                .poll_timeout()
-                .is_some_and(|due| due <= now)
-            {
+            if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
                 lane.probe |= lane.flight.handle_timeout(now, |_, _| {});
                 let report = lane.loss_report(0);
                 if let Some(outgoing) = &mut self.outgoing {
@@ -96,7 +137,12 @@ impl<P: QueuePacket> Datapath<P> {
         }
         self.rest_when_idle(now);
         self.incoming.handle_timeout(now);
-        if self.incoming.gaps().poll_timeout().is_some_and(|due| due <= now) {
+        if self
+            .incoming
+            .gaps()
+            .poll_timeout()
+            .is_some_and(|due| due <= now)
+        {
             // Something is to be asked for, and the next report may be far off.
             if let Some(lane) = self.lanes.last_mut() {
                 lane.received.handle_missing();
@@ -161,7 +207,7 @@ impl<P: QueuePacket> Datapath<P> {
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
         while let Some(arrived) = self.incoming.poll_repaired(now) {
-            if session.take_source(arrived.number).is_err() {
+            if !session.take_source(arrived.number, arrived.packet.len()) {
                 self.duplicates += 1;
                 continue;
             }

@@ -6,14 +6,15 @@ use adit_fec::{Class as RepairClass, Mode, Settings as RepairSettings};
 use adit_netstack::{Checksum, Gso, Offload};
 
 use super::lane::{Content, DatapathLane, LaneCounts};
+use super::receive::DELIVERY_HEADROOM;
 use crate::proto::delivery::{Class, Permit};
 use crate::proto::hold::{Hold, HoldLimits, hold_time};
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
 use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
 use crate::proto::session::Session;
 use crate::wire::{
-    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, InnerType, LaneId, MAX_REPORT_LEN,
-    Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
+    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, InnerType, LaneId,
+    MAX_REPORT_LEN, Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
 };
 
 /// The datagram lanes of one session, and the packets on them.
@@ -166,7 +167,13 @@ impl<P: QueuePacket> Datapath<P> {
     }
 
     /// Takes note of a control frame that the session sealed for a lane and that leaves now.
-    pub fn handle_control_sent(&mut self, session: &Session, now: Instant, id: LaneId, datagram: &[u8]) {
+    pub fn handle_control_sent(
+        &mut self,
+        session: &Session,
+        now: Instant,
+        id: LaneId,
+        datagram: &[u8],
+    ) {
         if let Some(index) = self.lanes.iter().position(|lane| lane.id == id) {
             self.note_sent(session, now, index, datagram, Class::Data, Content::Control);
         }
@@ -190,7 +197,12 @@ impl<P: QueuePacket> Datapath<P> {
             .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes
-            .chain([extra, idle, self.incoming.poll_timeout(), self.hold.poll_timeout()])
+            .chain([
+                extra,
+                idle,
+                self.incoming.poll_timeout(),
+                self.hold.poll_timeout(),
+            ])
             .flatten()
             .min()
     }
@@ -260,9 +272,9 @@ impl<P: QueuePacket> Datapath<P> {
             true
         });
         let wants = lane.flight.sent().wants_report(now);
-        let report = lane
-            .received
-            .poll_report(now, counts, missing[..count].iter().copied(), wants);
+        let report =
+            lane.received
+                .poll_report(now, counts, missing[..count].iter().copied(), wants);
         let report = report?;
         let body = out.get_mut(DATAGRAM_HEADER_LEN + 1..)?;
         let room = body.len().min(MAX_REPORT_LEN);
@@ -273,12 +285,9 @@ impl<P: QueuePacket> Datapath<P> {
             Class::Report
         };
         let whole = DATAGRAM_HEADER_LEN + 1 + len + TAG_LEN;
-        let datagram = out.get_mut(..whole)?;
         let id = self.lanes[index].id;
-        if session
-            .seal_body(now, id, InnerType::Report, datagram)
-            .is_err()
-        {
+        let sealed = session.seal_inside(now, id, InnerType::Report, len, out);
+        if sealed.is_err() {
             self.drops.unsealed += 1;
             return None;
         }
@@ -311,22 +320,18 @@ impl<P: QueuePacket> Datapath<P> {
                 } => {
                     let whole = packet_at + len + TAG_LEN;
                     let room = &mut out[..whole];
-                    let checksum = checksum_of(offload);
+                    let offload = plain(checksum_of(offload));
                     (
                         whole,
                         Content::Resend,
-                        session.seal_source(now, id, number, checksum, Piece::Whole, room),
+                        session.seal_source(now, id, number, room, offload),
                     )
                 }
                 Extra::Repair { len } => {
                     out.copy_within(packet_at..packet_at + len, at);
                     let whole = at + len + TAG_LEN;
-                    let room = &mut out[..whole];
-                    (
-                        whole,
-                        Content::Repair,
-                        session.seal_body(now, id, InnerType::Repair, room),
-                    )
+                    let sealed = session.seal_inside(now, id, InnerType::Repair, len, out);
+                    (whole, Content::Repair, sealed.map(|_| ()))
                 }
             };
             if sealed.is_err() {
@@ -352,7 +357,7 @@ impl<P: QueuePacket> Datapath<P> {
             let room = out.get_mut(DATAGRAM_PACKET_HEADROOM..)?;
             let packet = self.queue.poll(now, mtu, room)?;
             let from = DATAGRAM_PACKET_HEADROOM;
-            let number = session.alloc_source();
+            let number = session.alloc_source(packet.len);
             let checksum = packet.offload.checksum;
             self.sourced_at = now;
             let class = match packet.class {
@@ -385,7 +390,7 @@ impl<P: QueuePacket> Datapath<P> {
             let whole = from + len + TAG_LEN;
             let room = &mut out[..whole];
             if session
-                .seal_source(now, id, number, checksum, piece, room)
+                .seal_piece(now, id, number, piece, room, plain(checksum))
                 .is_err()
             {
                 self.drops.unsealed += 1;
@@ -416,8 +421,8 @@ impl<P: QueuePacket> Datapath<P> {
         let whole = DATAGRAM_PACKET_HEADROOM + rest.bytes.len() + TAG_LEN;
         let room = out.get_mut(..whole)?;
         room[DATAGRAM_PACKET_HEADROOM..whole - TAG_LEN].copy_from_slice(&rest.bytes);
-        let sealed =
-            session.seal_source(now, id, rest.number, rest.checksum, Piece::Last, room);
+        let offload = plain(rest.checksum);
+        let sealed = session.seal_piece(now, id, rest.number, Piece::Last, room, offload);
         if sealed.is_err() {
             self.drops.unsealed += 1;
             return None;
@@ -441,7 +446,8 @@ impl<P: QueuePacket> Datapath<P> {
         let Ok(header) = DatagramHeader::parse(datagram) else {
             return;
         };
-        let number = datagram_number(session.epoch(), header.counter);
+        // What is sealed is sealed in the current epoch.
+        let number = session.epoch() << 32 | u64::from(header.counter);
         let lane = &mut self.lanes[index];
         // One that is not tracked has no fate: it is neither lost nor in flight, which does no harm.
         let tracked = lane
@@ -472,11 +478,6 @@ fn outgoing(
         *outgoing = Outgoing::new(now, repair).ok().map(Box::new);
     }
     outgoing.as_deref_mut()
-}
-
-/// The number of a datagram in reports: the epoch above its counter.
-pub(super) const fn datagram_number(epoch: u64, counter: u32) -> u64 {
-    epoch << 32 | counter as u64
 }
 
 /// The offload byte of a shard.
