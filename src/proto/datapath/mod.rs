@@ -40,6 +40,8 @@
 mod lane;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 
 pub use lane::LaneCounts;
 pub use receive::DELIVERY_HEADROOM;
