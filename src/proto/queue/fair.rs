@@ -124,7 +124,7 @@ impl<P: QueuePacket> FairQueue<P> {
         }
     }
 
-    /// Learns what the lane does: bytes each second (0 if unknown) and its round-trip time.
+    /// Learns what the lane does: bytes each second and its least round-trip time, each 0 if unknown.
     ///
     /// CoDel's target and interval and [`FairQueue::room`] follow.
     pub fn set_pace(&mut self, bytes_per_s: u64, rtt: Duration) {

@@ -196,6 +196,34 @@ fn a_call_beside_a_hundred_downloads_never_waits_a_round() {
 }
 
 #[test]
+fn a_call_waits_at_most_for_the_packet_on_the_wire_and_its_like() {
+    let mut bench = Bench::new();
+    bench.queue.set_pace(2_500_000, Duration::from_millis(50));
+    let packet_time = Duration::from_micros(560);
+    let start = bench.now;
+    let (mut messages, mut longest) = (0, Duration::ZERO);
+    while bench.now < start + Duration::from_secs(10) {
+        for port in 100..110 {
+            if bench.queue.packets.len() < 60 {
+                bench.add(bulk(port, 20));
+            }
+        }
+        // Two calls, each with a message every 20 ms.
+        while start + messages / 2 * Duration::from_millis(20) <= bench.now {
+            bench.add(plain(udp(1 + messages as u16 % 2, 200)));
+            messages += 1;
+        }
+        let (packet, bytes) = bench.poll().unwrap();
+        if port(&bytes) < 100 && bench.now > start + Duration::from_millis(100) {
+            assert_eq!(packet.class, Class::Thin);
+            longest = longest.max(packet.wait);
+        }
+        bench.now += packet_time * packet.len as u32 / MTU as u32;
+    }
+    assert!(longest <= 2 * packet_time, "{longest:?}");
+}
+
+#[test]
 fn flows_that_always_have_one_more_packet_do_not_starve_a_download() {
     let mut bench = Bench::new();
     bench.queue.limits.bytes = usize::MAX;
