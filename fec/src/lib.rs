@@ -107,6 +107,7 @@
 //! source sent.
 #![deny(unsafe_code)]
 
+pub mod interleave;
 pub mod kernel;
 pub mod redundancy;
 pub mod reed_solomon;
