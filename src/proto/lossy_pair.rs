@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_netstack::Offload;
+use adit_netstack::{Checksum, Offload};
 use rand::{RngExt as _, SeedableRng, rngs::StdRng};
 
 use super::cookie::LoadLimits;
@@ -16,8 +16,8 @@ use super::pair::{client_config, responder, unix};
 use super::path::DatagramPath;
 use super::session::{OpenError, Opened, Session, SessionEvent, Settings};
 use crate::wire::{
-    DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramType, InnerType, LaneId, Piece,
-    TAILROOM, datagram_type,
+    DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramPacketHeader, DatagramType,
+    InnerType, LaneId, Piece, TAILROOM, datagram_type,
 };
 
 /// What the way does to datagrams.
@@ -203,7 +203,17 @@ impl LossyPair {
             for (piece, bytes) in [(Piece::First, front), (Piece::Last, rest)] {
                 let mut buf = room(bytes);
                 session
-                    .seal_piece(now, lane, number, piece, &mut buf, Offload::default())
+                    .seal_piece(
+                        now,
+                        lane,
+                        DatagramPacketHeader {
+                            source: number as u32,
+                            checksum: Checksum::Full,
+                            kept: false,
+                            piece,
+                        },
+                        &mut buf,
+                    )
                     .unwrap();
                 datagrams.push(buf);
             }

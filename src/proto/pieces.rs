@@ -152,6 +152,7 @@ mod tests {
         DatagramPacketHeader {
             source: 0,
             checksum: Checksum::Full,
+            kept: false,
             piece,
         }
     }

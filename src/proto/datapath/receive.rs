@@ -1,16 +1,17 @@
 //! The receiving half: datagrams in, packets out.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use adit_netstack::Offload;
 
 use super::lane::Content;
-use super::send::{Datapath, REPAIR_SPAN, checksum_of, gap_limits, offload_byte, plain};
+use super::send::{Datapath, checksum_of, gap_limits, offload_byte, plain};
 use crate::proto::delivery::{Class, Fate};
-use crate::proto::hold::{Offer, hold_time};
+use crate::proto::hold::Offer;
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::QueuePacket;
+use crate::proto::repair::GapLimits;
 use crate::proto::session::{OpenError, Opened, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
 
@@ -64,9 +65,13 @@ impl<P: QueuePacket> Datapath<P> {
         match opened {
             Opened::Packet {
                 number,
+                kept,
                 range,
                 offload,
-            } => self.take(session, now, number, datagram, range, offload, deliver),
+            } => {
+                self.set_kept(kept);
+                self.take(session, now, number, datagram, range, offload, deliver);
+            }
             Opened::Repair { range } => {
                 self.handle_repair(session, now, &datagram[range]);
                 self.repaired(session, now, deliver);
@@ -152,6 +157,33 @@ impl<P: QueuePacket> Datapath<P> {
         self.release(deliver);
     }
 
+    /// Takes note of whether the far end keeps what it sends. Where it does not, no packet is held
+    /// back for another, and none is asked for.
+    fn set_kept(&mut self, kept: bool) {
+        if self.kept == kept {
+            return;
+        }
+        self.kept = kept;
+        self.follow(self.round_trip);
+    }
+
+    /// Follows the round-trip time.
+    fn follow(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip;
+        let limits = gap_limits(round_trip);
+        if self.kept {
+            self.incoming.set_limits(limits);
+            self.hold.set_wait(limits.give_up_after);
+        } else {
+            // Late packets still count as late, not as lost, but nobody waits for them.
+            self.incoming.set_limits(GapLimits {
+                ask_after: limits.give_up_after * 2,
+                ..limits
+            });
+            self.hold.set_wait(Duration::ZERO);
+        }
+    }
+
     fn handle_report(&mut self, session: &Session, now: Instant, id: LaneId, report: &Report) {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
@@ -174,8 +206,7 @@ impl<P: QueuePacket> Datapath<P> {
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
         lane.received.handle_round_trip(round_trip);
         self.queue.set_pace(rate, round_trip);
-        self.incoming.set_limits(gap_limits(round_trip));
-        self.hold.set_wait(hold_time(round_trip, REPAIR_SPAN));
+        self.follow(round_trip);
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
             for number in report.missing.below(session.next_source()) {

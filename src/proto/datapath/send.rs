@@ -13,8 +13,8 @@ use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
 use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
 use crate::proto::session::Session;
 use crate::wire::{
-    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, InnerType, LaneId,
-    MAX_REPORT_LEN, Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
+    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, DatagramPacketHeader, InnerType,
+    LaneId, MAX_REPORT_LEN, Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
 };
 
 /// The datagram lanes of one session, and the packets on them.
@@ -29,6 +29,9 @@ pub struct Datapath<P> {
     pub(super) lanes: Vec<DatapathLane>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
+    /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
+    pub(super) kept: bool,
+    pub(super) round_trip: Duration,
     /// Packets that came again, ever.
     pub(super) duplicates: u64,
     pub(super) scratch: Vec<u8>,
@@ -63,15 +66,20 @@ impl<P: QueuePacket> Datapath<P> {
     /// packet will have.
     #[must_use]
     pub fn new(now: Instant, seed: u64, next_source: u64, repair: RepairSettings) -> Self {
+        // Until the far end says that it keeps what it sends, nothing is worth waiting for.
+        let mut hold = Hold::new(seed, DELIVERY_HEADROOM, HoldLimits::default());
+        hold.set_wait(Duration::ZERO);
         Self {
             queue: FairQueue::new(seed, QueueLimits::default()),
             repair,
             outgoing: None,
             sourced_at: now,
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
-            hold: Hold::new(seed, DELIVERY_HEADROOM, HoldLimits::default()),
+            hold,
             lanes: Vec::new(),
             rest: None,
+            kept: false,
+            round_trip: FIRST_ROUND_TRIP,
             duplicates: 0,
             scratch: Vec::new(),
             drops: DatapathDrops::default(),
@@ -320,12 +328,14 @@ impl<P: QueuePacket> Datapath<P> {
                 } => {
                     let whole = packet_at + len + TAG_LEN;
                     let room = &mut out[..whole];
-                    let offload = plain(checksum_of(offload));
-                    (
-                        whole,
-                        Content::Resend,
-                        session.seal_source(now, id, number, room, offload),
-                    )
+                    let header = DatagramPacketHeader {
+                        source: number as u32,
+                        checksum: checksum_of(offload),
+                        kept: true,
+                        piece: Piece::Whole,
+                    };
+                    let sealed = session.seal_piece(now, id, header, room);
+                    (whole, Content::Resend, sealed)
                 }
                 Extra::Repair { len } => {
                     out.copy_within(packet_at..packet_at + len, at);
@@ -389,10 +399,13 @@ impl<P: QueuePacket> Datapath<P> {
             }
             let whole = from + len + TAG_LEN;
             let room = &mut out[..whole];
-            if session
-                .seal_piece(now, id, number, piece, room, plain(checksum))
-                .is_err()
-            {
+            let header = DatagramPacketHeader {
+                source: number as u32,
+                checksum,
+                kept: self.outgoing.is_some(),
+                piece,
+            };
+            if session.seal_piece(now, id, header, room).is_err() {
                 self.drops.unsealed += 1;
                 self.rest = None;
                 continue;
@@ -421,8 +434,13 @@ impl<P: QueuePacket> Datapath<P> {
         let whole = DATAGRAM_PACKET_HEADROOM + rest.bytes.len() + TAG_LEN;
         let room = out.get_mut(..whole)?;
         room[DATAGRAM_PACKET_HEADROOM..whole - TAG_LEN].copy_from_slice(&rest.bytes);
-        let offload = plain(rest.checksum);
-        let sealed = session.seal_piece(now, id, rest.number, Piece::Last, room, offload);
+        let header = DatagramPacketHeader {
+            source: rest.number as u32,
+            checksum: rest.checksum,
+            kept: self.outgoing.is_some(),
+            piece: Piece::Last,
+        };
+        let sealed = session.seal_piece(now, id, header, room);
         if sealed.is_err() {
             self.drops.unsealed += 1;
             return None;
@@ -524,7 +542,7 @@ const PACKET_OVERHEAD: usize =
 const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
 
 /// Within what time the packets that one repair covers are sent, about.
-pub(super) const REPAIR_SPAN: Duration = Duration::from_millis(30);
+const REPAIR_SPAN: Duration = Duration::from_millis(30);
 
 /// After how long without a packet to send the ring of those sent is given back.
 pub const IDLE: Duration = Duration::from_secs(20);

@@ -74,10 +74,20 @@ impl Session {
         buf: &mut [u8],
         offload: Offload,
     ) -> Result<(), SealError> {
-        self.seal_piece(now, lane, number, Piece::Whole, buf, offload)
+        if offload.gso != Gso::None {
+            return Err(SealError::Length { len: buf.len() });
+        }
+        let header = DatagramPacketHeader {
+            source: number as u32,
+            checksum: offload.checksum,
+            kept: false,
+            piece: Piece::Whole,
+        };
+        self.seal_piece(now, lane, header, buf)
     }
 
-    /// The same for half of a packet that is longer than the lane takes:
+    /// The same with a header of the caller's making: for a packet that is kept for repair, and for
+    /// halves of one that is longer than the lane takes, of which
     /// [`Session::max_datagram`] less [`DATAGRAM_PACKET_OVERHEAD`] bytes are the most in each. Both
     /// halves bear the packet's one number.
     ///
@@ -87,21 +97,14 @@ impl Session {
         &mut self,
         now: Instant,
         lane: LaneId,
-        number: u64,
-        piece: Piece,
+        header: DatagramPacketHeader,
         buf: &mut [u8],
-        offload: Offload,
     ) -> Result<(), SealError> {
         let index = self.datagram_lane(lane)?;
-        if buf.len() <= DATAGRAM_PACKET_OVERHEAD || offload.gso != Gso::None {
+        if buf.len() <= DATAGRAM_PACKET_OVERHEAD {
             return Err(SealError::Length { len: buf.len() });
         }
         self.check_room(index, buf.len())?;
-        let header = DatagramPacketHeader {
-            source: number as u32,
-            checksum: offload.checksum,
-            piece,
-        };
         buf[DATAGRAM_HEADER_LEN] = InnerType::Packet.byte();
         buf[DATAGRAM_HEADER_LEN + 1..DATAGRAM_PACKET_HEADROOM].copy_from_slice(&header.to_bytes());
         self.seal(now, index, buf)?;
@@ -294,6 +297,7 @@ impl Session {
                 }
                 Opened::Packet {
                     number,
+                    kept: header.kept,
                     range: DATAGRAM_PACKET_HEADROOM..DATAGRAM_PACKET_HEADROOM + packet.len(),
                     offload: header.offload(),
                 }

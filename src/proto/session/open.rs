@@ -149,6 +149,7 @@ impl Session {
         }
         Opened::Packet {
             number: header.source,
+            kept: false,
             range: PACKET_HEADROOM..PACKET_HEADROOM + len,
             offload: header.offload,
         }
@@ -199,6 +200,8 @@ pub enum Opened {
     Packet {
         /// Its source number.
         number: u64,
+        /// Whether the other end keeps it, and those around it, for repair.
+        kept: bool,
         /// Where in the frame it now is, in the clear.
         range: Range<usize>,
         /// Segmentation and checksum the sender left undone: a claim to check before use.

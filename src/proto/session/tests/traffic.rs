@@ -69,6 +69,7 @@ fn offload_metadata_arrives_as_it_was_sent() {
         opened,
         Opened::Packet {
             number: 0,
+            kept: false,
             range: 26..38,
             offload
         }
