@@ -9,8 +9,8 @@ use adit::client::connect::{Connected, Connector};
 use adit::client::run::Client;
 use adit::client::tunnel::ConnectError;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
+    Scheme, ServerConfig, TunConfig,
 };
 use adit::io::carrier::{Carrier, CarrierEvent};
 use adit::io::clock;
@@ -74,6 +74,7 @@ async fn path_for(scheme: Scheme, max_clients: u32) -> Path {
             half_open_per_client: 100,
         },
         aead: Vec::new(),
+        repair: Repair::Auto,
     })
     .await
     .unwrap();
@@ -91,6 +92,7 @@ async fn path_for(scheme: Scheme, max_clients: u32) -> Path {
         tls: CertificateCheck::Unchecked,
         connect_timeout: Duration::from_secs(5),
         aead: Vec::new(),
+        repair: Repair::Auto,
     })
     .unwrap();
     Path {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
+    Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::SecretKey;
 use adit::server::run::{RunError, Server};
@@ -58,6 +58,7 @@ impl Path {
                 half_open_per_client: 100,
             },
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .await
         .unwrap();
@@ -74,6 +75,7 @@ impl Path {
             tls: CertificateCheck::Unchecked,
             connect_timeout: Duration::from_secs(5),
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .unwrap();
         Path {

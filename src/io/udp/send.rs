@@ -102,7 +102,10 @@ impl SendBatch {
 
     /// Returns how many bytes wait to be sent.
     pub fn len(&self) -> usize {
-        self.groups.iter().map(|group| group.end - group.start).sum()
+        self.groups
+            .iter()
+            .map(|group| group.end - group.start)
+            .sum()
     }
 
     /// Forgets what waits to be sent.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quinn_udp::{RecvMeta, TransportErrorPayload, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit, TransportErrorPayload, UdpSockRef, UdpSocketState};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
@@ -94,12 +94,7 @@ impl UdpIo {
             libc::IPV6_MTU_DISCOVER,
             v6,
         )?;
-        set_option(
-            &self.socket,
-            libc::IPPROTO_IPV6,
-            libc::IPV6_DONTFRAG,
-            dont,
-        )
+        set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, dont)
     }
 
     /// Sends one datagram, or several of equal length, now or not at all.

@@ -99,7 +99,10 @@ async fn batch_of_equal_datagrams_arrives_whole_and_in_order() {
         let lengths: Vec<usize> = got.iter().map(|datagram| datagram.0).collect();
         assert_eq!(lengths, [vec![1433; 40], vec![77]].concat());
         assert!(got.iter().map(|datagram| datagram.1).eq(0..41));
-        assert!(got.iter().all(|datagram| datagram.3.port() == near.io.local_addr().port()));
+        assert!(
+            got.iter()
+                .all(|datagram| datagram.3.port() == near.io.local_addr().port())
+        );
         let stats = near.io.stats();
         assert_eq!(stats.datagrams_sent, 41);
         assert_eq!(far.io.stats().datagrams_received, 41);
@@ -114,12 +117,21 @@ async fn datagrams_of_several_targets_and_lengths_share_a_batch() {
     let mut near = End::bound(V4);
     let (mut one, mut other) = (End::bound(V4), End::bound(V4));
     let targets = [to(one.io.local_addr()), to(other.io.local_addr())];
-    for (len, fill, target) in [(100, 1, 0), (200, 2, 0), (200, 3, 1), (200, 4, 0), (50, 5, 0)] {
+    for (len, fill, target) in [
+        (100, 1, 0),
+        (200, 2, 0),
+        (200, 3, 1),
+        (200, 4, 0),
+        (50, 5, 0),
+    ] {
         near.put(len, fill, targets[target]);
     }
     near.flush().await;
     let got = one.read(4).await;
-    let seen: Vec<(usize, u8)> = got.iter().map(|datagram| (datagram.0, datagram.1)).collect();
+    let seen: Vec<(usize, u8)> = got
+        .iter()
+        .map(|datagram| (datagram.0, datagram.1))
+        .collect();
     assert_eq!(seen, [(100, 1), (200, 2), (200, 4), (50, 5)]);
     assert_eq!(other.read(1).await[0].1, 3);
 }
@@ -166,7 +178,12 @@ fn full_batch_gives_no_room() {
         count += 1;
     }
     assert_eq!(count, BATCH_BYTES / 1433);
-    assert!(batch.groups.iter().all(|group| group.end - group.start <= 65_487));
+    assert!(
+        batch
+            .groups
+            .iter()
+            .all(|group| group.end - group.start <= 65_487)
+    );
     batch.clear();
     // Nothing but different lengths: the groups are the bound.
     let mut count = 0;
@@ -211,7 +228,9 @@ async fn answer_leaves_from_the_address_that_was_asked() {
         let asked = SocketAddr::new(asked.ip(), server.io.local_addr().port());
         client.put(5, 7, to(asked));
         client.flush().await;
-        poll_fn(|cx| server.receiver.poll_recv(cx)).await.expect("a datagram");
+        poll_fn(|cx| server.receiver.poll_recv(cx))
+            .await
+            .expect("a datagram");
         let datagram = server.receiver.next().expect("one");
         let answer = Target {
             to: datagram.from,
@@ -237,7 +256,9 @@ async fn whole_messages_are_taken_with_their_buffers() {
     let inbox = Inbox::new();
     let mut seen = Vec::new();
     while seen.len() < 9 {
-        poll_fn(|cx| far.receiver.poll_recv(cx)).await.expect("datagrams");
+        poll_fn(|cx| far.receiver.poll_recv(cx))
+            .await
+            .expect("datagrams");
         while let Some(arrival) = far.receiver.take() {
             if arrival.buffer.len() <= SMALL {
                 assert_eq!(arrival.buffer.capacity(), SMALL);
@@ -247,7 +268,11 @@ async fn whole_messages_are_taken_with_their_buffers() {
         let cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(mut arrival) = inbox.poll_pop(&cx) {
             assert_eq!(arrival.from, near.io.local_addr());
-            seen.extend(arrival.datagrams().map(|datagram| (datagram.bytes.len(), datagram.bytes[0])));
+            seen.extend(
+                arrival
+                    .datagrams()
+                    .map(|datagram| (datagram.bytes.len(), datagram.bytes[0])),
+            );
         }
     }
     let expected: Vec<(usize, u8)> = (0..8).map(|fill| (1000, fill)).chain([(9, 8)]).collect();
@@ -301,7 +326,10 @@ async fn datagram_that_no_link_takes_is_said_to_be_too_big() {
     // Above what IP can carry, whatever the link.
     near.put(65_530, 1, target);
     near.flush().await;
-    assert!(matches!(near.sender.take_feedback(), Some(Feedback::TooBig { .. })));
+    assert!(matches!(
+        near.sender.take_feedback(),
+        Some(Feedback::TooBig { .. })
+    ));
     assert_eq!(near.io.stats().too_big, 1);
     near.io.set_may_fragment(true).expect("an option");
     near.put(20_000, 2, target);
@@ -329,7 +357,12 @@ async fn refused_segmentation_is_made_up_for_by_single_datagrams() {
     let (group, contents) = near.batch.front(1).expect("a group");
     assert_eq!((group.count, contents[0]), (1, 2));
     near.flush().await;
-    let fills: Vec<u8> = far.read(2).await.iter().map(|datagram| datagram.1).collect();
+    let fills: Vec<u8> = far
+        .read(2)
+        .await
+        .iter()
+        .map(|datagram| datagram.1)
+        .collect();
     assert_eq!(fills, [2, 3]);
 }
 
@@ -351,6 +384,8 @@ async fn everybody_who_waits_for_a_full_socket_is_woken() {
         end.put(10, fill, target);
     }
     let flushed = futures_util::future::join_all(ends.iter_mut().map(End::flush));
-    tokio::time::timeout(Duration::from_secs(30), flushed).await.expect("all of them");
+    tokio::time::timeout(Duration::from_secs(30), flushed)
+        .await
+        .expect("all of them");
     assert_eq!(far.read(3).await.len(), 3);
 }
