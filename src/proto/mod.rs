@@ -73,6 +73,7 @@ mod liveness;
 mod outbox;
 #[cfg(test)]
 mod pair;
+mod queue;
 mod random;
 mod rekey;
 mod replay;
@@ -90,6 +91,10 @@ pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey,
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use queue::{
+    Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
+    WirePacket, flow_hash,
+};
 pub use rekey::RekeyLimits;
 pub use replay::{ReplayWindow, Replayed, WINDOW};
 pub use schedule::{PacketMeta, PassThrough, Schedule};
