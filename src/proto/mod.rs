@@ -64,28 +64,38 @@
 //! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
+mod cookie;
 mod epoch;
 mod handshake;
 mod identity;
 mod keys;
 mod lane;
 mod liveness;
+mod lossy;
+#[cfg(test)]
+mod lossy_pair;
+mod mtud;
 mod outbox;
 #[cfg(test)]
 mod pair;
 mod queue;
+mod path;
+mod pieces;
 mod random;
 mod rekey;
 mod replay;
+mod retry;
 mod schedule;
 mod session;
 mod stats;
 mod timers;
 
 pub use aead::{AeadKind, AeadNameError, AeadOffer, aes_hardware};
+pub use cookie::{CookieChecker, CookieJar, LOAD_LASTS, Load, LoadLimits, Verdict};
 pub use handshake::{
-    Answer, ChallengeState, ClientConfig, ClientEntry, HandshakeError, Initiator, KemKind,
-    MAX_CHALLENGES, MAX_SERVER_KEYS, Reply, Responder, Silence,
+    Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder,
+    HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
+    Responder, Short, Silence, StrangerDrop, StrangerStats,
 };
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
 pub use keys::Role;
@@ -95,6 +105,8 @@ pub use queue::{
     Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
     WirePacket, flow_hash,
 };
+pub use mtud::MtuStats;
+pub use path::DatagramPath;
 pub use rekey::RekeyLimits;
 pub use replay::{ReplayWindow, Replayed, WINDOW};
 pub use schedule::{PacketMeta, PassThrough, Schedule};

@@ -222,13 +222,25 @@
 
 mod config;
 mod control;
+mod cookie;
+mod datagram;
 mod frame;
 mod handshake;
 mod reader;
 mod sealed;
 
 pub use config::{ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MIN_MTU};
-pub use control::{CloseReason, Control, ControlError, JOIN_CHALLENGE_LEN};
+pub use control::{CloseReason, Control, ControlError, JOIN_CHALLENGE_LEN, PATH_CHALLENGE_LEN};
+pub use cookie::{
+    COOKIE_LABEL, COOKIE_LEN, COOKIE_NONCE_LEN, COOKIE_REPLY_LEN, CookieReply, MAC_LEN, MAC1_LABEL,
+};
+pub use datagram::{
+    BASE_DATAGRAM, DATAGRAM_COUNTER_LIMIT, DATAGRAM_HEADER_LEN, DATAGRAM_OVERHEAD,
+    DATAGRAM_PACKET_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD,
+    DatagramFormatError, DatagramHeader, DatagramPacketHeader, DatagramType, InitDatagram,
+    JOIN_DATAGRAM_HEADER_LEN, JOIN_DATAGRAM_LEN, JoinDatagram, Piece, datagram_handle,
+    datagram_type, expand_source, join_datagram_session,
+};
 pub use frame::{
     FrameFormatError, FrameType, LENGTH_LEN, MAX_FRAME, MAX_FRAME_PREAUTH, frame_type, split, write,
 };
