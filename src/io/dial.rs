@@ -124,6 +124,24 @@ pub enum DialError {
     },
 }
 
+impl DialError {
+    /// Returns whether nothing is known but that nobody answered.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            DialError::Connect { attempts, .. } => attempts
+                .0
+                .iter()
+                .any(|(_, error)| matches!(error, AttemptError::TimedOut)),
+            DialError::Resolve { .. }
+            | DialError::ResolveTimedOut { .. }
+            | DialError::NoAddress { .. }
+            | DialError::Broken { .. }
+            | DialError::Tls { .. }
+            | DialError::TlsTimedOut { .. } => false,
+        }
+    }
+}
+
 /// The addresses that were tried, each with why it failed.
 #[derive(Debug)]
 pub struct Attempts(Vec<(SocketAddr, AttemptError)>);
@@ -204,8 +222,12 @@ fn interleave(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Connects to the first of `addresses` that answers.
-async fn race<F, C, T>(
+/// Connects to the first of `addresses` of `addr` that answers, by whatever `connect` does.
+///
+/// # Errors
+///
+/// What became of each address.
+pub async fn race<F, C, T>(
     addresses: Vec<SocketAddr>,
     addr: &LaneAddr,
     deadline: Instant,

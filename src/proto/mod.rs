@@ -78,9 +78,9 @@ mod mtud;
 mod outbox;
 #[cfg(test)]
 mod pair;
-mod queue;
 mod path;
 mod pieces;
+mod queue;
 mod random;
 mod rekey;
 mod replay;
@@ -101,12 +101,12 @@ pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey,
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use mtud::MtuStats;
+pub use path::DatagramPath;
 pub use queue::{
     Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
     WirePacket, flow_hash,
 };
-pub use mtud::MtuStats;
-pub use path::DatagramPath;
 pub use rekey::RekeyLimits;
 pub use replay::{ReplayWindow, Replayed, WINDOW};
 pub use schedule::{PacketMeta, PassThrough, Schedule};

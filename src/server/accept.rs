@@ -177,7 +177,7 @@ async fn authenticate(
                     }) => {
                         stats.handshakes.fetch_add(1, Ordering::Relaxed);
                         lane.push_control(&reply);
-                        return Some(SessionDriver::new(
+                        return SessionDriver::new(
                             shared.clone(),
                             *session,
                             lane,
@@ -186,7 +186,7 @@ async fn authenticate(
                                 instance,
                             },
                             permit,
-                        ));
+                        );
                     }
                     Ok(Answer::Refuse {
                         reply,

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::socket::{Feedback, UdpIo, add};
+use crate::io::pool::{Buffer, LARGE, Pool};
 
 /// Where a datagram goes, and how it is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,9 @@ pub struct Target {
 /// Datagrams on their way to a socket, written straight into its buffer.
 #[derive(Debug)]
 pub struct SendBatch {
-    buffer: Box<[u8]>,
+    pool: Arc<Pool>,
+    /// Lent while something is in it.
+    buffer: Option<Buffer>,
     /// Bytes written.
     filled: usize,
     pub(super) groups: VecDeque<Group>,
@@ -44,17 +47,12 @@ pub(super) struct Group {
     full: bool,
 }
 
-impl Default for SendBatch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl SendBatch {
-    /// Makes an empty batch.
-    pub fn new() -> Self {
+    /// Makes an empty batch, which holds no memory of `pool`.
+    pub fn new(pool: Arc<Pool>) -> Self {
         Self {
-            buffer: vec![0; BATCH_BYTES].into_boxed_slice(),
+            pool,
+            buffer: None,
             filled: 0,
             groups: VecDeque::with_capacity(GROUPS),
         }
@@ -67,14 +65,15 @@ impl SendBatch {
         if self.groups.len() >= GROUPS {
             return None;
         }
-        self.buffer
-            .get_mut(self.filled..self.filled.checked_add(len)?)
+        let pool = &self.pool;
+        let buffer = self.buffer.get_or_insert_with(|| pool.large());
+        buffer.get_mut(self.filled..self.filled.checked_add(len)?)
     }
 
     /// Queues the first `len` bytes of what was last reserved; none is nothing.
     pub fn commit(&mut self, len: usize, target: Target) {
         let end = self.filled + len;
-        if len == 0 || end > self.buffer.len() {
+        if len == 0 || end > BATCH_BYTES {
             return;
         }
         match self.groups.back_mut() {
@@ -112,6 +111,7 @@ impl SendBatch {
     pub fn clear(&mut self) {
         self.groups.clear();
         self.filled = 0;
+        self.buffer = None;
     }
 
     pub(super) fn front(&self, segments: usize) -> Option<(Group, &[u8])> {
@@ -121,7 +121,7 @@ impl SendBatch {
             group.end = group.end.min(group.start + group.segment * segments.max(1));
             group.count = segments.max(1);
         }
-        Some((group, self.buffer.get(group.start..group.end)?))
+        Some((group, self.buffer.as_ref()?.get(group.start..group.end)?))
     }
 
     /// The front of the first group, up to `end`, has been dealt with.
@@ -134,7 +134,7 @@ impl SendBatch {
             }
         }
         if self.groups.is_empty() {
-            self.filled = 0;
+            self.clear();
         }
     }
 }
@@ -272,7 +272,7 @@ async fn writable(io: Arc<UdpIo>) -> io::Result<()> {
 }
 
 /// Bytes of datagrams that one batch holds: a full segmented send.
-pub const BATCH_BYTES: usize = 64 * 1024;
+pub const BATCH_BYTES: usize = LARGE;
 
 /// Groups of one batch; datagrams that are all of different lengths fill it before its bytes do.
 const GROUPS: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use quinn_udp::{RecvMeta, Transmit, TransportErrorPayload, UdpSockRef, UdpSocketState};
 use rustix::io::Errno;
@@ -13,6 +13,7 @@ use tokio::net::UdpSocket;
 /// A UDP socket of any number of senders and one reader.
 #[derive(Debug)]
 pub struct UdpIo {
+    id: u32,
     pub(super) socket: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
@@ -59,6 +60,11 @@ impl UdpIo {
             tracing::debug!(%error, "no word from the network about datagrams that are lost");
         }
         Ok(io)
+    }
+
+    /// Returns the number that tells this socket from the others of the process.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Returns the address bound, with the port that was chosen.
@@ -186,6 +192,7 @@ impl UdpIo {
             "datagram socket"
         );
         Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             socket,
             state,
             local,
@@ -304,6 +311,9 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Resu
         Err(io::Error::last_os_error())
     }
 }
+
+/// Numbers are used again after 4 billion sockets, when nobody remembers the first.
+static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 /// What the socket's buffers are asked to hold each: 30 ms at a gigabit. The system cuts it to
 /// `net.core.rmem_max` and `wmem_max`.

@@ -28,7 +28,7 @@ impl End {
         Self {
             receiver: Receiver::new(io.clone(), Pool::new("test", 64, 32)),
             sender: Sender::new(io.clone()),
-            batch: SendBatch::new(),
+            batch: SendBatch::new(Pool::new("test", 1, 1)),
             io,
         }
     }
@@ -138,7 +138,7 @@ async fn datagrams_of_several_targets_and_lengths_share_a_batch() {
 
 #[test]
 fn batch_groups_by_target_mark_and_length() {
-    let mut batch = SendBatch::new();
+    let mut batch = SendBatch::new(Pool::new("test", 1, 1));
     let target = to(V4);
     let marked = Target {
         ecn: Some(EcnCodepoint::Ect0),
@@ -171,7 +171,7 @@ fn batch_groups_by_target_mark_and_length() {
 
 #[test]
 fn full_batch_gives_no_room() {
-    let mut batch = SendBatch::new();
+    let mut batch = SendBatch::new(Pool::new("test", 1, 1));
     let mut count = 0;
     while batch.reserve(1433).is_some() {
         batch.commit(1433, to(V4));
@@ -376,7 +376,7 @@ async fn everybody_who_waits_for_a_full_socket_is_woken() {
             io: io.clone(),
             receiver: Receiver::new(io.clone(), Pool::new("test", 1, 1)),
             sender: Sender::new(io.clone()),
-            batch: SendBatch::new(),
+            batch: SendBatch::new(Pool::new("test", 1, 1)),
         })
         .collect();
     for (fill, end) in (0..).zip(&mut ends) {
