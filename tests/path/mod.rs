@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
+    Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey};
 use adit::server::run::{RunError, Server, Shared};
@@ -77,6 +77,7 @@ impl Path {
                 half_open_per_client: 100,
             },
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .await
         .unwrap();
@@ -94,6 +95,7 @@ impl Path {
             tls: CertificateCheck::Unchecked,
             connect_timeout: Duration::from_secs(5),
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .unwrap();
         Path {
