@@ -46,10 +46,10 @@ fn known(key: &crate::proto::PublicKey) -> Option<ClientEntry> {
 }
 
 fn accepted(reception: Reception) -> (Vec<u8>, Box<Session>) {
-    match reception {
-        Reception::Handshake(Answer::Accept { reply, session, .. }) => (reply, session),
-        other => panic!("{other:?}"),
-    }
+    let Reception::Handshake(Answer::Accept { reply, session, .. }) = reception else {
+        panic!("{reception:?}");
+    };
+    (reply, session)
 }
 
 #[test]
@@ -89,7 +89,10 @@ fn a_client_gets_through_a_flood_from_strangers_who_know_the_servers_key() {
             match reception {
                 Reception::Drop(StrangerDrop::Silence(_)) => {}
                 Reception::Answer(answer) => assert!(answer.as_bytes().len() * 20 < forged.len()),
-                other => panic!("{other:?}"),
+                Reception::Sealed { .. }
+                | Reception::Join { .. }
+                | Reception::Handshake(_)
+                | Reception::Drop(_) => panic!("{reception:?}"),
             }
         }
     };
