@@ -22,6 +22,22 @@ pub struct FixedRepair {
     pub overhead_percent: u8,
 }
 
+impl Repair {
+    /// The same, as the redundancy controller knows it.
+    #[must_use]
+    pub const fn mode(self) -> adit_fec::Mode {
+        match self {
+            Self::Auto => adit_fec::Mode::Auto,
+            Self::Off => adit_fec::Mode::Off,
+            Self::Fixed(FixedRepair { overhead_percent }) => adit_fec::Mode::Fixed {
+                repairs: overhead_percent as u16,
+                sources: 100,
+                span: FIXED_SPAN,
+            },
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Auto,
@@ -68,6 +84,8 @@ fn mode(text: &str) -> Result<Mode, String> {
     }
 }
 
+/// Packets that each repair covers where nothing is measured: 25 ms at 50 Mbit/s, enough for bursts.
+const FIXED_SPAN: u16 = 100;
 /// One repair packet for five: what covers 5 % of loss on a link without bursts.
 const DEFAULT_OVERHEAD: u8 = 20;
 const LEAST_OVERHEAD: u8 = 1;

@@ -236,7 +236,10 @@ impl Server {
         let responder = Responder::new(
             config.secret_keys.clone(),
             &config.aead,
-            Settings::default(),
+            Settings {
+                repair: config.repair.mode(),
+                ..Settings::default()
+            },
             clock::unix(),
         )
         .avoiding(move |id| taken.is_taken(id));

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use adit_netstack::Offload;
 
-use super::datagram::Datagrams;
+use super::datagram::{Datagrams, Room};
 use super::event::{CarrierEvent, CarrierStats, LaneLoss};
-use super::sink::{LaneSink, Room};
+use super::sink::{LaneSink, Room as SinkRoom};
 use super::stream::{CarriedStream, QUIET};
 use crate::io::lane::StreamLane;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
-use crate::wire::LaneId;
+use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// A session and the lanes that carry it.
 #[derive(Debug)]
@@ -156,7 +156,13 @@ impl Carrier {
             // What arrived before the end still counts, a goodbye above all.
             let lost = if arrived {
                 any = true;
-                let received = lane.receive(&mut self.session, now, &mut self.stats, &mut deliver);
+                let received = lane.receive(
+                    &mut self.session,
+                    &mut self.datagrams,
+                    now,
+                    &mut self.stats,
+                    &mut deliver,
+                );
                 received.err().or(ended)
             } else {
                 ended
@@ -179,13 +185,15 @@ impl Carrier {
     pub fn sink(&mut self, now: Instant) -> LaneSink<'_> {
         let lane = self.session.lane_for(now, PacketMeta::default());
         let room = match lane {
-            Some(id) if self.datagrams.lanes.contains(&id) => Room::Datagrams(&mut self.datagrams),
+            Some(id) if self.datagrams.lanes.contains(&id) => {
+                SinkRoom::Datagrams(&mut self.datagrams)
+            }
             Some(id) => self
                 .streams
                 .iter_mut()
                 .find(|lane| lane.id == id && lane.broken.is_none())
-                .map_or(Room::None, Room::Stream),
-            None => Room::None,
+                .map_or(SinkRoom::None, SinkRoom::Stream),
+            None => SinkRoom::None,
         };
         LaneSink {
             session: &mut self.session,
@@ -198,7 +206,8 @@ impl Carrier {
     /// Returns whether the scheduled lane has room for another packet.
     pub fn has_room(&mut self, now: Instant) -> bool {
         match self.session.lane_for(now, PacketMeta::default()) {
-            Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.has_room(),
+            // It makes room itself, at the cost of the flow that has most in it.
+            Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.takes_packets(),
             Some(id) => {
                 let lane = self.streams.iter().find(|lane| lane.id == id);
                 lane.is_some_and(|lane| lane.broken.is_none() && lane.io.writable_room())
@@ -212,7 +221,9 @@ impl Carrier {
     pub fn push(&mut self, now: Instant, mut buffer: Buffer, offload: Offload) {
         let id = self.session.lane_for(now, PacketMeta::default());
         let taken = match id {
-            Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.push(buffer, offload),
+            Some(id) if self.datagrams.lanes.contains(&id) => {
+                self.datagrams.push(now, buffer, offload)
+            }
             Some(id) => match self.streams.iter_mut().find(|lane| lane.id == id) {
                 Some(lane) => {
                     let sealed = self.session.seal_packet(now, id, &mut buffer, offload);
@@ -233,8 +244,8 @@ impl Carrier {
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let had_room = self.has_room(now);
         self.speak(cx, now);
-        let (session, stats) = (&mut self.session, &mut self.stats);
-        self.datagrams.poll_flush(cx, now, session, stats);
+        self.hand_over(now);
+        self.datagrams.poll_flush(cx, now, &mut self.session);
         let mut lost = false;
         let closed = self.session.closed();
         for lane in &mut self.streams {
@@ -321,7 +332,12 @@ impl Carrier {
         self.control.clear();
         while let Some(id) = self.session.poll_control(now, &mut self.control) {
             let taken = match self.session.datagram_path(id) {
-                Some(path) => self.datagrams.send(cx, path, &self.control),
+                Some(path) => {
+                    let session = &self.session;
+                    self.datagrams
+                        .handle_control_sent(now, session, id, &self.control);
+                    self.datagrams.send(cx, path, &self.control)
+                }
                 None => self
                     .streams
                     .iter_mut()
@@ -338,6 +354,48 @@ impl Carrier {
                 self.stats.control_lost += 1;
             }
         }
+    }
+
+    /// Moves what waits for datagram lanes to a stream lane that has taken their place.
+    fn hand_over(&mut self, now: Instant) {
+        let Some(id) = self.session.lane_for(now, PacketMeta::default()) else {
+            return;
+        };
+        let Self {
+            session,
+            streams,
+            datagrams,
+            stats,
+            ..
+        } = self;
+        let Some(lane) = streams
+            .iter_mut()
+            .find(|lane| lane.id == id && lane.broken.is_none())
+        else {
+            return;
+        };
+        datagrams.drain(now, |packet, offload| {
+            if packet.is_empty() {
+                return if lane.io.writable_room() {
+                    Room::Left
+                } else {
+                    Room::Full
+                };
+            }
+            let whole = PACKET_HEADROOM + packet.len() + TAILROOM;
+            let sealed = lane.io.reserve(whole).is_some_and(|room| {
+                room[PACKET_HEADROOM..PACKET_HEADROOM + packet.len()].copy_from_slice(packet);
+                session
+                    .seal_packet(now, id, &mut room[..whole], offload)
+                    .is_ok()
+            });
+            if sealed {
+                lane.io.commit(whole);
+            } else {
+                stats.unsealed += 1;
+            }
+            Room::Left
+        });
     }
 
     fn has_lane(&self, id: LaneId) -> bool {

@@ -1,21 +1,22 @@
 //! The datagram lanes of a session: the sockets they use, what arrives, and what leaves.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use adit_netstack::{Cut, Offload, Packet};
+use adit_fec::Settings as RepairSettings;
+use adit_netstack::Offload;
 
 use super::event::CarrierStats;
 use super::stream::QUIET;
 use crate::io::pool::{Buffer, Pool};
-use crate::io::udp::{Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
-use crate::proto::{DatagramPath, Opened, PacketMeta, Session};
+use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
+use crate::proto::datapath::{Datapath, Received};
+use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
 use crate::wire::{
-    BASE_DATAGRAM, DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramType, LaneId,
-    PACKET_HEADROOM, Piece, TAILROOM, datagram_type,
+    BASE_DATAGRAM, DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DEFAULT_MTU, DatagramType,
+    LaneId, PACKET_HEADROOM, Piece, TAILROOM, datagram_type,
 };
 
 /// The datagram lanes of a session.
@@ -26,14 +27,12 @@ pub(super) struct Datagrams {
     pub(super) lanes: Vec<LaneId>,
     ports: Vec<Port>,
     inbox: Option<Arc<Inbox>>,
-    /// Packets on their way into datagrams.
-    staged: VecDeque<Staged>,
-    /// Bytes of them.
-    staged_bytes: usize,
+    /// Queue, repair and pace of the lanes; there from the first lane on.
+    datapath: Option<Box<Datapath<Queued>>>,
+    /// What the parts of that are seeded with.
+    seed: u64,
     /// Lent to a netstack that has not committed yet.
     lent: Option<Buffer>,
-    /// Where a packet that came in pieces is handed on from.
-    whole: Vec<u8>,
     /// What the network said, and of which socket.
     feedback: Option<(u32, Feedback)>,
 }
@@ -49,12 +48,35 @@ struct Port {
     used: Option<Instant>,
 }
 
-/// A packet that is being cut into datagrams.
+/// Whether a lane takes another packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// It does.
+    Left,
+    /// Not now.
+    Full,
+}
+
+/// A packet that waits for its turn.
 #[derive(Debug)]
-struct Staged {
+pub(super) struct Queued {
     buffer: Buffer,
     packet: Range<usize>,
-    cut: Cut,
+    offload: Offload,
+}
+
+impl QueuePacket for Queued {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.packet.clone()).unwrap_or_default()
+    }
+
+    fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    fn memory(&self) -> usize {
+        self.buffer.capacity()
+    }
 }
 
 /// What a datagram that arrived has done.
@@ -71,10 +93,9 @@ impl Datagrams {
             lanes: Vec::new(),
             ports: Vec::new(),
             inbox: None,
-            staged: VecDeque::new(),
-            staged_bytes: 0,
+            datapath: None,
+            seed: rand::random(),
             lent: None,
-            whole: Vec::new(),
             feedback: None,
         }
     }
@@ -114,7 +135,10 @@ impl Datagrams {
         stats: &mut CarrierStats,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> bool {
-        let mut any = false;
+        let mut any = self.settle(now, session, deliver);
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return any;
+        };
         for port in &mut self.ports {
             let Some(receiver) = port.receiver.as_mut() else {
                 continue;
@@ -136,15 +160,12 @@ impl Datagrams {
                             local: None,
                             socket,
                         };
-                        take(
-                            now,
-                            session,
+                        let arrived = Arrived {
                             path,
-                            datagram.bytes,
-                            &mut self.whole,
-                            stats,
-                            deliver,
-                        );
+                            ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
+                            bytes: datagram.bytes,
+                        };
+                        take(now, session, datapath, arrived, stats, deliver);
                     }
                 }
             }
@@ -173,9 +194,16 @@ impl Datagrams {
                 local: arrival.to,
                 socket: arrival.io.id(),
             };
+            let Some(datapath) = self.datapath.as_deref_mut() else {
+                return taken > 0;
+            };
             for datagram in arrival.datagrams() {
-                let bytes = datagram.bytes;
-                let taken = take(now, session, path, bytes, &mut self.whole, stats, deliver);
+                let arrived = Arrived {
+                    path,
+                    ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
+                    bytes: datagram.bytes,
+                };
+                let taken = take(now, session, datapath, arrived, stats, deliver);
                 if let Taken::Joined(lane) = taken
                     && !self.lanes.contains(&lane)
                 {
@@ -189,9 +217,16 @@ impl Datagrams {
 
     // ---- what leaves -------------------------------------------------------------------
 
-    /// Returns whether another packet may be staged.
+    /// Returns whether our own stack may add a packet: it waits where others are dropped from.
     pub(super) fn has_room(&self) -> bool {
-        self.staged_bytes < STAGED_BYTES
+        self.datapath
+            .as_ref()
+            .is_some_and(|datapath| datapath.room() > 0)
+    }
+
+    /// Returns whether packets of others are taken: always, once there is a queue.
+    pub(super) fn takes_packets(&self) -> bool {
+        self.datapath.is_some()
     }
 
     /// Lends room for a packet.
@@ -207,36 +242,124 @@ impl Datagrams {
         lent.get_mut(..len)
     }
 
-    /// Stages the packet in the room last lent; returns whether it is one.
-    pub(super) fn commit(&mut self, len: usize, offload: Offload) -> bool {
+    /// Queues the packet in the room last lent; returns whether it is one.
+    pub(super) fn commit(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
         match self.lent.take() {
-            Some(buffer) => self.stage(buffer, 0..len, offload),
+            Some(buffer) => self.enqueue(now, buffer, 0..len, offload, Producer::Stack),
             None => false,
         }
     }
 
-    /// Stages the packet in a buffer with the head- and tailroom of a stream lane's frame;
-    /// returns whether it is one.
-    pub(super) fn push(&mut self, buffer: Buffer, offload: Offload) -> bool {
+    /// Queues the packet in a buffer with the head- and tailroom of a stream lane's frame;
+    /// returns whether it waits: a full queue drops from the flow that has most in it.
+    pub(super) fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload) -> bool {
         let end = buffer.len().saturating_sub(TAILROOM);
-        self.stage(buffer, PACKET_HEADROOM..end, offload)
+        self.enqueue(now, buffer, PACKET_HEADROOM..end, offload, Producer::Other)
     }
 
-    fn stage(&mut self, buffer: Buffer, packet: Range<usize>, offload: Offload) -> bool {
-        let Some(bytes) = buffer.get(packet.clone()) else {
-            return false;
-        };
-        let Ok(parsed) = Packet::parse(bytes) else {
-            return false;
-        };
-        let cut = Cut::new(&parsed, bytes, offload);
-        self.staged_bytes += bytes.len();
-        self.staged.push_back(Staged {
+    fn enqueue(
+        &mut self,
+        now: Instant,
+        buffer: Buffer,
+        packet: Range<usize>,
+        offload: Offload,
+        producer: Producer,
+    ) -> bool {
+        let queued = Queued {
             buffer,
             packet,
-            cut,
-        });
-        true
+            offload,
+        };
+        self.datapath
+            .as_deref_mut()
+            .is_some_and(|datapath| datapath.enqueue(now, queued, producer))
+    }
+
+    /// Does what is due, and hands on packets that were held for too long; returns whether anything was.
+    fn settle(
+        &mut self,
+        now: Instant,
+        session: &Session,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        if self.datapath.is_none() && !self.lanes.is_empty() {
+            let next = session.highest_source().map_or(0, |highest| highest + 1);
+            let repair = RepairSettings {
+                mode: session.settings().repair,
+                ..RepairSettings::default()
+            };
+            self.datapath = Some(Box::new(Datapath::new(now, self.seed, next, repair)));
+        }
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return false;
+        };
+        datapath.follow_lanes(session, now, self.seed);
+        let due = datapath.poll_timeout().is_some_and(|due| due <= now);
+        if due {
+            datapath.handle_timeout(now, deliver);
+        }
+        due
+    }
+
+    /// Takes a packet that came over a stream lane, for which others may be held.
+    pub(super) fn take_packet(
+        &mut self,
+        now: Instant,
+        session: &mut Session,
+        packet: Received<'_>,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        match self.datapath.as_deref_mut() {
+            Some(datapath) => datapath.take(session, now, packet, deliver),
+            None => deliver(packet.frame, packet.range, packet.offload),
+        }
+    }
+
+    /// Takes note of a control frame that leaves on a lane.
+    pub(super) fn handle_control_sent(
+        &mut self,
+        now: Instant,
+        session: &Session,
+        lane: LaneId,
+        datagram: &[u8],
+    ) {
+        if let Some(datapath) = self.datapath.as_deref_mut() {
+            datapath.handle_control_sent(session, now, lane, datagram);
+        }
+    }
+
+    /// Writes what waits in the queue to `write`, packet by packet, until it has no more room: for a
+    /// lane of another kind, which has taken over. It is lent each packet and what the packet owes,
+    /// and answers whether it took it.
+    pub(super) fn drain(&mut self, now: Instant, mut write: impl FnMut(&[u8], Offload) -> Room) {
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return;
+        };
+        while !datapath.queue_mut().is_empty() {
+            if write(&[], Offload::default()) == Room::Full {
+                return;
+            }
+            let Some(mut taken) = datapath.queue_mut().take(now) else {
+                return;
+            };
+            if !taken.cut.is_started() && !taken.mark {
+                write(taken.packet.bytes(), taken.packet.offload());
+                continue;
+            }
+            let mut piece = [0; ROOM];
+            while let Some((len, offload)) =
+                taken
+                    .cut
+                    .next(taken.packet.bytes(), usize::from(DEFAULT_MTU), &mut piece)
+            {
+                write(piece.get(..len).unwrap_or_default(), offload);
+            }
+        }
+    }
+
+    /// Queue, repair and pace of the lanes, if there ever was one.
+    pub(super) fn datapath(&self) -> Option<&Datapath<Queued>> {
+        self.datapath.as_deref()
     }
 
     /// Queues one whole datagram; returns whether there was room.
@@ -258,15 +381,9 @@ impl Datagrams {
     }
 
     /// Cuts and seals what is staged, and sends until nothing is left or the sockets are full.
-    pub(super) fn poll_flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        session: &mut Session,
-        stats: &mut CarrierStats,
-    ) {
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, now: Instant, session: &mut Session) {
         loop {
-            let filled = self.fill(now, session, stats);
+            let filled = self.fill(now, session);
             let mut full = false;
             for port in &mut self.ports {
                 full |= port.sender.poll_flush(cx, &mut port.batch).is_pending();
@@ -308,7 +425,12 @@ impl Datagrams {
     /// Returns when [`Datagrams::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let used = self.ports.iter().filter_map(|port| port.used).min();
-        used.map(|used| used + QUIET)
+        let quiet = used.map(|used| used + QUIET);
+        let datapath = self
+            .datapath
+            .as_ref()
+            .and_then(|datapath| datapath.poll_timeout());
+        [quiet, datapath].into_iter().flatten().min()
     }
 
     /// Gives back the buffers of sockets that are quiet.
@@ -323,22 +445,16 @@ impl Datagrams {
         }
     }
 
-    /// Seals pieces of what is staged until nothing is left (true) or the batch is full.
-    fn fill(&mut self, now: Instant, session: &mut Session, stats: &mut CarrierStats) -> bool {
-        while let Some(staged) = self.staged.front_mut() {
-            let lane = session
-                .lane_for(now, PacketMeta::default())
-                .and_then(|lane| {
-                    Some((
-                        lane,
-                        session.datagram_path(lane)?,
-                        session.max_datagram(lane)?,
-                    ))
-                });
-            let Some((lane, path, longest)) = lane else {
-                // The lane has gone, or another kind has taken its place: TCP sends again.
-                stats.unsealed += 1;
-                self.unstage();
+    /// Seals datagrams until there is nothing to send now (true) or the batch is full.
+    fn fill(&mut self, now: Instant, session: &mut Session) -> bool {
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return true;
+        };
+        datapath.follow_lanes(session, now, self.seed);
+        let best = session.lane_for(now, PacketMeta::default());
+        let mut all = true;
+        for lane in &self.lanes {
+            let Some(path) = session.datagram_path(*lane) else {
                 continue;
             };
             let Some(port) = self
@@ -346,28 +462,21 @@ impl Datagrams {
                 .iter_mut()
                 .find(|port| port.sender.io().id() == path.socket)
             else {
-                stats.unsealed += 1;
-                self.unstage();
                 continue;
             };
-            let mtu = longest.saturating_sub(DATAGRAM_PACKET_OVERHEAD);
-            match staged.seal_next(now, session, lane, mtu, path, &mut port.batch) {
-                Sealed::One => {}
-                Sealed::Done => self.unstage(),
-                Sealed::Full => return false,
-                Sealed::Lost => {
-                    stats.too_long += 1;
-                    self.unstage();
-                }
+            loop {
+                let Some(room) = port.batch.reserve(ROOM) else {
+                    all = false;
+                    break;
+                };
+                let packets = best == Some(*lane);
+                let Some(len) = datapath.poll_datagram(session, now, *lane, packets, room) else {
+                    break;
+                };
+                port.batch.commit(len, target(path));
             }
         }
-        true
-    }
-
-    fn unstage(&mut self) {
-        if let Some(staged) = self.staged.pop_front() {
-            self.staged_bytes = self.staged_bytes.saturating_sub(staged.packet.len());
-        }
+        all
     }
 
     fn port(&mut self, io: &Arc<UdpIo>) -> &mut Port {
@@ -394,119 +503,33 @@ impl Datagrams {
     }
 }
 
-/// What became of the next piece of a packet.
-enum Sealed {
-    /// It is in the batch, and more are to come.
-    One,
-    /// It was the last.
-    Done,
-    /// The batch has no room for it.
-    Full,
-    /// It cannot be sent.
-    Lost,
-}
-
-impl Staged {
-    fn seal_next(
-        &mut self,
-        now: Instant,
-        session: &mut Session,
-        lane: LaneId,
-        mtu: usize,
-        path: DatagramPath,
-        batch: &mut SendBatch,
-    ) -> Sealed {
-        let Some(bytes) = self.buffer.get(self.packet.clone()) else {
-            return Sealed::Lost;
-        };
-        let need = self.cut.next_len(mtu).max(mtu) + 2 * DATAGRAM_PACKET_OVERHEAD;
-        let Some(room) = batch.reserve(need) else {
-            return Sealed::Full;
-        };
-        let Some(inside) = room.get_mut(DATAGRAM_PACKET_HEADROOM..) else {
-            return Sealed::Lost;
-        };
-        let Some((len, offload)) = self.cut.next(bytes, mtu, inside) else {
-            return Sealed::Done;
-        };
-        let sealed = if len <= mtu {
-            let whole = len + DATAGRAM_PACKET_OVERHEAD;
-            let sealed = session.seal_packet(now, lane, &mut room[..whole], offload);
-            sealed.map(|()| batch.commit(whole, target(path))).is_ok()
-        } else {
-            seal_halves(now, session, lane, (len, mtu), offload, path, batch)
-        };
-        match sealed {
-            false => Sealed::Lost,
-            true if self.cut.is_done() => Sealed::Done,
-            true => Sealed::One,
-        }
-    }
-}
-
-/// Sends a packet of `len` bytes that stands in the batch's room in two pieces, the first of
-/// which is `mtu` bytes long.
-fn seal_halves(
-    now: Instant,
-    session: &mut Session,
-    lane: LaneId,
-    (len, mtu): (usize, usize),
-    offload: Offload,
+/// A datagram that arrived.
+struct Arrived<'a> {
     path: DatagramPath,
-    batch: &mut SendBatch,
-) -> bool {
-    let rest = len - mtu;
-    let (first, last) = (
-        mtu + DATAGRAM_PACKET_OVERHEAD,
-        rest + DATAGRAM_PACKET_OVERHEAD,
-    );
-    let Some(room) = batch.reserve(first + last) else {
-        return false;
-    };
-    let begin = DATAGRAM_PACKET_HEADROOM + mtu;
-    room.copy_within(begin..begin + rest, first + DATAGRAM_PACKET_HEADROOM);
-    let (one, other) = room.split_at_mut(first);
-    let number = session.alloc_source();
-    let sealed = session
-        .seal_piece(now, lane, number, Piece::First, one, offload)
-        .and_then(|()| session.seal_piece(now, lane, number, Piece::Last, other, offload));
-    if sealed.is_err() {
-        return false;
-    }
-    batch.commit(first, target(path));
-    // It stands where the next room begins.
-    if batch.reserve(last).is_some() {
-        batch.commit(last, target(path));
-    }
-    true
+    /// It is marked Congestion Experienced.
+    ecn_ce: bool,
+    bytes: &'a mut [u8],
 }
 
 /// Gives one datagram that arrived to the session, and what it brought to `deliver`.
 fn take(
     now: Instant,
     session: &mut Session,
-    path: DatagramPath,
-    bytes: &mut [u8],
-    whole: &mut Vec<u8>,
+    datapath: &mut Datapath<Queued>,
+    arrived: Arrived<'_>,
     stats: &mut CarrierStats,
     deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
 ) -> Taken {
+    let Arrived {
+        path,
+        ecn_ce,
+        bytes,
+    } = arrived;
     match datagram_type(bytes) {
         Some(DatagramType::Sealed) => {
-            match session.open_datagram(now, path, bytes) {
-                Ok(Opened::Packet { range, offload }) => deliver(bytes, range, offload),
-                Ok(Opened::Control | Opened::Skipped) => {}
-                Err(error) => {
-                    tracing::trace!(%error, "a datagram did not open");
-                    stats.refused_datagrams += 1;
-                }
-            }
-            while let Some((packet, offload)) = session.poll_delivery() {
-                whole.clear();
-                whole.resize(PACKET_HEADROOM, 0);
-                whole.extend_from_slice(packet);
-                let range = PACKET_HEADROOM..whole.len();
-                deliver(whole, range, offload);
+            if let Err(error) = datapath.open(session, now, path, bytes, ecn_ce, deliver) {
+                tracing::trace!(%error, "a datagram did not open");
+                stats.refused_datagrams += 1;
             }
             Taken::Nothing
         }
@@ -539,8 +562,8 @@ fn target(path: DatagramPath) -> Target {
     }
 }
 
-/// Bytes of packets that may wait to be cut: one super-packet while another is being written.
-const STAGED_BYTES: usize = 64 * 1024;
+/// Room for one datagram: more than any path takes without fragments, but for jumbo frames.
+const ROOM: usize = 2_048;
 
 /// Messages taken from the inbox per turn.
 const ARRIVALS_PER_TURN: usize = 64;

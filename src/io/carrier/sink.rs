@@ -56,7 +56,7 @@ impl PacketSink for LaneSink<'_> {
                 }
                 sealed
             }
-            Room::Datagrams(datagrams) => datagrams.commit(len, offload),
+            Room::Datagrams(datagrams) => datagrams.commit(self.now, len, offload),
         };
         if !sealed {
             *self.unsealed += 1;

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use adit_netstack::Offload;
 
+use super::datagram::Datagrams;
 use super::event::{CarrierStats, LaneLoss};
 use crate::io::lane::StreamLane;
+use crate::proto::datapath::Received;
 use crate::proto::{Opened, Scope, Session};
 use crate::wire::{FrameType, LaneId, MAX_FRAME, frame_type};
 
@@ -76,6 +78,7 @@ impl CarriedStream {
     pub(super) fn receive(
         &mut self,
         session: &mut Session,
+        datagrams: &mut Datagrams,
         now: Instant,
         stats: &mut CarrierStats,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
@@ -87,8 +90,27 @@ impl CarriedStream {
                 continue;
             }
             match session.open(now, self.id, frame) {
-                Ok(Opened::Packet { range, offload }) => deliver(frame, range, offload),
-                Ok(Opened::Control | Opened::Skipped) => {}
+                Ok(Opened::Packet {
+                    number,
+                    range,
+                    offload,
+                    ..
+                }) => {
+                    let packet = Received {
+                        number,
+                        frame,
+                        range,
+                        offload,
+                    };
+                    datagrams.take_packet(now, session, packet, deliver);
+                }
+                // Repair and reports are for datagram lanes: the session refuses them on others.
+                Ok(
+                    Opened::Repair { .. }
+                    | Opened::Report { .. }
+                    | Opened::Control
+                    | Opened::Skipped,
+                ) => {}
                 Err(error) => match error.scope() {
                     // Of an epoch that is gone, after a long stall: the session counts it.
                     Scope::Frame => {}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use adit_fec::{Class as RepairClass, Mode, Settings as RepairSettings};
 use adit_netstack::{Checksum, Gso, Offload};
 
-use super::lane::{Content, DatapathLane, LaneCounts};
+use super::lane::{Content, Datagram, DatapathLane, LaneCounts};
 use super::receive::DELIVERY_HEADROOM;
 use crate::proto::delivery::{Class, Permit};
 use crate::proto::hold::{Hold, HoldLimits, hold_time};
@@ -86,6 +86,23 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
+    /// Follows the session's confirmed datagram lanes: new ones are added, those that have gone
+    /// forgotten, and each takes datagrams as long as its path is known to carry.
+    pub fn follow_lanes(&mut self, session: &Session, now: Instant, seed: u64) {
+        self.lanes
+            .retain(|lane| session.max_datagram(lane.id).is_some());
+        for id in session.lanes() {
+            let Some(datagram) = session.max_datagram(id) else {
+                continue;
+            };
+            if self.lanes.iter().any(|lane| lane.id == id) {
+                self.set_datagram(id, datagram);
+            } else {
+                self.add_lane(now, id, datagram, session.rtt(id), seed);
+            }
+        }
+    }
+
     /// Adds a lane that takes datagrams of `datagram` bytes at most.
     pub fn add_lane(
         &mut self,
@@ -117,6 +134,12 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
+    /// Whether there is no lane, nothing that waits, and nothing that is held.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.lanes.is_empty() && self.queue.is_empty() && self.hold.is_empty()
+    }
+
     /// Puts a packet into the queue; returns whether it waits there now.
     pub fn enqueue(&mut self, now: Instant, packet: P, producer: Producer) -> bool {
         self.queue.enqueue(now, packet, producer)
@@ -134,13 +157,14 @@ impl<P: QueuePacket> Datapath<P> {
     }
 
     /// Writes the next datagram for a lane to the front of `out` and returns its length; `None` when
-    /// there is none, or none may leave before [`Datapath::poll_timeout`]. `out` holds a datagram of
-    /// the lane.
+    /// there is none, or none may leave before [`Datapath::poll_timeout`]. `packets` says whether the
+    /// lane is the one that packets take; `out` holds a datagram of the lane.
     pub fn poll_datagram(
         &mut self,
         session: &mut Session,
         now: Instant,
         id: LaneId,
+        packets: bool,
         out: &mut [u8],
     ) -> Option<usize> {
         let index = self.lanes.iter().position(|lane| lane.id == id)?;
@@ -157,10 +181,13 @@ impl<P: QueuePacket> Datapath<P> {
             }
             Permit::Full => return None,
         }
-        let sent = self
-            .poll_rest(session, now, index, out)
-            .or_else(|| self.poll_extra(session, now, index, out))
-            .or_else(|| self.poll_source(session, now, index, out));
+        let sent = self.poll_rest(session, now, index, out).or_else(|| {
+            if !packets {
+                return None;
+            }
+            self.poll_extra(session, now, index, out)
+                .or_else(|| self.poll_source(session, now, index, out))
+        });
         let lane = &mut self.lanes[index];
         match sent {
             Some(_) => lane.probe = false,
@@ -189,7 +216,7 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// When something is due that nothing else will bring about.
     #[must_use]
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let lanes = self.lanes.iter().flat_map(|lane| {
             [
                 lane.flight.poll_timeout(),
@@ -200,7 +227,7 @@ impl<P: QueuePacket> Datapath<P> {
         let extra = self
             .outgoing
             .as_ref()
-            .and_then(|outgoing| outgoing.poll_timeout(now))
+            .and_then(|outgoing| outgoing.poll_timeout())
             // While no lane lets anything go, nothing can be done about it.
             .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
@@ -468,9 +495,12 @@ impl<P: QueuePacket> Datapath<P> {
         let number = session.epoch() << 32 | u64::from(header.counter);
         let lane = &mut self.lanes[index];
         // One that is not tracked has no fate: it is neither lost nor in flight, which does no harm.
-        let tracked = lane
-            .flight
-            .handle_sent(now, number, datagram.len(), class, content);
+        let len = datagram.len();
+        let sent = Datagram {
+            len: u16::try_from(len).unwrap_or(u16::MAX),
+            content,
+        };
+        let tracked = lane.flight.handle_sent(now, number, len, class, sent);
         self.drops.untracked += u64::from(tracked.is_err());
     }
 }

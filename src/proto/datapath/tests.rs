@@ -181,9 +181,9 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
                     flying.push(Reverse((at, order, 1 - from, control.clone())));
                 }
             }
-            while let Some(len) = end
-                .datapath
-                .poll_datagram(&mut end.session, now, LANE, &mut out)
+            while let Some(len) =
+                end.datapath
+                    .poll_datagram(&mut end.session, now, LANE, true, &mut out)
             {
                 order += 1;
                 if let Some(at) = links[from].send(now, len) {
@@ -201,7 +201,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
             next = next.min(*at);
         }
         for end in &ends {
-            for due in [end.session.poll_timeout(), end.datapath.poll_timeout(now)] {
+            for due in [end.session.poll_timeout(), end.datapath.poll_timeout()] {
                 next = due.map_or(next, |due| next.min(due));
             }
         }

@@ -15,6 +15,8 @@ pub struct Outgoing {
     encoder: WindowEncoder<Vec<u8>>,
     redundancy: Redundancy,
     resends: VecDeque<u64>,
+    /// When the first of those was asked for.
+    asked_at: Instant,
     /// How often the packet in each place of the ring was sent again.
     resent: Box<[u8]>,
     stats: OutgoingStats,
@@ -71,6 +73,7 @@ impl Outgoing {
             encoder: WindowEncoder::new(work, RING, SHARD_CAPACITY)?,
             redundancy: Redundancy::new(now, settings),
             resends: VecDeque::with_capacity(MAX_WAITING_RESENDS),
+            asked_at: now,
             resent: vec![0; RING].into_boxed_slice(),
             stats: OutgoingStats::default(),
         })
@@ -109,7 +112,7 @@ impl Outgoing {
     }
 
     /// Takes the receiver's question for a packet.
-    pub fn handle_request(&mut self, number: u64) {
+    pub fn handle_request(&mut self, now: Instant, number: u64) {
         if !self.encoder.held().contains(&number) {
             self.stats.resends_too_late += 1;
         } else if self.resends.contains(&number) {
@@ -119,6 +122,9 @@ impl Outgoing {
         } else if self.resends.len() >= MAX_WAITING_RESENDS {
             self.stats.resends_overflow += 1;
         } else {
+            if self.resends.is_empty() {
+                self.asked_at = now;
+            }
             self.resends.push_back(number);
         }
     }
@@ -157,11 +163,11 @@ impl Outgoing {
 
     /// When [`Outgoing::poll`] has something, if nothing happens before.
     #[must_use]
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         if self.resends.is_empty() {
             self.redundancy.poll_timeout()
         } else {
-            Some(now)
+            Some(self.asked_at)
         }
     }
 
