@@ -72,7 +72,11 @@ pub(super) struct Simulation {
 
 enum Event {
     Wake,
-    Arrive { number: u64, bytes: usize, marked: bool },
+    Arrive {
+        number: u64,
+        bytes: usize,
+        marked: bool,
+    },
     ReportDue,
     Report(Box<Report>),
     Ack(u64),
@@ -159,7 +163,10 @@ impl Simulation {
     /// Turns a lane that sends all it can into a thin one, or back.
     pub(super) fn set_thin(&mut self, flow: usize, thin: Option<(usize, Duration)>) {
         let now = self.now;
-        if let Machine::Lane { thin: slot, next, .. } = &mut self.flows[flow].machine {
+        if let Machine::Lane {
+            thin: slot, next, ..
+        } = &mut self.flows[flow].machine
+        {
             *slot = thin;
             *next = now;
         }
@@ -212,8 +219,9 @@ impl Simulation {
     /// Mean and 99th percentile of a flow's queueing delay within the last `span`, in milliseconds.
     pub(super) fn queueing(&self, flow: usize, span: Duration) -> (f64, f64) {
         let since = self.now - span.as_nanos() as u64;
-        let recent = self.flows[flow].queued.iter().filter(|(at, _)| *at >= since);
-        let mut delays: Vec<u64> = recent.map(|(_, delay)| *delay).collect();
+        let queued = &self.flows[flow].queued;
+        let recent = &queued[queued.partition_point(|(at, _)| *at < since)..];
+        let mut delays: Vec<u64> = recent.iter().map(|(_, delay)| *delay).collect();
         delays.sort_unstable();
         let mean = delays.iter().sum::<u64>() as f64 / delays.len().max(1) as f64;
         let high = delays.get(delays.len() * 99 / 100).copied().unwrap_or(0);
@@ -231,8 +239,8 @@ impl Simulation {
         }
     }
 
-    pub(super) fn seconds(&self) -> f64 {
-        self.now as f64 / 1e9
+    pub(super) fn is_silent(&self, flow: usize) -> bool {
+        self.flight(flow).sent().is_silent(self.instant())
     }
 
     fn instant(&self) -> Instant {
@@ -332,7 +340,10 @@ impl Simulation {
                 return;
             }
             Event::Report(report) => {
-                if let Machine::Lane { flight, received, .. } = &mut self.flows[flow].machine {
+                if let Machine::Lane {
+                    flight, received, ..
+                } = &mut self.flows[flow].machine
+                {
                     flight.handle_report(now, &report, |(), _| {});
                     received.handle_round_trip(flight.sent().round_trip());
                 }
@@ -529,7 +540,9 @@ impl Cubic {
         }
         let elapsed = (now - self.epoch.unwrap_or(now)) as f64 / 1e9 + self.smoothed;
         let period = ((self.former - self.window.min(self.former)).max(0.0) / 0.4).cbrt();
-        let period = self.epoch.map_or(0.0, |_| (self.former * 0.3 / 0.4).cbrt().max(period));
+        let period = self
+            .epoch
+            .map_or(0.0, |_| (self.former * 0.3 / 0.4).cbrt().max(period));
         let target = self.former + 0.4 * (elapsed - period).powi(3);
         let target = target.clamp(self.window, self.window * 1.5);
         self.window += (target - self.window) / self.window;
@@ -627,7 +640,11 @@ impl Bbr1 {
         if self.flying.is_empty() {
             self.delivered_at = now;
         }
-        let rate = if self.rates.is_empty() { 200.0 } else { self.rate() };
+        let rate = if self.rates.is_empty() {
+            200.0
+        } else {
+            self.rate()
+        };
         self.release = now.max(self.release) + (1e9 / (self.gain() * rate)) as u64;
         self.flying
             .insert(self.next, (now, self.delivered, self.delivered_at));
