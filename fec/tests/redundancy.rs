@@ -531,3 +531,101 @@ fn a_second_copy_waits_some_milliseconds() {
     direction.wait(Duration::from_millis(2));
     assert_eq!(direction.copies, before + 2);
 }
+
+#[test]
+fn loss_on_a_link_that_always_queues_is_repaired_like_any_other() {
+    let mut direction = Direction::auto(0.05, 1.0, 14);
+    direction.delay_rising = true;
+    direction.bulk(80_000);
+    assert!(direction.redundancy.ratio() > 0.08);
+    assert!((direction.residual() as f64) < 1e-3 * 80_000.0);
+}
+
+#[test]
+fn fixed_repairs_cover_the_last_packets_too() {
+    let mode = Mode::Fixed {
+        repairs: 1,
+        sources: 10,
+        span: 10,
+    };
+    let settings = Settings {
+        mode,
+        ..Settings::default()
+    };
+    let mut direction = Direction::new(Channel::new(0.0, 1.0, 15), settings);
+    direction.bulk(13);
+    assert_eq!(direction.parity, 1);
+    direction.wait(Duration::from_millis(6));
+    assert_eq!(direction.parity, 2);
+    // That was on credit: the next ten bring none.
+    direction.bulk(10);
+    assert_eq!(direction.parity, 2);
+    assert!(direction.redundancy.poll_timeout().is_some());
+}
+
+#[test]
+fn what_stays_unrepaired_moves_the_ratio_up_and_slowly_back() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut redundancy = Redundancy::new(now, Settings::default());
+    let mut number = 0;
+    let mut run = |redundancy: &mut Redundancy, reports: u32, unrepaired: u32| {
+        for _ in 0..reports {
+            for _ in 0..25 {
+                now += Duration::from_micros(250);
+                redundancy.on_source(now, number, BULK, Class::Bulk);
+                number += 1;
+                while redundancy.poll_repair(now).is_some() {}
+            }
+            let report = LossReport {
+                sent: 25,
+                lost: 1,
+                bursts: 1,
+                unrepaired,
+                delay_rising: false,
+                rtt: RTT,
+            };
+            redundancy.on_report(now, &report);
+        }
+        redundancy.ratio()
+    };
+    let usual = run(&mut redundancy, 1_000, 0);
+    let more = run(&mut redundancy, 100, 1);
+    assert!(more > usual * 1.15, "{more} after {usual}");
+    let later = run(&mut redundancy, 40_000, 0);
+    assert!((later / usual - 1.0).abs() < 0.01, "{later} after {usual}");
+}
+
+#[test]
+fn settings_and_reports_beyond_all_bounds_do_no_harm() {
+    let now = Instant::now();
+    for cap in [f32::NAN, f32::INFINITY, -1.0, 9.0] {
+        let settings = Settings {
+            cap,
+            max_span: 0,
+            mode: Mode::Auto,
+        };
+        let mut redundancy = Redundancy::new(now, settings);
+        for number in [0, 1, 2, 7, 3, u64::MAX - 1, u64::MAX] {
+            let report = LossReport {
+                sent: 1,
+                lost: u32::MAX,
+                bursts: u32::MAX,
+                unrepaired: u32::MAX,
+                delay_rising: number % 2 == 0,
+                rtt: Duration::MAX,
+            };
+            redundancy.on_report(now, &report);
+            redundancy.on_source(now, number, usize::MAX, Class::Urgent);
+            redundancy.on_source(now, number + u64::from(number < 9), 0, Class::Bulk);
+            for _ in 0..100 {
+                let Some(plan) = redundancy.poll_repair(now + Duration::from_secs(1)) else {
+                    break;
+                };
+                assert_eq!(plan.span, 1);
+            }
+            redundancy.set(settings);
+        }
+        assert!((0.0..=1.0).contains(&redundancy.ratio()));
+    }
+}

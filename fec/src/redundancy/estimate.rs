@@ -103,6 +103,8 @@ pub(super) struct Estimate {
     short: Faded,
     /// Over [`MEMORY`], for what is decided by few packets.
     memory: Faded,
+    /// Over [`MEMORY`], of the time that parity was sent as it should be.
+    repairing: Faded,
     /// Whether loss has shown to be above [`WORTH_REPAIR`].
     active: bool,
     /// 1, and less while losses come with rising delay.
@@ -118,6 +120,7 @@ impl Estimate {
             rising: Faded::default(),
             short: Faded::default(),
             memory: Faded::default(),
+            repairing: Faded::default(),
             active: false,
             ease: 1.0,
             eased: None,
@@ -127,12 +130,19 @@ impl Estimate {
     pub(super) fn on_report(&mut self, now: Instant, report: &LossReport) {
         let elapsed = now.saturating_duration_since(self.updated);
         self.updated = self.updated.max(now);
-        let short = (report.rtt * SHORT_ROUND_TRIPS).clamp(SHORT_AT_LEAST, LONG);
+        let short = report.rtt.saturating_mul(SHORT_ROUND_TRIPS);
+        let short = short.clamp(SHORT_AT_LEAST, LONG);
         self.calm.fade(elapsed, LONG);
         self.rising.fade(elapsed, LONG);
         self.short.fade(elapsed, short);
         self.memory.fade(elapsed, MEMORY);
         self.memory.add(report);
+        self.repairing.fade(elapsed, MEMORY);
+        if !self.active {
+            self.repairing = Faded::default();
+        } else if !report.delay_rising && self.ease == 1.0 {
+            self.repairing.add(report);
+        }
         let long = if report.delay_rising {
             &mut self.rising
         } else {
@@ -150,22 +160,27 @@ impl Estimate {
         self.active |= self.long().beyond_doubt() || self.short.beyond_doubt();
     }
 
-    /// Yields while losses come with rising delay and are more than the link has without it.
+    /// Yields while losses come with rising delay and are more than the link has without it. Where it
+    /// is never without, they are taken for the link's own.
     fn ease_off(&mut self, now: Instant, elapsed: Duration, report: &LossReport) {
         let a_queue_drops = report.delay_rising
             && report.lost > 0
+            && self.knows_calm()
             && self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
         if !a_queue_drops {
             self.ease = (self.ease + elapsed.as_secs_f64()).min(1.0);
-        } else if self.eased.is_none_or(|eased| now >= eased + report.rtt) {
+        } else if self
+            .eased
+            .is_none_or(|eased| now.saturating_duration_since(eased) >= report.rtt)
+        {
             self.ease = (self.ease / 2.0).max(EASE_AT_MOST);
             self.eased = Some(now);
         }
     }
 
-    /// Tells whether there are enough reports without rising delay to go by those alone.
+    /// Tells whether there were enough reports without rising delay, lately, to go by those alone.
     fn knows_calm(&self) -> bool {
-        self.calm.sent >= 0.1 * (self.calm.sent + self.rising.sent) && self.calm.sent >= 100.0
+        self.calm.sent >= 100.0
     }
 
     fn long(&self) -> Faded {
@@ -197,9 +212,9 @@ impl Estimate {
         self.calm.plus(&self.rising).burst_len()
     }
 
-    /// Returns how many sources stayed unrepaired lately, and of how many datagrams.
+    /// Returns how many sources stayed unrepaired while parity was sent, and of how many datagrams.
     pub(super) fn unrepaired(&self) -> (f64, f64) {
-        (self.memory.unrepaired, self.memory.sent)
+        (self.repairing.unrepaired, self.repairing.sent)
     }
 
     /// Returns by what parity should be multiplied: less than 1 while a queue drops.
