@@ -50,10 +50,10 @@ impl Default for Settings {
 impl Settings {
     /// Returns the settings with a span of at least 1, and a cap from 0 to 1.
     fn sane(self) -> Self {
+        let cap = if self.cap.is_nan() { 0.0 } else { self.cap };
         Self {
             max_span: self.max_span.max(1),
-            // Not a number is 0.
-            cap: self.cap.max(0.0).min(1.0),
+            cap: cap.clamp(0.0, 1.0),
             ..self
         }
     }
@@ -347,7 +347,7 @@ impl Redundancy {
 
     /// Tells whether sources have paused and are short of repairs; if they are not, settles that.
     fn flush_is_due(&mut self, now: Instant) -> bool {
-        if !self.flush.is_some_and(|flush| flush <= now) {
+        if self.flush.is_none_or(|flush| flush > now) {
             return false;
         }
         let wanted = (f64::from(self.train.min(self.span.into())) * self.ratio).ceil();

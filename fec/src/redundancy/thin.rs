@@ -85,7 +85,11 @@ impl Waiting {
 
     /// Returns the next copy whose time has come.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Copy> {
-        self.copies.pop_front_if(|copy| copy.due <= now)
+        if self.next()? <= now {
+            self.copies.pop_front()
+        } else {
+            None
+        }
     }
 
     pub(super) fn next(&self) -> Option<Instant> {

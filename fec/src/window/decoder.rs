@@ -296,8 +296,9 @@ impl<W: Work> WindowDecoder<W> {
             let Some(factor) = self.share(&row, &numbers, key) else {
                 continue;
             };
-            if let Some(([target, _], [from, _])) = self.rows_mut(place, row.place) {
-                kernel.mul_add(target, from, factor);
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(place, row.place) {
+                kernel.mul_add(&mut target[..window], &from[..window], factor);
             }
         }
         self.row_mut(place).0.iter().any(|&entry| entry != 0)
@@ -319,7 +320,10 @@ impl<W: Work> WindowDecoder<W> {
         let kernel = self.kernel;
         let mut len = parity.len();
         let stride = self.stride();
-        let (shards, rows) = split(self.work.as_mut(), self.slots.len() * self.capacity);
+        let (shards, rows) = self
+            .work
+            .as_mut()
+            .split_at_mut(self.slots.len() * self.capacity);
         let bytes = &mut rows[place * stride + self.slots.len()..][..self.capacity];
         bytes[..len].copy_from_slice(parity);
         for number in numbers.clone() {
@@ -334,7 +338,9 @@ impl<W: Work> WindowDecoder<W> {
             let Some(factor) = self.share(&row, &numbers, key) else {
                 continue;
             };
-            if let Some(([_, target], [_, from])) = self.rows_mut(place, row.place) {
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(place, row.place) {
+                let (target, from) = (&mut target[window..], &from[window..]);
                 len = add(kernel, (target, len), (from, row.len), factor);
             }
         }
@@ -367,8 +373,10 @@ impl<W: Work> WindowDecoder<W> {
                 continue;
             }
             let factor = divide(entry, divisor);
-            if let Some(([target, bytes], [from, from_bytes])) = self.rows_mut(row.place, new.place)
-            {
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(row.place, new.place) {
+                let (target, bytes) = target.split_at_mut(window);
+                let (from, from_bytes) = from.split_at(window);
                 kernel.mul_add(target, from, factor);
                 let len = add(kernel, (bytes, row.len), (from_bytes, new.len), factor);
                 self.rows[other].len = len;
@@ -403,7 +411,7 @@ impl<W: Work> WindowDecoder<W> {
         let slot = self.slot(row.pivot);
         let inverse = divide(1, self.entry(row, row.pivot));
         let (stride, window) = (self.stride(), self.slots.len());
-        let (shards, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (shards, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         let bytes = &rows[row.place * stride + window..][..row.len];
         let shard = &mut shards[slot * self.capacity..][..row.len];
         shard.fill(0);
@@ -453,19 +461,17 @@ impl<W: Work> WindowDecoder<W> {
     /// Returns the coefficients and bytes in one place.
     fn row_mut(&mut self, place: usize) -> (&mut [u8], &mut [u8]) {
         let (window, stride) = (self.slots.len(), self.stride());
-        let (_, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (_, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         rows[place * stride..][..stride].split_at_mut(window)
     }
 
-    /// Returns the coefficients and bytes in two places, which differ.
-    fn rows_mut(&mut self, a: usize, b: usize) -> Option<([&mut [u8]; 2], [&[u8]; 2])> {
+    /// Returns what lies in two places, coefficients and bytes; `None` if they are the same.
+    fn rows_mut(&mut self, a: usize, b: usize) -> Option<(&mut [u8], &[u8])> {
         let (window, stride) = (self.slots.len(), self.stride());
-        let (_, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (_, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         let places = [a, b].map(|place| place * stride..(place + 1) * stride);
         let [a, b] = rows.get_disjoint_mut(places).ok()?;
-        let (target, target_bytes) = a.split_at_mut(window);
-        let (from, from_bytes) = b.split_at(window);
-        Some(([target, target_bytes], [from, from_bytes]))
+        Some((a, b))
     }
 }
 
@@ -591,9 +597,4 @@ fn add(
     }
     kernel.mul_add(target, &from[..from_len], factor);
     len.max(from_len)
-}
-
-/// Splits the work space into shards and rows.
-fn split(work: &mut [u8], shards: usize) -> (&mut [u8], &mut [u8]) {
-    work.split_at_mut(shards)
 }
