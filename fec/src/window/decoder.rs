@@ -18,10 +18,10 @@ pub enum Prospect {
     Unseen,
     /// It arrived or was repaired.
     Known,
-    /// It is missing, and repairs to come may bring it.
+    /// It is missing, and repairs may bring it if they go on coming; where none came it stays so.
     Open,
-    /// It is missing, and repairs to come will not bring it: they begin after it, and what is
-    /// at hand does not determine it. Only a resend helps.
+    /// It is missing, and repairs to come will hardly bring it: they are expected to begin after it,
+    /// and what is at hand does not determine it. Only a resend helps.
     Hopeless,
     /// It lies before the window.
     Expired,
@@ -55,8 +55,14 @@ pub struct WindowDecoder<W> {
     end: u64,
     /// How many of `base..end` are missing.
     missing: usize,
-    /// The highest first number that a repair had.
+    /// Where repairs to come are expected to begin at the lowest: as far before the highest number
+    /// covered as the longest of the last repairs reached.
     floor: u64,
+    /// The highest number covered, and one.
+    covered: u64,
+    /// The spans of the last repairs, in no order; the next one replaces that at `span_at`.
+    spans: [usize; RECENT_REPAIRS],
+    span_at: usize,
     rows: Vec<Row>,
     /// Places for rows that are not in use: at least one.
     free: Vec<usize>,
@@ -130,6 +136,9 @@ impl<W: Work> WindowDecoder<W> {
             end: first,
             missing: 0,
             floor: first,
+            covered: first,
+            spans: [0; RECENT_REPAIRS],
+            span_at: 0,
             rows: Vec::with_capacity(equations),
             free: (0..=equations).collect(),
             repaired: VecDeque::with_capacity(window),
@@ -167,8 +176,9 @@ impl<W: Work> WindowDecoder<W> {
 
     /// Tells what is known about `number`.
     ///
-    /// [`Prospect::Hopeless`] rests on the order of repairs: one that was overtaken on the way by a
-    /// repair that begins later may still bring the source.
+    /// [`Prospect::Hopeless`] is a forecast: repairs to come are expected to end no earlier than those
+    /// that came, and to be no longer than the longest of the last 32. One that was overtaken
+    /// on the way may still bring the source.
     pub fn prospect(&self, number: u64) -> Prospect {
         if number < self.base {
             return Prospect::Expired;
@@ -207,6 +217,14 @@ impl<W: Work> WindowDecoder<W> {
             Slot::Known(len) => Some(&self.work.as_ref()[slot * self.capacity..][..len]),
             Slot::Missing => None,
         }
+    }
+
+    fn note_span(&mut self, end: u64, span: usize) {
+        self.spans[self.span_at] = span;
+        self.span_at = (self.span_at + 1) % RECENT_REPAIRS;
+        self.covered = self.covered.max(end);
+        let longest = self.spans.iter().max().copied().unwrap_or(0);
+        self.floor = self.covered.saturating_sub(longest as u64);
     }
 
     /// Moves the window so that it ends with `end`, which takes along what it leaves behind.
@@ -403,7 +421,7 @@ impl<W: Work> WindowDecoder<W> {
     /// Tells whether a row has no source but its pivot.
     fn is_alone(&self, row: &Row) -> bool {
         let others = self.coefficients(row).iter().filter(|&&entry| entry != 0);
-        others.count() == 1
+        others.take(2).count() == 1
     }
 
     /// Takes the bytes of a row with one source as that source.
@@ -515,7 +533,7 @@ impl<W: Work> StreamDecoder for WindowDecoder<W> {
             self.stats.repairs_expired += 1;
             return RepairOutcome::Expired;
         }
-        self.floor = self.floor.max(first);
+        self.note_span(end, span);
         let numbers = first..end;
         let (mut any_missing, mut too_short) = (false, false);
         for number in numbers.clone() {
@@ -598,3 +616,6 @@ fn add(
     kernel.mul_add(target, &from[..from_len], factor);
     len.max(from_len)
 }
+
+/// Repairs whose spans tell what is to come: short ones for single packets come among long ones.
+const RECENT_REPAIRS: usize = 32;
