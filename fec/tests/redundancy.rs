@@ -32,6 +32,8 @@ struct Direction {
     encoder: WindowEncoder<Vec<u8>>,
     decoder: WindowDecoder<Vec<u8>>,
     delay_rising: bool,
+    /// Whether the delay is called rising only where something was lost.
+    rising_with_losses_only: bool,
     /// When each source was sent, by number.
     sent_at: Vec<Instant>,
     lens: Vec<usize>,
@@ -59,6 +61,7 @@ impl Direction {
             encoder: WindowEncoder::new(vec![0; WINDOW * SHARD], WINDOW, SHARD).expect("legal"),
             decoder: WindowDecoder::new(decoder, 0, WINDOW, EQUATIONS, SHARD).expect("legal"),
             delay_rising: false,
+            rising_with_losses_only: false,
             sent_at: Vec::new(),
             lens: Vec::new(),
             parity_bytes: 0,
@@ -169,7 +172,8 @@ impl Direction {
         self.given_up = self.given_up.split_off(&self.decoder.window().start);
         let mut report = std::mem::take(&mut self.report);
         report.rtt = RTT;
-        report.delay_rising = self.delay_rising;
+        let may_rise = report.lost > 0 || !self.rising_with_losses_only;
+        report.delay_rising = self.delay_rising && may_rise;
         // Seen half a round trip after it was sent, reported half a one later.
         self.reports.push_back((self.now + RTT, report));
         self.next_report += REPORT_EACH;
@@ -444,6 +448,22 @@ fn losses_of_a_full_queue_get_no_parity_beyond_those_of_the_air() {
         direction.bulk(8_000);
         let after = direction.redundancy.ratio();
         assert!((0.7..1.4).contains(&(after / calm)), "{after} after {calm}");
+    }
+}
+
+#[test]
+fn losses_that_happen_to_meet_a_queue_take_no_parity_away() {
+    for loss in [0.01, 0.05] {
+        let mut calm = Direction::auto(loss, 1.0, 16);
+        let mut flagged = Direction::auto(loss, 1.0, 16);
+        calm.bulk(40_000);
+        flagged.rising_with_losses_only = true;
+        for at in 0..1_600 {
+            flagged.delay_rising = at % 10 < 3;
+            flagged.bulk(25);
+        }
+        let (calm, flagged) = (calm.parity as f64, flagged.parity as f64);
+        assert!(flagged > calm * 0.8, "{flagged} where it would be {calm}");
     }
 }
 

@@ -17,7 +17,8 @@ pub struct LossReport {
     /// Sources that were still missing when repair could no longer bring them: what a resend was
     /// asked for, or what expired.
     pub unrepaired: u32,
-    /// Whether the one-way delay was rising or well above its base at the time.
+    /// Whether the one-way delay was rising or well above its base at the time, be there losses or
+    /// not.
     pub delay_rising: bool,
     /// The smoothed round-trip time.
     pub rtt: Duration,
@@ -99,7 +100,7 @@ pub(super) struct Estimate {
     calm: Faded,
     /// Over [`LONG`], reports with rising delay.
     rising: Faded,
-    /// Over a few round trips, of the kind that [`Self::long`] looks at.
+    /// Over a few round trips, without rising delay if there were any such.
     short: Faded,
     /// Over [`MEMORY`], for what is decided by few packets.
     memory: Faded,
@@ -160,13 +161,9 @@ impl Estimate {
         self.active |= self.long().beyond_doubt() || self.short.beyond_doubt();
     }
 
-    /// Yields while losses come with rising delay and are more than the link has without it. Where it
-    /// is never without, they are taken for the link's own.
+    /// Yields while a queue drops.
     fn ease_off(&mut self, now: Instant, elapsed: Duration, report: &LossReport) {
-        let a_queue_drops = report.delay_rising
-            && report.lost > 0
-            && self.knows_calm()
-            && self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
+        let a_queue_drops = report.delay_rising && report.lost > 0 && self.queue_drops();
         if !a_queue_drops {
             self.ease = (self.ease + elapsed.as_secs_f64()).min(1.0);
         } else if self
@@ -183,8 +180,19 @@ impl Estimate {
         self.calm.sent >= 100.0
     }
 
+    /// Tells whether losses come with rising delay beyond what chance would have it. Where it rises
+    /// always, they are taken for the link's own.
+    fn queue_drops(&self) -> bool {
+        // In share, and in number: where the delay is called rising only in reports that have
+        // losses, those reports have a larger share whatever the reason.
+        let share = self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
+        let all = self.calm.sent + self.rising.sent;
+        let number = self.rising.lost > self.calm.lost + 0.005 * all;
+        self.knows_calm() && share && number
+    }
+
     fn long(&self) -> Faded {
-        if self.knows_calm() {
+        if self.queue_drops() {
             self.calm
         } else {
             self.calm.plus(&self.rising)
