@@ -14,6 +14,7 @@ use adit_fec::{
     WindowDecoder, WindowEncoder,
 };
 use common::Channel;
+use proptest::prelude::*;
 
 const WINDOW: usize = 512;
 const EQUATIONS: usize = 128;
@@ -647,5 +648,72 @@ fn settings_and_reports_beyond_all_bounds_do_no_harm() {
             redundancy.set(settings);
         }
         assert!((0.0..=1.0).contains(&redundancy.ratio()));
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plan_covers_what_was_sent_and_no_more_than_it_may(
+        max_span in 1..300_u16,
+        fixed in prop::option::of((0..30_u16, 0..30_u16, 0..300_u16)),
+        steps in prop::collection::vec((0..12_u8, 0..40_u16, 0..8_u8), 1..300),
+    ) {
+        let mode = fixed.map_or(Mode::Auto, |(repairs, sources, span)| Mode::Fixed {
+            repairs,
+            sources,
+            span,
+        });
+        let settings = Settings { mode, max_span, ..Settings::default() };
+        let mut now = Instant::now();
+        let mut redundancy = Redundancy::new(now, settings);
+        let (mut began, mut next, mut last_key) = (0, 0_u64, None);
+        for (step, amount, other) in steps {
+            match step {
+                0 => now += Duration::from_millis(amount.into()),
+                1 => {
+                    // A gap.
+                    next += u64::from(amount);
+                    if amount > 0 {
+                        began = next;
+                        redundancy.on_source(now, next, 100, Class::Bulk);
+                        next += 1;
+                    }
+                }
+                2 => {
+                    let report = LossReport {
+                        sent: 10 * u32::from(amount),
+                        lost: u32::from(other) * u32::from(amount) / 4,
+                        bursts: u32::from(amount) / 4,
+                        unrepaired: u32::from(other % 2),
+                        delay_rising: other == 7,
+                        rtt: Duration::from_millis(u64::from(amount)),
+                    };
+                    redundancy.on_report(now, &report);
+                }
+                _ => {
+                    let class = match other {
+                        0 => Class::Urgent,
+                        1 => Class::Thin,
+                        _ => Class::Bulk,
+                    };
+                    for _ in 0..amount {
+                        redundancy.on_source(now, next, 30 * usize::from(amount), class);
+                        next += 1;
+                        now += Duration::from_micros(100 * u64::from(other));
+                    }
+                }
+            }
+            let mut plans = 0;
+            while let Some(plan) = redundancy.poll_repair(now) {
+                let end = plan.first + u64::from(plan.span);
+                prop_assert!(plan.span >= 1 && plan.span <= max_span, "{:?}", plan);
+                prop_assert!(plan.first >= began && end <= next, "{:?} of {}..{}", plan, began, next);
+                prop_assert!(last_key != Some(plan.key));
+                last_key = Some(plan.key);
+                plans += 1;
+                prop_assert!(plans <= 150, "polling ends");
+            }
+            prop_assert!(redundancy.poll_timeout().is_none_or(|at| at > now), "a timer that stays due");
+        }
     }
 }
