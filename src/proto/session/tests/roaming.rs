@@ -199,6 +199,25 @@ fn a_client_that_moves_is_followed_within_two_round_trips() {
 }
 
 #[test]
+fn a_client_that_takes_another_socket_is_followed_though_it_has_nothing_to_say() {
+    let mut pair = good(15);
+    pair.pass(secs(2));
+    let now = pair.now;
+    let mut path = DatagramPath::to(server_at());
+    path.socket = 2;
+    pair.client_at = address(2, 2000);
+    pair.client().move_datagram_lane(now, FIRST, path);
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1200));
+    pair.pass(secs(1));
+    assert_eq!(
+        pair.server().datagram_path(FIRST).map(|path| path.remote),
+        Some(pair.client_at)
+    );
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1464));
+    assert_eq!(pair.server().max_datagram(FIRST), Some(1464));
+}
+
+#[test]
 fn a_move_survives_loss() {
     for seed in 0..20 {
         let way = Way {
