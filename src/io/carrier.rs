@@ -250,7 +250,7 @@ impl Carrier {
                     .seal_packet(now, lane.id, &mut buffer, offload)
                     .is_ok() =>
             {
-                // Sealed frames may not be left out: the lane takes it even at its limit.
+                // Full after all: a frame that was sealed and is not sent leaves a gap in the counters, no more.
                 if lane.io.push(buffer).is_err() {
                     self.stats.unsealed += 1;
                 }
