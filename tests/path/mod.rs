@@ -12,7 +12,7 @@ use adit::proto::SecretKey;
 use adit::server::run::{RunError, Server};
 use tokio_util::sync::CancellationToken;
 
-/// A server with egress `user` and a client that is connected to it, by one lane.
+/// A server with egress `user` and a client that is connected to it, by a lane.
 pub(crate) struct Path {
     pub(crate) client: Client,
     stop: CancellationToken,
@@ -23,14 +23,26 @@ pub(crate) struct Path {
 impl Path {
     /// Starts both ends on loopback, with keys of their own.
     pub(crate) async fn start(scheme: Scheme) -> Self {
+        Self::start_behind(&[scheme], async |listening| listening.to_vec()).await
+    }
+
+    /// The same with a server that listens by each of `schemes`, and a client that is told what
+    /// `network` makes of where that is.
+    pub(crate) async fn start_behind(
+        schemes: &[Scheme],
+        network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let server_key = SecretKey::generate(&mut rand::rng());
         let client_key = SecretKey::generate(&mut rand::rng());
         let server = Server::start(ServerConfig {
-            listen: vec![ListenAddr {
-                scheme,
-                address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            }],
+            listen: schemes
+                .iter()
+                .map(|scheme| ListenAddr {
+                    scheme: *scheme,
+                    address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                })
+                .collect(),
             secret_keys: vec![server_key.clone()],
             network: Some("10.86.0.0/24".parse().unwrap()),
             network6: Some("fd86::/64".parse().unwrap()),
@@ -62,11 +74,11 @@ impl Path {
         })
         .await
         .unwrap();
-        let address: LaneAddr = server.listening()[0].clone();
+        let servers = network(&server.listening()).await;
         let stop = CancellationToken::new();
         let server = tokio::spawn(server.run(stop.clone()));
         let client = Client::start(&ClientConfig {
-            servers: vec![address],
+            servers,
             server_key: server_key.public(),
             secret_key: client_key,
             preshared_key: None,
