@@ -12,11 +12,15 @@
 //! | [`wire_handshake`] | the payloads of a handshake | the same |
 //! | [`proto_responder`] | handshake frames from strangers | no stranger gets a session |
 //! | [`proto_session`] | a script of frames, honest, broken, or sealed by a peer without manners | what was not sealed does not open; packets come out as they went in |
+//! | [`wire_datagram`] | a datagram | what parses is written as the same bytes |
+//! | [`proto_strangers`] | datagrams from strangers, with and without right MACs | none gets a session, or an answer near as long as what it sent |
+//! | [`proto_datagrams`] | a script of datagrams, honest, copied, broken, from anywhere, or sealed by a peer without manners | what was not sealed does not open and ends nothing; packets come out once, as they went in |
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
+mod datagram;
 mod input;
 mod packets;
 mod proxy;
@@ -24,6 +28,7 @@ mod session;
 mod text;
 mod wire;
 
+pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
 pub use session::{proto_responder, proto_session};
@@ -41,6 +46,9 @@ pub const TARGETS: &[Target] = &[
     ("wire_handshake", wire_handshake),
     ("proto_responder", proto_responder),
     ("proto_session", proto_session),
+    ("wire_datagram", wire_datagram),
+    ("proto_strangers", proto_strangers),
+    ("proto_datagrams", proto_datagrams),
     ("socks", socks),
     ("udp_header", udp_header),
     ("dns_query", dns_query),

@@ -430,3 +430,214 @@ const REMEMBERED: usize = 4;
 
 /// How long load lasts beyond its cause, as in WireGuard's implementations.
 pub const LOAD_LASTS: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const SERVER: PublicKey = PublicKey::from_bytes([7; 32]);
+
+    fn checker() -> CookieChecker {
+        let other = PublicKey::from_bytes([8; 32]);
+        CookieChecker::new(&[other, SERVER], &mut StdRng::seed_from_u64(1))
+    }
+
+    fn at(host: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], 1234))
+    }
+
+    fn init(jar: &mut CookieJar, now: Instant) -> Vec<u8> {
+        let mut init = b"\x01\x01\x01 noise".to_vec();
+        jar.finish(now, &mut init);
+        init
+    }
+
+    fn cookie(verdict: Verdict) -> CookieReply {
+        match verdict {
+            Verdict::NeedCookie(reply) => reply,
+            Verdict::Pass | Verdict::Invalid | Verdict::Limited => panic!("{verdict:?}"),
+        }
+    }
+
+    /// The two MACs as Python's `hashlib.blake2s` has them.
+    #[test]
+    fn macs_are_keyed_blake2s() {
+        let mut jar = CookieJar::new(&SERVER);
+        let now = Instant::now();
+        let first = init(&mut jar, now);
+        assert_eq!(hex(&first[9..25]), "1deeaeda4ce2ada58c42cbf5f007ce53");
+        assert_eq!(first[25..], [0; 16]);
+        jar.cookie = Some((Zeroizing::new([9; 16]), now));
+        assert_eq!(
+            hex(&init(&mut jar, now)[25..]),
+            "bffd4297b760ab3c6e18e825b7c2968f"
+        );
+    }
+
+    /// A cookie sealed by an implementation that shares nothing with this one.
+    #[test]
+    fn a_cookie_opens_as_the_draft_of_xchacha20_poly1305_has_it() {
+        let mut jar = CookieJar::new(&SERVER);
+        let now = Instant::now();
+        init(&mut jar, now);
+        let reply = unhex(
+            "06000102030405060708090a0b0c0d0e0f1011121314151617d90164854004fc8c14525cfb71f3\
+             09c5d3a8fe18713b4d0f100042a95212825a",
+        );
+        assert!(jar.handle_reply(now, &reply));
+        assert_eq!(
+            jar.cookie.as_ref().map(|(cookie, _)| **cookie),
+            Some([0xC0; 16])
+        );
+    }
+
+    #[test]
+    fn without_load_mac1_is_enough_and_any_changed_byte_is_too_much() {
+        let (mut checker, now) = (checker(), Instant::now());
+        let init = init(&mut CookieJar::new(&SERVER), now);
+        assert_eq!(checker.check(now, &init, at(1), || false), Verdict::Pass);
+        for index in 0..init.len() - MAC_LEN {
+            let mut changed = init.clone();
+            changed[index] ^= 1;
+            let verdict = checker.check(now, &changed, at(1), || panic!("asked"));
+            assert_eq!(verdict, Verdict::Invalid, "byte {index}");
+        }
+        for len in 0..2 * MAC_LEN {
+            let verdict = checker.check(now, &init[..len], at(1), || panic!("asked"));
+            assert_eq!(verdict, Verdict::Invalid);
+        }
+        let stranger = CookieJar::new(&PublicKey::from_bytes([9; 32]));
+        let other = self::init(&mut { stranger }, now);
+        assert_eq!(
+            checker.check(now, &other, at(1), || false),
+            Verdict::Invalid
+        );
+    }
+
+    #[test]
+    fn under_load_only_a_cookie_of_that_address_and_this_secret_passes() {
+        let (mut checker, now) = (checker(), Instant::now());
+        let mut jar = CookieJar::new(&SERVER);
+        let first = init(&mut jar, now);
+        let reply = cookie(checker.check(now, &first, at(1), || true));
+        assert!(jar.handle_reply(now, &reply.to_bytes()));
+        let second = init(&mut jar, now);
+        assert_eq!(checker.check(now, &second, at(1), || true), Verdict::Pass);
+        cookie(checker.check(now, &second, at(2), || true));
+        let mut other_port = at(1);
+        other_port.set_port(1235);
+        cookie(checker.check(now, &second, other_port, || true));
+        let later = now + SECRET_LIFE;
+        cookie(checker.check(later, &second, at(1), || true));
+        assert_eq!(
+            init(&mut jar, later)[25..],
+            [0; 16],
+            "the client forgot it too"
+        );
+    }
+
+    #[test]
+    fn a_cookie_for_another_init_is_none() {
+        let (mut checker, now) = (checker(), Instant::now());
+        let mut jar = CookieJar::new(&SERVER);
+        let inits: Vec<_> = (0..REMEMBERED + 1)
+            .map(|number| {
+                let mut bytes = vec![1, 1, 1, number as u8];
+                jar.finish(now, &mut bytes);
+                bytes
+            })
+            .collect();
+        let replies: Vec<_> = inits
+            .iter()
+            .map(|init| cookie(checker.check(now, init, at(1), || true)).to_bytes())
+            .collect();
+        let taken: Vec<_> = replies.iter().map(|r| jar.handle_reply(now, r)).collect();
+        assert_eq!(taken, [false, true, true, true, true]);
+        let mut changed = replies[4];
+        changed[30] ^= 1;
+        assert!(!jar.handle_reply(now, &changed));
+        assert!(!jar.handle_reply(now, &changed[1..]));
+    }
+
+    #[test]
+    fn an_address_gets_five_at_once_and_twenty_a_second() {
+        let mut limiter = SourceLimiter::default();
+        let now = Instant::now();
+        let source = at(1).ip();
+        assert_eq!((0..100).filter(|_| limiter.take(now, source)).count(), 5);
+        let later = |millis| now + Duration::from_millis(millis);
+        assert!(!limiter.take(later(49), source));
+        assert!(limiter.take(later(51), source));
+        let second = (52..1052).filter(|ms| limiter.take(later(*ms), source));
+        assert_eq!(second.count(), 20);
+        assert!(limiter.take(later(52), at(2).ip()));
+    }
+
+    #[test]
+    fn hosts_of_one_ipv6_network_share_and_mapped_addresses_do_not() {
+        let address = |text: &str| text.parse().unwrap();
+        let same = |a, b| network(address(a)) == network(address(b));
+        assert!(same("2001:db8:0:1::1", "2001:db8:0:1:ffff::2"));
+        assert!(!same("2001:db8:0:1::1", "2001:db8:0:2::1"));
+        assert!(!same("::ffff:192.0.2.1", "::ffff:192.0.2.2"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1"));
+    }
+
+    #[test]
+    fn the_table_of_addresses_is_bounded_and_forgets_who_has_waited() {
+        let mut limiter = SourceLimiter::default();
+        let now = Instant::now();
+        let host = |n: u32| IpAddr::from(n.to_be_bytes());
+        let all = MAX_SOURCES as u32;
+        assert!((0..all).all(|n| limiter.take(now, host(n))));
+        assert!(!limiter.take(now, host(all)));
+        let later = now + Duration::from_secs(1);
+        assert!(limiter.take(later, host(all)));
+        assert_eq!(limiter.buckets.len(), 1);
+    }
+
+    #[test]
+    fn load_begins_above_the_rate_or_the_unconfirmed_and_lasts_a_second() {
+        let limits = LoadLimits {
+            inits_per_second: 3,
+            unconfirmed: 2,
+        };
+        let now = Instant::now();
+        let mut load = Load::new(limits);
+        let later = |millis| now + Duration::from_millis(millis);
+        let rising: Vec<_> = (0..5).map(|_| load.handle_init(now, 0)).collect();
+        assert_eq!(rising, [false, false, false, true, true]);
+        assert!(load.is_loaded(later(999)));
+        assert!(!load.is_loaded(later(1000)));
+        assert!(!load.handle_init(later(1000), 2));
+        assert!(load.handle_init(later(1001), 3));
+    }
+
+    #[test]
+    fn a_challenge_is_of_one_address_one_client_and_one_secret() {
+        let (mut checker, now) = (checker(), Instant::now());
+        let first = checker.challenge(now, at(1), &[b"key", b"instance"]);
+        assert_eq!(first, checker.challenge(now, at(1), &[b"key", b"instance"]));
+        assert_ne!(first[..16], first[16..]);
+        for other in [
+            checker.challenge(now, at(2), &[b"key", b"instance"]),
+            checker.challenge(now, at(1), &[b"yek", b"instance"]),
+            checker.challenge(now + SECRET_LIFE, at(1), &[b"key", b"instance"]),
+        ] {
+            assert_ne!(other, first);
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
+    }
+}

@@ -145,7 +145,7 @@ impl Session {
     ) -> Result<Opened, OpenError> {
         let result = self.open_datagram_inside(now, path, datagram);
         if let Err(error) = &result {
-            self.handle_open_error(now, LaneId::FIRST, error);
+            self.handle_open_error(now, None, error);
         }
         result
     }

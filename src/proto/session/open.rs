@@ -28,7 +28,7 @@ impl Session {
     ) -> Result<Opened, OpenError> {
         let result = self.open_frame(now, lane, frame);
         if let Err(error) = &result {
-            self.handle_open_error(now, lane, error);
+            self.handle_open_error(now, Some(lane), error);
         }
         result
     }
@@ -153,7 +153,14 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_open_error(&mut self, now: Instant, lane: LaneId, error: &OpenError) {
+    /// `lane` is the one that ends if not only the frame does: none for a datagram, which anybody
+    /// may have sent.
+    pub(super) fn handle_open_error(
+        &mut self,
+        now: Instant,
+        lane: Option<LaneId>,
+        error: &OpenError,
+    ) {
         let drops = &mut self.stats.drops;
         match error {
             OpenError::Closed { .. } => drops.after_close += 1,
@@ -174,7 +181,11 @@ impl Session {
         }
         match error.scope() {
             Scope::Frame => {}
-            Scope::Lane => self.kill_lane(now, lane),
+            Scope::Lane => {
+                if let Some(lane) = lane {
+                    self.kill_lane(now, lane);
+                }
+            }
             Scope::Session => self.close(now, CloseReason::ProtocolError),
         }
     }

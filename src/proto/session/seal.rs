@@ -31,18 +31,6 @@ impl Session {
         buf: &mut [u8],
         offload: Offload,
     ) -> Result<(), SealError> {
-        if self.lane_kind(lane) == Some(LaneKind::Datagram) {
-            self.seal_source(now, lane, self.next_source, buf, offload)?;
-            self.next_source += 1;
-            self.stats.packets_sealed += 1;
-            self.stats.packet_bytes_sealed += (buf.len() - DATAGRAM_PACKET_OVERHEAD) as u64;
-            return Ok(());
-        }
-        let len = buf
-            .len()
-            .checked_sub(PACKET_HEADROOM + TAILROOM)
-            .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
-            .ok_or(SealError::Length { len: buf.len() })?;
         match self.state {
             State::Open => {}
             State::Unconfirmed => return Err(SealError::Unconfirmed),
@@ -52,6 +40,21 @@ impl Session {
             .lane_index(lane)
             .filter(|index| self.lanes[*index].is_confirmed())
             .ok_or(SealError::Lane { lane })?;
+        match self.lanes[index].kind {
+            LaneKind::Stream => {}
+            LaneKind::Datagram => {
+                self.seal_source(now, lane, self.next_source, buf, offload)?;
+                self.next_source += 1;
+                self.stats.packets_sealed += 1;
+                self.stats.packet_bytes_sealed += (buf.len() - DATAGRAM_PACKET_OVERHEAD) as u64;
+                return Ok(());
+            }
+        }
+        let len = buf
+            .len()
+            .checked_sub(PACKET_HEADROOM + TAILROOM)
+            .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
+            .ok_or(SealError::Length { len: buf.len() })?;
         let epoch = self.epochs.current_ref();
         if self.settings.rekey.is_spent(epoch) {
             let epoch = epoch.number;
