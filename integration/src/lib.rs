@@ -31,6 +31,7 @@ pub mod namespaces;
 pub mod origin;
 pub mod process;
 pub mod relay;
+pub mod sim;
 pub mod skip;
 pub mod socks;
 pub mod stream;
