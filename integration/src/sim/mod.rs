@@ -36,7 +36,7 @@ mod measure;
 mod packet;
 mod report;
 mod scenario;
-
+mod sweep;
 mod talk;
 mod tcp;
 #[cfg(test)]
@@ -48,7 +48,7 @@ pub use measure::Percentiles;
 pub use packet::{Packet, PacketError, Side};
 pub use report::{FlowReport, Report, Residual};
 pub use scenario::{FlowSpec, Scenario, Traffic, Via};
-
+pub use sweep::{Case, Grade, Outcome, Sweep, SweepResult, cases};
 pub use tcp::{ControlKind, ControlNameError, TcpCounters, TcpSettings};
 pub use tunnel::{Datagram, Direct, Tunnel};
 pub use world::World;
