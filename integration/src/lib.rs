@@ -32,6 +32,7 @@ pub mod netem;
 pub mod origin;
 pub mod process;
 pub mod relay;
+pub mod sim;
 pub mod skip;
 pub mod socks;
 pub mod stream;
