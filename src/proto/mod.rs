@@ -109,7 +109,7 @@ mod pieces;
 mod queue;
 mod random;
 mod rekey;
-mod repair;
+pub mod repair;
 mod replay;
 mod retry;
 mod schedule;

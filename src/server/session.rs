@@ -403,6 +403,7 @@ impl SessionDriver {
             debug!(uplink = ?self.stats, downlink_dropped = ?dropped, lanes = ?self.carrier.stats(), "counters");
             debug!(
                 session = ?self.carrier.session().stats(),
+                datapath = ?self.carrier.datapath_stats(),
                 inbox_dropped = self.inbox.dropped(),
                 "counters"
             );

@@ -15,6 +15,7 @@ use super::stream::{CarriedStream, QUIET};
 use crate::io::lane::StreamLane;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
+use crate::proto::datapath::DatapathStats;
 use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -107,6 +108,11 @@ impl Carrier {
     /// Returns what was counted.
     pub fn stats(&self) -> &CarrierStats {
         &self.stats
+    }
+
+    /// Returns what queue and repair of the datagram lanes have counted.
+    pub fn datapath_stats(&self) -> DatapathStats {
+        self.datagrams.stats()
     }
 
     /// Replaces the session and its lanes by those of `fresh`, of the same client; the counters go
@@ -403,6 +409,9 @@ impl Carrier {
     }
 
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
+        if let Some(counts) = self.datagrams.lane_counts(id) {
+            tracing::debug!(lane = %id, ?counts, "counters of a datagram lane");
+        }
         self.streams.retain(|lane| lane.id != id);
         self.datagrams.lanes.retain(|lane| *lane != id);
         self.session.remove_lane(now, id);

@@ -12,11 +12,10 @@ use super::event::CarrierStats;
 use super::stream::QUIET;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
-use crate::proto::datapath::{Datapath, Received};
+use crate::proto::datapath::{Datapath, DatapathStats, LaneCounts, Received};
 use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
 use crate::wire::{
-    BASE_DATAGRAM, DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DEFAULT_MTU, DatagramType,
-    LaneId, PACKET_HEADROOM, Piece, TAILROOM, datagram_type,
+    BASE_DATAGRAM, DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type,
 };
 
 /// The datagram lanes of a session.
@@ -59,7 +58,7 @@ pub(super) enum Room {
 
 /// A packet that waits for its turn.
 #[derive(Debug)]
-pub(super) struct Queued {
+struct Queued {
     buffer: Buffer,
     packet: Range<usize>,
     offload: Offload,
@@ -357,9 +356,16 @@ impl Datagrams {
         }
     }
 
-    /// Queue, repair and pace of the lanes, if there ever was one.
-    pub(super) fn datapath(&self) -> Option<&Datapath<Queued>> {
-        self.datapath.as_deref()
+    /// What queue and repair have counted; nothing if there was never a lane.
+    pub(super) fn stats(&self) -> DatapathStats {
+        self.datapath
+            .as_ref()
+            .map_or_else(DatapathStats::default, |datapath| datapath.stats())
+    }
+
+    /// What a lane has counted.
+    pub(super) fn lane_counts(&self, lane: LaneId) -> Option<LaneCounts> {
+        self.datapath.as_ref()?.lane_counts(lane)
     }
 
     /// Queues one whole datagram; returns whether there was room.

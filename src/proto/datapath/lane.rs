@@ -10,7 +10,7 @@ use crate::wire::LaneId;
 
 /// A datagram lane of a [`Datapath`](super::Datapath).
 #[derive(Debug)]
-pub struct DatapathLane {
+pub(super) struct DatapathLane {
     pub(super) id: LaneId,
     pub(super) flight: Flight<Datagram>,
     pub(super) received: Received,

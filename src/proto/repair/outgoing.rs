@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use adit_fec::redundancy::{PlanKind, RedundancyStats};
+use adit_fec::redundancy::PlanKind;
 use adit_fec::{
     Class, LossReport, Redundancy, RepairPlan, Settings, StreamEncoder, StreamError, WindowEncoder,
 };
@@ -62,6 +62,23 @@ pub struct OutgoingStats {
     pub unheld: u64,
 }
 
+impl OutgoingStats {
+    /// The sum of both.
+    #[must_use]
+    pub const fn plus(self, other: &Self) -> Self {
+        Self {
+            resent: self.resent + other.resent,
+            copied: self.copied + other.copied,
+            repairs: self.repairs + other.repairs,
+            resends_too_late: self.resends_too_late + other.resends_too_late,
+            resends_refused: self.resends_refused + other.resends_refused,
+            resends_overflow: self.resends_overflow + other.resends_overflow,
+            repairs_too_long: self.repairs_too_long + other.repairs_too_long,
+            unheld: self.unheld + other.unheld,
+        }
+    }
+}
+
 impl Outgoing {
     /// Holds nothing yet.
     ///
@@ -77,11 +94,6 @@ impl Outgoing {
             resent: vec![0; RING].into_boxed_slice(),
             stats: OutgoingStats::default(),
         })
-    }
-
-    /// Changes what the redundancy may do.
-    pub fn set(&mut self, settings: Settings) {
-        self.redundancy.set(settings);
     }
 
     /// Takes a packet that leaves now, under the next number.
@@ -175,12 +187,6 @@ impl Outgoing {
     #[must_use]
     pub const fn stats(&self) -> &OutgoingStats {
         &self.stats
-    }
-
-    /// What the redundancy counted.
-    #[must_use]
-    pub fn redundancy_stats(&self) -> RedundancyStats {
-        self.redundancy.stats()
     }
 
     /// Repairs sent for each source at present.
