@@ -93,6 +93,7 @@ mod identity;
 mod keys;
 mod lane;
 mod liveness;
+mod load;
 mod lossy;
 #[cfg(test)]
 mod lossy_pair;
@@ -112,7 +113,7 @@ mod stats;
 mod timers;
 
 pub use aead::{AeadKind, AeadNameError, AeadOffer, aes_hardware};
-pub use cookie::{CookieChecker, CookieJar, LOAD_LASTS, Load, LoadLimits, Verdict};
+pub use cookie::{CookieChecker, CookieJar, Verdict};
 pub use handshake::{
     Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder,
     HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
@@ -122,6 +123,7 @@ pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey,
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use load::{LOAD_LASTS, Load, LoadLimits};
 pub use mtud::MtuStats;
 pub use path::DatagramPath;
 pub use rekey::RekeyLimits;
