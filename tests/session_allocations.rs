@@ -11,7 +11,9 @@ use adit::proto::{
     DatagramResponder, Initiator, LoadLimits, Opened, Reception, Reply, Responder, SecretKey,
     Session, Settings,
 };
-use adit::wire::{DATAGRAM_PACKET_HEADROOM, LaneId, PACKET_HEADROOM, Piece, TAILROOM};
+use adit::wire::{
+    DATAGRAM_PACKET_HEADROOM, DatagramPacketHeader, LaneId, PACKET_HEADROOM, Piece, TAILROOM,
+};
 use adit_netstack::Offload;
 
 struct Counting;
@@ -144,11 +146,21 @@ fn sealing_and_opening_datagrams_allocate_nothing() {
         let offload = Offload::default();
         let mut exchange = |pieces: [Piece; 2], whole: u32| {
             for _ in 0..1000 {
-                let number = client.alloc_source();
+                let number = client.alloc_source(1400);
                 let mut packets = 0;
                 for piece in pieces {
                     client
-                        .seal_piece(now, LaneId::FIRST, number, piece, &mut datagram, offload)
+                        .seal_piece(
+                            now,
+                            LaneId::FIRST,
+                            DatagramPacketHeader {
+                                source: number as u32,
+                                checksum: offload.checksum,
+                                kept: false,
+                                piece,
+                            },
+                            &mut datagram,
+                        )
                         .unwrap();
                     let opened = server.open_datagram(now, path(), &mut datagram).unwrap();
                     packets += u32::from(matches!(opened, Opened::Packet { .. }));

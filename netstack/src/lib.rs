@@ -90,6 +90,9 @@
 //! checked against the packet by [`Packet::check_offload`]; what a kernel is told is rebuilt from the packet by
 //! [`virtio_fields`].
 //!
+//! Where a path carries no super-packets, [`Cut`] makes wire packets of them, one at a time into lent memory, and
+//! [`Join`] makes super-packets of what arrives, by the rules of Linux's GRO.
+//!
 //! # Measurements
 //!
 //! `cargo bench -p adit-netstack` on two shared cores (other builds were running): one flow between two stacks on one
@@ -104,12 +107,17 @@ mod checksum;
 mod clock;
 mod config;
 mod conn;
+#[cfg(test)]
+mod craft;
+mod cut;
 mod device;
+mod ecn;
 mod event;
 mod flow;
 mod fragments;
 mod header;
 mod icmp;
+mod join;
 mod limiter;
 mod offload;
 mod packet;
@@ -124,10 +132,13 @@ mod waits;
 
 pub use checksum::{complete_checksum, verify_checksum};
 pub use config::{Accept, Config};
+pub use cut::Cut;
+pub use ecn::{is_ecn_capable, mark_congestion};
 pub use event::{
     Cause, ConnectError, Delivery, Event, FlowId, RecvError, Rejection, SendError, SendUdpError,
 };
 pub use icmp::{Unreachable, too_big, unreachable};
+pub use join::{Join, JoinStats, MAX_JOINED};
 pub use offload::{Checksum, Gso, MAX_SEGMENTS, MIN_SEGMENT, Offload, VirtioFields, virtio_fields};
 pub use packet::{Fragment, Packet, PacketError, protocol};
 pub use sink::PacketSink;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_netstack::Offload;
+use adit_netstack::{Checksum, Offload};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
@@ -212,18 +212,23 @@ fn send(
         return;
     }
     let bytes = &bytes[..bytes.len().min(2 * most)];
-    let number = from.alloc_source();
+    let number = from.alloc_source(bytes.len());
     let (front, rest) = bytes.split_at(most);
     let mut opened = 0;
     for (piece, half) in [(Piece::Last, rest), (Piece::First, front)] {
         let mut datagram = room(half);
-        let offload = Offload::default();
-        let sealed = from.seal_piece(now, lane, number, piece, &mut datagram, offload);
+        let header = DatagramPacketHeader {
+            source: number as u32,
+            checksum: Checksum::Full,
+            kept: false,
+            piece,
+        };
+        let sealed = from.seal_piece(now, lane, header, &mut datagram);
         if sealed.is_ok() && to.open_datagram(now, path, &mut datagram).is_ok() {
             opened += 1;
         }
     }
-    if let Some((packet, _)) = to.poll_delivery() {
+    if let Some((_, packet, _)) = to.poll_delivery() {
         assert!(rude || (opened, packet) == (2, bytes));
     }
     assert!(to.poll_delivery().is_none());

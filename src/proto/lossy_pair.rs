@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_netstack::Offload;
+use adit_netstack::{Checksum, Offload};
 use rand::{RngExt as _, SeedableRng, rngs::StdRng};
 
 use super::handshake::{
@@ -16,8 +16,8 @@ use super::pair::{client_config, responder, unix};
 use super::path::DatagramPath;
 use super::session::{OpenError, Opened, Session, SessionEvent, Settings};
 use crate::wire::{
-    DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramType, InnerType, LaneId, Piece,
-    TAILROOM, datagram_type,
+    DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramPacketHeader, DatagramType,
+    InnerType, LaneId, Piece, TAILROOM, datagram_type,
 };
 
 /// What the way does to datagrams.
@@ -198,12 +198,22 @@ impl LossyPair {
                 .unwrap();
             datagrams.push(buf);
         } else {
-            let number = session.alloc_source();
+            let number = session.alloc_source(1);
             let (front, rest) = packet.split_at(most);
             for (piece, bytes) in [(Piece::First, front), (Piece::Last, rest)] {
                 let mut buf = room(bytes);
                 session
-                    .seal_piece(now, lane, number, piece, &mut buf, Offload::default())
+                    .seal_piece(
+                        now,
+                        lane,
+                        DatagramPacketHeader {
+                            source: number as u32,
+                            checksum: Checksum::Full,
+                            kept: false,
+                            piece,
+                        },
+                        &mut buf,
+                    )
                     .unwrap();
                 datagrams.push(buf);
             }
@@ -381,10 +391,10 @@ fn open(
 ) {
     match session.open_datagram(now, path, datagram) {
         Ok(Opened::Packet { range, .. }) => packets.push(datagram[range].to_vec()),
-        Ok(Opened::Control | Opened::Skipped) => {}
+        Ok(Opened::Repair { .. } | Opened::Report { .. } | Opened::Control | Opened::Skipped) => {}
         Err(error) => errors.push(error),
     }
-    while let Some((packet, _)) = session.poll_delivery() {
+    while let Some((_, packet, _)) = session.poll_delivery() {
         packets.push(packet.to_vec());
     }
 }

@@ -86,9 +86,13 @@
 //! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
+pub mod congestion;
 mod cookie;
+pub mod datapath;
+pub mod delivery;
 mod epoch;
 mod handshake;
+mod hold;
 mod identity;
 mod keys;
 mod lane;
@@ -103,8 +107,10 @@ mod outbox;
 mod pair;
 mod path;
 mod pieces;
+mod queue;
 mod random;
 mod rekey;
+mod repair;
 mod replay;
 mod retry;
 mod schedule;
@@ -119,6 +125,7 @@ pub use handshake::{
     HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
     Responder, Short, Silence, StrangerDrop, StrangerStats,
 };
+pub use hold::{Delivery, Hold, HoldLimits, HoldStats, MAX_HOLD, Offer, hold_time};
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
 pub use keys::Role;
 pub use lane::LaneKind;
@@ -126,6 +133,10 @@ pub use liveness::LivenessLimits;
 pub use load::{LOAD_LASTS, Load, LoadLimits};
 pub use mtud::MtuStats;
 pub use path::DatagramPath;
+pub use queue::{
+    Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
+    WirePacket, flow_hash,
+};
 pub use rekey::RekeyLimits;
 pub use replay::{ReplayWindow, Replayed, WINDOW};
 pub use schedule::{PacketMeta, PassThrough, Schedule};

@@ -74,12 +74,12 @@ impl Pieces {
     }
 
     /// The next whole packet.
-    pub(super) fn poll(&mut self) -> Option<(&[u8], Offload)> {
+    pub(super) fn poll(&mut self) -> Option<(u64, &[u8], Offload)> {
         if let Some(done) = self.delivered.take() {
             self.recycle(done);
         }
         let half = self.delivered.insert(self.whole.pop_front()?);
-        Some((&half.bytes, half.offload))
+        Some((half.number, &half.bytes, half.offload))
     }
 
     fn keep(&mut self, number: u64, header: &DatagramPacketHeader, bytes: &[u8]) -> Pieced {
@@ -152,6 +152,7 @@ mod tests {
         DatagramPacketHeader {
             source: 0,
             checksum: Checksum::Full,
+            kept: false,
             piece,
         }
     }
@@ -175,7 +176,7 @@ mod tests {
                 took,
                 [Pieced::Waits { dropped: 0 }, Pieced::Whole { len: 12 }]
             );
-            assert_eq!(pieces.poll().unwrap().0, b"front behind");
+            assert_eq!(pieces.poll().unwrap().1, b"front behind");
             assert!(pieces.poll().is_none());
         }
     }

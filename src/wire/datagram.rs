@@ -280,6 +280,8 @@ pub struct DatagramPacketHeader {
     pub source: u32,
     /// Whether the transport checksum was left undone.
     pub checksum: Checksum,
+    /// Whether the sender keeps the packet for repair: it may be asked for, and parity may bring it.
+    pub kept: bool,
     /// How much of the packet follows.
     pub piece: Piece,
 }
@@ -309,8 +311,9 @@ impl DatagramPacketHeader {
             Piece::First => PIECE_FIRST,
             Piece::Last => PIECE_LAST,
         };
+        let kept = if self.kept { KEPT } else { 0 };
         let [a, b, c, d] = self.source.to_be_bytes();
-        [a, b, c, d, checksum | piece]
+        [a, b, c, d, checksum | kept | piece]
     }
 
     /// Reads the header off the front of a packet's body.
@@ -327,7 +330,7 @@ impl DatagramPacketHeader {
             0 => Checksum::Full,
             _ => Checksum::Partial,
         };
-        let piece = match bits & !CHECKSUM_PARTIAL {
+        let piece = match bits & !(CHECKSUM_PARTIAL | KEPT) {
             0 => Piece::Whole,
             PIECE_FIRST => Piece::First,
             PIECE_LAST => Piece::Last,
@@ -336,6 +339,7 @@ impl DatagramPacketHeader {
         Ok(Self {
             source,
             checksum,
+            kept: bits & KEPT != 0,
             piece,
         })
     }
@@ -439,6 +443,7 @@ pub const JOIN_DATAGRAM_HEADER_LEN: usize = 14;
 /// The counter of a datagram that may not be used: there would be no next one.
 pub const DATAGRAM_COUNTER_LIMIT: u64 = u32::MAX as u64;
 
+const KEPT: u8 = 0x20;
 const PIECE_FIRST: u8 = 0x40;
 const PIECE_LAST: u8 = 0x80;
 const LOW_HALF: u64 = 0xFFFF_FFFF;
@@ -508,6 +513,7 @@ mod tests {
                 DatagramPacketHeader {
                     source: 0x0102_0304,
                     checksum: Checksum::Full,
+                    kept: false,
                     piece: Piece::Whole,
                 },
                 [1, 2, 3, 4, 0],
@@ -516,14 +522,16 @@ mod tests {
                 DatagramPacketHeader {
                     source: u32::MAX,
                     checksum: Checksum::Partial,
+                    kept: true,
                     piece: Piece::First,
                 },
-                [0xff, 0xff, 0xff, 0xff, 0x44],
+                [0xff, 0xff, 0xff, 0xff, 0x64],
             ),
             (
                 DatagramPacketHeader {
                     source: 7,
                     checksum: Checksum::Full,
+                    kept: false,
                     piece: Piece::Last,
                 },
                 [0, 0, 0, 7, 0x80],
@@ -532,7 +540,7 @@ mod tests {
             assert_eq!(header.to_bytes(), bytes);
             assert_eq!(DatagramPacketHeader::parse(&bytes), Ok(header));
         }
-        for bits in [1, 2, 3, 5, 8, 0x10, 0x20, 0xC0, 0xC4] {
+        for bits in [1, 2, 3, 5, 8, 0x10, 0x18, 0xC0, 0xE4] {
             assert_eq!(
                 DatagramPacketHeader::parse(&[0, 0, 0, 0, bits]),
                 Err(DatagramFormatError::Offload { bits })

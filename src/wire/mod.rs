@@ -329,6 +329,8 @@ mod datagram;
 mod frame;
 mod handshake;
 mod reader;
+mod repair;
+mod report;
 mod sealed;
 
 pub use config::{ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MIN_MTU};
@@ -351,6 +353,11 @@ pub use handshake::{
     MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
 };
 pub use reader::{Reader, Short};
+pub use repair::{REPAIR_HEADER_LEN, RepairHeader, RepairHeaderError, SHARD_PREFIX_LEN};
+pub use report::{
+    MAX_MISSING, MAX_RANGES, MAX_REPORT_LEN, MAX_VARINT, Missing, Ranges, RepairCounts, Report,
+    ReportError, Span, expand,
+};
 pub use sealed::{
     InnerType, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, NONCE_LEN, PACKET_HEADER_LEN,
     PACKET_HEADROOM, PacketHeader, PacketHeaderError, SEALED_HEADER_LEN, SealedFormatError,

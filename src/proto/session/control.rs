@@ -50,6 +50,13 @@ impl Session {
         }
     }
 
+    /// Asks on one lane whether the other end is there.
+    pub fn ping(&mut self, lane: LaneId) {
+        if self.state == State::Open {
+            self.queue(Route::Lane(lane), Message::Ping);
+        }
+    }
+
     pub(super) fn handle_control(
         &mut self,
         now: Instant,

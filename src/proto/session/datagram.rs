@@ -24,11 +24,37 @@ use crate::wire::{
 };
 
 impl Session {
-    /// Takes the next source number: they are contiguous, so whoever takes one sends it.
-    pub fn alloc_source(&mut self) -> u64 {
+    /// Takes the next source number, for a packet of `len` bytes: they are contiguous, so whoever
+    /// takes one sends it.
+    pub fn alloc_source(&mut self, len: usize) -> u64 {
         let number = self.next_source;
         self.next_source += 1;
+        self.stats.packets_sealed += 1;
+        self.stats.packet_bytes_sealed += len as u64;
         number
+    }
+
+    /// The number that the next source packet to send will have.
+    #[must_use]
+    pub const fn next_source(&self) -> u64 {
+        self.next_source
+    }
+
+    /// The highest number of a source packet that came.
+    #[must_use]
+    pub const fn highest_source(&self) -> Option<u64> {
+        self.sources.highest()
+    }
+
+    /// Tells the lane that a sealed datagram names and its number on that lane, counted over all
+    /// epochs: epoch << 32 | counter. Nothing is proven by it; ask before opening, since that may
+    /// end an epoch.
+    #[must_use]
+    pub fn datagram_number(&mut self, datagram: &[u8]) -> Option<(LaneId, u64)> {
+        let header = DatagramHeader::parse(datagram).ok()?;
+        let lane = self.lanes[self.lane_of(header)?].id;
+        let (epoch, _) = self.epochs.find(header.epoch)?;
+        Some((lane, epoch.number << 32 | u64::from(header.counter)))
     }
 
     /// Seals a wire packet into a whole datagram, in place, for a confirmed datagram lane: a source
@@ -48,10 +74,20 @@ impl Session {
         buf: &mut [u8],
         offload: Offload,
     ) -> Result<(), SealError> {
-        self.seal_piece(now, lane, number, Piece::Whole, buf, offload)
+        if offload.gso != Gso::None {
+            return Err(SealError::Length { len: buf.len() });
+        }
+        let header = DatagramPacketHeader {
+            source: number as u32,
+            checksum: offload.checksum,
+            kept: false,
+            piece: Piece::Whole,
+        };
+        self.seal_piece(now, lane, header, buf)
     }
 
-    /// The same for half of a packet that is longer than the lane takes:
+    /// The same with a header of the caller's making: for a packet that is kept for repair, and for
+    /// halves of one that is longer than the lane takes, of which
     /// [`Session::max_datagram`] less [`DATAGRAM_PACKET_OVERHEAD`] bytes are the most in each. Both
     /// halves bear the packet's one number.
     ///
@@ -61,21 +97,14 @@ impl Session {
         &mut self,
         now: Instant,
         lane: LaneId,
-        number: u64,
-        piece: Piece,
+        header: DatagramPacketHeader,
         buf: &mut [u8],
-        offload: Offload,
     ) -> Result<(), SealError> {
         let index = self.datagram_lane(lane)?;
-        if buf.len() <= DATAGRAM_PACKET_OVERHEAD || offload.gso != Gso::None {
+        if buf.len() <= DATAGRAM_PACKET_OVERHEAD {
             return Err(SealError::Length { len: buf.len() });
         }
         self.check_room(index, buf.len())?;
-        let header = DatagramPacketHeader {
-            source: number as u32,
-            checksum: offload.checksum,
-            piece,
-        };
         buf[DATAGRAM_HEADER_LEN] = InnerType::Packet.byte();
         buf[DATAGRAM_HEADER_LEN + 1..DATAGRAM_PACKET_HEADROOM].copy_from_slice(&header.to_bytes());
         self.seal(now, index, buf)?;
@@ -150,8 +179,9 @@ impl Session {
         result
     }
 
-    /// The next packet that was put together from several datagrams, and what was left undone on it.
-    pub fn poll_delivery(&mut self) -> Option<(&[u8], Offload)> {
+    /// The next packet that was put together from several datagrams: its source number, its bytes, and
+    /// what was left undone on it.
+    pub fn poll_delivery(&mut self) -> Option<(u64, &[u8], Offload)> {
         self.pieces.poll()
     }
 
@@ -185,6 +215,12 @@ impl Session {
         };
         match InnerType::from_byte(*kind) {
             Some(InnerType::Packet) => Ok(self.take_datagram_packet(body)),
+            Some(InnerType::Repair) => Ok(Opened::Repair {
+                range: DATAGRAM_HEADER_LEN + 1..len - TAG_LEN,
+            }),
+            Some(InnerType::Report) => Ok(Opened::Report {
+                range: DATAGRAM_HEADER_LEN + 1..len - TAG_LEN,
+            }),
             Some(kind) if super::open::is_reserved(kind) => {
                 Err(OpenError::UnknownType { kind: kind.byte() })
             }
@@ -260,6 +296,8 @@ impl Session {
                     return Opened::Skipped;
                 }
                 Opened::Packet {
+                    number,
+                    kept: header.kept,
                     range: DATAGRAM_PACKET_HEADROOM..DATAGRAM_PACKET_HEADROOM + packet.len(),
                     offload: header.offload(),
                 }
@@ -283,7 +321,7 @@ impl Session {
     }
 
     /// Marks a source packet of `len` bytes as delivered; whether it had not been.
-    pub(super) fn take_source(&mut self, number: u64, len: usize) -> bool {
+    pub fn take_source(&mut self, number: u64, len: usize) -> bool {
         match self.sources.take(number) {
             Ok(()) => {
                 self.stats.packets_opened += 1;

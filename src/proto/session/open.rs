@@ -148,6 +148,8 @@ impl Session {
             return Opened::Skipped;
         }
         Opened::Packet {
+            number: header.source,
+            kept: false,
             range: PACKET_HEADROOM..PACKET_HEADROOM + len,
             offload: header.offload,
         }
@@ -196,10 +198,24 @@ impl Session {
 pub enum Opened {
     /// A packet, for the first time.
     Packet {
+        /// Its source number.
+        number: u64,
+        /// Whether the other end keeps it, and those around it, for repair.
+        kept: bool,
         /// Where in the frame it now is, in the clear.
         range: Range<usize>,
         /// Segmentation and checksum the sender left undone: a claim to check before use.
         offload: Offload,
+    },
+    /// Parity over packets, on a datagram lane.
+    Repair {
+        /// Where in the datagram its body now is, in the clear.
+        range: Range<usize>,
+    },
+    /// What the other end received on a datagram lane.
+    Report {
+        /// Where in the datagram its body now is, in the clear.
+        range: Range<usize>,
     },
     /// A control frame; the session has dealt with it.
     Control,

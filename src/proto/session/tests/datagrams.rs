@@ -129,7 +129,7 @@ fn a_bad_way_loses_packets_and_nothing_else() {
 fn a_packet_sent_again_is_delivered_once() {
     let mut pair = good(7);
     let now = pair.now;
-    let number = pair.client().alloc_source();
+    let number = pair.client().alloc_source(1);
     for _ in 0..3 {
         let mut buf = room(b"again");
         pair.client()
@@ -214,7 +214,7 @@ fn only_wire_packets_fit_a_datagram() {
         .client()
         .seal_packet(now, FIRST, &mut [0; 33], Offload::default());
     assert_eq!(sealed, Err(SealError::Length { len: 33 }));
-    let number = pair.client().alloc_source();
+    let number = pair.client().alloc_source(1);
     assert_eq!(number, 0, "what failed took no number");
 }
 

@@ -68,6 +68,8 @@ fn offload_metadata_arrives_as_it_was_sent() {
     assert_eq!(
         opened,
         Opened::Packet {
+            number: 0,
+            kept: false,
             range: 26..38,
             offload
         }

@@ -196,6 +196,7 @@ fn sealed_datagrams_are_these_bytes() {
         let packet_header = DatagramPacketHeader {
             source: 0x0102_0304,
             checksum: Checksum::Partial,
+            kept: false,
             piece: Piece::First,
         };
         let inside = [
