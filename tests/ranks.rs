@@ -142,7 +142,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Flow<S> {
 /// A server that listens for datagrams and TLS, and a client of it behind a network.
 async fn both(open: bool) -> (Path, Network) {
     let mut network = None;
-    let path = Path::start_behind(&[Scheme::Udp, Scheme::Tls], async |listening| {
+    let path = Path::start_behind(&[Scheme::Udp, Scheme::Tls], 16, async |listening| {
         let server = listening[0].socket_addr().expect("an address");
         let made = Network::to(server, open).await;
         let servers = vec![made.lane(), listening[1].clone()];

@@ -71,7 +71,7 @@
 //!
 //! ## Limits
 //!
-//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 64 control frames
+//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 128 control frames
 //! waiting, [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192
 //! (key, instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no
 //! buffers; a datagram lane holds 4 KiB more for each epoch it opened frames of, four at most, and

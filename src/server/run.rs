@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
 use super::datagrams::{self, DatagramStats, Inboxes};
@@ -85,7 +85,7 @@ pub struct Shared {
     /// What became of connections before they were known.
     pub accept_stats: AcceptStats,
     /// What became of datagrams before they reached a session.
-    pub datagram_stats: DatagramStats,
+    pub datagram_stats: Arc<DatagramStats>,
     /// What became of sessions.
     pub stats: ServerStats,
     policy: RwLock<Arc<DestinationPolicy>>,
@@ -259,7 +259,7 @@ impl Server {
             client_to_client: config.client_to_client,
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),
-            datagram_stats: DatagramStats::default(),
+            datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             clients: config
                 .clients
@@ -335,6 +335,14 @@ impl Server {
         if let Some(Err(error)) = undo.map(Undo::undo) {
             error!(%error, "not everything could be undone; the next start tries again");
         }
+        debug!(
+            accept = ?shared.accept_stats,
+            dns = ?shared.dns.stats(),
+            no_route = shared.router.no_route(),
+            still_queued = shared.router.queued_bytes(),
+            tun = ?shared.egress.stats(),
+            "counters"
+        );
         info!("server stopped");
         result
     }
@@ -405,7 +413,7 @@ fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTl
     }
     let certificate = match &config.tls {
         Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
-        None => Certificate::kept(state.path(), &[])?,
+        None => Certificate::kept(state.path(), &config.tls_names)?,
     };
     Ok(Some(ServerTls::new(certificate)?))
 }

@@ -14,7 +14,7 @@ use crate::proto::identity::SecretKey;
 use crate::proto::pair::{client_config, client_secret, responder, server_secret, unix};
 use crate::proto::path::DatagramPath;
 use crate::proto::session::{Session, Settings};
-use crate::wire::{HandshakeKind, InitDatagram, RefuseReason, SessionId};
+use crate::wire::{HandshakeFormatError, HandshakeKind, InitDatagram, RefuseReason, SessionId};
 
 fn strangers() -> DatagramResponder {
     with(responder(Settings::default()), LoadLimits::default())
@@ -214,7 +214,20 @@ fn a_refusal_ends_the_handshake_and_nonsense_does_not() {
                 .is_none()
         );
     }
-    assert!(caller.complaint().is_some());
+    assert!(
+        caller
+            .handle(now, &[&[2, 1, 1][..], &[7; 1151]].concat())
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(caller.complaint(), Some(&HandshakeError::Rejected));
+    assert!(caller.handle(now, &[2, 9, 1, 0]).unwrap().is_none());
+    assert_eq!(
+        caller.complaint(),
+        Some(&HandshakeError::Format(HandshakeFormatError::Version {
+            found: 9
+        }))
+    );
     let picky = Responder::new(
         vec![server_secret()],
         &[AeadKind::XChaCha20Poly1305],

@@ -41,6 +41,9 @@ impl Session {
     /// Asks on every confirmed lane whether the other end is there, without waiting for the
     /// keepalive: to be called when the host's network has changed.
     pub fn probe(&mut self) {
+        if self.state != State::Open {
+            return;
+        }
         let lanes: Vec<LaneId> = self.lanes().collect();
         for lane in lanes {
             self.queue(Route::Lane(lane), Message::Ping);

@@ -311,6 +311,9 @@ fn close_reaches_the_peer_with_its_reason_and_nothing_passes_after_it() {
     assert_eq!(pair.client.poll_timeout(), None);
     assert_eq!(pair.server.poll_timeout(), None);
     assert_eq!(pair.client.join_frame(pair.now), None);
+    pair.client.probe();
+    pair.drain();
+    assert!(pair.up.is_empty(), "only Close frames still leave");
 }
 
 #[test]
