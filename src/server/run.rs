@@ -85,7 +85,7 @@ pub struct Shared {
     /// What became of connections before they were known.
     pub accept_stats: AcceptStats,
     /// What became of datagrams before they reached a session.
-    pub datagram_stats: DatagramStats,
+    pub datagram_stats: Arc<DatagramStats>,
     /// What became of sessions.
     pub stats: ServerStats,
     policy: RwLock<Arc<DestinationPolicy>>,
@@ -262,7 +262,7 @@ impl Server {
             client_to_client: config.client_to_client,
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),
-            datagram_stats: DatagramStats::default(),
+            datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             clients: config
                 .clients

@@ -233,7 +233,8 @@ impl Carrier {
             Some(id) => match self.streams.iter_mut().find(|lane| lane.id == id) {
                 Some(lane) => {
                     let sealed = self.session.seal_packet(now, id, &mut buffer, offload);
-                    // Sealed frames may not be left out: the lane takes it even at its limit.
+                    // Full after all: a frame that was sealed and is not sent leaves a gap in the
+                    // counters, no more.
                     sealed.is_ok() && lane.io.push(buffer).is_ok()
                 }
                 None => false,
