@@ -10,6 +10,8 @@
 //! | [`netstack_stack`] | a run of packets | an accepting stack breaks no promise of its own and stays within its bounds |
 //! | [`wire_frame`] | a frame | what parses is written as the same bytes |
 //! | [`wire_handshake`] | the payloads of a handshake | the same |
+//! | [`wire_report`] | a report's body | the same bytes |
+//! | [`delivery`] | a script of datagrams sent, lost and reported, honestly or not | every content has one fate |
 //! | [`proto_responder`] | handshake frames from strangers | no stranger gets a session |
 //! | [`proto_session`] | a script of frames, honest, broken, or sealed by a peer without manners | what was not sealed does not open; packets come out as they went in |
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
@@ -17,6 +19,7 @@
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
+mod delivery;
 mod input;
 mod packets;
 mod proxy;
@@ -24,6 +27,7 @@ mod session;
 mod text;
 mod wire;
 
+pub use delivery::{delivery, wire_report};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
 pub use session::{proto_responder, proto_session};
@@ -39,6 +43,8 @@ pub const TARGETS: &[Target] = &[
     ("netstack_stack", netstack_stack),
     ("wire_frame", wire_frame),
     ("wire_handshake", wire_handshake),
+    ("wire_report", wire_report),
+    ("delivery", delivery),
     ("proto_responder", proto_responder),
     ("proto_session", proto_session),
     ("socks", socks),

@@ -457,6 +457,7 @@ struct Cubic {
     lowest: f64,
     smoothed: f64,
     heard: u64,
+    pair: bool,
     stopped: bool,
 }
 
@@ -474,6 +475,7 @@ impl Cubic {
             lowest: f64::MAX,
             smoothed: 0.1,
             heard: 0,
+            pair: false,
             stopped: false,
         }
     }
@@ -487,9 +489,12 @@ impl Cubic {
             self.flying.clear();
             self.heard = now;
         }
-        if self.stopped || self.flying.len() as f64 >= self.window.floor() {
+        let free = self.window.floor() - self.flying.len() as f64;
+        // Receivers acknowledge every second segment, so that senders send two at a time.
+        if self.stopped || free < if self.pair { 1.0 } else { 2.0 } {
             return None;
         }
+        self.pair = !self.pair;
         self.flying.insert(self.next, now);
         self.next += 1;
         Some(self.next - 1)
@@ -518,7 +523,7 @@ impl Cubic {
             } else {
                 self.window
             };
-            self.window = (self.window * 0.7).max(2.0);
+            self.window = (self.window * 0.7).max(3.0);
             self.threshold = self.window;
             self.reno = self.window;
             self.epoch = Some(now);
