@@ -56,6 +56,22 @@ fn alone_it_fills_the_link_and_keeps_the_queue_short_at_any_random_loss() {
 }
 
 #[test]
+fn losses_in_bursts_are_no_congestion() {
+    for loss in [0.02, 0.05] {
+        let link = Link {
+            loss,
+            burst: 4.0,
+            ..Link::default()
+        };
+        for seed in 1..=2 {
+            let (share, mean, _) = utilisation(&link, seed, s(12));
+            let found = format!("loss {loss}, seed {seed}: {share:.3}, {mean:.1} ms");
+            assert!(share > 0.95 && mean < 5.0, "{found}");
+        }
+    }
+}
+
+#[test]
 fn alone_it_fills_links_from_100_kbit_to_20_gbit() {
     // At the lowest rates a few datagrams are a long queue.
     let rates = [

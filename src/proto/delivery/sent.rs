@@ -515,6 +515,7 @@ impl<T: Copy> Sent<T> {
         let counts = self.statistics.counts().since(before);
         sample.datagrams_decided = counts.decided;
         sample.datagrams_lost = counts.lost;
+        sample.loss_bursts = counts.bursts;
         sample.delivered = self.delivered;
         sample.lost = self.lost;
         sample.in_flight = self.in_flight;
