@@ -143,7 +143,10 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Flow<S> {
 async fn both(open: bool) -> (Path, Network) {
     let mut network = None;
     let path = Path::start_behind(&[Scheme::Udp, Scheme::Tls], 16, async |listening| {
-        let server = listening[0].socket_addr().expect("an address");
+        let Host::Ip(ip) = listening[0].host else {
+            panic!("it listens on an address");
+        };
+        let server = SocketAddr::new(ip, listening[0].port);
         let made = Network::to(server, open).await;
         let servers = vec![made.lane(), listening[1].clone()];
         network = Some(made);
