@@ -157,7 +157,7 @@ impl Sorter {
             match self.receiver.poll_recv(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
-                    while let Some(arrival) = self.receiver.take() {
+                    while let Some(arrival) = self.receiver.take_message() {
                         self.sort(arrival);
                     }
                     for inbox in self.woken.drain(..) {

@@ -152,7 +152,7 @@ impl Datagrams {
                 Poll::Ready(Ok(())) => {
                     any = true;
                     port.used = Some(now);
-                    while let Some(datagram) = receiver.next() {
+                    while let Some(datagram) = receiver.next_datagram() {
                         // Our own address may change; the far end is who it is.
                         let path = DatagramPath {
                             remote: datagram.from,

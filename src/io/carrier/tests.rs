@@ -362,7 +362,7 @@ impl Datagrammers {
         self.client.poll_send(&mut cx(), now);
         tokio::time::sleep(Duration::from_millis(1)).await;
         if let Poll::Ready(Ok(())) = self.reader.poll_recv(&mut cx()) {
-            while let Some(arrival) = self.reader.take() {
+            while let Some(arrival) = self.reader.take_message() {
                 assert!(self.inbox.push(arrival));
             }
         }
