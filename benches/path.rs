@@ -35,7 +35,7 @@ fn goodput(scheme: Scheme, flows: usize, up: bool) -> f64 {
     let target = origin.local_addr().expect("bound");
     let path = runtime.block_on(async {
         let path = path::Path::start(scheme).await;
-        path.client.connected().await.expect("a configuration");
+        path.connected().await;
         path
     });
     let (stop, moved) = (

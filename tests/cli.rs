@@ -203,9 +203,28 @@ fn check_refuses_what_is_wrong_with_status_2() {
     )
     .expect("written");
     fs::write(shell.path().join("unclear.yaml"), "key_file: server.key\n").expect("written");
+    fs::write(shell.path().join("no.pem"), "no certificate\n").expect("written");
+    fs::write(
+        shell.path().join("t.yaml"),
+        "key_file: server.key\nlisten: tls://127.0.0.1:8443\ntls: {certificate: no.pem, key: no.pem}\n",
+    )
+    .expect("written");
+    let public = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+    let client = format!(
+        "server: tls://127.0.0.1:8443\nserver_key: {public}\nkey_file: server.key\ntls: {{ca_file: no.pem}}\n"
+    );
+    fs::write(shell.path().join("ca.yaml"), client).expect("written");
     for (args, told) in [
         (
-            &["check", "s.yaml"][..],
+            &["check", "t.yaml"][..],
+            "adit: t.yaml: tls: no.pem holds no certificate\n",
+        ),
+        (
+            &["check", "ca.yaml"],
+            "adit: ca.yaml: tls: no.pem holds no certificate authority that can be used\n",
+        ),
+        (
+            &["check", "s.yaml"],
             "adit: s.yaml:2:6: mtu: `12` is out of range: write a number from 1280 to 9000\n",
         ),
         (

@@ -107,12 +107,16 @@
 //! source sent.
 #![deny(unsafe_code)]
 
+pub mod interleave;
 pub mod kernel;
+pub mod redundancy;
 pub mod reed_solomon;
 pub mod reference;
+pub mod window;
 
 mod codec;
 mod gf256;
+mod stream;
 
 #[doc = include_str!("algorithm.md")]
 pub mod algorithm {}
@@ -122,4 +126,10 @@ pub use codec::{
     Repaired, SourceError, Work,
 };
 pub use gf256::FIELD_POLYNOMIAL;
+pub use redundancy::{Class, LossReport, Mode, Redundancy, RepairPlan, Settings};
 pub use reed_solomon::{ReedSolomon, coefficient};
+pub use stream::{
+    DecoderStats, PushError, RepairOutcome, SourceOutcome, SpanError, StreamDecoder, StreamEncoder,
+    StreamError,
+};
+pub use window::{Prospect, WindowDecoder, WindowEncoder};

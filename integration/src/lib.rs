@@ -28,6 +28,7 @@ pub mod flows;
 pub mod link;
 pub mod meters;
 pub mod namespaces;
+pub mod netem;
 pub mod origin;
 pub mod process;
 pub mod relay;

@@ -12,6 +12,13 @@
 //! The client has no route to the Internet host, and the Internet host none to the client: a tunnel that does not
 //! carry the traffic cannot seem to work. The server host forwards nothing until told to.
 //!
+//! With [`Lab::over`] a router stands between client and server, a bridge whose two ports are shaped by `tc netem`:
+//!
+//! ```text
+//!   client ──────── router ──────── server ───────── internet
+//!      c0 ──── r0 ══ br0 ══ r1 ──── s0  s1
+//! ```
+//!
 //! A host is a process that does nothing in a network and a mount namespace of its own. It ends when this process does,
 //! or when the `Host` is dropped, and the namespaces go with it: they have no name, so that several labs run side by
 //! side and nothing is left to clean.
@@ -29,7 +36,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::process::{self, Finished};
+use crate::{
+    link::Link,
+    process::{self, Finished},
+};
 
 /// A place where sockets are opened and programs are run.
 #[derive(Clone, Debug)]
@@ -44,6 +54,8 @@ pub struct Lab {
     pub server: Place,
     /// Where the origins are.
     pub internet: Place,
+    /// What stands between client and server in a lab with a link.
+    pub router: Option<Place>,
 }
 
 /// One host: a process that holds namespaces open.
@@ -236,13 +248,30 @@ impl Lab {
     ///
     /// If something is refused; see [`crate::skip::Need::Root`].
     pub fn new() -> Self {
+        Self::make(None)
+    }
+
+    /// Makes the three hosts, and between client and server a router with this link.
+    ///
+    /// # Panics
+    ///
+    /// If something is refused, if the link has knobs that netem has not, or if this kernel has no netem; see
+    /// [`crate::netem::run`].
+    pub fn over(link: &Link) -> Self {
+        Self::make(Some(link))
+    }
+
+    fn make(link: Option<&Link>) -> Self {
         let hosts = ["client", "server", "internet"].map(|name| Arc::new(Host::new(name)));
         let [client, server, internet] = hosts.clone().map(|host| Place(Some(host)));
         let pid = |index: usize| hosts[index].holder.id();
-        client.run(&format!(
-            "ip link add c0 type veth peer name s0 netns {}",
-            pid(1)
-        ));
+        let router = link.map(|link| route_over(link, &client, pid(1)));
+        if router.is_none() {
+            client.run(&format!(
+                "ip link add c0 type veth peer name s0 netns {}",
+                pid(1)
+            ));
+        }
         server.run(&format!(
             "ip link add s1 type veth peer name i0 netns {}",
             pid(2)
@@ -322,12 +351,45 @@ impl Lab {
         // the server's way out, so that it has a default route as servers do
         server.run(&format!("ip route add default via {ORIGIN4}"));
         server.run(&format!("ip -6 route add default via {ORIGIN6}"));
+        if router.is_some() {
+            // the router must see packets, not super-packets, or netem would lose 64 KiB at a time
+            client.run("ip link set c0 gso_max_segs 1");
+            server.run("ip link set s0 gso_max_segs 1");
+        }
         Self {
             client,
             server,
             internet,
+            router,
         }
     }
+}
+
+/// Makes the router and joins it to the client and the server's process.
+fn route_over(link: &Link, client: &Place, server_pid: u32) -> Place {
+    let host = Arc::new(Host::new("router"));
+    let router_pid = host.holder.id();
+    let router = Place(Some(host));
+    client.run(&format!(
+        "ip link add c0 type veth peer name r0 netns {router_pid}"
+    ));
+    router.run(&format!(
+        "ip link add r1 type veth peer name s0 netns {server_pid}"
+    ));
+    router.run("ip link add br0 type bridge");
+    let (up, down) = link.netem_arguments();
+    // what a port sends is shaped: the uplink leaves by r1, the downlink by r0
+    for (device, path) in [("r1", up), ("r0", down)] {
+        assert!(
+            path.left_out.is_empty(),
+            "netem cannot do {:?}",
+            path.left_out
+        );
+        router.run(&format!("ip link set {device} master br0 up"));
+        router.run(&format!("tc qdisc add dev {device} root {path}"));
+    }
+    router.run("ip link set br0 up");
+    router
 }
 
 impl Default for Lab {

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write, path::Path};
 
-use crate::{chromium, process};
+use crate::{chromium, netem, process};
 
 /// What a test needs beside a Rust toolchain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum Need {
     Browser,
     /// A /dev/net/tun that can be opened.
     Tun,
+    /// `tc netem`, in this kernel or in one that can be booted.
+    Netem,
 }
 
 /// Returns whether everything in `needs` is there; if not, prints `skipped: <reason>`.
@@ -56,6 +58,7 @@ impl Need {
             Self::Tool(name) if !in_path(name) => Some(format!("needs the program {name}")),
             Self::Browser if chromium::program().is_none() => Some("needs Chromium".to_owned()),
             Self::Tun if !tun_opens() => Some("needs /dev/net/tun".to_owned()),
+            Self::Netem => netem::missing(),
             Self::Root | Self::Tool(_) | Self::Browser | Self::Tun => None,
         }
     }

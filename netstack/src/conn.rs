@@ -354,7 +354,11 @@ impl Conn {
 
     /// Says when one of the stack's own time-outs strikes.
     pub(crate) fn expires(&self, config: &Config, released: Option<Instant>) -> Option<Instant> {
-        if gone(self.state()) || self.time_wait_since.is_some() && released.is_none() {
+        if gone(self.state()) {
+            // Only a reset is left, for which there may be no room in the sink.
+            return released.map(|released| released + config.close_timeout);
+        }
+        if self.time_wait_since.is_some() && released.is_none() {
             return None;
         }
         let mut at = match (self.established, self.unacked_since) {
@@ -467,9 +471,14 @@ impl Conn {
         self.socket.tcp().send_queue()
     }
 
+    /// Says whether the connection is over; a reset may be left to send.
+    pub(crate) fn is_gone(&self) -> bool {
+        gone(self.state())
+    }
+
     /// Says whether the connection is over and nothing is left to send, not even a reset.
     pub(crate) fn is_over(&self) -> bool {
-        gone(self.state())
+        self.is_gone()
             && (self.state() == tcp::State::Listen || self.socket.tcp().local_endpoint().is_none())
     }
 

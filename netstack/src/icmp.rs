@@ -57,8 +57,8 @@ pub fn too_big(original: &[u8], from: IpAddr, mtu: u16, out: &mut Vec<u8>) -> bo
     error(original, from, kind, code, u32::from(mtu), out)
 }
 
-/// Writes an echo request or reply with a right checksum into `out`, which has `echo_len(payload.len())` bytes after
-/// the IP header.
+/// Writes an echo request or reply with a right checksum into `message`: what follows the IP header, [`ICMP_HEADER`]
+/// bytes and the payload.
 pub(crate) fn write_echo(
     message: &mut [u8],
     header: &Header,

@@ -104,12 +104,17 @@ mod checksum;
 mod clock;
 mod config;
 mod conn;
+#[cfg(test)]
+mod craft;
+mod cut;
 mod device;
+mod ecn;
 mod event;
 mod flow;
 mod fragments;
 mod header;
 mod icmp;
+mod join;
 mod limiter;
 mod offload;
 mod packet;
@@ -124,10 +129,13 @@ mod waits;
 
 pub use checksum::{complete_checksum, verify_checksum};
 pub use config::{Accept, Config};
+pub use cut::Cut;
+pub use ecn::{is_ecn_capable, mark_congestion};
 pub use event::{
     Cause, ConnectError, Delivery, Event, FlowId, RecvError, Rejection, SendError, SendUdpError,
 };
 pub use icmp::{Unreachable, too_big, unreachable};
+pub use join::{Join, JoinStats, MAX_JOINED};
 pub use offload::{Checksum, Gso, MAX_SEGMENTS, MIN_SEGMENT, Offload, VirtioFields, virtio_fields};
 pub use packet::{Fragment, Packet, PacketError, protocol};
 pub use sink::PacketSink;

@@ -101,7 +101,7 @@ impl Waits {
 const REST: Duration = Duration::from_secs(15);
 /// An empty table keeps room for so many.
 const KEPT: usize = 64;
-/// Half of the ports of one pair of addresses; about 1.5 MB.
+/// Half of the ports of one pair of addresses; about 4 MB, table and order together.
 const MAX_WAITS: usize = 16_384;
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn rests_for_30_s() {
+    fn rests_for_15_s() {
         let start = Instant::now();
         let mut waits = waits();
         waits.insert(start, tuple(1), Wait::Quiet);

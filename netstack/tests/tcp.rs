@@ -220,6 +220,24 @@ fn released_flow_of_a_vanished_peer_is_freed_after_the_close_timeout() {
 }
 
 #[test]
+fn released_flow_whose_reset_finds_no_room_is_freed_after_the_close_timeout() {
+    let mut world = World::new();
+    let (open, _) = world.open(ORIGIN4);
+    world.ab.full = true;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let young = world.a.stack.connect(world.now, remote).unwrap();
+    for flow in [open, young] {
+        world.a.stack.abort(world.now, flow);
+        world.a.stack.release(world.now, flow);
+    }
+    world.run(59 * SECOND);
+    assert_eq!(world.a.stack.len(), 2, "the sink may have room again");
+    world.run(2 * SECOND);
+    assert_eq!(world.a.stack.len(), 0);
+    assert!(!world.a.stack.wants_transmit());
+}
+
+#[test]
 fn abort_resets_the_peer_and_what_arrived_before_stays_readable() {
     let mut world = World::new();
     let (flow, other) = world.open(ORIGIN4);
@@ -359,6 +377,25 @@ fn connect_times_out() {
 }
 
 #[test]
+fn handshakes_behind_a_full_sink_time_out() {
+    let mut world = World::new();
+    world.ab.full = true;
+    let remote = SocketAddr::new(ORIGIN4.parse().unwrap(), 80);
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.run(31 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.run(2 * SECOND);
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+
+    let mut world = World::new();
+    world.ba.full = true;
+    world.a.stack.connect(world.now, remote).unwrap();
+    world.run(33 * SECOND);
+    let other = world.b.incoming().unwrap();
+    assert_eq!(world.b.closed(other), Some(Cause::TimedOut));
+}
+
+#[test]
 fn flow_survives_an_outage_of_ten_seconds() {
     let mut world = World::new();
     let (flow, other) = world.open(ORIGIN4);
@@ -387,6 +424,20 @@ fn flow_with_unanswered_data_is_given_up_after_the_user_timeout() {
     let mut world = World::new();
     let (flow, _) = world.open(ORIGIN4);
     world.ab.cut = true;
+    let mut source = Source::new(flow, 1, 100);
+    source.finish = false;
+    source.pump(world.now, &mut world.a.stack);
+    world.run(299 * SECOND);
+    assert_eq!(world.a.closed(flow), None);
+    world.run(2 * SECOND);
+    assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
+}
+
+#[test]
+fn data_behind_a_full_sink_is_given_up_after_the_user_timeout() {
+    let mut world = World::new();
+    let (flow, _) = world.open(ORIGIN4);
+    world.ab.full = true;
     let mut source = Source::new(flow, 1, 100);
     source.finish = false;
     source.pump(world.now, &mut world.a.stack);
@@ -601,6 +652,41 @@ fn out_of_order_data_survives_the_sweep_for_idle_rings() {
     source.len = 2000;
     source.pump(world.now, &mut world.a.stack);
     world.drain();
+    world.ab.cut = true;
+    world.run(20 * SECOND);
+    world.ab.cut = false;
+    let mut drain = Drain::new(other, 5);
+    world.until(60 * SECOND, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.at == 2000
+    });
+}
+
+#[test]
+fn forged_sequence_number_does_not_hide_what_waits_behind_a_gap() {
+    let plain = |config: Config| Config {
+        super_packets: false,
+        ..config
+    };
+    let mut world = World::with(plain(client_config()), plain(network_config()));
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 5, 1000);
+    source.finish = false;
+    world.ab.cut = true;
+    source.pump(world.now, &mut world.a.stack);
+    world.drain();
+    world.ab.cut = false;
+    source.len = 2000;
+    source.pump(world.now, &mut world.a.stack);
+    world.a.stack.poll_transmit(world.now, &mut world.ab);
+    let at = world.ab.next().unwrap();
+    let (mut segment, offload) = world.ab.pop(at).unwrap();
+    world.b.handle(at, &mut segment.clone(), offload);
+    // Half of all sequence numbers further on, in a header of 20 bytes behind one of 20 bytes.
+    let sequence = u32::from_be_bytes(segment[24..28].try_into().unwrap());
+    let forged = sequence.wrapping_add((1 << 31) - 1500);
+    segment[24..28].copy_from_slice(&forged.to_be_bytes());
+    world.b.handle(at, &mut segment, offload);
     world.ab.cut = true;
     world.run(20 * SECOND);
     world.ab.cut = false;

@@ -1,10 +1,13 @@
 //! `adit check`: everything that a start would refuse, without starting.
 
 use std::env;
+use std::fmt;
 
 use super::args::CheckArgs;
 use super::{Failure, print, serve};
+use crate::client::run::tls;
 use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind};
+use crate::io::tls::{Certificate, ServerTls};
 
 /// Checks a file as a start in this environment would, and the files that it names.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
@@ -27,13 +30,20 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         environment: &environment,
         flags: &[],
     };
+    let useless = |error: &dyn fmt::Display| Failure::Usage(format!("{file}: tls: {error}"));
     let (summary, mut warnings) = match kind {
         Kind::Server => {
             let loaded = ServerConfig::load(inputs)?;
+            if let Some(files) = &loaded.config.tls {
+                let certificate = Certificate::from_files(&files.certificate, &files.key)
+                    .map_err(|error| useless(&error))?;
+                ServerTls::new(certificate).map_err(|error| useless(&error))?;
+            }
             (loaded.config.to_string(), loaded.warnings)
         }
         Kind::Client => {
             let loaded = ClientConfig::load(inputs)?;
+            tls(&loaded.config).map_err(|error| useless(&error))?;
             (loaded.config.to_string(), loaded.warnings)
         }
     };

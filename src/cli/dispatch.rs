@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -58,8 +59,8 @@ pub async fn run_client(
     let proxy = Proxy::bind(&config)?;
     let address = proxy.address();
     let client = Client::start(&config)?;
-    let serving = tokio::spawn(proxy.serve(&client, stop.clone()));
-    let result = until_stopped(&client, &stop, || {
+    let mut serving = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let result = until_stopped(&client, &mut serving, &stop, || {
         ready.announce(&format!("proxy on {address}"));
     })
     .await;
@@ -91,8 +92,8 @@ pub async fn run_try(
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
     let client = Client::start(&config)?;
-    let serving_proxy = tokio::spawn(proxy.serve(&client, stop.clone()));
-    let result = until_stopped(&client, &stop, || {
+    let mut serving_proxy = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let result = until_stopped(&client, &mut serving_proxy, &stop, || {
         ready.announce(&format!("proxy on {address}"));
         println!("try it:  curl -x socks5h://{address} https://example.com/");
         println!("stop it: Ctrl-C");
@@ -108,6 +109,7 @@ pub async fn run_try(
 
 async fn until_stopped(
     client: &Client,
+    proxy: &mut JoinHandle<()>,
     stop: &CancellationToken,
     connected: impl FnOnce(),
 ) -> anyhow::Result<()> {
@@ -118,8 +120,11 @@ async fn until_stopped(
         stop.cancelled().await;
     };
     tokio::select! {
-        () = up => Ok(()),
+        // First: the proxy ends in order then, too.
+        biased;
         () = stop.cancelled() => Ok(()),
+        () = up => Ok(()),
+        _ = proxy => bail!("the proxy has failed; the log says more"),
         () = client.ended() => bail!("the tunnel's driver has failed; the log says more"),
     }
 }
@@ -158,6 +163,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         },
         mtu: DEFAULT_MTU,
         tls: None,
+        tls_names: Vec::new(),
         dns: Vec::new(),
         client_to_client: false,
         state_dir: state.to_path_buf(),

@@ -61,7 +61,7 @@ pub(super) struct AssociationStats {
     pub(super) bad_header: u64,
     /// Datagrams whose name could not be asked for, or has no address.
     pub(super) unresolved: u64,
-    /// Datagrams that the session has no address for.
+    /// Datagrams that were not sent: the session has no address for them, or the lane no room for all fragments.
     pub(super) no_room: u64,
     /// Reads of an application's socket that failed.
     pub(super) receive_failed: u64,
@@ -89,6 +89,11 @@ impl Associations {
             scratch: Vec::new(),
             stats: AssociationStats::default(),
         }
+    }
+
+    /// Returns what was counted.
+    pub(super) fn stats(&self) -> &AssociationStats {
+        &self.stats
     }
 
     pub(super) fn insert(

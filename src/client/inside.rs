@@ -78,7 +78,12 @@ enum Slot {
 impl Inside {
     /// What was counted, for the log at the end.
     pub(super) fn counters(&self) -> impl std::fmt::Debug + '_ {
-        (self.stack.stats(), &self.stats, self.relay.stats())
+        (
+            self.stack.stats(),
+            &self.stats,
+            self.relay.stats(),
+            self.associations.stats(),
+        )
     }
 
     /// Makes the inside of a session with this configuration.

@@ -77,7 +77,7 @@ impl Client {
         handshake.aead = config.aead.clone();
         let connector = Connector {
             servers: config.servers.clone(),
-            tls: ClientTls::new(&verify(&config.tls))?,
+            tls: tls(config)?,
             handshake,
             time: config.connect_timeout,
             pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
@@ -242,6 +242,15 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// Prepares TLS as `config` says.
+///
+/// # Errors
+///
+/// The authorities that it names are of no use.
+pub(crate) fn tls(config: &ClientConfig) -> Result<ClientTls, ClientTlsError> {
+    ClientTls::new(&verify(&config.tls))
+}
+
 fn verify(check: &CertificateCheck) -> Verify {
     match check {
         CertificateCheck::Unchecked => Verify::Unchecked,
@@ -263,5 +272,5 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Free small buffers kept.
 const POOL_SMALL: usize = 64;
 
-/// Free large buffers kept: what one lane's write queue holds.
-const POOL_LARGE: usize = 8;
+/// Free large buffers kept: what one lane's write queue takes for frames of 8 KiB, which have one each. 2 MiB.
+const POOL_LARGE: usize = 32;

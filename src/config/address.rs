@@ -1,7 +1,7 @@
 //! The address of a lane, `scheme://host:port`, as a configuration names it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -34,16 +34,6 @@ pub enum Host {
     Name(String),
     /// An address.
     Ip(IpAddr),
-}
-
-impl LaneAddr {
-    /// Names the address to bind or connect to, where no name has to be resolved first.
-    pub fn socket_addr(&self) -> Option<SocketAddr> {
-        match &self.host {
-            Host::Name(_) => None,
-            Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port)),
-        }
-    }
 }
 
 impl Scheme {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::address::{Host, LaneAddr};
+use super::address::{AddressError, Host, LaneAddr};
 use super::client::CertificatePin;
 use super::server::{EgressKind, ListenAddr};
 use super::settings::nearest;
@@ -75,7 +75,7 @@ pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Parsed<Du
 pub(super) fn listen(text: &str) -> Parsed<ListenAddr> {
     let lane: LaneAddr = text
         .parse()
-        .map_err(|error: super::address::AddressError| error.to_string())?;
+        .map_err(|error: AddressError| error.to_string())?;
     let scheme = lane.scheme;
     match lane.host {
         Host::Ip(ip) => Ok(ListenAddr {
@@ -89,11 +89,25 @@ pub(super) fn listen(text: &str) -> Parsed<ListenAddr> {
     }
 }
 
+/// A host by name or address, as a certificate names it: an IPv6 address without its brackets.
+pub(super) fn host(text: &str) -> Parsed<String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(ip.to_string());
+    }
+    match text
+        .parse()
+        .map_err(|error: AddressError| error.to_string())?
+    {
+        Host::Name(name) => Ok(name),
+        Host::Ip(ip) => Ok(ip.to_string()),
+    }
+}
+
 /// An address to connect to for a lane.
 pub(super) fn server(text: &str) -> Parsed<LaneAddr> {
     let lane: LaneAddr = text
         .parse()
-        .map_err(|error: super::address::AddressError| error.to_string())?;
+        .map_err(|error: AddressError| error.to_string())?;
     match &lane.host {
         _ if lane.port == 0 => Err(format!(
             "`{text}` has port 0, which nobody listens on: write the server's port"

@@ -36,6 +36,8 @@ pub struct ServerConfig {
     pub clients: Vec<ClientEntry>,
     /// The certificate of `tls` lanes; without, one is generated and kept in the state folder.
     pub tls: Option<TlsFiles>,
+    /// The host names and addresses that a generated certificate is made out to; empty: `localhost`.
+    pub tls_names: Vec<String>,
     /// Resolvers that answer the clients' queries; empty: those of the host.
     pub dns: Vec<SocketAddr>,
     /// Whether clients may send packets to one another.
@@ -101,12 +103,14 @@ pub struct ClientEntry {
     pub preshared_key: Option<PresharedKey>,
 }
 
-/// Bounds for each client with the `user` egress.
+/// Bounds for each session of a client with the `user` egress; a client has one session for each of its instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most flows (TCP, UDP and ICMP echo together) that one client may have open.
+    /// Most TCP flows that one session may have open. UDP and ICMP echo have bounds of their own:
+    /// [`MAX_MAPPINGS`](crate::server::egress::udp::MAX_MAPPINGS) and
+    /// [`MAX_ECHOES`](crate::server::egress::echo::MAX_ECHOES).
     pub flows_per_client: u32,
-    /// Most TCP flows of one client whose origin has not answered yet.
+    /// Most TCP flows of one session whose origin has not answered yet.
     pub half_open_per_client: u32,
 }
 
@@ -147,6 +151,7 @@ impl ServerConfig {
         let allow = values(settings.list("allow", parse::allow));
         let clients = clients::read(settings, network, network6, &secret_keys);
         let tls = read_tls(settings, &listen);
+        let tls_names = read_tls_names(settings, tls.is_some());
         let dns = values(settings.list("dns", parse::upstream));
         let client_to_client = settings
             .value("client_to_client", parse::boolean)
@@ -184,6 +189,7 @@ impl ServerConfig {
             allow,
             clients,
             tls,
+            tls_names,
             dns,
             client_to_client,
             state_dir: state_dir?,
@@ -251,6 +257,12 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
             address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT),
         }];
     };
+    if listen.is_empty() {
+        settings.missing(
+            "listen",
+            "write at least one address such as tcp://0.0.0.0:7443, or leave the key out",
+        );
+    }
     let mut seen = Unique::default();
     for at in &listen {
         // Two kinds of lane cannot share a TCP port either; any free port is free for both.
@@ -336,6 +348,15 @@ fn read_tls(settings: &mut Settings<'_>, listen: &[ListenAddr]) -> Option<TlsFil
         }
         (None, None) => None,
     }
+}
+
+fn read_tls_names(settings: &mut Settings<'_>, has_files: bool) -> Vec<String> {
+    let names = settings.list("tls.names", parse::host).unwrap_or_default();
+    if let Some(at) = names.first().filter(|_| has_files) {
+        let message = "stands beside tls.certificate, which has names of its own: leave it out";
+        settings.problem_at(at, message);
+    }
+    values(Some(names))
 }
 
 fn read_limits(settings: &mut Settings<'_>) -> Limits {

@@ -15,17 +15,20 @@
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
+//! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
 mod input;
 mod packets;
 mod proxy;
+mod repair;
 mod session;
 mod text;
 mod wire;
 
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
+pub use repair::repair;
 pub use session::{proto_responder, proto_session};
 pub use text::config;
 pub use wire::{wire_frame, wire_handshake};
@@ -45,4 +48,5 @@ pub const TARGETS: &[Target] = &[
     ("udp_header", udp_header),
     ("dns_query", dns_query),
     ("config", config),
+    ("repair", repair),
 ];

@@ -250,7 +250,7 @@ impl Carrier {
                     .seal_packet(now, lane.id, &mut buffer, offload)
                     .is_ok() =>
             {
-                // Sealed frames may not be left out: the lane takes it even at its limit.
+                // Full after all: a frame that was sealed and is not sent leaves a gap in the counters, no more.
                 if lane.io.push(buffer).is_err() {
                     self.stats.unsealed += 1;
                 }
@@ -456,8 +456,14 @@ impl Carried {
                 continue;
             }
             match session.open(now, self.id, frame) {
-                Ok(Opened::Packet { range, offload }) => deliver(frame, range, offload),
-                Ok(Opened::Control | Opened::Skipped) => {}
+                Ok(Opened::Packet { range, offload, .. }) => deliver(frame, range, offload),
+                // Repair and reports are for datagram lanes: the session refuses them on others.
+                Ok(
+                    Opened::Repair { .. }
+                    | Opened::Report { .. }
+                    | Opened::Control
+                    | Opened::Skipped,
+                ) => {}
                 Err(error) => match error.scope() {
                     // Of an epoch that is gone, after a long stall: the session counts it.
                     Scope::Frame => {}

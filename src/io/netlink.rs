@@ -64,7 +64,7 @@ impl Netlink {
             .set(message)
             .execute()
             .await
-            .map_err(failed("set its MTU"))?;
+            .map_err(failed("set the MTU"))?;
         let message = LinkUnspec::new_with_index(index)
             .append_extra_attribute(LinkAttribute::GsoMaxSegs(MAX_SEGMENTS))
             .build();
@@ -73,7 +73,7 @@ impl Netlink {
             .set(message)
             .execute()
             .await
-            .map_err(failed("limit its super-packets"))?;
+            .map_err(failed("limit the super-packets"))?;
         let gateways = [gateway4.map(IpNet::V4), gateway6.map(IpNet::V6)];
         for gateway in gateways.into_iter().flatten() {
             let mut request =
@@ -85,7 +85,7 @@ impl Netlink {
                 let flags = rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
                 request.message_mut().header.flags |= flags;
             }
-            request.execute().await.map_err(failed("add its address"))?;
+            request.execute().await.map_err(failed("add the address"))?;
         }
         let message = LinkUnspec::new_with_index(index).up().build();
         self.handle
@@ -93,7 +93,7 @@ impl Netlink {
             .set(message)
             .execute()
             .await
-            .map_err(failed("switch it on"))?;
+            .map_err(failed("set the state"))?;
         self.read_back(interface, mtu, &gateways).await
     }
 

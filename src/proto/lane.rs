@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::aead::same_secret;
 use super::liveness::{Liveness, LivenessLimits};
+use super::lossy::Lossy;
+use super::path::DatagramPath;
 use super::stats::LaneStats;
-use crate::wire::{JOIN_CHALLENGE_LEN, LaneId};
+use crate::wire::{DATAGRAM_COUNTER_LIMIT, JOIN_CHALLENGE_LEN, LaneId};
 
 /// What kind of pipe a lane is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +15,8 @@ use crate::wire::{JOIN_CHALLENGE_LEN, LaneId};
 pub enum LaneKind {
     /// Delivers every frame, in order, or breaks.
     Stream,
+    /// Loses, delays and copies datagrams.
+    Datagram,
 }
 
 /// How far a lane has got.
@@ -42,26 +46,44 @@ pub(super) struct Lane {
     pub(super) liveness: Liveness,
     pub(super) rtt: RoundTrip,
     pub(super) stats: LaneStats,
+    /// What only a datagram lane has.
+    pub(super) lossy: Option<Box<Lossy>>,
     counters: [Counters; SLOTS],
 }
 
 impl Lane {
-    pub(super) fn new(
-        now: Instant,
-        id: LaneId,
-        kind: LaneKind,
-        state: LaneState,
-        limits: LivenessLimits,
-    ) -> Self {
+    /// A stream lane.
+    pub(super) fn new(now: Instant, id: LaneId, state: LaneState, limits: LivenessLimits) -> Self {
         Self {
             id,
-            kind,
+            kind: LaneKind::Stream,
             state,
             liveness: Liveness::new(now, limits),
             rtt: RoundTrip::default(),
             stats: LaneStats::default(),
+            lossy: None,
             counters: Default::default(),
         }
+    }
+
+    /// A datagram lane.
+    pub(super) fn datagram(
+        now: Instant,
+        id: LaneId,
+        path: DatagramPath,
+        state: LaneState,
+        limits: LivenessLimits,
+    ) -> Self {
+        Self {
+            kind: LaneKind::Datagram,
+            lossy: Some(Box::new(Lossy::new(path))),
+            ..Self::new(now, id, state, limits)
+        }
+    }
+
+    /// The byte by which datagrams name it.
+    pub(super) const fn low_byte(&self) -> u8 {
+        self.id.0 as u8
     }
 
     /// Whether packets may be sent on it.
@@ -110,6 +132,29 @@ impl Lane {
         counter
     }
 
+    /// The next counter to seal a datagram with; `None` when the 32 bits are used up.
+    pub(super) fn next_datagram_counter(&mut self, epoch: u64) -> Option<u32> {
+        let counters = self.counters(epoch);
+        if counters.send >= DATAGRAM_COUNTER_LIMIT {
+            return None;
+        }
+        let counter = counters.send as u32;
+        counters.send += 1;
+        Some(counter)
+    }
+
+    /// Counter 0 belongs to the Join.
+    pub(super) fn claim_counter_0(&mut self, epoch: u64) {
+        let counters = self.counters(epoch);
+        counters.send = counters.send.max(1);
+    }
+
+    /// Whether so many counters are used that another epoch is wanted: three quarters.
+    pub(super) fn is_worn(&self, epoch: u64) -> bool {
+        let counters = &self.counters[slot(epoch)];
+        counters.epoch == epoch && counters.send >= DATAGRAM_COUNTER_LIMIT / 4 * 3
+    }
+
     /// Whether a counter may be opened: strictly increasing, since a stream keeps its order.
     pub(super) fn check_counter(&mut self, epoch: u64, counter: u64) -> Result<(), u64> {
         let least = self.counters(epoch).receive;
@@ -132,6 +177,14 @@ impl Lane {
             epoch,
             ..Counters::default()
         };
+        if let Some(lossy) = &mut self.lossy {
+            lossy.forget(epoch);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn skip_counters(&mut self, epoch: u64, to: u64) {
+        self.counters(epoch).send = to;
     }
 
     fn counters(&mut self, epoch: u64) -> &mut Counters {
@@ -199,13 +252,7 @@ mod tests {
     use super::*;
 
     fn lane(state: LaneState) -> Lane {
-        Lane::new(
-            Instant::now(),
-            LaneId(1),
-            LaneKind::Stream,
-            state,
-            LivenessLimits::default(),
-        )
+        Lane::new(Instant::now(), LaneId(1), state, LivenessLimits::default())
     }
 
     #[test]

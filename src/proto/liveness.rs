@@ -4,6 +4,15 @@
 //! [`LivenessLimits::unanswered`] after the first frame that was sent since. Whatever is received
 //! counts as an answer. A ping unanswered for [`LivenessLimits::patience`] means the lane is dead:
 //! a silent peer is lost after 20 s, or 15 s if there was something to say to it.
+//!
+//! A datagram lane breaks without a sound, and another may be there to take over, so it is watched
+//! more closely:
+//!
+//! ```text
+//!  sent    q = max(500 ms, 4 RTT)     3q/2        2q                        10 s after the ping
+//!   │──────────────▶ ping ─────────▶ ping ──────▶ silent ── ping each s ──▶ dead
+//!                                                             3 s if another lane speaks
+//! ```
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +45,22 @@ pub(super) struct Liveness {
     heard: Instant,
     said: Option<Instant>,
     ping: Option<Instant>,
+    quick: Option<Quick>,
+}
+
+/// What a lane that is watched closely has beside.
+#[derive(Clone, Copy, Debug)]
+struct Quick {
+    rtt: Duration,
+    /// When the last ping left, of those since `ping`.
+    last: Option<Instant>,
+    silent: bool,
+}
+
+impl Quick {
+    fn pause(&self) -> Duration {
+        (self.rtt * 4).clamp(QUICK, SLOW)
+    }
 }
 
 impl Liveness {
@@ -45,14 +70,53 @@ impl Liveness {
             heard: now,
             said: None,
             ping: None,
+            quick: None,
         }
     }
 
-    /// Something opened.
-    pub(super) fn handle_received(&mut self, now: Instant) {
+    /// Watches closely from now.
+    pub(super) fn quicken(&mut self) {
+        self.quick = Some(Quick {
+            rtt: Duration::ZERO,
+            last: None,
+            silent: false,
+        });
+    }
+
+    /// The round-trip time is known, or changed.
+    pub(super) fn handle_rtt(&mut self, rtt: Duration) {
+        if let Some(quick) = &mut self.quick {
+            quick.rtt = rtt;
+        }
+    }
+
+    /// Something opened; whether the lane had been silent.
+    pub(super) fn handle_received(&mut self, now: Instant) -> bool {
         self.heard = now;
         self.said = None;
         self.ping = None;
+        match &mut self.quick {
+            Some(quick) => {
+                quick.last = None;
+                std::mem::take(&mut quick.silent)
+            }
+            None => false,
+        }
+    }
+
+    /// Silence was reported: once until something opens.
+    pub(super) fn handle_silent(&mut self) {
+        if let Some(quick) = &mut self.quick {
+            quick.silent = true;
+        }
+    }
+
+    /// Whether the lane is silent.
+    pub(super) const fn is_silent(&self) -> bool {
+        match &self.quick {
+            Some(quick) => quick.silent,
+            None => false,
+        }
     }
 
     /// Something was sent that wants an answer. Returns whether the deadline moved.
@@ -67,27 +131,67 @@ impl Liveness {
     /// A ping, or a challenge that must be answered like one, is on its way.
     pub(super) fn handle_ping_sent(&mut self, now: Instant) {
         self.ping.get_or_insert(now);
+        if let Some(quick) = &mut self.quick {
+            quick.last = Some(now);
+        }
     }
 
-    /// What is due now.
-    pub(super) fn poll(&self, now: Instant) -> Due {
-        if now < self.deadline() {
-            return Due::Nothing;
-        }
-        match self.ping {
-            Some(_) => Due::GiveUp,
-            None => Due::Ping,
+    /// What is due now; `elsewhere` says that another lane speaks.
+    pub(super) fn poll(&self, now: Instant, elsewhere: bool) -> Due {
+        if self.dead_at(elsewhere).is_some_and(|at| at <= now) {
+            Due::GiveUp
+        } else if self.silent_at().is_some_and(|at| at <= now) {
+            Due::Silent
+        } else if self.ping_at().is_some_and(|at| at <= now) {
+            Due::Ping
+        } else {
+            Due::Nothing
         }
     }
 
     /// When something will be due, if nothing happens.
-    pub(super) fn deadline(&self) -> Instant {
-        if let Some(ping) = self.ping {
-            return ping + self.limits.patience;
+    pub(super) fn deadline(&self, elsewhere: bool) -> Instant {
+        let times = [self.dead_at(elsewhere), self.silent_at(), self.ping_at()];
+        // Without a ping under way one is due, with one the lane is dead some day.
+        times.into_iter().flatten().min().unwrap_or(self.heard)
+    }
+
+    fn dead_at(&self, elsewhere: bool) -> Option<Instant> {
+        let patience = match self.quick {
+            Some(_) if elsewhere => self.limits.patience.min(PATIENCE_ELSEWHERE),
+            Some(_) | None => self.limits.patience,
+        };
+        self.ping.map(|ping| ping + patience)
+    }
+
+    fn silent_at(&self) -> Option<Instant> {
+        let quick = self.quick.as_ref().filter(|quick| !quick.silent)?;
+        let ping = self.ping?;
+        let since = self.said.map_or(ping, |said| said.min(ping));
+        Some(since + quick.pause() * 2)
+    }
+
+    fn ping_at(&self) -> Option<Instant> {
+        match (self.ping, &self.quick) {
+            (Some(ping), Some(quick)) => {
+                let second = ping + quick.pause() / 2;
+                let last = quick.last.unwrap_or(ping);
+                Some(if last < second {
+                    second
+                } else {
+                    last + PING_AGAIN
+                })
+            }
+            (Some(_), None) => None,
+            (None, quick) => {
+                let unanswered = match quick {
+                    Some(quick) => quick.pause(),
+                    None => self.limits.unanswered,
+                };
+                let quiet = self.heard + self.limits.quiet;
+                Some(self.said.map_or(quiet, |said| quiet.min(said + unanswered)))
+            }
         }
-        let quiet = self.heard + self.limits.quiet;
-        self.said
-            .map_or(quiet, |said| quiet.min(said + self.limits.unanswered))
     }
 }
 
@@ -98,9 +202,23 @@ pub(super) enum Due {
     Nothing,
     /// Ask whether anybody is there.
     Ping,
+    /// Nobody has answered two pings: say so, and go on asking.
+    Silent,
     /// Nobody is.
     GiveUp,
 }
+
+/// Shortest time before a datagram lane is asked: a delayed acknowledgement is no silence.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// Longest: beyond it a lane is as good as silent, however long its round trip.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// Between the pings of a silent lane, so that it is known soon when it speaks again.
+const PING_AGAIN: Duration = Duration::from_secs(1);
+
+/// Patience with a lane where another speaks.
+const PATIENCE_ELSEWHERE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
@@ -114,11 +232,11 @@ mod tests {
     fn a_silent_peer_is_given_up_after_20_s() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start, LivenessLimits::default());
-        assert_eq!(liveness.poll(start + secs(9)), Due::Nothing);
-        assert_eq!(liveness.poll(start + secs(10)), Due::Ping);
+        assert_eq!(liveness.poll(start + secs(9), false), Due::Nothing);
+        assert_eq!(liveness.poll(start + secs(10), false), Due::Ping);
         liveness.handle_ping_sent(start + secs(10));
-        assert_eq!(liveness.poll(start + secs(19)), Due::Nothing);
-        assert_eq!(liveness.poll(start + secs(20)), Due::GiveUp);
+        assert_eq!(liveness.poll(start + secs(19), false), Due::Nothing);
+        assert_eq!(liveness.poll(start + secs(20), false), Due::GiveUp);
     }
 
     #[test]
@@ -127,9 +245,9 @@ mod tests {
         let mut liveness = Liveness::new(start, LivenessLimits::default());
         assert!(liveness.handle_sent(start + secs(1)));
         assert!(!liveness.handle_sent(start + secs(4)));
-        assert_eq!(liveness.deadline(), start + secs(6));
+        assert_eq!(liveness.deadline(false), start + secs(6));
         liveness.handle_received(start + secs(5));
-        assert_eq!(liveness.deadline(), start + secs(15));
+        assert_eq!(liveness.deadline(false), start + secs(15));
     }
 
     #[test]
@@ -138,7 +256,7 @@ mod tests {
         let mut liveness = Liveness::new(start, LivenessLimits::default());
         liveness.handle_ping_sent(start);
         liveness.handle_ping_sent(start + secs(9));
-        assert_eq!(liveness.poll(start + secs(10)), Due::GiveUp);
+        assert_eq!(liveness.poll(start + secs(10), false), Due::GiveUp);
     }
 
     #[test]
@@ -147,7 +265,56 @@ mod tests {
         let mut liveness = Liveness::new(start, LivenessLimits::default());
         liveness.handle_ping_sent(start);
         liveness.handle_received(start + secs(9));
-        assert_eq!(liveness.poll(start + secs(18)), Due::Nothing);
-        assert_eq!(liveness.poll(start + secs(19)), Due::Ping);
+        assert_eq!(liveness.poll(start + secs(18), false), Due::Nothing);
+        assert_eq!(liveness.poll(start + secs(19), false), Due::Ping);
+    }
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_lane_watched_closely_is_silent_1_s_after_unanswered_data() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start, LivenessLimits::default());
+        liveness.quicken();
+        liveness.handle_rtt(millis(50));
+        liveness.handle_sent(start);
+        let mut due = Vec::new();
+        let mut now = start;
+        while now < start + millis(2900) {
+            now = liveness.deadline(false);
+            match liveness.poll(now, false) {
+                Due::Ping => liveness.handle_ping_sent(now),
+                Due::Silent => liveness.handle_silent(),
+                Due::Nothing | Due::GiveUp => panic!("at {:?}", now - start),
+            }
+            due.push(((now - start).as_millis(), liveness.is_silent()));
+        }
+        assert_eq!(
+            due,
+            [
+                (500, false),
+                (750, false),
+                (1000, true),
+                (1750, true),
+                (2750, true),
+                (3750, true)
+            ]
+        );
+        assert_eq!(liveness.poll(start + millis(3500), true), Due::GiveUp);
+        assert!(liveness.handle_received(start + millis(3800)));
+        assert!(!liveness.is_silent());
+        assert!(!liveness.handle_received(start + millis(3801)));
+    }
+
+    #[test]
+    fn a_long_round_trip_is_waited_for_four_times() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start, LivenessLimits::default());
+        liveness.quicken();
+        liveness.handle_rtt(millis(300));
+        liveness.handle_sent(start);
+        assert_eq!(liveness.deadline(false), start + millis(1200));
     }
 }

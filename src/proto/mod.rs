@@ -51,7 +51,7 @@
 //!
 //! ## Limits
 //!
-//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 64 control frames
+//! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 128 control frames
 //! waiting, [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192
 //! (key, instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no
 //! buffers.
@@ -64,32 +64,55 @@
 //! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
+pub mod congestion;
+mod cookie;
+pub mod datapath;
+pub mod delivery;
 mod epoch;
 mod handshake;
+mod hold;
 mod identity;
 mod keys;
 mod lane;
 mod liveness;
+mod lossy;
+#[cfg(test)]
+mod lossy_pair;
+mod mtud;
 mod outbox;
 #[cfg(test)]
 mod pair;
+mod path;
+mod pieces;
+mod queue;
 mod random;
 mod rekey;
+mod repair;
 mod replay;
+mod retry;
 mod schedule;
 mod session;
 mod stats;
 mod timers;
 
 pub use aead::{AeadKind, AeadNameError, AeadOffer, aes_hardware};
+pub use cookie::{CookieChecker, CookieJar, LOAD_LASTS, Load, LoadLimits, Verdict};
 pub use handshake::{
-    Answer, ChallengeState, ClientConfig, ClientEntry, HandshakeError, Initiator, KemKind,
-    MAX_CHALLENGES, MAX_SERVER_KEYS, Reply, Responder, Silence,
+    Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder,
+    HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
+    Responder, Short, Silence, StrangerDrop, StrangerStats,
 };
+pub use hold::{Delivery, Hold, HoldLimits, HoldStats, MAX_HOLD, Offer, hold_time};
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use mtud::MtuStats;
+pub use path::DatagramPath;
+pub use queue::{
+    Class, FairQueue, Producer, QueueDrops, QueueLimits, QueuePacket, QueueStats, Taken,
+    WirePacket, flow_hash,
+};
 pub use rekey::RekeyLimits;
 pub use replay::{ReplayWindow, Replayed, WINDOW};
 pub use schedule::{PacketMeta, PassThrough, Schedule};

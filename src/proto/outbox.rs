@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::mem::discriminant;
 
-use crate::wire::{CloseReason, Control, InnerConfig, JOIN_CHALLENGE_LEN, LaneId};
+use super::retry::{CLOSES, UNTIL_ANSWERED};
+use crate::wire::{CloseReason, Control, InnerConfig, InnerType, JOIN_CHALLENGE_LEN, LaneId};
 
 /// A control frame that waits.
 #[derive(Clone, Debug)]
@@ -26,15 +27,44 @@ pub(super) enum Route {
 #[derive(Clone, Debug)]
 pub(super) enum Message {
     Ping,
-    Pong { time: u64 },
-    Config { serial: u32, config: InnerConfig },
-    ConfigOk { serial: u32 },
-    Close { reason: CloseReason },
+    Pong {
+        time: u64,
+    },
+    Config {
+        serial: u32,
+        config: InnerConfig,
+    },
+    ConfigOk {
+        serial: u32,
+    },
+    Close {
+        reason: CloseReason,
+    },
     RekeyAsk,
-    RekeyInit { epoch: u8, message: Vec<u8> },
-    RekeyReply { epoch: u8, message: Vec<u8> },
-    JoinOk { challenge: [u8; JOIN_CHALLENGE_LEN] },
-    JoinEcho { challenge: [u8; JOIN_CHALLENGE_LEN] },
+    RekeyInit {
+        epoch: u8,
+        message: Vec<u8>,
+    },
+    RekeyReply {
+        epoch: u8,
+        message: Vec<u8>,
+    },
+    JoinOk {
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    },
+    JoinEcho {
+        challenge: [u8; JOIN_CHALLENGE_LEN],
+    },
+    ProbeOk {
+        serial: u32,
+    },
+    /// The second half of a frame whose first half has left.
+    Rest {
+        serial: u8,
+        bytes: Vec<u8>,
+    },
+    /// A Join datagram, which is no control frame and has a form of its own.
+    Join,
 }
 
 impl Message {
@@ -64,6 +94,16 @@ impl Message {
             Self::JoinEcho { challenge } => Control::JoinEcho {
                 challenge: *challenge,
             },
+            Self::ProbeOk { serial } => Control::ProbeOk { serial: *serial },
+            Self::Rest { serial, bytes } => Control::Part {
+                serial: *serial,
+                last: true,
+                bytes,
+            },
+            Self::Join => {
+                out.push(InnerType::Join.byte());
+                return;
+            }
         };
         control.write(out);
     }
@@ -71,7 +111,7 @@ impl Message {
     /// Whether the other end is to answer, so that silence means something.
     pub(super) const fn wants_answer(&self) -> bool {
         match self {
-            Self::Ping | Self::JoinOk { .. } => true,
+            Self::Ping | Self::JoinOk { .. } | Self::Join => true,
             Self::Pong { .. }
             | Self::Config { .. }
             | Self::ConfigOk { .. }
@@ -79,7 +119,28 @@ impl Message {
             | Self::RekeyAsk
             | Self::RekeyInit { .. }
             | Self::RekeyReply { .. }
-            | Self::JoinEcho { .. } => false,
+            | Self::JoinEcho { .. }
+            | Self::ProbeOk { .. }
+            | Self::Rest { .. } => false,
+        }
+    }
+
+    /// How often it is sent in all on a lane that loses, unless it is answered before.
+    pub(super) const fn sendings(&self) -> u32 {
+        match self {
+            Self::Join | Self::JoinOk { .. } | Self::Config { .. } | Self::RekeyInit { .. } => {
+                UNTIL_ANSWERED
+            }
+            Self::Close { .. } => CLOSES,
+            // Asked again by liveness, by the rekey timer, or by what it answers.
+            Self::Ping
+            | Self::Pong { .. }
+            | Self::ConfigOk { .. }
+            | Self::RekeyAsk
+            | Self::RekeyReply { .. }
+            | Self::JoinEcho { .. }
+            | Self::ProbeOk { .. }
+            | Self::Rest { .. } => 1,
         }
     }
 }
@@ -100,6 +161,12 @@ impl Outbox {
             self.0.push_back(Waiting { route, message });
         }
         room
+    }
+
+    /// Puts a frame in front of all others, for the lane where its first half went.
+    pub(super) fn push_front(&mut self, lane: LaneId, message: Message) {
+        let route = Route::Lane(lane);
+        self.0.push_front(Waiting { route, message });
     }
 
     /// Takes the first frame that `ready` lets go.

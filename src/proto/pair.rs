@@ -181,7 +181,7 @@ fn deliver(
 ) {
     match session.open(now, lane, frame) {
         Ok(Opened::Packet { range, .. }) => packets.push(frame[range].to_vec()),
-        Ok(Opened::Control | Opened::Skipped) => {}
+        Ok(Opened::Repair { .. } | Opened::Report { .. } | Opened::Control | Opened::Skipped) => {}
         Err(error) => errors.push(error),
     }
 }

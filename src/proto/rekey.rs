@@ -136,12 +136,29 @@ pub(super) struct Rekey {
 enum State {
     /// Nothing is under way.
     Idle,
-    /// Initiator: message 1 is out.
-    Opened { epoch: u64, opening: Opening },
+    /// Initiator: message 1 is out. It is kept for lanes that lose.
+    Opened {
+        epoch: u64,
+        opening: Opening,
+        message: Vec<u8>,
+    },
     /// Responder: the initiator was asked.
     Asked,
-    /// Responder: message 2 is out; a frame of the new epoch is to come.
-    Answered,
+    /// Responder: message 2 is out; a frame of the new epoch is to come. Both messages are kept,
+    /// since message 1 comes again if message 2 was lost.
+    Answered { message: Vec<u8>, reply: Vec<u8> },
+}
+
+/// What the responder makes of a message 1.
+#[derive(Debug)]
+pub(super) enum RekeyAnswer {
+    /// A message 2 and the secrets that go with it.
+    New {
+        reply: Vec<u8>,
+        secrets: HandshakeSecrets,
+    },
+    /// The message 2 of before, to the same message 1.
+    Again { reply: Vec<u8> },
 }
 
 impl Rekey {
@@ -180,7 +197,11 @@ impl Rekey {
             &hello,
             generator.child(),
         )?;
-        self.state = State::Opened { epoch, opening };
+        self.state = State::Opened {
+            epoch,
+            opening,
+            message: message.clone(),
+        };
         Ok(message)
     }
 
@@ -190,7 +211,7 @@ impl Rekey {
         low_byte: u8,
         message: &[u8],
     ) -> Option<HandshakeSecrets> {
-        let State::Opened { epoch, opening } = &mut self.state else {
+        let State::Opened { epoch, opening, .. } = &mut self.state else {
             return None;
         };
         if *epoch as u8 != low_byte {
@@ -211,8 +232,20 @@ impl Rekey {
         low_byte: u8,
         message: &[u8],
         generator: &mut Generator,
-    ) -> Option<(Vec<u8>, HandshakeSecrets)> {
-        if epoch as u8 != low_byte || !self.allowance.take(now) {
+    ) -> Option<RekeyAnswer> {
+        if epoch as u8 != low_byte {
+            return None;
+        }
+        if let State::Answered {
+            message: answered,
+            reply,
+        } = &self.state
+            && answered == message
+        {
+            let reply = reply.clone();
+            return Some(RekeyAnswer::Again { reply });
+        }
+        if !self.allowance.take(now) {
             return None;
         }
         let credentials = &self.credentials;
@@ -242,8 +275,11 @@ impl Rekey {
             )
             .ok()?;
         let secrets = secrets?;
-        self.state = State::Answered;
-        Some((reply, secrets))
+        self.state = State::Answered {
+            message: message.to_vec(),
+            reply: reply.clone(),
+        };
+        Some(RekeyAnswer::New { reply, secrets })
     }
 
     /// Responder: whether to ask now; once until the initiator begins or [`Rekey::reset`].
@@ -253,7 +289,7 @@ impl Rekey {
                 self.state = State::Asked;
                 true
             }
-            State::Asked | State::Answered | State::Opened { .. } => false,
+            State::Asked | State::Answered { .. } | State::Opened { .. } => false,
         }
     }
 
@@ -262,10 +298,18 @@ impl Rekey {
         self.state = State::Idle;
     }
 
+    /// Initiator: the message 1 that is not answered, and the low byte of its epoch.
+    pub(super) fn pending(&self) -> Option<(u8, Vec<u8>)> {
+        match &self.state {
+            State::Opened { epoch, message, .. } => Some((*epoch as u8, message.clone())),
+            State::Idle | State::Asked | State::Answered { .. } => None,
+        }
+    }
+
     /// Whether a new epoch is coming.
     pub(super) const fn is_under_way(&self) -> bool {
         match self.state {
-            State::Opened { .. } | State::Asked | State::Answered => true,
+            State::Opened { .. } | State::Asked | State::Answered { .. } => true,
             State::Idle => false,
         }
     }
@@ -274,7 +318,7 @@ impl Rekey {
     pub(super) const fn awaits_answer(&self) -> bool {
         match self.state {
             State::Opened { .. } | State::Asked => true,
-            State::Answered | State::Idle => false,
+            State::Answered { .. } | State::Idle => false,
         }
     }
 }

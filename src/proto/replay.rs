@@ -46,6 +46,12 @@ impl ReplayWindow {
         Ok(())
     }
 
+    /// Forgets everything, and keeps its memory.
+    pub fn clear(&mut self) {
+        self.bits.fill(0);
+        self.highest = None;
+    }
+
     /// Whether a number could be taken; changes nothing.
     ///
     /// # Errors

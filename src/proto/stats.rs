@@ -23,6 +23,12 @@ pub struct Stats {
     pub lanes_joined: u64,
     /// Lanes given up for want of an answer.
     pub lanes_dead: u64,
+    /// Control frames sent again on lanes that lose.
+    pub control_resent: u64,
+    /// Times a lane fell silent.
+    pub lanes_silent: u64,
+    /// Times a lane moved to another address.
+    pub lanes_moved: u64,
     /// What was dropped, by reason.
     pub drops: Drops,
 }
@@ -66,6 +72,8 @@ pub struct Drops {
     pub control_without_lane: u64,
     /// Control frames not sent because the epoch has sealed all it may.
     pub control_without_key: u64,
+    /// Halves of packets whose other half did not come in time.
+    pub lost_pieces: u64,
     /// Events not reported because nobody took them.
     pub event_overflow: u64,
 }

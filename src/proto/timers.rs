@@ -14,14 +14,20 @@ pub(super) enum Timer {
     RekeyRetry,
     /// The former epoch no longer opens.
     FormerEpoch,
+    /// Something said on a lane that loses is to be said again.
+    Retry,
+    /// A path or a path MTU is to be probed.
+    Probe,
 }
 
 impl Timer {
-    pub(super) const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Liveness,
         Self::Rekey,
         Self::RekeyRetry,
         Self::FormerEpoch,
+        Self::Retry,
+        Self::Probe,
     ];
 }
 

@@ -13,28 +13,34 @@
 //! Bounded are the queries under way, of all and of each client, and the time of each; above, a datagram is dropped
 //! and counted, and a stream waits.
 
+mod upstreams;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
-use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::timeout;
 
+use crate::io::clock;
+use crate::proto::PublicKey;
+use upstreams::Upstreams;
+
 /// The resolver of a server, shared by all its clients.
 pub struct DnsService {
-    resolver: TokioResolver,
+    upstreams: Upstreams,
     permits: Semaphore,
+    /// The shares of the clients that have a session.
+    shares: Mutex<HashMap<PublicKey, Weak<Semaphore>>>,
     stats: DnsStats,
 }
 
@@ -69,29 +75,30 @@ impl std::fmt::Debug for DnsService {
 }
 
 impl DnsService {
-    /// Makes the service from the host's configuration, or from `upstreams` where there are any.
+    /// Makes the service from the host's configuration, as it changes, or from `upstreams` where there are any.
     ///
-    /// A host without a usable /etc/resolv.conf is warned about, and served from /etc/hosts alone.
+    /// A host without a usable /etc/resolv.conf is warned about, and served from /etc/hosts alone until it has one.
     ///
     /// # Errors
     /// The resolver cannot be made.
     pub fn new(upstreams: &[SocketAddr]) -> Result<Arc<Self>, DnsServiceError> {
-        let (config, options) = if upstreams.is_empty() {
-            system_conf::read_system_conf().unwrap_or_else(|error| {
-                tracing::warn!(%error, "no DNS resolver is configured on this host (/etc/resolv.conf): set `dns:`");
-                (ResolverConfig::from_parts(None, Vec::new(), Vec::new()), ResolverOpts::default())
-            })
-        } else {
-            (upstream_config(upstreams), ResolverOpts::default())
-        };
-        Self::build(config, options, None)
+        Upstreams::new(clock::now(), upstreams)
+            .map(Self::over)
+            .map_err(DnsServiceError::Resolver)
     }
 
-    /// Hands out one client's share.
-    pub fn client(self: &Arc<Self>) -> DnsClient {
+    /// Hands out the share of the client with this key, one for all its sessions.
+    pub fn client(self: &Arc<Self>, key: &PublicKey) -> DnsClient {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.retain(|_, share| share.strong_count() > 0);
+        let permits = shares.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let share = Arc::new(Semaphore::new(QUERIES_PER_CLIENT));
+            shares.insert(*key, Arc::downgrade(&share));
+            share
+        });
         DnsClient {
             service: Arc::clone(self),
-            permits: Arc::new(Semaphore::new(QUERIES_PER_CLIENT)),
+            permits,
         }
     }
 
@@ -100,26 +107,13 @@ impl DnsService {
         &self.stats
     }
 
-    fn build(
-        config: ResolverConfig,
-        mut options: ResolverOpts,
-        hosts: Option<Hosts>,
-    ) -> Result<Arc<Self>, DnsServiceError> {
-        options.max_active_requests = QUERIES;
-        options.edns_payload_len = UDP_PAYLOAD;
-        options.preserve_intermediates = true;
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        *builder.options_mut() = options;
-        let mut resolver = builder.build().map_err(DnsServiceError::Resolver)?;
-        if let Some(hosts) = hosts {
-            resolver.set_hosts(Arc::new(hosts));
-        }
-        Ok(Arc::new(Self {
-            resolver,
+    fn over(upstreams: Upstreams) -> Arc<Self> {
+        Arc::new(Self {
+            upstreams,
             permits: Semaphore::new(QUERIES),
+            shares: Mutex::new(HashMap::new()),
             stats: DnsStats::default(),
-        }))
+        })
     }
 
     /// Answers one query whatever the transport; `None` is silence.
@@ -139,9 +133,10 @@ impl DnsService {
         let mut name = query.query.name().clone();
         // No search list: the client has one of its own.
         name.set_fqdn(true);
+        let resolver = self.upstreams.resolver(clock::now());
         let lookup = timeout(
             ANSWER_TIMEOUT,
-            self.resolver.lookup(name, query.query.query_type()),
+            resolver.lookup(name, query.query.query_type()),
         )
         .await;
         let mut response = query.response(ResponseCode::NoError);
@@ -430,24 +425,6 @@ fn take_query(received: &mut Vec<u8>) -> Option<Vec<u8>> {
     Some(query)
 }
 
-fn upstream_config(upstreams: &[SocketAddr]) -> ResolverConfig {
-    let servers = upstreams
-        .iter()
-        .map(|upstream| {
-            let on_port = |mut connection: ConnectionConfig| {
-                connection.port = upstream.port();
-                connection
-            };
-            let connections = vec![
-                on_port(ConnectionConfig::udp()),
-                on_port(ConnectionConfig::tcp()),
-            ];
-            NameServerConfig::new(upstream.ip(), true, connections)
-        })
-        .collect();
-    ResolverConfig::from_parts(None, Vec::new(), servers)
-}
-
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -467,7 +444,7 @@ const PLAIN_UDP: usize = 512;
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// Queries of all clients under way: each may hold a socket.
 const QUERIES: usize = 512;
-/// Queries of one client under way: a page with many names, and no more than its share.
+/// Queries of one client under way, over all its sessions: a page with many names, and no more than its share.
 const QUERIES_PER_CLIENT: usize = 64;
 /// Queries of one stream under way; the rest waits unread.
 const QUERIES_PER_STREAM: usize = 16;
@@ -483,12 +460,18 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::str::FromStr as _;
 
+    use hickory_resolver::config::ResolverConfig;
     use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
     use hickory_resolver::proto::rr::{Name, RData, Record};
     use proptest::prelude::*;
     use tokio::net::UdpSocket;
 
+    use super::upstreams::Source;
     use super::*;
+
+    fn key(client: u8) -> PublicKey {
+        PublicKey::from_bytes([client; 32])
+    }
 
     fn name(text: &str) -> Name {
         Name::from_str(text).expect("a name")
@@ -575,7 +558,9 @@ mod tests {
             }
         });
         (
-            DnsService::new(&[address]).expect("a service").client(),
+            DnsService::new(&[address])
+                .expect("a service")
+                .client(&key(1)),
             upstream,
         )
     }
@@ -693,7 +678,7 @@ mod tests {
     async fn an_idle_stream_is_closed() {
         let service =
             DnsService::new(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 9))]).expect("a service");
-        let client = service.client();
+        let client = service.client(&key(1));
         let (mut near, far) = tokio::io::duplex(64);
         // Half a query, and no more.
         near.write_all(&[0, 40, 1]).await.expect("written");
@@ -704,14 +689,13 @@ mod tests {
 
     #[tokio::test]
     async fn without_upstream_the_answer_is_servfail_and_hosts_still_work() {
-        let mut hosts = Hosts::default();
-        hosts
-            .read_hosts_conf(&b"192.0.2.99 printer.lan printer\n"[..])
-            .expect("hosts");
-        let nothing = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-        let service =
-            DnsService::build(nothing, ResolverOpts::default(), Some(hosts)).expect("a service");
-        let client = service.client();
+        let folder = tempfile::tempdir().expect("a folder");
+        let hosts = folder.path().join("hosts");
+        std::fs::write(&hosts, "192.0.2.99 printer.lan printer\n").expect("hosts");
+        let nothing = Source::Given(ResolverConfig::from_parts(None, Vec::new(), Vec::new()));
+        let upstreams = Upstreams::of(clock::now(), nothing, hosts).expect("upstreams");
+        let service = DnsService::over(upstreams);
+        let client = service.client(&key(1));
         let answer = ask(&client, &query("ok.test.", RecordType::A)).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
         assert_eq!(service.stats().failed.load(Ordering::Relaxed), 1);
@@ -781,7 +765,7 @@ mod tests {
             .expect("a socket");
         let service =
             DnsService::new(&[silent.local_addr().expect("an address")]).expect("a service");
-        let (greedy, other) = (service.client(), service.client());
+        let (greedy, other) = (service.client(&key(1)), service.client(&key(2)));
         let held = greedy
             .permits
             .acquire_many(u32::try_from(QUERIES_PER_CLIENT).expect("small"))
@@ -793,8 +777,13 @@ mod tests {
         assert_eq!(greedy.answer_udp(&bytes).await, None);
         assert_eq!(service.stats().dropped_busy.load(Ordering::Relaxed), 1);
         assert!(other.answer_udp(&bytes).await.is_some());
+        // Another session does not give a client more.
+        assert_eq!(service.client(&key(1)).answer_udp(&bytes).await, None);
         drop(held);
         assert!(greedy.answer_udp(&bytes).await.is_some());
+        drop((greedy, other));
+        let _next = service.client(&key(3));
+        assert_eq!(service.shares.lock().expect("no panic").len(), 1);
     }
 
     proptest! {

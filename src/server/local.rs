@@ -91,6 +91,10 @@ pub struct LocalStats {
     pub queries_dropped: u64,
     /// Datagrams for closed ports of the gateway.
     pub gateway_refused: u64,
+    /// Echo replies that answer no request of ours.
+    pub echoes_ignored: u64,
+    /// Errors of the client's about datagrams that it was sent: their senders do not learn of it.
+    pub udp_failed: u64,
     /// Answers dropped because they are too long, or the lane had no room for all their fragments.
     pub no_room: u64,
 }
@@ -175,9 +179,11 @@ impl Local {
                 if self.egress && request {
                     self.echoes
                         .send(now, remote, local, ident, sequence, payload);
+                } else {
+                    self.stats.echoes_ignored += 1;
                 }
             }
-            Ok(Delivery::UdpFailed { .. }) => {}
+            Ok(Delivery::UdpFailed { .. }) => self.stats.udp_failed += 1,
         }
     }
 
@@ -229,14 +235,15 @@ impl Local {
         self.echoes.handle_timeout(now);
     }
 
-    /// Returns what was counted.
-    pub fn stats(&self) -> &LocalStats {
-        &self.stats
-    }
-
-    /// Returns the netstack's counters.
-    pub fn stack_stats(&self) -> &adit_netstack::Stats {
-        self.stack.stats()
+    /// What was counted, of all parts, for the log at the end.
+    pub fn counters(&self) -> impl std::fmt::Debug + '_ {
+        (
+            self.stack.stats(),
+            &self.stats,
+            self.relay.stats(),
+            self.mappings.stats(),
+            self.echoes.stats(),
+        )
     }
 
     fn poll_events(&mut self, now: Instant) -> bool {
@@ -421,6 +428,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::proto::PublicKey;
     use crate::server::dns::DnsService;
 
     /// A lane that has room or not.
@@ -467,7 +475,14 @@ mod tests {
             };
             Self {
                 client: Stack::new(config, 1),
-                local: Local::new(vec![GATEWAY], 1400, true, limits, dns.client(), 2),
+                local: Local::new(
+                    vec![GATEWAY],
+                    1400,
+                    true,
+                    limits,
+                    dns.client(&PublicKey::from_bytes([1; 32])),
+                    2,
+                ),
                 now: Instant::now(),
             }
         }

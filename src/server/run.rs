@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
 use super::dns::{DnsService, DnsServiceError};
@@ -305,6 +305,14 @@ impl Server {
         if let Some(Err(error)) = undo.map(Undo::undo) {
             error!(%error, "not everything could be undone; the next start tries again");
         }
+        debug!(
+            accept = ?shared.accept_stats,
+            dns = ?shared.dns.stats(),
+            no_route = shared.router.no_route(),
+            still_queued = shared.router.queued_bytes(),
+            tun = ?shared.egress.stats(),
+            "counters"
+        );
         info!("server stopped");
         result
     }
@@ -363,7 +371,7 @@ fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTl
     }
     let certificate = match &config.tls {
         Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
-        None => Certificate::kept(state.path(), &[])?,
+        None => Certificate::kept(state.path(), &config.tls_names)?,
     };
     Ok(Some(ServerTls::new(certificate)?))
 }

@@ -308,7 +308,7 @@ impl SessionDriver {
                     config.mtu,
                     matches!(self.shared.egress, Egress::User),
                     self.shared.limits,
-                    self.shared.dns.client(),
+                    self.shared.dns.client(&self.owner.key),
                     rand::rng().random(),
                 ));
                 let client = self.shared.client_name(&self.owner.key);
@@ -358,9 +358,10 @@ impl SessionDriver {
                 client = self.shared.client_name(&self.owner.key),
                 "session ended"
             );
-            debug!(uplink = ?self.stats, downlink_dropped = ?self.downlink.dropped(), "counters");
+            let dropped = self.downlink.dropped();
+            debug!(uplink = ?self.stats, downlink_dropped = ?dropped, lanes = ?self.carrier.stats(), "counters");
             if let Some(local) = &self.local {
-                debug!(stack = ?local.stack_stats(), local = ?local.stats(), "counters");
+                debug!(local = ?local.counters(), "counters");
             }
         }
         self.state = State::Ended;

@@ -60,6 +60,37 @@ pub enum Control<'a> {
         /// What the JoinOk carried.
         challenge: [u8; JOIN_CHALLENGE_LEN],
     },
+    /// `challenge (16)`; datagram lanes only, as are those below.
+    PathChallenge {
+        /// What is to come back.
+        challenge: [u8; PATH_CHALLENGE_LEN],
+    },
+    /// `challenge (16)`.
+    PathResponse {
+        /// What the PathChallenge carried.
+        challenge: [u8; PATH_CHALLENGE_LEN],
+    },
+    /// `serial (1) ‖ part (1) ‖ bytes`: half of a control frame, type and body.
+    Part {
+        /// The same for both halves.
+        serial: u8,
+        /// Whether it is the second half.
+        last: bool,
+        /// The half itself.
+        bytes: &'a [u8],
+    },
+    /// `serial (4) ‖ padding`.
+    Probe {
+        /// Tells probes apart.
+        serial: u32,
+        /// Bytes of zeros behind it.
+        padding: usize,
+    },
+    /// `serial (4)`.
+    ProbeOk {
+        /// What the Probe carried.
+        serial: u32,
+    },
 }
 
 impl<'a> Control<'a> {
@@ -110,6 +141,33 @@ impl<'a> Control<'a> {
             InnerType::JoinEcho => Self::JoinEcho {
                 challenge: reader.array().map_err(short)?,
             },
+            InnerType::PathChallenge => Self::PathChallenge {
+                challenge: reader.array().map_err(short)?,
+            },
+            InnerType::PathResponse => Self::PathResponse {
+                challenge: reader.array().map_err(short)?,
+            },
+            InnerType::Part => {
+                let serial = reader.u8().map_err(short)?;
+                let last = match reader.u8().map_err(short)? {
+                    0 => false,
+                    1 => true,
+                    found => return Err(ControlError::Part { found }),
+                };
+                return Ok(Self::Part {
+                    serial,
+                    last,
+                    bytes: reader.rest(),
+                });
+            }
+            InnerType::Probe => {
+                let serial = reader.u32().map_err(short)?;
+                let padding = reader.rest().len();
+                return Ok(Self::Probe { serial, padding });
+            }
+            InnerType::ProbeOk => Self::ProbeOk {
+                serial: reader.u32().map_err(short)?,
+            },
             InnerType::Packet
             | InnerType::Join
             | InnerType::Enrol
@@ -141,6 +199,11 @@ impl<'a> Control<'a> {
             Self::RekeyReply { .. } => InnerType::RekeyReply,
             Self::JoinOk { .. } => InnerType::JoinOk,
             Self::JoinEcho { .. } => InnerType::JoinEcho,
+            Self::PathChallenge { .. } => InnerType::PathChallenge,
+            Self::PathResponse { .. } => InnerType::PathResponse,
+            Self::Part { .. } => InnerType::Part,
+            Self::Probe { .. } => InnerType::Probe,
+            Self::ProbeOk { .. } => InnerType::ProbeOk,
         }
     }
 
@@ -160,9 +223,23 @@ impl<'a> Control<'a> {
                 out.push(*epoch);
                 out.extend_from_slice(message);
             }
-            Self::JoinOk { challenge } | Self::JoinEcho { challenge } => {
-                out.extend_from_slice(challenge)
+            Self::JoinOk { challenge }
+            | Self::JoinEcho { challenge }
+            | Self::PathChallenge { challenge }
+            | Self::PathResponse { challenge } => out.extend_from_slice(challenge),
+            Self::Part {
+                serial,
+                last,
+                bytes,
+            } => {
+                out.extend_from_slice(&[*serial, u8::from(*last)]);
+                out.extend_from_slice(bytes);
             }
+            Self::Probe { serial, padding } => {
+                out.extend_from_slice(&serial.to_be_bytes());
+                out.resize(out.len() + padding, 0);
+            }
+            Self::ProbeOk { serial } => out.extend_from_slice(&serial.to_be_bytes()),
         }
     }
 }
@@ -262,6 +339,12 @@ pub enum ControlError {
         /// The frame's type.
         kind: InnerType,
     },
+    /// The part of a Part frame is neither 0 nor 1.
+    #[error("part {found} of a control frame, which has two")]
+    Part {
+        /// The byte found.
+        found: u8,
+    },
     /// The fields of a Config frame are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -269,6 +352,9 @@ pub enum ControlError {
 
 /// Bytes of the challenge in a JoinOk: 128 bits cannot be guessed.
 pub const JOIN_CHALLENGE_LEN: usize = 16;
+
+/// Bytes of the challenge in a PathChallenge: 128 bits cannot be guessed.
+pub const PATH_CHALLENGE_LEN: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -322,6 +408,27 @@ mod tests {
             ),
             (Control::JoinOk { challenge }, with(0x0B, &challenge)),
             (Control::JoinEcho { challenge }, with(0x0C, &challenge)),
+            (Control::PathChallenge { challenge }, with(0x0E, &challenge)),
+            (Control::PathResponse { challenge }, with(0x0F, &challenge)),
+            (
+                Control::Part {
+                    serial: 9,
+                    last: true,
+                    bytes: b"half",
+                },
+                with(0x15, b"\x09\x01half"),
+            ),
+            (
+                Control::Probe {
+                    serial: 0x0102,
+                    padding: 3,
+                },
+                with(0x16, &[0, 0, 1, 2, 0, 0, 0]),
+            ),
+            (
+                Control::ProbeOk { serial: 0x0102 },
+                with(0x17, &[0, 0, 1, 2]),
+            ),
         ]
     }
 
@@ -342,7 +449,11 @@ mod tests {
             let kind = control.inner_type();
             if matches!(
                 kind,
-                InnerType::Config | InnerType::RekeyInit | InnerType::RekeyReply
+                InnerType::Config
+                    | InnerType::RekeyInit
+                    | InnerType::RekeyReply
+                    | InnerType::Part
+                    | InnerType::Probe
             ) {
                 continue;
             }

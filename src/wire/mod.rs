@@ -222,13 +222,27 @@
 
 mod config;
 mod control;
+mod cookie;
+mod datagram;
 mod frame;
 mod handshake;
 mod reader;
+mod repair;
+mod report;
 mod sealed;
 
 pub use config::{ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MIN_MTU};
-pub use control::{CloseReason, Control, ControlError, JOIN_CHALLENGE_LEN};
+pub use control::{CloseReason, Control, ControlError, JOIN_CHALLENGE_LEN, PATH_CHALLENGE_LEN};
+pub use cookie::{
+    COOKIE_LABEL, COOKIE_LEN, COOKIE_NONCE_LEN, COOKIE_REPLY_LEN, CookieReply, MAC_LEN, MAC1_LABEL,
+};
+pub use datagram::{
+    BASE_DATAGRAM, DATAGRAM_COUNTER_LIMIT, DATAGRAM_HEADER_LEN, DATAGRAM_OVERHEAD,
+    DATAGRAM_PACKET_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD,
+    DatagramFormatError, DatagramHeader, DatagramPacketHeader, DatagramType, InitDatagram,
+    JOIN_DATAGRAM_HEADER_LEN, JOIN_DATAGRAM_LEN, JoinDatagram, Piece, datagram_handle,
+    datagram_type, expand_source, join_datagram_session,
+};
 pub use frame::{
     FrameFormatError, FrameType, LENGTH_LEN, MAX_FRAME, MAX_FRAME_PREAUTH, frame_type, split, write,
 };
@@ -237,6 +251,11 @@ pub use handshake::{
     MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
 };
 pub use reader::{Reader, Short};
+pub use repair::{REPAIR_HEADER_LEN, RepairHeader, RepairHeaderError, SHARD_PREFIX_LEN};
+pub use report::{
+    MAX_MISSING, MAX_RANGES, MAX_REPORT_LEN, MAX_VARINT, Missing, Ranges, RepairCounts, Report,
+    ReportError, Span, expand,
+};
 pub use sealed::{
     InnerType, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, NONCE_LEN, PACKET_HEADER_LEN,
     PACKET_HEADROOM, PacketHeader, PacketHeaderError, SEALED_HEADER_LEN, SealedFormatError,

@@ -25,6 +25,15 @@ impl std::fmt::Display for LaneId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u64);
 
+impl SessionId {
+    /// The low half, by which datagrams name the session; a server gives no two of its sessions the
+    /// same.
+    #[must_use]
+    pub const fn handle(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 impl std::fmt::Display for SessionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -189,6 +198,10 @@ pub enum InnerType {
     JoinEcho = 0x0C,
     /// The token of an invitation; reserved.
     Enrol = 0x0D,
+    /// Asks whether the other end is at the address this was sent to; datagram lanes only.
+    PathChallenge = 0x0E,
+    /// Gives the value of a [`InnerType::PathChallenge`] back.
+    PathResponse = 0x0F,
     /// Opens a flow that is relayed without a netstack; reserved.
     FlowOpen = 0x10,
     /// Bytes of such a flow; reserved.
@@ -199,6 +212,12 @@ pub enum InnerType {
     FlowFin = 0x13,
     /// The abrupt end of such a flow; reserved.
     FlowReset = 0x14,
+    /// Half of a control frame that is longer than a datagram.
+    Part = 0x15,
+    /// Asks whether a datagram of this length arrives.
+    Probe = 0x16,
+    /// Says that it did.
+    ProbeOk = 0x17,
     /// Parity over source packets; reserved.
     Repair = 0x20,
     /// What the receiver saw of loss and delay; reserved.
@@ -223,11 +242,16 @@ impl InnerType {
             0x0B => Some(Self::JoinOk),
             0x0C => Some(Self::JoinEcho),
             0x0D => Some(Self::Enrol),
+            0x0E => Some(Self::PathChallenge),
+            0x0F => Some(Self::PathResponse),
             0x10 => Some(Self::FlowOpen),
             0x11 => Some(Self::FlowData),
             0x12 => Some(Self::FlowCredit),
             0x13 => Some(Self::FlowFin),
             0x14 => Some(Self::FlowReset),
+            0x15 => Some(Self::Part),
+            0x16 => Some(Self::Probe),
+            0x17 => Some(Self::ProbeOk),
             0x20 => Some(Self::Repair),
             0x21 => Some(Self::Report),
             _ => None,
@@ -395,7 +419,7 @@ const GSO_MASK: u8 = 0b011;
 const GSO_NONE: u8 = 0;
 const GSO_TCP: u8 = 1;
 const GSO_UDP: u8 = 2;
-const CHECKSUM_PARTIAL: u8 = 0b100;
+pub(super) const CHECKSUM_PARTIAL: u8 = 0b100;
 
 #[cfg(test)]
 mod tests {
@@ -550,7 +574,7 @@ mod tests {
             .filter_map(InnerType::from_byte)
             .inspect(|t| assert!(!is_skippable(t.byte())))
             .count();
-        assert_eq!(known, 20);
+        assert_eq!(known, 25);
         for byte in 0..=255 {
             assert!(InnerType::from_byte(byte).is_none_or(|t| t.byte() == byte));
         }

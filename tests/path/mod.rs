@@ -1,6 +1,9 @@
 //! Both ends of a tunnel in one process.
 
+#![allow(dead_code, reason = "each program uses its part")]
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit::client::run::Client;
@@ -8,21 +11,36 @@ use adit::config::{
     CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
     ServerConfig, TunConfig,
 };
-use adit::proto::SecretKey;
-use adit::server::run::{RunError, Server};
+use adit::proto::{PublicKey, SecretKey};
+use adit::server::run::{RunError, Server, Shared};
+use adit::wire::InnerConfig;
 use tokio_util::sync::CancellationToken;
 
 /// A server with egress `user` and a client that is connected to it, by one lane.
 pub(crate) struct Path {
     pub(crate) client: Client,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) address: LaneAddr,
+    /// The server's public key, and the client's secret one.
+    pub(crate) keys: (PublicKey, SecretKey),
+    pub(crate) server: Running,
+}
+
+/// The server of a path.
+pub(crate) struct Running {
     stop: CancellationToken,
-    server: tokio::task::JoinHandle<Result<(), RunError>>,
+    task: tokio::task::JoinHandle<Result<(), RunError>>,
     _state: tempfile::TempDir,
 }
 
 impl Path {
     /// Starts both ends on loopback, with keys of their own.
     pub(crate) async fn start(scheme: Scheme) -> Self {
+        Self::start_for(scheme, 16).await
+    }
+
+    /// As [`Path::start`], with a server that lets so many clients in.
+    pub(crate) async fn start_for(scheme: Scheme, max_clients: u32) -> Self {
         let state = tempfile::tempdir().unwrap();
         let server_key = SecretKey::generate(&mut rand::rng());
         let client_key = SecretKey::generate(&mut rand::rng());
@@ -49,10 +67,11 @@ impl Path {
                 preshared_key: None,
             }],
             tls: None,
+            tls_names: Vec::new(),
             dns: Vec::new(),
             client_to_client: false,
             state_dir: state.path().to_path_buf(),
-            max_clients: 16,
+            max_clients,
             limits: Limits {
                 flows_per_client: 1000,
                 half_open_per_client: 100,
@@ -62,12 +81,13 @@ impl Path {
         .await
         .unwrap();
         let address: LaneAddr = server.listening()[0].clone();
+        let shared = server.shared().clone();
         let stop = CancellationToken::new();
-        let server = tokio::spawn(server.run(stop.clone()));
+        let task = tokio::spawn(server.run(stop.clone()));
         let client = Client::start(&ClientConfig {
-            servers: vec![address],
+            servers: vec![address.clone()],
             server_key: server_key.public(),
-            secret_key: client_key,
+            secret_key: client_key.clone(),
             preshared_key: None,
             proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
             proxy_auth: None,
@@ -78,16 +98,36 @@ impl Path {
         .unwrap();
         Path {
             client,
-            stop,
-            server,
-            _state: state,
+            shared,
+            address,
+            keys: (server_key.public(), client_key),
+            server: Running {
+                stop,
+                task,
+                _state: state,
+            },
         }
+    }
+
+    /// Waits until the client has its configuration, ten seconds at most.
+    pub(crate) async fn connected(&self) -> InnerConfig {
+        tokio::time::timeout(Duration::from_secs(10), self.client.connected())
+            .await
+            .expect("connected in time")
+            .expect("a configuration")
     }
 
     /// Ends both in order.
     pub(crate) async fn end(self) {
         self.client.close().await;
+        self.server.end().await;
+    }
+}
+
+impl Running {
+    /// Ends the server in order.
+    pub(crate) async fn end(self) {
         self.stop.cancel();
-        self.server.await.unwrap().unwrap();
+        self.task.await.unwrap().unwrap();
     }
 }

@@ -59,6 +59,13 @@ impl Conn {
         if parsed.has(RST) {
             return;
         }
+        if let Some(acked) = self.ack_sent
+            && parsed.end().wrapping_sub(acked) > MAX_WINDOW
+        {
+            // No window reaches there, so none of it is in the ring; and a mark half of all numbers further on would
+            // turn comparisons with it round.
+            return;
+        }
         match self.seen_end {
             Some(end) if !before(end, parsed.end()) => {}
             Some(_) | None => self.seen_end = Some(parsed.end()),
@@ -88,3 +95,6 @@ impl Conn {
         }
     }
 }
+
+/// RFC 7323 §2.3: the largest window that can be told.
+const MAX_WINDOW: u32 = 1 << 30;

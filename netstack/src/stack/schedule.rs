@@ -137,17 +137,20 @@ impl Stack {
             return;
         }
         let own = conn.expires(&self.config, flow.released);
-        match (due, own) {
-            (Due::Now, _) if !flow.dirty => {
-                flow.dirty = true;
-                self.dirty.push_back(slot as u32);
+        let at = match due {
+            Due::Now => {
+                if !flow.dirty {
+                    flow.dirty = true;
+                    self.dirty.push_back(slot as u32);
+                }
+                // The sink may be full for as long as a lane is away: the stack's own time-outs do not wait for it.
+                own
             }
-            (Due::Now, _) => {}
-            (Due::At(at), own) => self
-                .timers
-                .arm(slot as u32, own.map_or(at, |own| own.min(at))),
-            (Due::Never, Some(own)) => self.timers.arm(slot as u32, own),
-            (Due::Never, None) => {}
+            Due::At(at) => Some(own.map_or(at, |own| own.min(at))),
+            Due::Never => own,
+        };
+        if let Some(at) = at {
+            self.timers.arm(slot as u32, at);
         }
         if self.next_sweep.is_none() {
             self.next_sweep = Some(now + SWEEP_INTERVAL);
@@ -172,6 +175,10 @@ impl Stack {
                     .expires(&self.config, released)
                     .is_some_and(|at| at <= now)
                 {
+                    if conn.is_gone() {
+                        self.remove(slot, now);
+                        return;
+                    }
                     self.stats.timed_out += 1;
                     let handshake = !conn.is_established();
                     conn.abort(Cause::TimedOut);

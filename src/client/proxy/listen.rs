@@ -128,6 +128,7 @@ pub async fn serve(
         }
     }
     tasks.shutdown().await;
+    debug!(proxy = ?context.settings.stats, "counters");
 }
 
 /// Sniffs the protocol and serves it.

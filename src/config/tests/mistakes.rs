@@ -130,6 +130,12 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
         &["2:9: allow[0]: `192.168.7.1/24` is an address inside a network: write 192.168.7.0/24"],
     ),
     (
+        "listen: []",
+        &[
+            "listen: is missing: write at least one address such as tcp://0.0.0.0:7443, or leave the key out",
+        ],
+    ),
+    (
         "allow: everything",
         &[
             "allow: `everything` is not a network: write a network like 192.168.7.0/24 or an address",
@@ -225,6 +231,14 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     (
         "tls: {key: own.key}",
         &["tls.certificate: is missing: a private key needs its certificate beside it"],
+    ),
+    (
+        "tls: {names: [vpn example]}",
+        &["tls.names[0]: `vpn example` is neither a host name nor an IP address"],
+    ),
+    (
+        "tls: {certificate: own.key, key: own.key, names: [vpn.example.com]}",
+        &["tls.names[0]: stands beside tls.certificate, which has names of its own: leave it out"],
     ),
     (
         "dns: [dns.example.com]",

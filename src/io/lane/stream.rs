@@ -170,6 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
     /// Gives back the memory that an idle lane does not need; it grows again when it is used.
     pub fn shrink(&mut self) {
         self.inbound.shrink();
+        self.outbound.shrink();
     }
 
     /// Returns how many bytes are queued for writing.

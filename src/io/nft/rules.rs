@@ -293,7 +293,7 @@ fn delete_batch(name: &str) -> Batch {
 
 /// Whether the kernel takes transactions from us: an empty one is refused only without CAP_NET_ADMIN.
 fn has_net_admin(socket: &NftSocket) -> bool {
-    // A table that cannot exist (an empty name) answers "no such table" to those who may ask.
+    // A table that nobody has, for no interface has such a name, answers "no such table" to those who may ask.
     !matches!(socket.run(delete_batch("adit_\u{1}")), Err(error) if error.raw_os_error() == Some(libc::EPERM))
 }
 

@@ -3,7 +3,8 @@
 //! A kept certificate is two files in a directory of the server's: `tls.key`, readable by the
 //! server's user alone, and `tls.crt`. The key is what matters: a pin names it and not the
 //! certificate. So when only the certificate is missing, as after a crash between the two, it is
-//! made anew from the key and every pin stays valid. Files appear whole or not at all.
+//! made anew from the key and every pin stays valid; so it is, too, when it is to bear names that it lacks. Files
+//! appear whole or not at all.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -13,8 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
+use rustls::server::ParsedCertificate;
 use tempfile::NamedTempFile;
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -64,7 +67,8 @@ impl Certificate {
     /// Reads the certificate kept in `directory`, or generates one for `names` and keeps it.
     ///
     /// `names` are the host names and addresses it is made out to; without any it says
-    /// `localhost`. They only matter to clients that check by authority.
+    /// `localhost`. They only matter to clients that check by authority. A kept certificate that
+    /// lacks one of them is made anew from the same key.
     ///
     /// # Errors
     ///
@@ -86,7 +90,7 @@ impl Certificate {
             remove(&chain_path)?;
             write_whole(&key_path, pem.as_bytes(), SECRET)?;
             write_whole(&chain_path, certify(&key, names)?.as_bytes(), PUBLIC)?;
-        } else if !has(&chain_path)? {
+        } else if !has(&chain_path)? || !bears(&chain_path, names)? {
             let pem = fs::read_to_string(&key_path).map_err(|source| CertificateError::Look {
                 path: key_path.clone(),
                 source,
@@ -181,6 +185,25 @@ pub enum CertificateError {
         /// What went wrong.
         source: io::Error,
     },
+}
+
+/// Whether the certificate in a file is made out to all of `names`.
+fn bears(path: &Path, names: &[String]) -> Result<bool, CertificateError> {
+    let certificate =
+        CertificateDer::from_pem_file(path).map_err(|source| CertificateError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    let certificate =
+        ParsedCertificate::try_from(&certificate).map_err(|source| CertificateError::Invalid {
+            path: path.to_owned(),
+            source,
+        })?;
+    // What is no name at all is told when the certificate is made.
+    Ok(names.iter().all(|name| {
+        ServerName::try_from(name.as_str())
+            .is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
+    }))
 }
 
 fn certify(key: &KeyPair, names: &[String]) -> Result<String, CertificateError> {
@@ -300,6 +323,19 @@ mod tests {
         fs::remove_file(state.path().join("tls.crt")).expect("was there");
         let again = Certificate::kept(state.path(), &[]).expect("makes it anew");
         assert_eq!(first.pin(), again.pin());
+    }
+
+    #[test]
+    fn kept_certificate_gets_the_names_that_it_lacks_and_keeps_its_pin() {
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let first = Certificate::kept(state.path(), &[]).expect("generates");
+        let names = ["vpn.example.com".to_owned(), "203.0.113.7".to_owned()];
+        let named = Certificate::kept(state.path(), &names).expect("makes it anew");
+        assert_eq!(first.pin(), named.pin());
+        assert!(bears(&state.path().join("tls.crt"), &names).expect("reads"));
+        // One name less needs no other certificate.
+        let again = Certificate::kept(state.path(), &names[..1]).expect("reads");
+        assert_eq!(named.chain, again.chain);
     }
 
     #[test]

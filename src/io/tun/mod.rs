@@ -43,4 +43,4 @@ pub use egress::{SetupError, TunEgress, TunSettings, Undo, UndoError, Warning, c
 pub use virtio::{VirtioError, VirtioHeader};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! The `tun` egress on hosts of its own: what only the kernel can say.
 
 mod foreign;
-mod host;
+pub(crate) mod host;
 mod packets;
 mod processes;
 mod restore;

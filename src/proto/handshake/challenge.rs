@@ -8,6 +8,22 @@ use crate::proto::identity::PublicKey;
 use crate::proto::random::Generator;
 use crate::wire::{CHALLENGE_LEN, INSTANCE_LEN};
 
+/// Whose message 1 it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whose {
+    pub(super) peer: PublicKey,
+    pub(super) instance: [u8; INSTANCE_LEN],
+}
+
+/// How a lane shows that a stale message 1 is no copy.
+pub(super) trait Freshness {
+    /// Makes a challenge; `None` when there were enough.
+    fn issue(&mut self, whose: &Whose, generator: &mut Generator) -> Option<[u8; CHALLENGE_LEN]>;
+
+    /// Takes an answer; whether it is right.
+    fn accept(&mut self, whose: &Whose, answer: &[u8; CHALLENGE_LEN]) -> bool;
+}
+
 /// The challenges of one connection. Lives as long as the connection does before its handshake.
 #[derive(Clone, Debug, Default)]
 pub struct ChallengeState {
@@ -15,9 +31,9 @@ pub struct ChallengeState {
     issued: u8,
 }
 
-impl ChallengeState {
+impl Freshness for ChallengeState {
     /// Draws a challenge; `None` when the connection has had [`MAX_CHALLENGES`].
-    pub(super) fn issue(&mut self, generator: &mut Generator) -> Option<[u8; CHALLENGE_LEN]> {
+    fn issue(&mut self, _whose: &Whose, generator: &mut Generator) -> Option<[u8; CHALLENGE_LEN]> {
         if self.issued >= MAX_CHALLENGES {
             return None;
         }
@@ -28,7 +44,7 @@ impl ChallengeState {
     }
 
     /// Takes an answer: right once, for the challenge issued last.
-    pub(super) fn accept(&mut self, answer: &[u8; CHALLENGE_LEN]) -> bool {
+    fn accept(&mut self, _whose: &Whose, answer: &[u8; CHALLENGE_LEN]) -> bool {
         self.outstanding
             .take()
             .is_some_and(|challenge| same_secret(&challenge, answer))
@@ -38,7 +54,7 @@ impl ChallengeState {
 /// The newest time heard from every (key, instance), in microseconds since 1970.
 #[derive(Debug)]
 pub(super) struct NewestTimes {
-    newest: HashMap<(PublicKey, [u8; INSTANCE_LEN]), u64>,
+    newest: HashMap<(PublicKey, [u8; INSTANCE_LEN]), Times>,
     floor: u64,
     limit: usize,
 }
@@ -62,7 +78,10 @@ impl NewestTimes {
         time: u64,
         proven: bool,
     ) -> bool {
-        let fresh = proven || !self.is_stale(&key, &instance, time);
+        let known = self.newest.get(&(key, instance));
+        // A challenge of an address is good for a while, and so would be a copy of its answer.
+        let repeated = known.is_some_and(|times| times.last == time);
+        let fresh = !repeated && (proven || !self.is_stale(&key, &instance, time));
         if fresh {
             self.accept(key, instance, time);
         }
@@ -73,8 +92,7 @@ impl NewestTimes {
         time <= self
             .newest
             .get(&(*key, *instance))
-            .copied()
-            .unwrap_or(self.floor)
+            .map_or(self.floor, |times| times.newest)
     }
 
     /// Remembers a time that was accepted. The table forgets its oldest entry when it is full, and
@@ -82,16 +100,29 @@ impl NewestTimes {
     fn accept(&mut self, key: PublicKey, instance: [u8; INSTANCE_LEN], time: u64) {
         let entry = (key, instance);
         if self.newest.len() >= self.limit && !self.newest.contains_key(&entry) {
-            let oldest = self.newest.iter().min_by_key(|(_, time)| **time);
-            if let Some((oldest, time)) = oldest.map(|(entry, time)| (*entry, *time)) {
+            let oldest = self.newest.iter().min_by_key(|(_, times)| times.newest);
+            if let Some((oldest, time)) = oldest.map(|(entry, times)| (*entry, times.newest)) {
                 self.newest.remove(&oldest);
                 self.floor = self.floor.max(time);
             }
         }
         let floor = self.floor;
-        let newest = self.newest.entry(entry).or_insert(floor);
-        *newest = time.max(*newest);
+        let times = self.newest.entry(entry).or_insert(Times {
+            newest: floor,
+            last: floor,
+        });
+        times.newest = time.max(times.newest);
+        times.last = time;
     }
+}
+
+/// What is known of one instance.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// The newest time accepted.
+    newest: u64,
+    /// The time accepted last, which is older if the clock went back.
+    last: u64,
 }
 
 /// Challenges per connection: one is enough, the second forgives a message 1 that crossed it.
@@ -105,6 +136,10 @@ mod tests {
 
     const A: PublicKey = PublicKey::from_bytes([1; 32]);
     const B: PublicKey = PublicKey::from_bytes([2; 32]);
+    const WHOSE: Whose = Whose {
+        peer: A,
+        instance: [0; 8],
+    };
 
     #[test]
     fn a_time_is_fresh_once_and_an_older_one_never() {
@@ -128,6 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn a_proven_time_is_admitted_once_and_a_copy_of_the_proof_is_not() {
+        let mut times = NewestTimes::new(100, 8);
+        assert!(times.admit(A, [0; 8], 500, false));
+        assert!(!times.admit(A, [0; 8], 300, false));
+        assert!(times.admit(A, [0; 8], 300, true));
+        assert!(!times.admit(A, [0; 8], 300, true));
+        assert!(times.admit(A, [0; 8], 301, true));
+    }
+
+    #[test]
     fn a_forgotten_entry_raises_the_floor_to_its_time() {
         let mut times = NewestTimes::new(0, 2);
         times.accept(A, [0; 8], 500);
@@ -142,16 +187,16 @@ mod tests {
     fn a_challenge_is_answered_once_and_issued_twice() {
         let mut generator = Generator::new(&mut StdRng::seed_from_u64(1));
         let mut state = ChallengeState::default();
-        let first = state.issue(&mut generator).unwrap();
-        assert!(!ChallengeState::default().accept(&first));
-        assert!(state.accept(&first));
-        assert!(!state.accept(&first));
-        let second = state.issue(&mut generator).unwrap();
-        assert!(!state.accept(&first));
+        let first = state.issue(&WHOSE, &mut generator).unwrap();
+        assert!(!ChallengeState::default().accept(&WHOSE, &first));
+        assert!(state.accept(&WHOSE, &first));
+        assert!(!state.accept(&WHOSE, &first));
+        let second = state.issue(&WHOSE, &mut generator).unwrap();
+        assert!(!state.accept(&WHOSE, &first));
         assert!(
-            !state.accept(&second),
+            !state.accept(&WHOSE, &second),
             "a wrong answer spends the challenge"
         );
-        assert_eq!(state.issue(&mut generator), None);
+        assert_eq!(state.issue(&WHOSE, &mut generator), None);
     }
 }

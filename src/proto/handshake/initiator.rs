@@ -2,12 +2,12 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::exchange::{ExchangeError, Hello, Opening};
+use super::exchange::{Agreed, ExchangeError, Hello, Opening};
 use crate::proto::aead::{AeadKind, AeadOffer, aes_hardware};
 use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
 use crate::proto::keys::Role;
 use crate::proto::random::Generator;
-use crate::proto::session::{Agreement, Session, Settings};
+use crate::proto::session::{Agreement, FirstLane, Session, Settings};
 use crate::wire::{
     CHALLENGE_LEN, FrameType, HandshakeFormatError, HandshakeFrame, HandshakeKind, INSTANCE_LEN,
     MINOR, RefuseReason, SessionId,
@@ -67,12 +67,10 @@ impl KemKind {
     }
 }
 
-/// A handshake under way. Dropped when the connection it belongs to ends.
+/// A handshake under way over a stream. Dropped when the connection it belongs to ends.
 #[derive(Debug)]
 pub struct Initiator {
-    config: ClientConfig,
-    offer: AeadOffer,
-    generator: Generator,
+    caller: Caller,
     opening: Option<Opening>,
     challenges: u8,
 }
@@ -91,9 +89,7 @@ impl Initiator {
         rng: &mut impl rand::CryptoRng,
     ) -> Result<(Self, Vec<u8>), HandshakeError> {
         let mut initiator = Self {
-            config: config.clone(),
-            offer: AeadOffer::new(&config.aead, aes_hardware()),
-            generator: Generator::new(rng),
+            caller: Caller::new(config, rng),
             opening: None,
             challenges: 0,
         };
@@ -112,7 +108,7 @@ impl Initiator {
         frame: &[u8],
     ) -> Result<Reply, HandshakeError> {
         let frame = HandshakeFrame::parse(frame)?;
-        if frame.kind != self.config.kem.session() {
+        if frame.kind != self.caller.kind() {
             return Err(HandshakeError::Kind { found: frame.kind });
         }
         match frame.frame_type {
@@ -131,41 +127,18 @@ impl Initiator {
         now_unix: SystemTime,
         challenge: Option<[u8; CHALLENGE_LEN]>,
     ) -> Result<Vec<u8>, HandshakeError> {
-        let kind = self.config.kem.session();
-        let hello = Hello {
-            minor: MINOR,
-            capabilities: CAPABILITIES,
-            aead_offered: self.offer.spoken,
-            aead_hardware: self.offer.hardware,
-            instance: self.config.instance,
-            time: unix_micros(now_unix),
-            challenge,
-        };
-        let (opening, message) = Opening::start(
-            kind,
-            &[],
-            &self.config.secret,
-            &self.config.server,
-            self.config.psk.as_ref(),
-            &hello,
-            self.generator.child(),
-        )
-        .map_err(|_| HandshakeError::ServerKey {
-            key: self.config.server,
-        })?;
+        let (opening, message) = self.caller.open(now_unix, challenge)?;
         self.opening = Some(opening);
         let frame = HandshakeFrame {
             frame_type: FrameType::HandshakeInit,
-            kind,
+            kind: self.caller.kind(),
             body: &message,
         };
         Ok(frame.to_vec())
     }
 
     fn retry(&mut self, now_unix: SystemTime, body: &[u8]) -> Result<Reply, HandshakeError> {
-        let challenge: [u8; CHALLENGE_LEN] = body
-            .try_into()
-            .map_err(|_| HandshakeError::Challenge { len: body.len() })?;
+        let challenge = parse_challenge(body)?;
         if self.opening.is_none() {
             return Err(HandshakeError::Finished);
         }
@@ -179,13 +152,80 @@ impl Initiator {
     fn establish(&mut self, now: Instant, message: &[u8]) -> Result<Reply, HandshakeError> {
         let mut opening = self.opening.take().ok_or(HandshakeError::Finished)?;
         let agreed = opening.finish(message)?;
+        self.caller
+            .establish(now, agreed, FirstLane::Stream)
+            .map(Reply::Established)
+    }
+}
+
+/// The client, as every message 1 and every session of it needs it.
+#[derive(Debug)]
+pub(super) struct Caller {
+    config: ClientConfig,
+    offer: AeadOffer,
+    generator: Generator,
+}
+
+impl Caller {
+    pub(super) fn new(config: &ClientConfig, rng: &mut impl rand::CryptoRng) -> Self {
+        Self {
+            config: config.clone(),
+            offer: AeadOffer::new(&config.aead, aes_hardware()),
+            generator: Generator::new(rng),
+        }
+    }
+
+    pub(super) const fn kind(&self) -> HandshakeKind {
+        self.config.kem.session()
+    }
+
+    pub(super) const fn generator(&mut self) -> &mut Generator {
+        &mut self.generator
+    }
+
+    /// Makes a message 1.
+    pub(super) fn open(
+        &mut self,
+        now_unix: SystemTime,
+        challenge: Option<[u8; CHALLENGE_LEN]>,
+    ) -> Result<(Opening, Vec<u8>), HandshakeError> {
+        let hello = Hello {
+            minor: MINOR,
+            capabilities: CAPABILITIES,
+            aead_offered: self.offer.spoken,
+            aead_hardware: self.offer.hardware,
+            instance: self.config.instance,
+            time: unix_micros(now_unix),
+            challenge,
+        };
+        Opening::start(
+            self.kind(),
+            &[],
+            &self.config.secret,
+            &self.config.server,
+            self.config.psk.as_ref(),
+            &hello,
+            self.generator.child(),
+        )
+        .map_err(|_| HandshakeError::ServerKey {
+            key: self.config.server,
+        })
+    }
+
+    /// Makes the session that a message 2 agreed to.
+    pub(super) fn establish(
+        &mut self,
+        now: Instant,
+        agreed: Agreed,
+        first_lane: FirstLane,
+    ) -> Result<Box<Session>, HandshakeError> {
         let aead = AeadKind::from_byte(agreed.aead)
             .filter(|kind| self.offer.includes(*kind))
             .ok_or(HandshakeError::Aead { found: agreed.aead })?;
         let agreement = Agreement {
             role: Role::Initiator,
             id: SessionId(agreed.session),
-            kind: self.config.kem.session(),
+            kind: self.kind(),
             secret: self.config.secret.clone(),
             peer: self.config.server,
             psk: self.config.psk.clone(),
@@ -196,9 +236,15 @@ impl Initiator {
             keys: agreed.secrets.derive(aead, Role::Initiator),
             settings: self.config.settings,
             generator: self.generator.child(),
+            first_lane,
         };
-        Ok(Reply::Established(Box::new(Session::new(now, agreement))))
+        Ok(Box::new(Session::new(now, agreement)))
     }
+}
+
+pub(super) fn parse_challenge(body: &[u8]) -> Result<[u8; CHALLENGE_LEN], HandshakeError> {
+    body.try_into()
+        .map_err(|_| HandshakeError::Challenge { len: body.len() })
 }
 
 /// What a frame of the server led to.
@@ -218,6 +264,9 @@ pub enum HandshakeError {
     /// The answer is no handshake frame of our version.
     #[error("the server's answer is not understood: {0}")]
     Format(#[from] HandshakeFormatError),
+    /// The keys of ML-KEM-1024 do not fit a datagram.
+    #[error("ml-kem-1024 does not fit a datagram")]
+    TooLong,
     /// The answer is a frame that a client sends.
     #[error("the server answered with a {found:?} frame")]
     Unexpected {

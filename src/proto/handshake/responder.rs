@@ -3,14 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use super::challenge::{ChallengeState, NewestTimes};
+use super::challenge::{ChallengeState, Freshness, NewestTimes, Whose};
 use super::exchange::{ExchangeError, Heard};
 use super::initiator::{CAPABILITIES, unix_micros};
 use crate::proto::aead::{AeadKind, AeadOffer, aes_hardware};
 use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
 use crate::proto::keys::Role;
 use crate::proto::random::Generator;
-use crate::proto::session::{Agreement, Session, Settings};
+use crate::proto::session::{Agreement, FirstLane, Session, Settings};
 use crate::wire::{
     FrameType, HandshakeFormatError, HandshakeFrame, INSTANCE_LEN, MINOR, NOISE_INIT_OVERHEAD,
     RefuseReason, SessionId,
@@ -18,12 +18,12 @@ use crate::wire::{
 
 /// Answers handshakes for one server. Shared by every connection; its one lock is held for a table
 /// lookup, never during cryptography.
-#[derive(Debug)]
 pub struct Responder {
     keys: Vec<ServerKey>,
     offer: AeadOffer,
     settings: Settings,
     times: Mutex<NewestTimes>,
+    taken: Box<dyn Fn(SessionId) -> bool + Send + Sync>,
 }
 
 impl Responder {
@@ -49,7 +49,21 @@ impl Responder {
             offer: AeadOffer::new(aead, aes_hardware()),
             settings,
             times: Mutex::new(NewestTimes::new(unix_micros(started), MAX_INSTANCES)),
+            taken: Box::new(|_| false),
         }
+    }
+
+    /// Asks `taken` of every session id it draws, and draws again while it is: datagrams name a
+    /// session by its [`SessionId::handle`] alone, so no two sessions of a server may share one.
+    #[must_use]
+    pub fn avoiding(mut self, taken: impl Fn(SessionId) -> bool + Send + Sync + 'static) -> Self {
+        self.taken = Box::new(taken);
+        self
+    }
+
+    /// The public keys it answers for.
+    pub fn public_keys(&self) -> impl Iterator<Item = PublicKey> + '_ {
+        self.keys.iter().map(|key| key.public)
     }
 
     /// Takes a whole HandshakeInit frame from a connection that has not proven anything.
@@ -69,42 +83,67 @@ impl Responder {
         rng: &mut impl rand::CryptoRng,
         lookup: impl FnOnce(&PublicKey) -> Option<ClientEntry>,
     ) -> Result<Answer, Silence> {
-        let frame = parse(frame)?;
-        let mut generator = Generator::new(rng);
-        let (key, heard) = self.hear(&frame, &mut generator)?;
+        let frame = HandshakeFrame::parse(frame)?;
+        let generator = Generator::new(rng);
+        self.answer(
+            now,
+            &frame,
+            FirstLane::Stream,
+            connection,
+            generator,
+            lookup,
+        )
+    }
+
+    /// Answers a message 1, on whatever lane it came; [`Answer`] holds frames of that lane's form.
+    pub(super) fn answer(
+        &self,
+        now: Instant,
+        frame: &HandshakeFrame<'_>,
+        lane: FirstLane,
+        freshness: &mut impl Freshness,
+        mut generator: Generator,
+        lookup: impl FnOnce(&PublicKey) -> Option<ClientEntry>,
+    ) -> Result<Answer, Silence> {
+        check(frame)?;
+        let (key, heard) = self.hear(frame, &mut generator)?;
         if heard.peer == key.public {
             return Err(Silence::Reflected);
         }
         let peer = heard.peer;
         let instance = heard.hello.instance;
+        let whose = Whose { peer, instance };
         let entry = lookup(&peer).ok_or(Silence::UnknownKey { key: peer })?;
         let answer = heard.hello.challenge.as_ref();
-        let proven = answer.is_some_and(|answer| connection.accept(answer));
-        if !self.times().admit(peer, instance, heard.hello.time, proven) {
-            let challenge = connection
-                .issue(&mut generator)
-                .ok_or(Silence::Stale { key: peer })?;
+        let proven = answer.is_some_and(|answer| freshness.accept(&whose, answer));
+        let whole = |frame_type, body: &[u8]| {
+            let kind = frame.kind;
             let frame = HandshakeFrame {
-                frame_type: FrameType::Challenge,
-                kind: frame.kind,
-                body: &challenge,
+                frame_type,
+                kind,
+                body,
             };
-            return Ok(Answer::Challenge(frame.to_vec()));
+            match lane {
+                FirstLane::Stream => frame.to_vec(),
+                FirstLane::Datagram(_) => {
+                    let mut datagram = Vec::new();
+                    frame.write_datagram(&mut datagram);
+                    datagram
+                }
+            }
+        };
+        if !self.times().admit(peer, instance, heard.hello.time, proven) {
+            let challenge = freshness
+                .issue(&whose, &mut generator)
+                .ok_or(Silence::Stale { key: peer })?;
+            return Ok(Answer::Challenge(whole(FrameType::Challenge, &challenge)));
         }
         let psk = entry.psk.as_ref();
         let offer = AeadOffer {
             spoken: heard.hello.aead_offered,
             hardware: heard.hello.aead_hardware,
         };
-        let reply = |message: &[u8]| {
-            let frame_type = FrameType::HandshakeReply;
-            HandshakeFrame {
-                frame_type,
-                kind: frame.kind,
-                body: message,
-            }
-            .to_vec()
-        };
+        let reply = |message: &[u8]| whole(FrameType::HandshakeReply, message);
         let Some(aead) = self.offer.choose(offer) else {
             let reason = RefuseReason::Aead;
             let message = heard.refuse(psk, reason, MINOR, CAPABILITIES)?;
@@ -114,7 +153,7 @@ impl Responder {
                 peer,
             });
         };
-        let id = SessionId(generator.u64());
+        let id = self.free_id(&mut generator).ok_or(Silence::NoHandle)?;
         let hello = heard.hello;
         let (message, secrets) = heard.accept(psk, MINOR, CAPABILITIES, id.0, aead.byte())?;
         let Some(secrets) = secrets else {
@@ -139,6 +178,7 @@ impl Responder {
             keys: secrets.derive(aead, Role::Responder),
             settings: self.settings,
             generator,
+            first_lane: lane,
         };
         let session = Box::new(Session::new(now, agreement));
         Ok(Answer::Accept {
@@ -148,6 +188,13 @@ impl Responder {
             instance,
             client: entry.id,
         })
+    }
+
+    /// Draws a session id whose handle no session has.
+    fn free_id(&self, generator: &mut Generator) -> Option<SessionId> {
+        (0..ID_DRAWS)
+            .map(|_| SessionId(generator.u64()))
+            .find(|id| !(self.taken)(*id))
     }
 
     fn hear(
@@ -172,8 +219,7 @@ impl Responder {
     }
 }
 
-fn parse(frame: &[u8]) -> Result<HandshakeFrame<'_>, Silence> {
-    let frame = HandshakeFrame::parse(frame)?;
+pub(super) fn check(frame: &HandshakeFrame<'_>) -> Result<(), Silence> {
     if frame.frame_type != FrameType::HandshakeInit {
         return Err(Silence::NotInit {
             found: frame.frame_type,
@@ -186,7 +232,17 @@ fn parse(frame: &[u8]) -> Result<HandshakeFrame<'_>, Silence> {
             least,
         });
     }
-    Ok(frame)
+    Ok(())
+}
+
+impl std::fmt::Debug for Responder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Responder")
+            .field("keys", &self.keys)
+            .field("offer", &self.offer)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -276,6 +332,9 @@ pub enum Silence {
         /// The key.
         key: PublicKey,
     },
+    /// Every session id that was drawn has the handle of another session.
+    #[error("no free session handle in {ID_DRAWS} draws")]
+    NoHandle,
     /// Message 2 could not be made: the client's ephemeral key is of low order.
     #[error("message 2 could not be made")]
     Unanswerable,
@@ -295,6 +354,9 @@ impl From<ExchangeError> for Silence {
 /// Keys a server answers for: the current one and those it rotates from or to. Each costs a
 /// Diffie-Hellman per stray message.
 pub const MAX_SERVER_KEYS: usize = 4;
+
+/// Session ids to draw before giving up: with a million sessions, one in four thousand is taken.
+const ID_DRAWS: usize = 8;
 
 /// (key, instance) pairs whose newest time is kept: 1,024 clients with 8 instances, 400 KiB.
 const MAX_INSTANCES: usize = 8192;

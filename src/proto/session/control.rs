@@ -14,7 +14,10 @@ impl Session {
     /// may have been lost. A newer one replaces it.
     pub fn configure(&mut self, config: InnerConfig) {
         self.config.serial = self.config.serial.wrapping_add(1);
+        self.inner_mtu = usize::from(config.mtu);
         self.config.unacknowledged = Some(config);
+        self.retries.config.stop();
+        self.limit_datagrams();
         if self.state == State::Open {
             self.send_config();
         }
@@ -38,8 +41,18 @@ impl Session {
     /// Asks on every confirmed lane whether the other end is there, without waiting for the
     /// keepalive: to be called when the host's network has changed.
     pub fn probe(&mut self) {
+        if self.state != State::Open {
+            return;
+        }
         let lanes: Vec<LaneId> = self.lanes().collect();
         for lane in lanes {
+            self.queue(Route::Lane(lane), Message::Ping);
+        }
+    }
+
+    /// Asks on one lane whether the other end is there.
+    pub fn ping(&mut self, lane: LaneId) {
+        if self.state == State::Open {
             self.queue(Route::Lane(lane), Message::Ping);
         }
     }
@@ -59,6 +72,8 @@ impl Session {
             (Control::Config { serial, config }, Role::Initiator) => {
                 if self.config.received != Some(*serial) {
                     self.config.received = Some(*serial);
+                    self.inner_mtu = usize::from(config.mtu);
+                    self.limit_datagrams();
                     self.report(SessionEvent::Configured(config.clone()));
                 }
                 self.queue(Route::Best, Message::ConfigOk { serial: *serial });
@@ -66,6 +81,7 @@ impl Session {
             (Control::ConfigOk { serial }, Role::Responder) => {
                 if *serial == self.config.serial {
                     self.config.unacknowledged = None;
+                    self.retries.config.stop();
                 }
             }
             (Control::Close { reason }, _) => {
@@ -101,6 +117,15 @@ impl Session {
                 Role::Responder,
             )
             | (
+                // Those that may come on a datagram lane are dealt with there.
+                Control::PathChallenge { .. }
+                | Control::PathResponse { .. }
+                | Control::Part { .. }
+                | Control::Probe { .. }
+                | Control::ProbeOk { .. },
+                _,
+            )
+            | (
                 Control::ConfigOk { .. } | Control::RekeyInit { .. } | Control::JoinEcho { .. },
                 Role::Initiator,
             ) => {
@@ -116,7 +141,10 @@ impl Session {
         let micros = self.micros(now);
         let lane = &mut self.lanes[index];
         match lane.rtt.handle_pong(time, micros) {
-            Some(rtt) => self.schedule.on_rtt(now, lane.id, rtt),
+            Some(rtt) => {
+                lane.liveness.handle_rtt(rtt);
+                self.schedule.on_rtt(now, lane.id, rtt);
+            }
             None => self.stats.drops.stray_answers += 1,
         }
     }

@@ -1,7 +1,10 @@
 //! Why a frame was not sealed or opened, and how much ends with it.
 
 use super::state::MAX_LANES;
-use crate::wire::{CloseReason, ControlError, InnerType, LaneId, SealedFormatError, SessionId};
+use crate::proto::replay::Replayed;
+use crate::wire::{
+    CloseReason, ControlError, DatagramFormatError, InnerType, LaneId, SealedFormatError, SessionId,
+};
 
 /// Why a packet was not sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +30,14 @@ pub enum SealError {
     Lane {
         /// Which.
         lane: LaneId,
+    },
+    /// A packet is longer than a datagram of this lane takes: it is to go in two pieces.
+    #[error("datagram of {len} bytes on a lane that takes {most}")]
+    TooLong {
+        /// Bytes it would have.
+        len: usize,
+        /// The most it may.
+        most: usize,
     },
     /// The epoch has sealed all it may, and no rekey has come about.
     #[error("epoch {epoch} has sealed all it may")]
@@ -69,6 +80,18 @@ pub enum OpenError {
         /// The least that would do.
         least: u64,
     },
+    /// The bytes are no datagram of a session.
+    #[error(transparent)]
+    Datagram(#[from] DatagramFormatError),
+    /// A datagram's counter came before, or too long ago to tell.
+    #[error("datagram: {0}")]
+    Replayed(#[from] Replayed),
+    /// A datagram's seal does not open. Anybody can send one.
+    #[error("the datagram does not open ({failed} in this epoch)")]
+    Forged {
+        /// Failed opens in this epoch so far.
+        failed: u64,
+    },
     /// The seal does not open: not from the peer, or changed on the way.
     #[error("the frame does not open ({failed} in this epoch)")]
     Seal {
@@ -96,8 +119,8 @@ pub enum OpenError {
         /// Which.
         found: SessionId,
     },
-    /// A Join with a lane id that is not new: a replay.
-    #[error("join with lane {found}, above {highest} is due")]
+    /// A Join with a lane id that is not new, or too far below the highest to tell: a replay.
+    #[error("join with lane {found}, which is not new ({highest} was)")]
     LaneId {
         /// The one it names.
         found: LaneId,
@@ -119,7 +142,10 @@ impl OpenError {
             | Self::Lane { .. }
             | Self::Session { .. }
             | Self::LaneId { .. }
-            | Self::TooManyLanes => Scope::Frame,
+            | Self::TooManyLanes
+            | Self::Datagram(_)
+            | Self::Replayed(_)
+            | Self::Forged { .. } => Scope::Frame,
             // On a stream nothing is lost or changed by accident: somebody meddles, or the peer
             // is broken. Either way the next frame is worth no more.
             Self::Format(_) | Self::Counter { .. } | Self::Seal { .. } => Scope::Lane,

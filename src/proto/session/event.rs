@@ -18,6 +18,14 @@ pub enum SessionEvent {
     /// Nobody answered on a lane: close its connection and call
     /// [`Session::remove_lane`](super::Session::remove_lane).
     LaneDead(LaneId),
+    /// Nobody answers on a datagram lane, for a second or so: it may be worth trying another. It is
+    /// still asked, and sent on.
+    LaneSilent(LaneId),
+    /// A datagram lane that was silent is not any more.
+    LaneHeard(LaneId),
+    /// A datagram lane goes to another address from now: what was known of its rate and delay is
+    /// not known any more.
+    LaneMoved(LaneId),
     /// The other end closed the session.
     PeerClosed(CloseReason),
 }

@@ -6,7 +6,7 @@ use super::error::OpenError;
 use super::event::SessionEvent;
 use super::state::{MAX_LANES, Session, State};
 use crate::proto::keys::Role;
-use crate::proto::lane::{Lane, LaneKind, LaneState};
+use crate::proto::lane::{Lane, LaneState};
 use crate::proto::liveness::Due;
 use crate::proto::outbox::{Message, Route};
 use crate::proto::timers::Timer;
@@ -25,13 +25,7 @@ impl Session {
             return None;
         }
         let lane = LaneId(self.highest_lane.0.checked_add(1)?);
-        let mut joining = Lane::new(
-            now,
-            lane,
-            LaneKind::Stream,
-            LaneState::Joining,
-            self.settings.liveness,
-        );
+        let mut joining = Lane::new(now, lane, LaneState::Joining, self.settings.liveness);
         let epoch = self.epochs.current();
         let counter = joining.next_counter(epoch.number);
         let mut frame = vec![0; JOIN_LEN];
@@ -54,7 +48,7 @@ impl Session {
         );
         epoch.usage.add(JOIN_LEN);
         joining.liveness.handle_ping_sent(now);
-        self.highest_lane = lane;
+        self.take_lane_id(lane);
         self.lanes.push(joining);
         self.arm_liveness(self.lanes.len() - 1);
         Some((lane, frame))
@@ -101,12 +95,7 @@ impl Session {
                 kind: InnerType::Join,
             });
         }
-        if header.lane <= self.highest_lane {
-            return Err(OpenError::LaneId {
-                found: header.lane,
-                highest: self.highest_lane,
-            });
-        }
+        self.check_lane_id(header.lane)?;
         let (epoch, which) = self.epochs.find(header.epoch).ok_or(OpenError::Epoch {
             found: header.epoch,
         })?;
@@ -134,9 +123,9 @@ impl Session {
         let challenge = self.generator.array();
         let state = LaneState::Challenged { challenge };
         let limits = self.settings.liveness;
-        let mut lane = Lane::new(now, header.lane, LaneKind::Stream, state, limits);
+        let mut lane = Lane::new(now, header.lane, state, limits);
         lane.accept_counter(number, 0);
-        self.highest_lane = header.lane;
+        self.take_lane_id(header.lane);
         self.lanes.push(lane);
         let index = self.lanes.len() - 1;
         self.handle_opened(now, index, which, frame.len());
@@ -159,6 +148,11 @@ impl Session {
                 self.confirm_lane(now, index);
                 Ok(())
             }
+            // It came again, so its echo was lost.
+            LaneState::Confirmed if self.lanes[index].lossy.is_some() => {
+                self.queue(Route::Lane(lane), Message::JoinEcho { challenge });
+                Ok(())
+            }
             LaneState::Unproven
             | LaneState::Challenged { .. }
             | LaneState::Confirmed
@@ -168,10 +162,39 @@ impl Session {
         }
     }
 
+    /// Whether a lane id was never taken. Joins over several lanes overtake each other, so it need
+    /// not be the highest.
+    pub(super) fn check_lane_id(&self, lane: LaneId) -> Result<(), OpenError> {
+        let taken = match self.highest_lane.0.checked_sub(lane.0) {
+            None => false,
+            Some(below) => below >= u64::BITS || self.lanes_taken & (1 << below) != 0,
+        };
+        match taken {
+            false => Ok(()),
+            true => Err(OpenError::LaneId {
+                found: lane,
+                highest: self.highest_lane,
+            }),
+        }
+    }
+
+    pub(super) fn take_lane_id(&mut self, lane: LaneId) {
+        match lane.0.checked_sub(self.highest_lane.0) {
+            Some(above) => {
+                self.lanes_taken = self.lanes_taken.checked_shl(above).unwrap_or(0) | 1;
+                self.highest_lane = lane;
+            }
+            None => {
+                let below = self.highest_lane.0 - lane.0;
+                self.lanes_taken |= 1u64.checked_shl(below).unwrap_or(0);
+            }
+        }
+    }
+
     /// Makes room for another lane: dead ones go first, then the oldest that is not confirmed,
     /// since a client that joins again has given up on its earlier tries. `false` if all are
     /// confirmed.
-    fn make_room(&mut self, now: Instant) -> bool {
+    pub(super) fn make_room(&mut self, now: Instant) -> bool {
         if self.lanes.len() >= MAX_LANES {
             self.lanes.retain(|lane| !lane.is_dead());
         }
@@ -190,6 +213,11 @@ impl Session {
     pub(super) fn confirm_lane(&mut self, now: Instant, index: usize) {
         let lane = &mut self.lanes[index];
         lane.state = LaneState::Confirmed;
+        if let Some(lossy) = &mut lane.lossy {
+            lossy.retry.stop();
+            lossy.mtu.begin();
+            lane.liveness.quicken();
+        }
         let (id, kind) = (lane.id, lane.kind);
         self.schedule.on_lane_up(now, id, kind);
         self.report(SessionEvent::LaneConfirmed(id));
@@ -227,8 +255,17 @@ impl Session {
                 continue;
             }
             let id = lane.id;
-            match lane.liveness.poll(now) {
+            match lane.liveness.poll(now, self.speaks_elsewhere(id)) {
                 Due::Nothing => {}
+                Due::Silent => {
+                    let lane = &mut self.lanes[index];
+                    lane.liveness.handle_silent();
+                    if let Some(lossy) = &mut lane.lossy {
+                        lossy.mtu.handle_silence();
+                    }
+                    self.stats.lanes_silent += 1;
+                    self.report(SessionEvent::LaneSilent(id));
+                }
                 Due::Ping => {
                     self.queue(Route::Lane(id), Message::Ping);
                     self.lanes[index].liveness.handle_ping_sent(now);
@@ -241,14 +278,26 @@ impl Session {
             }
         }
         let living = self.lanes.iter().filter(|lane| !lane.is_dead());
-        if let Some(deadline) = living.map(|lane| lane.liveness.deadline()).min() {
+        let deadlines = living.map(|lane| {
+            let elsewhere = self.speaks_elsewhere(lane.id);
+            lane.liveness.deadline(elsewhere)
+        });
+        if let Some(deadline) = deadlines.min() {
             self.timers.set(Timer::Liveness, deadline);
         }
     }
 
     pub(super) fn arm_liveness(&mut self, index: usize) {
-        let deadline = self.lanes[index].liveness.deadline();
+        let elsewhere = self.speaks_elsewhere(self.lanes[index].id);
+        let deadline = self.lanes[index].liveness.deadline(elsewhere);
         self.timers.set_earlier(Timer::Liveness, deadline);
+    }
+
+    /// Whether the session has another lane that is confirmed and not silent.
+    fn speaks_elsewhere(&self, lane: LaneId) -> bool {
+        self.lanes
+            .iter()
+            .any(|other| other.id != lane && other.is_confirmed() && !other.liveness.is_silent())
     }
 
     pub(super) fn lane_index(&self, lane: LaneId) -> Option<usize> {

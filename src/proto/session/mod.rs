@@ -10,15 +10,21 @@
 //! | `open` | frames into packets, through epoch, counter, seal and source number |
 //! | `control` | control frames to whom they concern; configuration; close |
 //! | `lanes` | join, challenge, echo, ping, death |
+//! | `datagram` | seal and open where the pipe loses, delays and copies |
+//! | `paths` | datagram lanes: join, path validation, path MTU |
+//! | `retries` | control frames that are said again until they are answered |
 //! | `rekeying` | the rekey handshake and the change of epochs |
 //! | `event`, `error` | what the driver is told |
 
 mod control;
+mod datagram;
 mod error;
 mod event;
 mod lanes;
 mod open;
+mod paths;
 mod rekeying;
+mod retries;
 mod seal;
 mod state;
 #[cfg(test)]
@@ -27,5 +33,5 @@ mod tests;
 pub use error::{OpenError, Scope, SealError};
 pub use event::SessionEvent;
 pub use open::Opened;
-pub(super) use state::Agreement;
+pub(super) use state::{Agreement, FirstLane};
 pub use state::{MAX_LANES, Session, Settings};

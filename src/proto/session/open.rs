@@ -10,7 +10,6 @@ use super::event::SessionEvent;
 use super::state::{Session, State};
 use crate::proto::epoch::Which;
 use crate::proto::lane::LaneState;
-use crate::proto::replay::Replayed;
 use crate::wire::{
     CloseReason, Control, InnerType, LaneId, PACKET_HEADER_LEN, PACKET_HEADROOM, PacketHeader,
     SEALED_HEADER_LEN, SealedFormatError, SealedHeader, TAG_LEN, is_skippable, nonce,
@@ -29,7 +28,7 @@ impl Session {
     ) -> Result<Opened, OpenError> {
         let result = self.open_frame(now, lane, frame);
         if let Err(error) = &result {
-            self.handle_open_error(now, lane, error);
+            self.handle_open_error(now, Some(lane), error);
         }
         result
     }
@@ -108,9 +107,13 @@ impl Session {
     /// What every frame that opens means, whatever is in it.
     pub(super) fn handle_opened(&mut self, now: Instant, index: usize, which: Which, len: usize) {
         let lane = &mut self.lanes[index];
-        lane.liveness.handle_received(now);
+        let id = lane.id;
+        let was_silent = lane.liveness.handle_received(now);
         lane.stats.frames_opened += 1;
         lane.stats.bytes_opened += len as u64;
+        if was_silent {
+            self.report_heard(id);
+        }
         self.handle_epoch_used(now, which);
         self.handle_client_proven();
         match self.lanes[index].state {
@@ -141,46 +144,50 @@ impl Session {
             drops.malformed_packets += 1;
             return Opened::Skipped;
         }
-        match self.sources.take(header.source) {
-            Ok(()) => {}
-            Err(Replayed::Seen { .. }) => {
-                drops.duplicate_packets += 1;
-                return Opened::Skipped;
-            }
-            Err(Replayed::TooOld { .. }) => {
-                drops.stale_packets += 1;
-                return Opened::Skipped;
-            }
+        if !self.take_source(header.source, len) {
+            return Opened::Skipped;
         }
-        self.stats.packets_opened += 1;
-        self.stats.packet_bytes_opened += len as u64;
         Opened::Packet {
+            number: header.source,
+            kept: false,
             range: PACKET_HEADROOM..PACKET_HEADROOM + len,
             offload: header.offload,
         }
     }
 
-    pub(super) fn handle_open_error(&mut self, now: Instant, lane: LaneId, error: &OpenError) {
+    /// `lane` is the one that ends if not only the frame does: none for a datagram, which anybody
+    /// may have sent.
+    pub(super) fn handle_open_error(
+        &mut self,
+        now: Instant,
+        lane: Option<LaneId>,
+        error: &OpenError,
+    ) {
         let drops = &mut self.stats.drops;
         match error {
             OpenError::Closed { .. } => drops.after_close += 1,
             OpenError::Format(_) => drops.malformed_frames += 1,
             OpenError::Lane { .. } => drops.unknown_lane += 1,
             OpenError::Epoch { .. } => drops.unknown_epoch += 1,
-            OpenError::Counter { .. } => drops.replayed_counter += 1,
-            OpenError::Seal { .. } => drops.failed_opens += 1,
+            OpenError::Datagram(_) => drops.malformed_frames += 1,
+            OpenError::Counter { .. } | OpenError::Replayed(_) => drops.replayed_counter += 1,
+            OpenError::Seal { .. } | OpenError::Forged { .. } => drops.failed_opens += 1,
             OpenError::UnknownType { .. } => drops.unknown_frames += 1,
             OpenError::Control(_) | OpenError::Misplaced { .. } => drops.bad_control += 1,
             OpenError::Session { .. } | OpenError::LaneId { .. } | OpenError::TooManyLanes => {}
         }
-        if let OpenError::Seal { failed } = error
+        if let OpenError::Seal { failed } | OpenError::Forged { failed } = error
             && *failed >= self.settings.rekey.failed_opens
         {
             self.close(now, CloseReason::ProtocolError);
         }
         match error.scope() {
             Scope::Frame => {}
-            Scope::Lane => self.kill_lane(now, lane),
+            Scope::Lane => {
+                if let Some(lane) = lane {
+                    self.kill_lane(now, lane);
+                }
+            }
             Scope::Session => self.close(now, CloseReason::ProtocolError),
         }
     }
@@ -191,10 +198,24 @@ impl Session {
 pub enum Opened {
     /// A packet, for the first time.
     Packet {
+        /// Its source number.
+        number: u64,
+        /// Whether the other end keeps it, and those around it, for repair.
+        kept: bool,
         /// Where in the frame it now is, in the clear.
         range: Range<usize>,
         /// Segmentation and checksum the sender left undone: a claim to check before use.
         offload: Offload,
+    },
+    /// Parity over packets, on a datagram lane.
+    Repair {
+        /// Where in the datagram its body now is, in the clear.
+        range: Range<usize>,
+    },
+    /// What the other end received on a datagram lane.
+    Report {
+        /// Where in the datagram its body now is, in the clear.
+        range: Range<usize>,
     },
     /// A control frame; the session has dealt with it.
     Control,
@@ -202,7 +223,7 @@ pub enum Opened {
     Skipped,
 }
 
-const fn is_reserved(kind: InnerType) -> bool {
+pub(super) const fn is_reserved(kind: InnerType) -> bool {
     match kind {
         InnerType::Enrol
         | InnerType::FlowOpen
@@ -223,6 +244,11 @@ const fn is_reserved(kind: InnerType) -> bool {
         | InnerType::RekeyInit
         | InnerType::RekeyReply
         | InnerType::JoinOk
-        | InnerType::JoinEcho => false,
+        | InnerType::JoinEcho
+        | InnerType::PathChallenge
+        | InnerType::PathResponse
+        | InnerType::Part
+        | InnerType::Probe
+        | InnerType::ProbeOk => false,
     }
 }

@@ -7,6 +7,7 @@ use crate::proto::epoch::{Which, overlap};
 use crate::proto::keys::Role;
 use crate::proto::lane::Lane;
 use crate::proto::outbox::{Message, Route};
+use crate::proto::rekey::RekeyAnswer;
 use crate::proto::timers::Timer;
 
 impl Session {
@@ -35,6 +36,7 @@ impl Session {
                 let Ok(message) = self.rekey.start(number, &mut self.generator) else {
                     return;
                 };
+                self.retries.rekey.stop();
                 self.queue(
                     Route::Best,
                     Message::RekeyInit {
@@ -65,15 +67,21 @@ impl Session {
         let answer = self
             .rekey
             .handle_init(now, number, low_byte, message, &mut self.generator);
-        let Some((reply, secrets)) = answer else {
-            self.stats.drops.stray_rekeys += 1;
-            return;
+        let reply = match answer {
+            Some(RekeyAnswer::New { reply, secrets }) => {
+                self.epochs
+                    .propose(now, secrets.derive(self.aead, self.role));
+                for lane in &mut self.lanes {
+                    lane.reset_counters(number);
+                }
+                reply
+            }
+            Some(RekeyAnswer::Again { reply }) => reply,
+            None => {
+                self.stats.drops.stray_rekeys += 1;
+                return;
+            }
         };
-        self.epochs
-            .propose(now, secrets.derive(self.aead, self.role));
-        for lane in &mut self.lanes {
-            lane.reset_counters(number);
-        }
         self.timers.stop(Timer::RekeyRetry);
         self.queue(
             Route::Best,
@@ -98,6 +106,7 @@ impl Session {
 
     pub(super) fn handle_new_epoch(&mut self) {
         self.rekey.reset();
+        self.retries.rekey.stop();
         self.timers.stop(Timer::RekeyRetry);
         self.timers.stop(Timer::FormerEpoch);
         self.arm_rekey();

@@ -6,18 +6,21 @@ use adit_netstack::Offload;
 
 use super::error::SealError;
 use super::state::{Session, State};
+use crate::proto::lane::LaneKind;
 use crate::proto::outbox::{Message, Route};
 use crate::proto::schedule::PacketMeta;
 use crate::wire::{
-    InnerType, LENGTH_LEN, LaneId, MAX_FRAME, PACKET_HEADROOM, PacketHeader, SEALED_HEADER_LEN,
-    SealedHeader, TAG_LEN, TAILROOM, nonce,
+    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_OVERHEAD, InnerType, LENGTH_LEN, LaneId, MAX_FRAME,
+    PACKET_HEADROOM, PacketHeader, SEALED_HEADER_LEN, SealedHeader, TAG_LEN, TAILROOM, nonce,
 };
 
 impl Session {
     /// Seals a packet into a whole frame, in place, for a confirmed lane.
     ///
     /// `buf` is [`PACKET_HEADROOM`] bytes of room, the packet, and [`TAILROOM`] bytes of room; all
-    /// of it is the frame afterwards. On an error nothing may be sent.
+    /// of it is the frame afterwards. On an error nothing may be sent. On a datagram lane the room
+    /// in front is [`DATAGRAM_PACKET_HEADROOM`](crate::wire::DATAGRAM_PACKET_HEADROOM) bytes, and
+    /// the packet a wire packet: it goes at once, with the next source number.
     ///
     /// # Errors
     /// [`SealError`], with what stands in the way.
@@ -28,11 +31,6 @@ impl Session {
         buf: &mut [u8],
         offload: Offload,
     ) -> Result<(), SealError> {
-        let len = buf
-            .len()
-            .checked_sub(PACKET_HEADROOM + TAILROOM)
-            .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
-            .ok_or(SealError::Length { len: buf.len() })?;
         match self.state {
             State::Open => {}
             State::Unconfirmed => return Err(SealError::Unconfirmed),
@@ -42,6 +40,21 @@ impl Session {
             .lane_index(lane)
             .filter(|index| self.lanes[*index].is_confirmed())
             .ok_or(SealError::Lane { lane })?;
+        match self.lanes[index].kind {
+            LaneKind::Stream => {}
+            LaneKind::Datagram => {
+                self.seal_source(now, lane, self.next_source, buf, offload)?;
+                self.next_source += 1;
+                self.stats.packets_sealed += 1;
+                self.stats.packet_bytes_sealed += (buf.len() - DATAGRAM_PACKET_OVERHEAD) as u64;
+                return Ok(());
+            }
+        }
+        let len = buf
+            .len()
+            .checked_sub(PACKET_HEADROOM + TAILROOM)
+            .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
+            .ok_or(SealError::Length { len: buf.len() })?;
         let epoch = self.epochs.current_ref();
         if self.settings.rekey.is_spent(epoch) {
             let epoch = epoch.number;
@@ -116,11 +129,29 @@ impl Session {
         time: u64,
         out: &mut Vec<u8>,
     ) -> Result<(), SealError> {
-        out.resize(SEALED_HEADER_LEN, 0);
-        message.write(time, out);
-        out.resize(out.len() + TAG_LEN, 0);
-        self.seal(now, index, out)?;
+        match (self.lanes[index].kind, message) {
+            (LaneKind::Datagram, Message::Join) => {
+                let exhausted = SealError::Exhausted {
+                    epoch: self.epoch(),
+                };
+                self.seal_join(index, out).ok_or(exhausted)?;
+            }
+            (kind, _) => {
+                match kind {
+                    LaneKind::Stream => {
+                        out.resize(SEALED_HEADER_LEN, 0);
+                        message.write(time, out);
+                    }
+                    LaneKind::Datagram => self.write_control_datagram(index, message, time, out),
+                }
+                out.resize(out.len() + TAG_LEN, 0);
+                self.seal(now, index, out)?;
+            }
+        }
         self.stats.control_sealed += 1;
+        if self.lanes[index].kind == LaneKind::Datagram {
+            self.note_sent(now, index, message);
+        }
         let lane = &mut self.lanes[index];
         if let Message::Ping = message {
             lane.rtt.handle_ping(time);
@@ -133,14 +164,17 @@ impl Session {
     }
 
     /// Seals bytes of any kind, as a peer that has the keys and no manners could: for fuzzing.
-    pub(crate) fn seal_inside(
+    pub(crate) fn seal_anything(
         &mut self,
         now: Instant,
         lane: LaneId,
         inside: &[u8],
     ) -> Option<Vec<u8>> {
         let index = self.lane_index(lane)?;
-        let mut frame = vec![0; SEALED_HEADER_LEN];
+        let mut frame = match self.lanes[index].kind {
+            LaneKind::Stream => vec![0; SEALED_HEADER_LEN],
+            LaneKind::Datagram => vec![0; DATAGRAM_HEADER_LEN],
+        };
         frame.extend_from_slice(inside);
         frame.resize(frame.len() + TAG_LEN, 0);
         self.seal(now, index, &mut frame).ok()?;
@@ -155,6 +189,10 @@ impl Session {
         frame: &mut [u8],
     ) -> Result<(), SealError> {
         let lane = &mut self.lanes[index];
+        match lane.kind {
+            LaneKind::Stream => {}
+            LaneKind::Datagram => return self.seal_datagram(now, index, frame),
+        }
         let epoch = self.epochs.current();
         if self.settings.rekey.is_over(epoch) {
             return Err(SealError::Exhausted {

@@ -1,23 +1,29 @@
 //! What a session holds, and what can be asked of it.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::control::ConfigExchange;
 use super::event::{Events, SessionEvent};
+use super::retries::Retries;
 use crate::proto::aead::AeadKind;
 use crate::proto::epoch::{Epoch, Epochs};
 use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
 use crate::proto::keys::{EpochKeys, Role};
-use crate::proto::lane::{Lane, LaneKind, LaneState};
+use crate::proto::lane::{Lane, LaneState};
 use crate::proto::liveness::LivenessLimits;
 use crate::proto::outbox::Outbox;
+use crate::proto::path::DatagramPath;
+use crate::proto::pieces::{Parts, Pieces};
 use crate::proto::random::Generator;
 use crate::proto::rekey::{Credentials, Rekey, RekeyLimits};
 use crate::proto::replay::ReplayWindow;
 use crate::proto::schedule::{PassThrough, Schedule};
 use crate::proto::stats::{LaneStats, Stats};
 use crate::proto::timers::{Timer, Timers};
-use crate::wire::{CloseReason, HandshakeKind, INSTANCE_LEN, LaneId, SessionId};
+use crate::wire::{
+    CloseReason, DEFAULT_MTU, HandshakeKind, INSTANCE_LEN, LaneId, PATH_CHALLENGE_LEN, SessionId,
+};
 
 /// A session. Both roles are this one type.
 ///
@@ -37,6 +43,8 @@ pub struct Session {
     pub(super) generator: Generator,
     pub(super) lanes: Vec<Lane>,
     pub(super) highest_lane: LaneId,
+    /// Which of the 64 lane ids from the highest down were taken, the highest in the lowest bit.
+    pub(super) lanes_taken: u64,
     pub(super) next_source: u64,
     pub(super) sources: ReplayWindow,
     pub(super) config: ConfigExchange,
@@ -45,6 +53,14 @@ pub struct Session {
     pub(super) timers: Timers,
     pub(super) schedule: Box<dyn Schedule>,
     pub(super) stats: Stats,
+    /// Packets in pieces, and control frames in parts.
+    pub(super) pieces: Pieces,
+    pub(super) parts: Parts,
+    pub(super) next_part: u8,
+    pub(super) retries: Retries,
+    /// Path challenges to be answered, and by which path.
+    pub(super) path_answers: VecDeque<(LaneId, DatagramPath, [u8; PATH_CHALLENGE_LEN])>,
+    pub(super) inner_mtu: usize,
 }
 
 impl Session {
@@ -64,6 +80,7 @@ impl Session {
             keys,
             settings,
             generator,
+            first_lane,
         } = agreement;
         let aead_number = aead.byte();
         let rekey = Rekey::new(Credentials {
@@ -80,13 +97,13 @@ impl Session {
             Role::Initiator => (State::Open, LaneState::Joining),
             Role::Responder => (State::Unconfirmed, LaneState::Unproven),
         };
-        let mut first = Lane::new(
-            now,
-            LaneId::FIRST,
-            LaneKind::Stream,
-            lane_state,
-            settings.liveness,
-        );
+        let limits = settings.liveness;
+        let mut first = match first_lane {
+            FirstLane::Stream => Lane::new(now, LaneId::FIRST, lane_state, limits),
+            FirstLane::Datagram(path) => {
+                Lane::datagram(now, LaneId::FIRST, path, lane_state, limits)
+            }
+        };
         if role == Role::Responder {
             // A client that is real pings at once.
             first.liveness.handle_ping_sent(now);
@@ -105,6 +122,7 @@ impl Session {
             generator,
             lanes: vec![first],
             highest_lane: LaneId::FIRST,
+            lanes_taken: 1,
             next_source: 0,
             sources: ReplayWindow::default(),
             config: ConfigExchange::default(),
@@ -113,7 +131,14 @@ impl Session {
             timers: Timers::default(),
             schedule: Box::new(PassThrough::default()),
             stats: Stats::default(),
+            pieces: Pieces::default(),
+            parts: Parts::default(),
+            next_part: 0,
+            retries: Retries::default(),
+            path_answers: VecDeque::new(),
+            inner_mtu: usize::from(DEFAULT_MTU),
         };
+        session.limit_datagrams();
         session.arm_liveness(0);
         session.arm_rekey();
         if role == Role::Initiator {
@@ -145,6 +170,9 @@ impl Session {
                     }
                 }
                 Timer::FormerEpoch => self.epochs.erase_former(),
+                Timer::Retry => self.check_retries(now),
+                // Only says that Session::poll_probe has something.
+                Timer::Probe => {}
             }
         }
     }
@@ -255,6 +283,8 @@ impl Session {
         self.state = State::Closed { reason };
         self.outbox.retain(|_| false);
         self.timers.stop_all();
+        self.stop_retries();
+        self.path_answers.clear();
         self.rekey.reset();
     }
 
@@ -299,6 +329,16 @@ pub(in crate::proto) struct Agreement {
     pub(in crate::proto) keys: EpochKeys,
     pub(in crate::proto) settings: Settings,
     pub(in crate::proto) generator: Generator,
+    pub(in crate::proto) first_lane: FirstLane,
+}
+
+/// What the handshake ran over.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proto) enum FirstLane {
+    /// A connection.
+    Stream,
+    /// Datagrams.
+    Datagram(DatagramPath),
 }
 
 /// Where a session stands.

@@ -35,6 +35,9 @@ pub struct EchoSockets {
     by_client: HashMap<(IpAddr, u16, bool), usize>,
     echoes: Slab<Echo>,
     ready: Arc<ReadySet>,
+    /// The message that is being sent.
+    message: Vec<u8>,
+    scratch: Vec<u8>,
     sweep: Option<Instant>,
     stats: EchoStats,
 }
@@ -65,6 +68,8 @@ impl EchoSockets {
             by_client: HashMap::new(),
             echoes: Slab::new(),
             ready: ReadySet::new(),
+            message: Vec::new(),
+            scratch: Vec::new(),
             sweep: None,
             stats: EchoStats::default(),
         }
@@ -99,17 +104,18 @@ impl EchoSockets {
             return;
         };
         echo.last_used = now;
-        let mut message = Vec::with_capacity(ICMP_HEADER + payload.len());
         let kind = if origin.is_ipv4() {
             REQUEST_V4
         } else {
             REQUEST_V6
         };
         // Checksum and identifier are the kernel's to fill in.
+        let message = &mut self.message;
+        message.clear();
         message.extend_from_slice(&[kind, 0, 0, 0, 0, 0]);
         message.extend_from_slice(&sequence.to_be_bytes());
         message.extend_from_slice(payload);
-        match send(&echo.socket, &message, SocketAddr::new(origin, 0)) {
+        match send(&echo.socket, message, SocketAddr::new(origin, 0)) {
             Ok(_) => self.stats.requests += 1,
             Err(_) => self.stats.send_failed += 1,
         }
@@ -138,7 +144,8 @@ impl EchoSockets {
             };
             any = true;
             echo.notice.taken();
-            let mut scratch = vec![0u8; MAX_MESSAGE];
+            // Replies are read here first: their length is not known before.
+            self.scratch.resize(MAX_MESSAGE, 0);
             let mut wake = Context::from_waker(&echo.waker);
             let mut errors = 0;
             for turn in 1..=REPLIES_PER_TURN {
@@ -146,7 +153,7 @@ impl EchoSockets {
                     echo.notice.queue();
                     break;
                 }
-                let mut buffer = ReadBuf::new(&mut scratch);
+                let mut buffer = ReadBuf::new(&mut self.scratch);
                 let from = match echo.socket.poll_recv_from(&mut wake, &mut buffer) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(from)) => Some(from),
@@ -197,6 +204,10 @@ impl EchoSockets {
             }
             keep
         });
+        if self.echoes.is_empty() {
+            self.message = Vec::new();
+            self.scratch = Vec::new();
+        }
         self.sweep = self
             .echoes
             .iter()
@@ -269,3 +280,118 @@ const REQUEST_V4: u8 = 8;
 const REPLY_V4: u8 = 0;
 const REQUEST_V6: u8 = 128;
 const REPLY_V6: u8 = 129;
+
+#[cfg(test)]
+mod tests {
+    use adit_netstack::{Accept, Config, Offload};
+
+    use super::*;
+    use crate::io::tun::tests::host::{on_host, set_sysctl};
+
+    /// A lane that always has room.
+    #[derive(Default)]
+    struct Wire {
+        room: Vec<u8>,
+        packets: Vec<Vec<u8>>,
+    }
+
+    impl PacketSink for Wire {
+        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+            self.room.resize(len, 0);
+            Some(&mut self.room[..len])
+        }
+
+        fn commit(&mut self, len: usize, _: Offload) {
+            self.packets.push(self.room[..len].to_vec());
+        }
+    }
+
+    fn stack() -> Stack {
+        let config = Config {
+            accept: Accept::Any,
+            ..Config::default()
+        };
+        Stack::new(config, 1)
+    }
+
+    fn client(origin: IpAddr) -> IpAddr {
+        match origin {
+            IpAddr::V4(_) => IpAddr::from([10, 86, 0, 2]),
+            IpAddr::V6(_) => IpAddr::from([0xfd86, 0, 0, 0, 0, 0, 0, 2]),
+        }
+    }
+
+    /// Polls until so many replies have come.
+    async fn replies(echoes: &mut EchoSockets, now: Instant, count: usize) -> Vec<Vec<u8>> {
+        let (mut stack, mut wire) = (stack(), Wire::default());
+        let cx = Context::from_waker(Waker::noop());
+        while wire.packets.len() < count {
+            echoes.poll(&cx, now, &mut stack, &mut wire);
+            tokio::task::yield_now().await;
+        }
+        wire.packets
+    }
+
+    #[test]
+    fn ping_is_answered_with_its_own_identifier_sequence_number_and_payload() {
+        on_host(|| async {
+            set_sysctl("net/ipv4/ping_group_range", "0 0");
+            let now = Instant::now();
+            let mut echoes = EchoSockets::new();
+            for (origin, reply, header) in [("127.0.0.1", REPLY_V4, 20), ("::1", REPLY_V6, 40)] {
+                let origin: IpAddr = origin.parse().unwrap();
+                // Two pings of one client, and one of them again.
+                for (ident, payload) in [(7, &b"seven"[..]), (8, b"eight"), (7, &[5; 1000])] {
+                    echoes.send(now, client(origin), origin, ident, 0x0102, payload);
+                    let packet = replies(&mut echoes, now, 1).await.remove(0);
+                    let mut expected = vec![reply, 0, packet[header + 2], packet[header + 3]];
+                    expected.extend_from_slice(&[0, ident as u8, 1, 2]);
+                    expected.extend_from_slice(payload);
+                    assert_eq!(packet[header..], expected, "{origin}");
+                }
+            }
+            assert_eq!(echoes.echoes.len(), 4);
+            let stats = echoes.stats();
+            assert_eq!((stats.requests, stats.replies), (6, 6));
+        });
+    }
+
+    #[test]
+    fn sockets_are_64_at_most_and_end_after_30_s_without_a_request() {
+        on_host(|| async {
+            set_sysctl("net/ipv4/ping_group_range", "0 0");
+            let origin = IpAddr::from([127, 0, 0, 1]);
+            let start = Instant::now();
+            let mut echoes = EchoSockets::new();
+            for ident in 0..MAX_ECHOES as u16 + 1 {
+                echoes.send(start, client(origin), origin, ident, 1, b"x");
+            }
+            assert_eq!(echoes.stats().too_many, 1);
+            assert_eq!(
+                replies(&mut echoes, start, MAX_ECHOES).await.len(),
+                MAX_ECHOES
+            );
+            let later = start + ECHO_IDLE / 2;
+            echoes.send(later, client(origin), origin, 3, 2, b"x");
+            assert_eq!(echoes.poll_timeout(), Some(start + ECHO_IDLE));
+            echoes.handle_timeout(start + ECHO_IDLE);
+            assert_eq!(echoes.echoes.len(), 1, "the one that was used again");
+            assert_eq!(echoes.poll_timeout(), Some(later + ECHO_IDLE));
+            echoes.handle_timeout(later + ECHO_IDLE);
+            assert!(echoes.echoes.is_empty() && echoes.by_client.is_empty());
+            assert_eq!(echoes.poll_timeout(), None);
+        });
+    }
+
+    #[test]
+    fn request_without_permission_for_ping_sockets_is_dropped_and_counted() {
+        on_host(|| async {
+            set_sysctl("net/ipv4/ping_group_range", "1 0");
+            let origin = IpAddr::from([127, 0, 0, 1]);
+            let mut echoes = EchoSockets::new();
+            echoes.send(Instant::now(), client(origin), origin, 7, 1, b"x");
+            assert_eq!(echoes.stats().no_socket, 1);
+            assert_eq!((echoes.echoes.len(), echoes.poll_timeout()), (0, None));
+        });
+    }
+}

@@ -6,7 +6,7 @@ pub mod udp;
 
 use std::sync::Arc;
 
-use self::tun::TunEgress;
+use self::tun::{TunEgress, TunStats};
 
 /// Where a server's clients leave it.
 #[derive(Clone, Debug)]
@@ -15,4 +15,14 @@ pub enum Egress {
     Tun(Arc<TunEgress>),
     /// Through ordinary sockets, by each session's netstack.
     User,
+}
+
+impl Egress {
+    /// What was counted for all sessions together, where they share anything.
+    pub fn stats(&self) -> Option<&TunStats> {
+        match self {
+            Self::Tun(tun) => Some(tun.stats()),
+            Self::User => None,
+        }
+    }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use adit_netstack::{PacketSink, Stack};
 use slab::Slab;
+use socket2::{Domain, Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
@@ -231,9 +232,15 @@ impl Mapping {
             IpAddr::V6(_) => (&mut self.v6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
         };
         if slot.is_none() {
-            let socket = std::net::UdpSocket::bind((any, 0))?;
-            socket.set_nonblocking(true)?;
-            *slot = Some(UdpSocket::from_std(socket)?);
+            let address = SocketAddr::new(any, 0);
+            let domain = Domain::for_address(address);
+            let socket = Socket::new(domain, Type::DGRAM.nonblocking(), None)?;
+            if domain == Domain::IPV6 {
+                // Else it takes IPv4 datagrams too, and a client would get them from mapped addresses.
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&address.into())?;
+            *slot = Some(UdpSocket::from_std(socket.into())?);
         }
         slot.as_ref()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
@@ -406,6 +413,18 @@ mod tests {
             setting.mappings.ready.is_empty(),
             "all waits for the sockets"
         );
+    }
+
+    #[tokio::test]
+    async fn socket_for_ipv6_takes_no_ipv4() {
+        let mut setting = Setting::new();
+        let inner = SocketAddr::from(([0xfd86, 0, 0, 0, 0, 0, 0, 2], 1000));
+        let origin = SocketAddr::from((Ipv6Addr::LOCALHOST, 9));
+        setting.mappings.send(setting.now, inner, origin, b"ask");
+        let mapping = setting.mappings.mappings.get(0).unwrap();
+        let socket = mapping.v6.as_ref().unwrap();
+        assert!(socket2::SockRef::from(socket).only_v6().unwrap());
+        assert!(mapping.v4.is_none());
     }
 
     #[tokio::test]

@@ -161,16 +161,6 @@ impl Leases {
         self.end_use(owner, now, Hold::Left { since: now });
     }
 
-    /// Ends every lease of a client that may not connect any more.
-    pub fn forget_client(&mut self, key: &PublicKey) {
-        for instance in self.instances.get(key).cloned().unwrap_or_default() {
-            self.remove(&Owner {
-                key: *key,
-                instance,
-            });
-        }
-    }
-
     /// Ends leases that have been idle for too long, and the grace of those that were held before a restart.
     pub fn expire(&mut self, now: SystemTime) {
         while let Some((since, owner)) = self.idle.first().copied() {

@@ -360,16 +360,6 @@ fn a_clock_that_jumps_back_takes_no_lease_away() {
 }
 
 #[test]
-fn a_client_that_may_not_connect_any_more_loses_all() {
-    let mut leases = leases("10.86.0.0/24", &[]);
-    leases.acquire(at(0), owner(1, 1)).expect("a lease");
-    leases.acquire(at(0), owner(1, 2)).expect("a lease");
-    leases.acquire(at(0), owner(2, 1)).expect("a lease");
-    leases.forget_client(&owner(1, 1).key);
-    assert_eq!(leases.len(), 1);
-}
-
-#[test]
 fn changes_are_noticed_once() {
     let mut leases = leases("10.86.0.0/24", &[]);
     assert!(!leases.take_changed());
@@ -400,7 +390,6 @@ enum Step {
     Leave(u8, u8),
     Wait(u32),
     Restart,
-    Forget(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -410,7 +399,6 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1_u8..6, 1_u8..11).prop_map(|(client, instance)| Step::Leave(client, instance)),
         2 => (0_u32..50_000).prop_map(Step::Wait),
         1 => Just(Step::Restart),
-        1 => (1_u8..6).prop_map(Step::Forget),
     ]
 }
 
@@ -455,10 +443,6 @@ proptest! {
                     for (owner, (lease, _)) in held.drain() {
                         prop_assert_eq!(leases.lease(&owner), Some(lease));
                     }
-                }
-                Step::Forget(client) => {
-                    leases.forget_client(&PublicKey::from_bytes([client; 32]));
-                    held.retain(|owner, _| owner.key != PublicKey::from_bytes([client; 32]));
                 }
             }
             let mut seen = BTreeSet::new();

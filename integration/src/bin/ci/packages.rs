@@ -23,6 +23,9 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("mount", &[], "mount"),
     ("sysctl", &[], "procps"),
     ("strace", &[], "strace"),
+    ("tc", &[], "iproute2"),
+    ("linux.uml", &[], "user-mode-linux"),
+    ("modprobe", &[], "kmod"),
 ];
 
 /// Installs what is missing, and says what that is.

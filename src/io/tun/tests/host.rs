@@ -48,7 +48,7 @@ pub(super) fn skip(reason: &str) {
 }
 
 /// Runs a test on a host of its own, in a thread of its own with a runtime of its own.
-pub(super) fn on_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn on_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     if is_able() {
         let _no_child = PROCESSES.read().unwrap_or_else(PoisonError::into_inner);
         on_host_now(test);
@@ -255,7 +255,7 @@ pub(super) fn sysctl(key: &str) -> String {
         .to_owned()
 }
 
-pub(super) fn set_sysctl(key: &str, value: &str) {
+pub(crate) fn set_sysctl(key: &str, value: &str) {
     fs::write(Path::new("/proc/sys").join(key), value).unwrap();
 }
 

@@ -90,12 +90,25 @@ fn a_replayed_join_is_refused() {
 }
 
 #[test]
-fn a_join_overtaken_by_a_later_one_is_refused() {
-    let mut pair = Pair::confirmed(Settings::default());
-    let (_, early) = pair.client.join_frame(pair.now).unwrap();
-    let (late_lane, late) = pair.client.join_frame(pair.now).unwrap();
-    assert_eq!(pair.server.handle_join(pair.now, &late), Ok(late_lane));
-    assert!(pair.server.handle_join(pair.now, &early).is_err());
+fn a_join_overtaken_by_63_later_ones_is_taken_once_and_by_64_not_at_all() {
+    for (later, taken) in [(63, true), (64, false)] {
+        let mut pair = Pair::confirmed(Settings::default());
+        let (first, early) = pair.client.join_frame(pair.now).unwrap();
+        for _ in 0..later {
+            let (lane, late) = pair.client.join_frame(pair.now).unwrap();
+            assert_eq!(pair.server.handle_join(pair.now, &late), Ok(lane));
+            pair.run();
+            pair.client.remove_lane(pair.now, lane);
+            pair.server.remove_lane(pair.now, lane);
+        }
+        let refused = Err(OpenError::LaneId {
+            found: first,
+            highest: LaneId(1 + later),
+        });
+        let answer = pair.server.handle_join(pair.now, &early);
+        assert_eq!(answer, if taken { Ok(first) } else { refused });
+        assert_eq!(pair.server.handle_join(pair.now, &early), refused);
+    }
 }
 
 #[test]

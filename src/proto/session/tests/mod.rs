@@ -1,10 +1,12 @@
 //! Two sessions over an in-memory pipe, with virtual time.
 
+mod datagrams;
 mod hostile;
 mod joins;
 mod lanes;
 mod model;
 mod rekey;
+mod roaming;
 mod traffic;
 mod vectors;
 

@@ -164,7 +164,11 @@ impl World {
             match event {
                 SessionEvent::LaneDead(lane) => self.lose(lane),
                 SessionEvent::Confirmed | SessionEvent::LaneConfirmed(_) => {}
-                SessionEvent::Configured(_) | SessionEvent::PeerClosed(_) => panic!("{event:?}"),
+                SessionEvent::Configured(_)
+                | SessionEvent::PeerClosed(_)
+                | SessionEvent::LaneSilent(_)
+                | SessionEvent::LaneHeard(_)
+                | SessionEvent::LaneMoved(_) => panic!("{event:?}"),
             }
         }
     }

@@ -68,6 +68,8 @@ fn offload_metadata_arrives_as_it_was_sent() {
     assert_eq!(
         opened,
         Opened::Packet {
+            number: 0,
+            kept: false,
             range: 26..38,
             offload
         }
@@ -311,6 +313,9 @@ fn close_reaches_the_peer_with_its_reason_and_nothing_passes_after_it() {
     assert_eq!(pair.client.poll_timeout(), None);
     assert_eq!(pair.server.poll_timeout(), None);
     assert_eq!(pair.client.join_frame(pair.now), None);
+    pair.client.probe();
+    pair.drain();
+    assert!(pair.up.is_empty(), "only Close frames still leave");
 }
 
 #[test]

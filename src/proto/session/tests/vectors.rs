@@ -8,8 +8,10 @@ use zeroize::Zeroizing;
 use crate::proto::aead::{AeadKey, AeadKind};
 use crate::proto::keys::{EpochKeys, HandshakeSecrets, Role};
 use crate::wire::{
-    Control, InnerType, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, PacketHeader,
-    SEALED_HEADER_LEN, SealedHeader, SessionId, TAG_LEN, nonce,
+    Control, DATAGRAM_HEADER_LEN, DatagramHeader, DatagramPacketHeader, InnerType,
+    JOIN_DATAGRAM_HEADER_LEN, JOIN_DATAGRAM_LEN, JOIN_HEADER_LEN, JOIN_LEN, JoinDatagram,
+    JoinHeader, LaneId, PacketHeader, Piece, SEALED_HEADER_LEN, SealedHeader, SessionId, TAG_LEN,
+    nonce,
 };
 use adit_netstack::{Checksum, Gso, Offload};
 
@@ -46,6 +48,35 @@ const VECTORS: [(AeadKind, &str, &str, &str); 4] = [
         "0000002a04ff00000100000000004630ff41585ed3d835f5a17bb0a4cf189811dc71a3\
          078999e31f1895ccc3cf03",
         "0000001f0501112233445566778800000003144e315a430c1c3cb10b44d67d8969b706",
+    ),
+];
+
+/// AEAD, a ping of the client on lane 0, a packet of the server on lane 259, the tag of a Join, all in
+/// datagrams; in hexadecimal.
+const DATAGRAM_VECTORS: [(AeadKind, &str, &str, &str); 4] = [
+    (
+        AeadKind::Aes256Gcm,
+        "0401005566778800000002c697c8cb2be54a21f7bd8ff11cbfd0173cfd33d314fb32cee4",
+        "04ff035566778801000000d51bdbe0dd1ee95e7ffc625aeaa4467f5d93faa6b090d77b",
+        "423ac16d99bd8028e3388e9bb0e20b79",
+    ),
+    (
+        AeadKind::ChaCha20Poly1305,
+        "0401005566778800000002bc8fa36c927364d15405e399252df0c64d1029e24630052641",
+        "04ff035566778801000000b6550e3af292c3b3be95a37b0843442f46c84ecfba10e235",
+        "db5c3fa50dbdb5d9868bf5daa92c5d36",
+    ),
+    (
+        AeadKind::Aes128Gcm,
+        "04010055667788000000023146d2f0e406f32eb9486e0241e47ce9bddcc9c3e9e12a9489",
+        "04ff03556677880100000052b26980024fa9e1bfefd3f6e04a7e36175ca6398036db70",
+        "e6b5c8ed5673084b093fc18f261a0c68",
+    ),
+    (
+        AeadKind::XChaCha20Poly1305,
+        "04010055667788000000027b239c08d85909e66d61420fc3627768dbccc244f39c1514a8",
+        "04ff03556677880100000046c088359cd90d0a3766e3868b4ee6f2423ed4f2f5994bef",
+        "2208990d317f52f7281b8322dfd8c29c",
     ),
 ];
 
@@ -129,5 +160,70 @@ fn sealed_frames_are_these_bytes() {
         frame[JOIN_HEADER_LEN] = InnerType::Join.byte();
         let frame = finish(&client.seal, frame, JOIN_HEADER_LEN, nonce(lane, 0));
         assert_eq!(frame, join, "{aead} join");
+    }
+}
+
+#[test]
+fn sealed_datagrams_are_these_bytes() {
+    let session = SessionId(0x1122_3344_5566_7788);
+    let datagram = |key: &AeadKey, header: DatagramHeader, lane: LaneId, inside: &[u8]| {
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend_from_slice(inside);
+        bytes.resize(bytes.len() + TAG_LEN, 0);
+        let nonce = nonce(lane, u64::from(header.counter));
+        finish(key, bytes, DATAGRAM_HEADER_LEN, nonce)
+    };
+    for (aead, ping, packet, join) in DATAGRAM_VECTORS {
+        let client = keys(aead, Role::Initiator);
+        let server = keys(aead, Role::Responder);
+        let header = DatagramHeader {
+            epoch: 1,
+            lane: 0,
+            handle: session.handle(),
+            counter: 2,
+        };
+        let mut inside = Vec::new();
+        Control::Ping { time: 0x0102 }.write(&mut inside);
+        let made = datagram(&client.seal, header, LaneId::FIRST, &inside);
+        assert_eq!(made, ping, "{aead} ping");
+
+        let header = DatagramHeader {
+            epoch: 0xff,
+            lane: 3,
+            handle: session.handle(),
+            counter: 1 << 24,
+        };
+        let packet_header = DatagramPacketHeader {
+            source: 0x0102_0304,
+            checksum: Checksum::Partial,
+            kept: false,
+            piece: Piece::First,
+        };
+        let inside = [
+            &[InnerType::Packet.byte()][..],
+            &packet_header.to_bytes(),
+            &[0x45, 0],
+        ]
+        .concat();
+        let made = datagram(&server.seal, header, LaneId(0x0103), &inside);
+        assert_eq!(made, packet, "{aead} packet");
+
+        let lane = LaneId(3);
+        let mut bytes = JoinDatagram {
+            epoch: 1,
+            session,
+            lane,
+        }
+        .to_bytes()
+        .to_vec();
+        bytes.push(InnerType::Join.byte());
+        bytes.resize(JOIN_DATAGRAM_LEN, 0);
+        let made = finish(
+            &client.seal,
+            bytes,
+            JOIN_DATAGRAM_HEADER_LEN,
+            nonce(lane, 0),
+        );
+        assert_eq!(made[made.len() - 32..], *join, "{aead} join");
     }
 }

@@ -1,0 +1,145 @@
+//! The program over links that the kernel shapes: loss, delay and a rate, by `tc netem`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use adit_integration::{
+    adit::{ClientConfig, ServerConfig, User, Workdir},
+    flows::Download,
+    link::Link,
+    namespaces::{Lab, ORIGIN4, SERVER4},
+    netem,
+    origin::Origin,
+    skip::{Need, can_run},
+    socks, stream,
+};
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Tool("ip"),
+    Need::Tool("tc"),
+    Need::Tool("nft"),
+    Need::Tool("setpriv"),
+    Need::Tool("unshare"),
+    Need::Netem,
+];
+const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+/// The hang guard of a transfer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn link(text: &str) -> Link {
+    text.parse().expect("the description of a link")
+}
+
+#[test]
+fn link_loses_what_it_says_in_each_direction() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    netem::run("link_loses_what_it_says_in_each_direction", || {
+        let lab = Lab::over(&link("loss=10,delay=5,rate=20"));
+        const SENT: u32 = 1_000;
+        let address = SocketAddr::from((SERVER4, 9000));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let echo = lab.server.spawn(move || {
+            let socket = UdpSocket::bind(address).expect("binds");
+            socket
+                .set_read_timeout(Some(Duration::from_secs(3)))
+                .expect("has a time-out");
+            ready.send(()).expect("somebody waits");
+            let mut heard = 0;
+            let mut buffer = [0; 64];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                heard += 1;
+                socket.send_to(&buffer[..len], from).expect("sends");
+            }
+            heard
+        });
+        is_ready.recv().expect("the echo binds");
+        let talk = lab.client.spawn(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+            socket.connect(address).expect("connects");
+            socket
+                .set_read_timeout(Some(Duration::from_millis(1)))
+                .expect("has a time-out");
+            let mut back = 0;
+            let mut buffer = [0; 64];
+            for number in 0..SENT {
+                socket.send(&number.to_be_bytes()).expect("sends");
+                back += u32::from(socket.recv(&mut buffer).is_ok());
+            }
+            socket
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .expect("has a time-out");
+            while socket.recv(&mut buffer).is_ok() {
+                back += 1;
+            }
+            back
+        });
+        let back = talk.join().expect("the client ends");
+        let heard: u32 = echo.join().expect("the echo ends");
+        // ten standard deviations of 1,000 packets at 10 % are 95
+        assert!((805..=995).contains(&heard), "{heard} of {SENT}");
+        let expected = heard * 9 / 10;
+        assert!(back.abs_diff(expected) < 100, "{back} of {heard}");
+    });
+}
+
+#[test]
+fn download_over_a_tcp_lane_keeps_its_hash_at_1_percent_loss() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    netem::run(
+        "download_over_a_tcp_lane_keeps_its_hash_at_1_percent_loss",
+        || transfer("tcp", "loss=1,delay=10,rate=20", 2 << 20),
+    );
+}
+
+/// Carries `length` bytes down over a lane of this scheme and checks them.
+fn transfer(scheme: &str, path: &str, length: u64) {
+    let lab = Lab::over(&link(path));
+    let origin = Origin::http(&lab.internet, (ORIGIN4, 80).into());
+    let target = origin.address();
+    let workdir = Workdir::new();
+    let server_key = workdir.key("server.key", User::Nobody);
+    let client_key = workdir.key("client.key", User::Nobody);
+    let lane = format!("{scheme}://{SERVER4}:7443");
+    let server = workdir.server(
+        "server.yaml",
+        &server_key,
+        User::Nobody,
+        &ServerConfig {
+            listen: vec![lane.clone()],
+            clients: vec![("laptop".into(), client_key.public.clone())],
+            ..ServerConfig::user_egress()
+        },
+    );
+    let client = workdir.client(
+        "client.yaml",
+        &client_key,
+        &ClientConfig {
+            server: vec![lane],
+            server_key: server_key.public,
+            proxy: PROXY,
+            more: String::new(),
+        },
+    );
+    let mut server = workdir.start_server(&lab.server, User::Nobody, &server);
+    let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
+    let got = lab.client.block_on(move || async move {
+        let stream = socks::connect(PROXY, target).await.expect("connects");
+        let download = Download::start(stream, &format!("/bytes/{length}?seed=5"))
+            .await
+            .expect("begins");
+        tokio::time::timeout(PATIENCE, download.finish())
+            .await
+            .expect("ends in time")
+            .expect("lives")
+    });
+    assert_eq!(got, (length, stream::sha256(5, length)));
+    client.stop();
+    server.stop();
+}

@@ -1,0 +1,1 @@
+//! A bottleneck in virtual time, and flows of others.

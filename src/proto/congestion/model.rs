@@ -1,0 +1,249 @@
+//! What a controller believes of the path: rounds, bandwidth, length, usual loss.
+
+use std::time::{Duration, Instant};
+
+use super::filter::Highest;
+use crate::proto::delivery::Sample;
+
+/// The model.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    bandwidth: Highest,
+    /// Rounds that say something of the bandwidth; those the application limited do not count.
+    bandwidth_rounds: u64,
+    /// A lower bandwidth that congestion showed, until the next push.
+    bound: Option<u64>,
+    length: Option<Duration>,
+    /// When the length was last seen, or nearly.
+    length_at: Instant,
+    next_round: u64,
+    rounds: u64,
+    round: Round,
+    usual: UsualLoss,
+    longest: Duration,
+    longest_former: Duration,
+    longest_since: Instant,
+}
+
+/// What happened within one round trip.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Round {
+    /// The least queue; `None` without a sample.
+    pub(super) standing: Option<Duration>,
+    /// The longest queue.
+    pub(super) longest: Duration,
+    /// The highest delivery rate.
+    pub(super) rate: u64,
+    /// Datagrams whose fate became known.
+    pub(super) decided: u64,
+    /// Those lost.
+    pub(super) lost: u64,
+    /// Datagrams marked Congestion Experienced.
+    pub(super) marked: u64,
+    /// The application limited it.
+    pub(super) limited: bool,
+}
+
+impl Model {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            bandwidth: Highest::default(),
+            bandwidth_rounds: 0,
+            bound: None,
+            length: None,
+            length_at: now,
+            next_round: 0,
+            rounds: 0,
+            round: Round::default(),
+            usual: UsualLoss::default(),
+            longest: Duration::ZERO,
+            longest_former: Duration::ZERO,
+            longest_since: now,
+        }
+    }
+
+    /// Takes a sample in. Returns the round that it ended, if it did.
+    pub(super) fn on_sample(&mut self, sample: &Sample) -> Option<Round> {
+        let ended =
+            (sample.newly_delivered > 0 && sample.prior_delivered >= self.next_round).then(|| {
+                self.next_round = sample.delivered;
+                self.rounds += 1;
+                let round = std::mem::take(&mut self.round);
+                self.bandwidth_rounds += u64::from(!round.limited);
+                round
+            });
+        if let Some(rate) = sample.rate
+            && (!sample.application_limited || rate >= self.bandwidth.get())
+        {
+            self.bandwidth
+                .on_sample(BANDWIDTH_ROUNDS, self.bandwidth_rounds, rate);
+        }
+        if let Some(round_trip) = sample.round_trip {
+            self.on_round_trip(sample.now, round_trip);
+        }
+        if let Some(queue) = sample.queue {
+            self.on_queue(sample.now, queue);
+        }
+        let round = &mut self.round;
+        round.rate = round.rate.max(sample.rate.unwrap_or(0));
+        round.decided += sample.datagrams_decided;
+        round.lost += sample.datagrams_lost;
+        round.marked += sample.newly_marked;
+        round.limited |= sample.application_limited;
+        ended
+    }
+
+    /// Datagrams were called lost without a report.
+    pub(super) const fn on_lost(&mut self, sample: &Sample) {
+        self.round.decided += sample.datagrams_decided;
+        self.round.lost += sample.datagrams_lost;
+    }
+
+    /// Adds a round in which nothing was pushed to what the path is known to lose.
+    pub(super) fn on_calm(&mut self, round: &Round) {
+        self.usual.on_round(round);
+    }
+
+    /// Bytes per second; 0 while unknown.
+    pub(super) fn bandwidth(&self) -> u64 {
+        self.bound.map_or(self.bandwidth.get(), |bound| {
+            bound.min(self.bandwidth.get())
+        })
+    }
+
+    pub(super) const fn highest_bandwidth(&self) -> u64 {
+        self.bandwidth.get()
+    }
+
+    /// Congestion showed that there is less.
+    pub(super) fn bound(&mut self, rate: u64) {
+        self.bound = Some(self.bound.map_or(rate, |bound| bound.min(rate)));
+    }
+
+    pub(super) const fn unbound(&mut self) {
+        self.bound = None;
+    }
+
+    /// The lowest round-trip time; `None` before there was a sample.
+    pub(super) const fn length(&self) -> Option<Duration> {
+        self.length
+    }
+
+    /// How long ago the length was seen.
+    pub(super) fn length_age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.length_at)
+    }
+
+    /// Believes the next samples, whatever the lowest was.
+    pub(super) const fn remeasure_length(&mut self, now: Instant) {
+        self.length = None;
+        self.length_at = now;
+    }
+
+    /// Datagrams and share of loss that the path has of its own accord.
+    pub(super) fn usual_loss(&self) -> f64 {
+        self.usual.share()
+    }
+
+    /// Whether more was lost than the path loses, beyond what chance explains.
+    pub(super) fn is_unusual(&self, round: &Round, margin: f64) -> bool {
+        self.usual.is_exceeded(round, margin)
+    }
+
+    /// The round under way.
+    pub(super) const fn round(&self) -> &Round {
+        &self.round
+    }
+
+    pub(super) const fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    /// The longest queue of the last 10 to 20 s.
+    pub(super) fn longest_queue(&self) -> Duration {
+        self.longest.max(self.longest_former)
+    }
+
+    /// Begins a round, so that the next to end is one of what is sent from now on.
+    pub(super) const fn begin_round(&mut self, delivered: u64) {
+        self.next_round = delivered;
+    }
+
+    fn on_round_trip(&mut self, now: Instant, round_trip: Duration) {
+        match self.length {
+            Some(length) if round_trip > length => {
+                if round_trip <= length + (length / 16).max(LENGTH_TOLERANCE) {
+                    self.length_at = now;
+                }
+            }
+            Some(_) | None => {
+                self.length = Some(round_trip);
+                self.length_at = now;
+            }
+        }
+    }
+
+    fn on_queue(&mut self, now: Instant, queue: Duration) {
+        let round = &mut self.round;
+        round.standing = Some(round.standing.map_or(queue, |least| least.min(queue)));
+        round.longest = round.longest.max(queue);
+        if now.saturating_duration_since(self.longest_since) >= LONGEST_WINDOW {
+            self.longest_since = now;
+            self.longest_former = self.longest;
+            self.longest = Duration::ZERO;
+        }
+        self.longest = self.longest.max(queue);
+    }
+}
+
+/// Share of datagrams that is lost while nothing is pushed.
+#[derive(Clone, Debug, Default)]
+struct UsualLoss {
+    decided: f64,
+    lost: f64,
+}
+
+impl UsualLoss {
+    fn on_round(&mut self, round: &Round) {
+        self.decided += round.decided as f64;
+        self.lost += round.lost as f64;
+        if self.decided > USUAL_DATAGRAMS {
+            // Older rounds count for less and less.
+            self.decided /= 2.0;
+            self.lost /= 2.0;
+        }
+    }
+
+    fn share(&self) -> f64 {
+        if self.decided < USUAL_LEAST {
+            return 0.0;
+        }
+        (self.lost / self.decided).clamp(0.0, USUAL_MOST)
+    }
+
+    fn is_exceeded(&self, round: &Round, margin: f64) -> bool {
+        let decided = round.decided as f64;
+        let expected = decided * self.share();
+        // Three standard deviations of independent losses that come in bursts of two.
+        let chance = 3.0 * (2.0 * expected).sqrt();
+        round.lost as f64 > expected + chance + decided * margin
+    }
+}
+
+/// Bandwidth is the highest rate of this many rounds, of which one or two push.
+const BANDWIDTH_ROUNDS: u64 = 10;
+
+/// A round trip longer by this or a sixteenth still shows that the length is right.
+const LENGTH_TOLERANCE: Duration = Duration::from_millis(1);
+
+/// The longest queue is remembered for one to two of these: some periods of a CUBIC flow's sawtooth.
+const LONGEST_WINDOW: Duration = Duration::from_secs(10);
+
+/// Datagrams over which usual loss is taken: at 1 % it is then known to a sixth of its value.
+const USUAL_DATAGRAMS: f64 = 4000.0;
+
+/// With fewer, nothing is known.
+const USUAL_LEAST: f64 = 100.0;
+
+/// A path that loses more than this is not made better by sending more.
+const USUAL_MOST: f64 = 0.3;

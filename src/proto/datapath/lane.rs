@@ -1,0 +1,118 @@
+//! One datagram lane: what flies on it, what arrived on it, and what its loss tells repair.
+
+use std::time::{Duration, Instant};
+
+use adit_fec::LossReport;
+
+use crate::proto::congestion::{Bbr, Metrics};
+use crate::proto::delivery::{Flight, LossCounts, Received, SentCounts};
+use crate::wire::LaneId;
+
+/// A datagram lane of a [`Datapath`](super::Datapath).
+#[derive(Debug)]
+pub struct DatapathLane {
+    pub(super) id: LaneId,
+    pub(super) flight: Flight<Content>,
+    pub(super) received: Received,
+    /// Longest datagram.
+    pub(super) datagram: usize,
+    /// When the pacer lets the next datagram go, as it last said.
+    pub(super) release: Option<Instant>,
+    /// A probe is to be sent, whatever there is to say.
+    pub(super) probe: bool,
+    /// What repair was told of its losses.
+    told: LossCounts,
+}
+
+/// What a datagram carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// A packet for the first time.
+    Source {
+        /// Its number.
+        number: u64,
+    },
+    /// A packet again.
+    Resend,
+    /// Parity.
+    Repair,
+    /// A control frame.
+    Control,
+    /// A report.
+    Report,
+}
+
+/// What a lane counted and thinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LaneCounts {
+    /// What was sent.
+    pub sent: SentCounts,
+    /// What was lost of it.
+    pub loss: LossCounts,
+    /// Datagrams that arrived.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Smoothed round-trip time.
+    pub round_trip: Duration,
+    /// How long datagrams wait on the way out.
+    pub queueing_delay: Duration,
+    /// What congestion control thinks.
+    pub congestion: Metrics,
+}
+
+impl DatapathLane {
+    /// Starts on an unknown path.
+    pub(super) fn new(
+        now: Instant,
+        id: LaneId,
+        datagram: usize,
+        round_trip: Duration,
+        seed: u64,
+    ) -> Self {
+        let bbr = Bbr::new(now, datagram, round_trip, seed);
+        Self {
+            id,
+            flight: Flight::new(now, round_trip, Box::new(bbr)),
+            received: Received::new(now, round_trip),
+            datagram,
+            release: None,
+            probe: false,
+            told: LossCounts::default(),
+        }
+    }
+
+    /// What the lane's losses since the last call mean for repair; `unrepaired` packets were asked
+    /// for since.
+    pub(super) fn loss_report(&mut self, unrepaired: u32) -> LossReport {
+        let sent = self.flight.sent();
+        let counts = sent.loss();
+        let news = counts.since(self.told);
+        self.told = counts;
+        let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        LossReport {
+            sent: narrow(news.decided),
+            lost: narrow(news.lost),
+            bursts: narrow(news.bursts),
+            unrepaired,
+            // Most of what is lost while the queue is near its longest was dropped there.
+            delay_rising: news.congestive * 2 > news.lost,
+            rtt: sent.round_trip(),
+        }
+    }
+
+    pub(super) fn counts(&self) -> LaneCounts {
+        let sent = self.flight.sent();
+        let (received, received_bytes) = self.received.totals();
+        LaneCounts {
+            sent: sent.counts(),
+            loss: sent.loss(),
+            received,
+            received_bytes,
+            round_trip: sent.round_trip(),
+            queueing_delay: sent.queueing_delay(),
+            congestion: self.flight.congestion().metrics(),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The receiving half: datagrams in, packets out.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use adit_netstack::Offload;
+
+use super::lane::Content;
+use super::send::{Datapath, checksum_of, gap_limits, offload_byte, plain};
+use crate::proto::delivery::{Class, Fate};
+use crate::proto::hold::Offer;
+use crate::proto::path::DatagramPath;
+use crate::proto::queue::QueuePacket;
+use crate::proto::repair::GapLimits;
+use crate::proto::session::{OpenError, Opened, Session};
+use crate::wire::{LaneId, RepairHeader, Report, expand_source};
+
+impl<P: QueuePacket> Datapath<P> {
+    /// Opens a datagram that arrived by `path` and hands every packet that this makes deliverable to
+    /// `deliver`: bytes in which the packet stands at the range, with at least
+    /// [`DELIVERY_HEADROOM`] bytes of room before it.
+    ///
+    /// # Errors
+    /// [`OpenError`], as [`Session::open_datagram`].
+    pub fn open(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        path: DatagramPath,
+        datagram: &mut [u8],
+        ecn_ce: bool,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> Result<(), OpenError> {
+        let len = datagram.len();
+        let named = session.datagram_number(datagram);
+        let opened = session.open_datagram(now, path, datagram)?;
+        let lane = named.map(|(lane, _)| lane);
+        let class = match &opened {
+            Opened::Report { range } => match Report::parse(&datagram[range.clone()]) {
+                Ok(report) => {
+                    if let Some(lane) = lane {
+                        self.handle_report(session, now, lane, &report);
+                    }
+                    if report.asks {
+                        Class::Asking
+                    } else {
+                        Class::Report
+                    }
+                }
+                Err(_) => {
+                    self.drops.malformed_reports += 1;
+                    Class::Report
+                }
+            },
+            Opened::Packet { .. } | Opened::Repair { .. } | Opened::Control | Opened::Skipped => {
+                Class::Data
+            }
+        };
+        if let Some((lane, number)) = named
+            && let Some(lane) = self.lane_mut(lane)
+        {
+            lane.received
+                .handle_datagram(now, number, len, ecn_ce, class);
+        }
+        match opened {
+            Opened::Packet {
+                number,
+                kept,
+                range,
+                offload,
+            } => {
+                self.set_kept(kept);
+                self.take(session, now, number, datagram, range, offload, deliver);
+            }
+            Opened::Repair { range } => {
+                self.handle_repair(session, now, &datagram[range]);
+                self.repaired(session, now, deliver);
+            }
+            Opened::Report { .. } | Opened::Control => {}
+            Opened::Skipped => self.joined(session, now, deliver),
+        }
+        Ok(())
+    }
+
+    /// Takes a packet that came for the first time, over whichever lane: one of another kind may carry
+    /// what a datagram lane is missing.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a packet is its frame, range and offload"
+    )]
+    pub fn take(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        number: u64,
+        frame: &mut [u8],
+        range: Range<usize>,
+        offload: Offload,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        let bits = offload_byte(offload.checksum);
+        self.incoming
+            .handle_source(now, number, bits, &frame[range.clone()]);
+        self.offer(now, number, frame, range, offload, deliver);
+        self.repaired(session, now, deliver);
+    }
+
+    /// Delivers packets that came in two pieces.
+    fn joined(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        let mut frame = std::mem::take(&mut self.scratch);
+        while let Some((number, packet, offload)) = session.poll_delivery() {
+            frame.clear();
+            frame.resize(DELIVERY_HEADROOM, 0);
+            frame.extend_from_slice(packet);
+            let bits = offload_byte(offload.checksum);
+            self.incoming.handle_source(now, number, bits, packet);
+            let range = DELIVERY_HEADROOM..frame.len();
+            self.offer(now, number, &mut frame, range, offload, deliver);
+        }
+        self.scratch = frame;
+    }
+
+    /// Does what is due by `now`; packets that were held may go then.
+    pub fn handle_timeout(
+        &mut self,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        for lane in &mut self.lanes {
+            if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
+                lane.probe |= lane.flight.handle_timeout(now, |_, _| {});
+                let report = lane.loss_report(0);
+                if let Some(outgoing) = &mut self.outgoing {
+                    outgoing.handle_report(now, &report);
+                }
+            }
+        }
+        self.rest_when_idle(now);
+        self.incoming.handle_timeout(now);
+        if self
+            .incoming
+            .gaps()
+            .poll_timeout()
+            .is_some_and(|due| due <= now)
+        {
+            // Something is to be asked for, and the next report may be far off.
+            if let Some(lane) = self.lanes.last_mut() {
+                lane.received.handle_missing();
+            }
+        }
+        self.hold.handle_timeout(now);
+        self.release(deliver);
+    }
+
+    /// Takes note of whether the far end keeps what it sends. Where it does not, no packet is held
+    /// back for another, and none is asked for.
+    fn set_kept(&mut self, kept: bool) {
+        if self.kept == kept {
+            return;
+        }
+        self.kept = kept;
+        self.follow(self.round_trip);
+    }
+
+    /// Follows the round-trip time.
+    fn follow(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip;
+        let limits = gap_limits(round_trip);
+        if self.kept {
+            self.incoming.set_limits(limits);
+            self.hold.set_wait(limits.give_up_after);
+        } else {
+            // Late packets still count as late, not as lost, but nobody waits for them.
+            self.incoming.set_limits(GapLimits {
+                ask_after: limits.give_up_after * 2,
+                ..limits
+            });
+            self.hold.set_wait(Duration::ZERO);
+        }
+    }
+
+    fn handle_report(&mut self, session: &Session, now: Instant, id: LaneId, report: &Report) {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
+            return;
+        };
+        // Where there is no parity to wait for, what is lost is sent again unasked.
+        let unasked = self
+            .outgoing
+            .as_deref_mut()
+            .filter(|outgoing| outgoing.ratio() == 0.0);
+        let mut resend = unasked;
+        lane.flight.handle_report(now, report, |content, fate| {
+            if let (Content::Source { number }, Fate::Lost, Some(outgoing)) =
+                (content, fate, resend.as_deref_mut())
+            {
+                outgoing.handle_request(number);
+            }
+        });
+        let loss = lane.loss_report(report.missing.len() as u32);
+        let sent = lane.flight.sent();
+        let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
+        lane.received.handle_round_trip(round_trip);
+        self.queue.set_pace(rate, round_trip);
+        self.follow(round_trip);
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.handle_report(now, &loss);
+            for number in report.missing.below(session.next_source()) {
+                outgoing.handle_request(number);
+            }
+        }
+    }
+
+    fn handle_repair(&mut self, session: &Session, now: Instant, body: &[u8]) {
+        let Ok((header, parity)) = RepairHeader::parse(body) else {
+            self.drops.malformed_repairs += 1;
+            return;
+        };
+        let first = expand_source(header.first, session.highest_source());
+        if self
+            .incoming
+            .handle_repair(now, first, header, parity)
+            .is_err()
+        {
+            self.drops.malformed_repairs += 1;
+        }
+    }
+
+    /// Delivers what parity has brought back.
+    fn repaired(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        while let Some(arrived) = self.incoming.poll_repaired(now) {
+            if !session.take_source(arrived.number, arrived.packet.len()) {
+                self.duplicates += 1;
+                continue;
+            }
+            let end = DELIVERY_HEADROOM + arrived.packet.len();
+            self.scratch.clear();
+            self.scratch.resize(DELIVERY_HEADROOM, 0);
+            self.scratch.extend_from_slice(arrived.packet);
+            let offload = plain(checksum_of(arrived.offload));
+            let number = arrived.number;
+            let mut frame = std::mem::take(&mut self.scratch);
+            let range = DELIVERY_HEADROOM..end;
+            self.offer(now, number, &mut frame, range, offload, deliver);
+            self.scratch = frame;
+        }
+    }
+
+    /// Delivers a packet that came for the first time, now or when what is missing before it has
+    /// come or is hopeless.
+    fn offer(
+        &mut self,
+        now: Instant,
+        number: u64,
+        frame: &mut [u8],
+        range: Range<usize>,
+        offload: Offload,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        match self.hold.offer(now, number, &frame[range.clone()], offload) {
+            Offer::Deliver => deliver(frame, range, offload),
+            Offer::Held => {}
+        }
+        self.release(deliver);
+    }
+
+    fn release(&mut self, deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload)) {
+        while let Some(delivery) = self.hold.poll_deliver() {
+            deliver(delivery.frame, delivery.range, delivery.offload);
+        }
+    }
+}
+
+/// Room before a packet that is delivered: for the header of a TUN device.
+pub const DELIVERY_HEADROOM: usize = 16;

@@ -1,0 +1,548 @@
+//! The sending half, and what both halves share.
+
+use std::time::{Duration, Instant};
+
+use adit_fec::{Class as RepairClass, Mode, Settings as RepairSettings};
+use adit_netstack::{Checksum, Gso, Offload};
+
+use super::lane::{Content, DatapathLane, LaneCounts};
+use super::receive::DELIVERY_HEADROOM;
+use crate::proto::delivery::{Class, Permit};
+use crate::proto::hold::{Hold, HoldLimits, hold_time};
+use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
+use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
+use crate::proto::session::Session;
+use crate::wire::{
+    DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, DatagramPacketHeader, InnerType,
+    LaneId, MAX_REPORT_LEN, Piece, REPAIR_HEADER_LEN, RepairCounts, SHARD_PREFIX_LEN, TAG_LEN,
+};
+
+/// The datagram lanes of one session, and the packets on them.
+pub struct Datapath<P> {
+    pub(super) queue: FairQueue<P>,
+    repair: RepairSettings,
+    pub(super) outgoing: Option<Box<Outgoing>>,
+    /// When a packet was last sent.
+    sourced_at: Instant,
+    pub(super) incoming: Incoming,
+    pub(super) hold: Hold,
+    pub(super) lanes: Vec<DatapathLane>,
+    /// The second piece of a packet that no datagram takes whole, and its lane.
+    rest: Option<(LaneId, Rest)>,
+    /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
+    pub(super) kept: bool,
+    pub(super) round_trip: Duration,
+    /// Packets that came again, ever.
+    pub(super) duplicates: u64,
+    pub(super) scratch: Vec<u8>,
+    pub(super) drops: DatapathDrops,
+}
+
+/// What a [`Datapath`] dropped, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatapathDrops {
+    /// Packets that could not be sealed.
+    pub unsealed: u64,
+    /// Packets too long for two datagrams of the lane.
+    pub too_long: u64,
+    /// Reports that were malformed.
+    pub malformed_reports: u64,
+    /// Repairs that were malformed.
+    pub malformed_repairs: u64,
+    /// Datagrams that were sent and not tracked, because too many were.
+    pub untracked: u64,
+}
+
+/// A piece that waits for the next datagram.
+#[derive(Debug)]
+struct Rest {
+    number: u64,
+    checksum: Checksum,
+    bytes: Vec<u8>,
+}
+
+impl<P: QueuePacket> Datapath<P> {
+    /// Starts without a lane. `seed` is random; `next_source` is the number that the far end's next
+    /// packet will have.
+    #[must_use]
+    pub fn new(now: Instant, seed: u64, next_source: u64, repair: RepairSettings) -> Self {
+        // Until the far end says that it keeps what it sends, nothing is worth waiting for.
+        let mut hold = Hold::new(seed, DELIVERY_HEADROOM, HoldLimits::default());
+        hold.set_wait(Duration::ZERO);
+        Self {
+            queue: FairQueue::new(seed, QueueLimits::default()),
+            repair,
+            outgoing: None,
+            sourced_at: now,
+            incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
+            hold,
+            lanes: Vec::new(),
+            rest: None,
+            kept: false,
+            round_trip: FIRST_ROUND_TRIP,
+            duplicates: 0,
+            scratch: Vec::new(),
+            drops: DatapathDrops::default(),
+        }
+    }
+
+    /// Adds a lane that takes datagrams of `datagram` bytes at most.
+    pub fn add_lane(
+        &mut self,
+        now: Instant,
+        id: LaneId,
+        datagram: usize,
+        round_trip: Option<Duration>,
+        seed: u64,
+    ) {
+        let round_trip = round_trip.unwrap_or(FIRST_ROUND_TRIP);
+        self.lanes.retain(|lane| lane.id != id);
+        self.lanes
+            .push(DatapathLane::new(now, id, datagram, round_trip, seed));
+    }
+
+    /// Forgets a lane.
+    pub fn remove_lane(&mut self, id: LaneId) {
+        self.lanes.retain(|lane| lane.id != id);
+        self.rest = self.rest.take().filter(|(lane, _)| *lane != id);
+    }
+
+    /// Takes note of how long a lane's datagrams are at most, as path MTU discovery finds it.
+    pub fn set_datagram(&mut self, id: LaneId, datagram: usize) {
+        if let Some(lane) = self.lane_mut(id)
+            && lane.datagram != datagram
+        {
+            lane.datagram = datagram;
+            lane.flight.set_datagram_size(datagram);
+        }
+    }
+
+    /// Puts a packet into the queue; returns whether it waits there now.
+    pub fn enqueue(&mut self, now: Instant, packet: P, producer: Producer) -> bool {
+        self.queue.enqueue(now, packet, producer)
+    }
+
+    /// Bytes that our own stack may still add to the queue.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.queue.room()
+    }
+
+    /// The queue: a lane of another kind takes what waits in it from here.
+    pub fn queue_mut(&mut self) -> &mut FairQueue<P> {
+        &mut self.queue
+    }
+
+    /// Writes the next datagram for a lane to the front of `out` and returns its length; `None` when
+    /// there is none, or none may leave before [`Datapath::poll_timeout`]. `out` holds a datagram of
+    /// the lane.
+    pub fn poll_datagram(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        id: LaneId,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let index = self.lanes.iter().position(|lane| lane.id == id)?;
+        if let Some(len) = self.poll_report(session, now, index, out) {
+            return Some(len);
+        }
+        let lane = &mut self.lanes[index];
+        lane.release = None;
+        match lane.flight.permit(now, lane.datagram) {
+            Permit::Now => {}
+            Permit::At(at) => {
+                lane.release = Some(at);
+                return None;
+            }
+            Permit::Full => return None,
+        }
+        let sent = self
+            .poll_rest(session, now, index, out)
+            .or_else(|| self.poll_extra(session, now, index, out))
+            .or_else(|| self.poll_source(session, now, index, out));
+        let lane = &mut self.lanes[index];
+        match sent {
+            Some(_) => lane.probe = false,
+            None if lane.probe => {
+                // Nothing else to probe with: a ping is answered, and acknowledged.
+                lane.probe = false;
+                session.ping(id);
+            }
+            None => lane.flight.handle_application_limited(),
+        }
+        sent
+    }
+
+    /// Takes note of a control frame that the session sealed for a lane and that leaves now.
+    pub fn handle_control_sent(
+        &mut self,
+        session: &Session,
+        now: Instant,
+        id: LaneId,
+        datagram: &[u8],
+    ) {
+        if let Some(index) = self.lanes.iter().position(|lane| lane.id == id) {
+            self.note_sent(session, now, index, datagram, Class::Data, Content::Control);
+        }
+    }
+
+    /// When something is due that nothing else will bring about.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let lanes = self.lanes.iter().flat_map(|lane| {
+            [
+                lane.flight.poll_timeout(),
+                lane.received.poll_timeout(),
+                lane.release,
+            ]
+        });
+        let extra = self
+            .outgoing
+            .as_ref()
+            .and_then(|outgoing| outgoing.poll_timeout(now))
+            // While no lane lets anything go, nothing can be done about it.
+            .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
+        let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
+        lanes
+            .chain([
+                extra,
+                idle,
+                self.incoming.poll_timeout(),
+                self.hold.poll_timeout(),
+            ])
+            .flatten()
+            .min()
+    }
+
+    /// Whether everything sent on a lane has gone unanswered for so long that another should be tried.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant, id: LaneId) -> bool {
+        self.lanes
+            .iter()
+            .any(|lane| lane.id == id && lane.flight.sent().is_silent(now))
+    }
+
+    /// Counters of a lane.
+    #[must_use]
+    pub fn lane_counts(&self, id: LaneId) -> Option<LaneCounts> {
+        let lane = self.lanes.iter().find(|lane| lane.id == id)?;
+        Some(lane.counts())
+    }
+
+    /// The lanes there are.
+    pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
+        self.lanes.iter().map(|lane| lane.id)
+    }
+
+    /// What was dropped.
+    #[must_use]
+    pub const fn drops(&self) -> &DatapathDrops {
+        &self.drops
+    }
+
+    /// Gives back what a sender that sends nothing holds.
+    pub(super) fn rest_when_idle(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.sourced_at) >= IDLE {
+            self.outgoing = None;
+        }
+    }
+
+    pub(super) fn lane_mut(&mut self, id: LaneId) -> Option<&mut DatapathLane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    fn poll_report(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        index: usize,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let lane = &mut self.lanes[index];
+        if lane.received.poll_timeout().is_none_or(|due| due > now) {
+            return None;
+        }
+        let stats = self.incoming.stats();
+        let counts = RepairCounts {
+            repaired: stats.repaired,
+            residual: self.incoming.gaps().hopeless(),
+            wasted: stats.repairs_wasted + self.duplicates,
+        };
+        let mut missing = [0; crate::wire::MAX_MISSING];
+        let mut count = 0;
+        self.incoming.gaps_mut().poll_ask(now, |number| {
+            let Some(slot) = missing.get_mut(count) else {
+                return false;
+            };
+            *slot = number;
+            count += 1;
+            true
+        });
+        let wants = lane.flight.sent().wants_report(now);
+        let report =
+            lane.received
+                .poll_report(now, counts, missing[..count].iter().copied(), wants);
+        let report = report?;
+        let body = out.get_mut(DATAGRAM_HEADER_LEN + 1..)?;
+        let room = body.len().min(MAX_REPORT_LEN);
+        let len = report.write(&mut body[..room]).ok()?;
+        let class = if report.asks {
+            Class::Asking
+        } else {
+            Class::Report
+        };
+        let whole = DATAGRAM_HEADER_LEN + 1 + len + TAG_LEN;
+        let id = self.lanes[index].id;
+        let sealed = session.seal_inside(now, id, InnerType::Report, len, out);
+        if sealed.is_err() {
+            self.drops.unsealed += 1;
+            return None;
+        }
+        self.note_sent(session, now, index, &out[..whole], class, Content::Report);
+        Some(whole)
+    }
+
+    fn poll_extra(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        index: usize,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let lane = &self.lanes[index];
+        let (id, datagram) = (lane.id, lane.datagram);
+        let outgoing = self.outgoing.as_mut()?;
+        loop {
+            // A repair's header is longer than a packet's: both begin where the latter's ends.
+            let at = DATAGRAM_HEADER_LEN + 1;
+            let most = datagram.min(out.len()).checked_sub(TAG_LEN)?;
+            let packet_at = DATAGRAM_PACKET_HEADROOM;
+            let body = out.get_mut(packet_at..most)?;
+            let extra = outgoing.poll(now, body)?;
+            let (whole, content, sealed) = match extra {
+                Extra::Source {
+                    number,
+                    offload,
+                    len,
+                } => {
+                    let whole = packet_at + len + TAG_LEN;
+                    let room = &mut out[..whole];
+                    let header = DatagramPacketHeader {
+                        source: number as u32,
+                        checksum: checksum_of(offload),
+                        kept: true,
+                        piece: Piece::Whole,
+                    };
+                    let sealed = session.seal_piece(now, id, header, room);
+                    (whole, Content::Resend, sealed)
+                }
+                Extra::Repair { len } => {
+                    out.copy_within(packet_at..packet_at + len, at);
+                    let whole = at + len + TAG_LEN;
+                    let sealed = session.seal_inside(now, id, InnerType::Repair, len, out);
+                    (whole, Content::Repair, sealed.map(|_| ()))
+                }
+            };
+            if sealed.is_err() {
+                self.drops.unsealed += 1;
+                continue;
+            }
+            self.note_sent(session, now, index, &out[..whole], Class::Data, content);
+            return Some(whole);
+        }
+    }
+
+    fn poll_source(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        index: usize,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let lane = &self.lanes[index];
+        let (id, datagram) = (lane.id, lane.datagram);
+        let mtu = datagram.checked_sub(PACKET_OVERHEAD)?;
+        loop {
+            let room = out.get_mut(DATAGRAM_PACKET_HEADROOM..)?;
+            let packet = self.queue.poll(now, mtu, room)?;
+            let from = DATAGRAM_PACKET_HEADROOM;
+            let number = session.alloc_source(packet.len);
+            let checksum = packet.offload.checksum;
+            self.sourced_at = now;
+            let class = match packet.class {
+                queue::Class::Thin => RepairClass::Thin,
+                queue::Class::Bulk => RepairClass::Bulk,
+            };
+            if let Some(outgoing) = outgoing(&mut self.outgoing, now, self.repair) {
+                let bytes = &out[from..from + packet.len];
+                outgoing.handle_source(now, number, offload_byte(checksum), bytes, class);
+            }
+            let mut len = packet.len;
+            let mut piece = Piece::Whole;
+            if from + packet.len + TAG_LEN > datagram {
+                let first = datagram - from - TAG_LEN;
+                if packet.len - first > first {
+                    self.drops.too_long += 1;
+                    continue;
+                }
+                let bytes = out[from + first..from + packet.len].to_vec();
+                self.rest = Some((
+                    id,
+                    Rest {
+                        number,
+                        checksum,
+                        bytes,
+                    },
+                ));
+                (len, piece) = (first, Piece::First);
+            }
+            let whole = from + len + TAG_LEN;
+            let room = &mut out[..whole];
+            let header = DatagramPacketHeader {
+                source: number as u32,
+                checksum,
+                kept: self.outgoing.is_some(),
+                piece,
+            };
+            if session.seal_piece(now, id, header, room).is_err() {
+                self.drops.unsealed += 1;
+                self.rest = None;
+                continue;
+            }
+            self.note_sent(
+                session,
+                now,
+                index,
+                &out[..whole],
+                Class::Data,
+                Content::Source { number },
+            );
+            return Some(whole);
+        }
+    }
+
+    fn poll_rest(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        index: usize,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let id = self.lanes[index].id;
+        let (_, rest) = self.rest.take_if(|(lane, _)| *lane == id)?;
+        let whole = DATAGRAM_PACKET_HEADROOM + rest.bytes.len() + TAG_LEN;
+        let room = out.get_mut(..whole)?;
+        room[DATAGRAM_PACKET_HEADROOM..whole - TAG_LEN].copy_from_slice(&rest.bytes);
+        let header = DatagramPacketHeader {
+            source: rest.number as u32,
+            checksum: rest.checksum,
+            kept: self.outgoing.is_some(),
+            piece: Piece::Last,
+        };
+        let sealed = session.seal_piece(now, id, header, room);
+        if sealed.is_err() {
+            self.drops.unsealed += 1;
+            return None;
+        }
+        let content = Content::Source {
+            number: rest.number,
+        };
+        self.note_sent(session, now, index, &out[..whole], Class::Data, content);
+        Some(whole)
+    }
+
+    fn note_sent(
+        &mut self,
+        session: &Session,
+        now: Instant,
+        index: usize,
+        datagram: &[u8],
+        class: Class,
+        content: Content,
+    ) {
+        let Ok(header) = DatagramHeader::parse(datagram) else {
+            return;
+        };
+        // What is sealed is sealed in the current epoch.
+        let number = session.epoch() << 32 | u64::from(header.counter);
+        let lane = &mut self.lanes[index];
+        // One that is not tracked has no fate: it is neither lost nor in flight, which does no harm.
+        let tracked = lane
+            .flight
+            .handle_sent(now, number, datagram.len(), class, content);
+        self.drops.untracked += u64::from(tracked.is_err());
+    }
+}
+
+impl<P> std::fmt::Debug for Datapath<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datapath")
+            .field("lanes", &self.lanes.len())
+            .field("outgoing", &self.outgoing)
+            .field("incoming", &self.incoming)
+            .field("drops", &self.drops)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The ring of what was sent, made anew after a pause; not where nothing is ever repaired.
+fn outgoing(
+    outgoing: &mut Option<Box<Outgoing>>,
+    now: Instant,
+    repair: RepairSettings,
+) -> Option<&mut Outgoing> {
+    if outgoing.is_none() && repair.mode != Mode::Off {
+        *outgoing = Outgoing::new(now, repair).ok().map(Box::new);
+    }
+    outgoing.as_deref_mut()
+}
+
+/// The offload byte of a shard.
+pub(super) const fn offload_byte(checksum: Checksum) -> u8 {
+    match checksum {
+        Checksum::Full => 0,
+        Checksum::Partial => 1,
+    }
+}
+
+/// What an offload byte of a shard says. Any other bit is the future's.
+pub(super) const fn checksum_of(offload: u8) -> Checksum {
+    match offload & 1 {
+        0 => Checksum::Full,
+        _ => Checksum::Partial,
+    }
+}
+
+/// The offload of a packet that is no super-packet.
+pub(super) const fn plain(checksum: Checksum) -> Offload {
+    Offload {
+        gso: Gso::None,
+        checksum,
+    }
+}
+
+/// How long gaps wait, by the round-trip time.
+pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
+    GapLimits {
+        // Parity brings most of what it brings within this time; a resend asked for sooner is mostly wasted.
+        ask_after: (round_trip / 4).clamp(Duration::from_millis(4), Duration::from_millis(15)),
+        ask_again: round_trip * 5 / 4 + Duration::from_millis(10),
+        // One and a half round trips bring the answer to the first question, if it is not lost.
+        give_up_after: hold_time(round_trip, REPAIR_SPAN),
+    }
+}
+
+/// What a packet costs beside itself: header, tag, and what repair needs on top, so that parity over
+/// the longest packet fits a datagram too.
+const PACKET_OVERHEAD: usize =
+    DATAGRAM_HEADER_LEN + 1 + REPAIR_HEADER_LEN + SHARD_PREFIX_LEN + TAG_LEN;
+
+/// A guess until there is a measurement: half the world away.
+const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// Within what time the packets that one repair covers are sent, about.
+const REPAIR_SPAN: Duration = Duration::from_millis(30);
+
+/// After how long without a packet to send the ring of those sent is given back.
+pub const IDLE: Duration = Duration::from_secs(20);

@@ -1,0 +1,351 @@
+//! Two ends over a bottleneck that loses, in virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::{Duration, Instant};
+
+use adit_fec::{Mode, Settings as RepairSettings};
+use adit_netstack::Offload;
+use rand::{RngExt as _, SeedableRng, rngs::StdRng};
+
+use super::*;
+use crate::proto::lossy_pair::{LossyPair, Way};
+use crate::proto::path::DatagramPath;
+use crate::proto::queue::{Producer, QueuePacket};
+use crate::proto::session::{Session, Settings};
+use crate::wire::LaneId;
+
+const LANE: LaneId = LaneId::FIRST;
+
+/// A packet that owns its bytes.
+#[derive(Debug)]
+struct Owned(Vec<u8>);
+
+impl QueuePacket for Owned {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn offload(&self) -> Offload {
+        Offload::default()
+    }
+}
+
+/// One direction of the link: a rate, a queue, a delay, random loss ahead of the queue.
+struct Link {
+    rate: f64,
+    queue: Duration,
+    delay: Duration,
+    loss: f64,
+    burst: f64,
+    bad: bool,
+    free_at: Instant,
+    rng: StdRng,
+    sent: u64,
+    bytes: u64,
+    dropped: u64,
+}
+
+impl Link {
+    /// When a datagram of that length arrives, if it does.
+    fn send(&mut self, now: Instant, len: usize) -> Option<Instant> {
+        // IPv4, UDP and Ethernet headers.
+        let bytes = len as u64 + 42;
+        self.sent += 1;
+        let draw: f64 = self.rng.random();
+        // A two-state chain whose mean stay in the bad state is `burst` packets.
+        self.bad = if self.bad {
+            draw >= 1.0 / self.burst
+        } else {
+            draw < self.loss / (1.0 - self.loss) / self.burst
+        };
+        if self.bad {
+            return None;
+        }
+        let start = self.free_at.max(now);
+        if start - now > self.queue {
+            self.dropped += 1;
+            return None;
+        }
+        self.bytes += bytes;
+        self.free_at = start + Duration::from_secs_f64(bytes as f64 * 8.0 / self.rate);
+        Some(self.free_at + self.delay)
+    }
+}
+
+struct End {
+    session: Session,
+    datapath: Datapath<Owned>,
+    path: DatagramPath,
+    delivered: u64,
+    bytes: u64,
+    /// One-way delays of thin packets.
+    thin: Vec<Duration>,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+struct Outcome {
+    mbits: f64,
+    /// Bytes on the wire per byte of packet delivered.
+    overhead: f64,
+    /// Share of packets never delivered.
+    residual: f64,
+    thin_p50: Duration,
+    thin_p99: Duration,
+    thin_lost: usize,
+    dropped: u64,
+}
+
+/// Runs a bulk sender and a thin stream in one direction for `secs`.
+fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
+    let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
+    pair.pass(Duration::from_secs(3));
+    let start = pair.now;
+    let (client, server) = (
+        pair.client.take().expect("is there"),
+        pair.server.take().expect("is there"),
+    );
+    let repair = RepairSettings {
+        mode,
+        ..RepairSettings::default()
+    };
+    let end = |session: Session| {
+        let path = session.datagram_path(LANE).expect("a datagram lane");
+        let from = session.highest_source().map_or(0, |highest| highest + 1);
+        let mut datapath = Datapath::new(start, 9, from, repair);
+        let most = session.max_datagram(LANE).expect("a datagram lane");
+        datapath.add_lane(start, LANE, most, session.rtt(LANE), 3);
+        End {
+            session,
+            datapath,
+            path,
+            delivered: 0,
+            bytes: 0,
+            thin: Vec::new(),
+        }
+    };
+    let mut ends = [end(server), end(client)];
+    let link = |seed| Link {
+        rate: 50e6,
+        queue: Duration::from_millis(100),
+        delay: Duration::from_millis(25),
+        loss,
+        burst,
+        bad: false,
+        free_at: start,
+        rng: StdRng::seed_from_u64(seed),
+        sent: 0,
+        bytes: 0,
+        dropped: 0,
+    };
+    let mut links = [link(1), link(2)];
+    let mut flying: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>> = BinaryHeap::new();
+    let mut order = 0;
+    let mut now = start;
+    let stop = start + Duration::from_secs(secs);
+    let mut next_thin = start;
+    let mut thin_sent: VecDeque<Instant> = VecDeque::new();
+    let (mut bulk_sent, mut thin_number) = (0_u64, 0_u32);
+    while now < stop + Duration::from_millis(500) {
+        // The server sends all it may, and a small packet each 20 ms.
+        if now < stop {
+            while ends[0].datapath.room() > 0 {
+                let packet = udp_packet(1, bulk_sent as u32, 1_400);
+                bulk_sent += 1;
+                assert!(
+                    ends[0]
+                        .datapath
+                        .enqueue(now, Owned(packet), Producer::Stack)
+                );
+            }
+            if now >= next_thin {
+                next_thin += Duration::from_millis(20);
+                thin_sent.push_back(now);
+                let packet = udp_packet(2, thin_number, 228);
+                thin_number += 1;
+                ends[0]
+                    .datapath
+                    .enqueue(now, Owned(packet), Producer::Other);
+            }
+        }
+        for from in [0, 1] {
+            let mut out = [0; 2_048];
+            let mut control = Vec::new();
+            let end = &mut ends[from];
+            while let Some(lane) = end.session.poll_control(now, &mut control) {
+                end.datapath
+                    .handle_control_sent(&end.session, now, lane, &control);
+                order += 1;
+                if let Some(at) = links[from].send(now, control.len()) {
+                    flying.push(Reverse((at, order, 1 - from, control.clone())));
+                }
+            }
+            while let Some(len) = end
+                .datapath
+                .poll_datagram(&mut end.session, now, LANE, &mut out)
+            {
+                order += 1;
+                if let Some(at) = links[from].send(now, len) {
+                    flying.push(Reverse((at, order, 1 - from, out[..len].to_vec())));
+                }
+            }
+            while end.session.poll_event().is_some() {}
+        }
+        // The next thing that happens.
+        let mut next = stop + Duration::from_secs(1);
+        if now < stop {
+            next = next.min(next_thin);
+        }
+        if let Some(Reverse((at, ..))) = flying.peek() {
+            next = next.min(*at);
+        }
+        for end in &ends {
+            for due in [end.session.poll_timeout(), end.datapath.poll_timeout(now)] {
+                next = due.map_or(next, |due| next.min(due));
+            }
+        }
+        now = next.max(now + Duration::from_micros(1));
+        while flying.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
+            let Some(Reverse((_, _, to, mut datagram))) = flying.pop() else {
+                break;
+            };
+            let End {
+                session,
+                datapath,
+                path,
+                delivered,
+                bytes,
+                thin,
+            } = &mut ends[to];
+            let mut deliver = |frame: &mut [u8], range: std::ops::Range<usize>, _: Offload| {
+                take(&frame[range], now, &thin_sent, delivered, bytes, thin);
+            };
+            datapath
+                .open(session, now, *path, &mut datagram, false, &mut deliver)
+                .expect("opens");
+        }
+        for end in &mut ends {
+            let End {
+                session,
+                datapath,
+                delivered,
+                bytes,
+                thin,
+                ..
+            } = end;
+            let mut deliver = |frame: &mut [u8], range: std::ops::Range<usize>, _: Offload| {
+                take(&frame[range], now, &thin_sent, delivered, bytes, thin);
+            };
+            if session.poll_timeout().is_some_and(|due| due <= now) {
+                session.handle_timeout(now);
+            }
+            datapath.handle_timeout(now, &mut deliver);
+        }
+    }
+    let [server, client] = &mut ends;
+    client.thin.sort_unstable();
+    let sent = server.session.stats().packets_sealed;
+    let percentile = |share: f64| {
+        let at = (client.thin.len() as f64 * share) as usize;
+        client.thin.get(at).copied().unwrap_or(Duration::MAX)
+    };
+    Outcome {
+        mbits: client.bytes as f64 * 8.0 / 1e6 / secs as f64,
+        overhead: links[0].bytes as f64 / client.bytes as f64,
+        residual: 1.0 - client.delivered as f64 / sent as f64,
+        thin_p50: percentile(0.5),
+        thin_p99: percentile(0.99),
+        thin_lost: thin_sent.len() - client.thin.len(),
+        dropped: links[0].dropped,
+    }
+}
+
+fn take(
+    packet: &[u8],
+    now: Instant,
+    thin_sent: &VecDeque<Instant>,
+    delivered: &mut u64,
+    bytes: &mut u64,
+    thin: &mut Vec<Duration>,
+) {
+    *delivered += 1;
+    *bytes += packet.len() as u64;
+    let number = u32::from_be_bytes(packet[28..32].try_into().expect("four bytes"));
+    if packet.len() < 1_000 {
+        thin.push(now - thin_sent[number as usize]);
+    }
+}
+
+/// A UDP packet of `len` bytes from `port`, whose payload begins with a number.
+fn udp_packet(port: u16, number: u32, len: usize) -> Vec<u8> {
+    let mut packet = vec![0; len];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    packet[8] = 64;
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&[10, 0, 0, 1]);
+    packet[16..20].copy_from_slice(&[10, 0, 0, 2]);
+    let sum: u32 = (packet[..20].chunks(2))
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let sum = !((sum & 0xFFFF) + (sum >> 16)) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    packet[22..24].copy_from_slice(&9_u16.to_be_bytes());
+    packet[24..26].copy_from_slice(&((len - 20) as u16).to_be_bytes());
+    packet[28..32].copy_from_slice(&number.to_be_bytes());
+    packet
+}
+
+/// Runs 8 s of it and checks what came out: the least Mbit/s of packets, the most bytes on the wire
+/// (those that are lost ahead of it left out) for each byte delivered.
+fn check(loss: f64, burst: f64, mode: Mode, least: f64, most: f64) -> Outcome {
+    let outcome = run(loss, burst, mode, 8);
+    println!("loss {loss}, burst {burst}, {mode:?}: {outcome:?}");
+    assert!(outcome.mbits >= least, "{outcome:?}");
+    assert!(outcome.overhead <= most, "{outcome:?}");
+    outcome
+}
+
+#[test]
+fn without_loss_the_link_is_full_and_nothing_is_repaired() {
+    let outcome = check(0.0, 1.0, Mode::Auto, 45.0, 1.06);
+    assert_eq!((outcome.residual, outcome.thin_lost), (0.0, 0));
+    assert_eq!(outcome.dropped, 0);
+}
+
+#[test]
+fn random_loss_is_repaired_and_costs_little_more_than_itself() {
+    for (loss, least, most) in [
+        (0.01, 43.0, 1.11),
+        (0.03, 41.0, 1.14),
+        (0.05, 40.0, 1.16),
+        (0.1, 38.5, 1.21),
+    ] {
+        let outcome = check(loss, 1.0, Mode::Auto, least, most);
+        assert!(outcome.residual <= 2e-4, "{outcome:?}");
+        assert_eq!(outcome.thin_lost, 0);
+        // The way takes 25 ms: half of the small packets have hardly waited for anything.
+        assert!(outcome.thin_p50 < Duration::from_millis(30), "{outcome:?}");
+        assert!(outcome.thin_p99 < Duration::from_millis(90), "{outcome:?}");
+    }
+}
+
+#[test]
+fn losses_in_bursts_are_repaired_too() {
+    for (loss, least, most) in [(0.02, 34.0, 1.25), (0.05, 28.0, 1.4)] {
+        let outcome = check(loss, 4.0, Mode::Auto, least, most);
+        assert!(outcome.residual <= 5e-4, "{outcome:?}");
+    }
+}
+
+#[test]
+fn without_repair_what_is_lost_stays_lost_and_nothing_is_added() {
+    let outcome = check(0.05, 1.0, Mode::Off, 43.0, 1.06);
+    assert!(
+        outcome.residual > 0.04 && outcome.residual < 0.06,
+        "{outcome:?}"
+    );
+    assert!(outcome.thin_lost > 5);
+}

@@ -1,0 +1,439 @@
+//! The queue itself: whose turn it is, what leaves, and what is dropped.
+
+use std::time::{Duration, Instant};
+
+use adit_netstack::{Cut, Offload, Packet, is_ecn_capable, mark_congestion};
+use slab::Slab;
+
+use super::classify::{Class, classify, flow_hash};
+use super::flows::{FlowIndex, Flows, List};
+use super::limits::{Pace, QueueLimits};
+use super::stats::QueueStats;
+
+/// A packet that can wait in a fair queue.
+pub trait QueuePacket {
+    /// The IP packet, the same bytes at every call.
+    fn bytes(&self) -> &[u8];
+
+    /// What the packet owes, checked by [`Packet::check_offload`].
+    fn offload(&self) -> Offload;
+
+    /// The bytes of memory that the packet occupies.
+    fn memory(&self) -> usize {
+        self.bytes().len()
+    }
+}
+
+/// Who made a packet, and so how it is told to send less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Producer {
+    /// Our own stack: it waits for [`FairQueue::room`], and CoDel passes it by.
+    Stack,
+    /// Anybody else: a kernel, an application's datagrams. CoDel drops or marks.
+    Other,
+}
+
+/// What was written by [`FairQueue::poll`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WirePacket {
+    /// How many bytes; more than the MTU if the packet cannot be cut.
+    pub len: usize,
+    /// What it owes; never segmentation.
+    pub offload: Offload,
+    /// How dear it is.
+    pub class: Class,
+    /// The hash of its flow.
+    pub flow: u64,
+    /// How long it has waited.
+    pub wait: Duration,
+    /// It was marked instead of dropped.
+    pub marked: bool,
+}
+
+/// What was taken whole by [`FairQueue::take`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Taken<P> {
+    /// The packet.
+    pub packet: P,
+    /// How far it has been cut: what remains is still to be sent, by [`Cut::next`] unless
+    /// [`Cut::is_started`] is false.
+    pub cut: Cut,
+    /// It is to be marked ([`mark_congestion`]), instead of having lost a segment.
+    pub mark: bool,
+    /// How dear it is.
+    pub class: Class,
+    /// The hash of its flow.
+    pub flow: u64,
+    /// How long it has waited.
+    pub wait: Duration,
+}
+
+/// A packet in the queue.
+#[derive(Debug)]
+struct Waiting<P> {
+    packet: P,
+    cut: Cut,
+    since: Instant,
+    hash: u64,
+    class: Class,
+    producer: Producer,
+    /// CoDel has had its piece of this packet.
+    judged: bool,
+    /// The next of its flow.
+    next: Option<u32>,
+}
+
+/// Fair queueing by flow with CoDel (RFC 8290), in bytes, for packets of type `P`.
+#[derive(Debug)]
+pub struct FairQueue<P> {
+    seed: u64,
+    limits: QueueLimits,
+    pace: Pace,
+    flows: Flows,
+    packets: Slab<Waiting<P>>,
+    /// Bytes still to be sent, and of them our own stack's.
+    bytes: usize,
+    stack_bytes: usize,
+    /// Bytes of memory behind the packets.
+    memory: usize,
+    /// The MTU of the lane that was sent on last.
+    mtu: usize,
+    stats: QueueStats,
+}
+
+impl<P: QueuePacket> FairQueue<P> {
+    /// Makes an empty queue; `seed` keeps strangers from making flows that share a queue.
+    #[must_use]
+    pub fn new(seed: u64, limits: QueueLimits) -> FairQueue<P> {
+        FairQueue {
+            seed,
+            limits,
+            pace: Pace {
+                rate: 0,
+                rtt: Duration::ZERO,
+            },
+            flows: Flows::new(),
+            packets: Slab::new(),
+            bytes: 0,
+            stack_bytes: 0,
+            memory: 0,
+            mtu: USUAL_MTU,
+            stats: QueueStats::default(),
+        }
+    }
+
+    /// Learns what the lane does: bytes each second and its least round-trip time, each 0 if unknown.
+    ///
+    /// CoDel's target and interval and [`FairQueue::room`] follow.
+    pub fn set_pace(&mut self, bytes_per_s: u64, rtt: Duration) {
+        self.pace = Pace {
+            rate: bytes_per_s,
+            rtt,
+        };
+    }
+
+    /// Puts a packet at the end of its flow; returns whether it waits there now.
+    ///
+    /// Bytes that are no IP packet are dropped. A full queue drops from its fattest flow, which may be this one.
+    pub fn enqueue(&mut self, now: Instant, packet: P, producer: Producer) -> bool {
+        let bytes = packet.bytes();
+        let Ok(parsed) = Packet::parse(bytes) else {
+            self.stats.drops.malformed += 1;
+            return false;
+        };
+        let hash = flow_hash(&parsed, self.seed);
+        let (index, shared) = self.flows.find(now, hash);
+        let flow = self.flows.get_mut(index);
+        let low_rate = flow.meter.add(now, bytes.len());
+        let class = classify(&parsed, bytes, low_rate);
+        let cut = Cut::new(&parsed, bytes, packet.offload());
+        let len = cut.remaining();
+        self.memory += packet.memory();
+        self.bytes += len;
+        if producer == Producer::Stack {
+            self.stack_bytes += len;
+        }
+        let key = self.packets.insert(Waiting {
+            packet,
+            cut,
+            since: now,
+            hash,
+            class,
+            producer,
+            judged: false,
+            next: None,
+        });
+        // The slab is bounded by `limits.packets` and one.
+        let key = key as u32;
+        let flow = self.flows.get_mut(index);
+        flow.bytes += len;
+        let was_empty = flow.ends.is_none();
+        match &mut flow.ends {
+            Some((_, last)) => {
+                let before = std::mem::replace(last, key);
+                self.packets[before as usize].next = Some(key);
+            }
+            None => flow.ends = Some((key, key)),
+        }
+        let unspent = flow.deficit > 0;
+        match self.flows.list(index) {
+            List::Idle => {
+                self.flows.get_mut(index).deficit = self.quantum();
+                self.flows.move_to(now, index, List::New);
+            }
+            // Its turn is not used up: it waits for nobody who has used theirs.
+            List::Old if was_empty && unspent => self.flows.move_to(now, index, List::New),
+            List::New | List::Old => {}
+        }
+        self.stats.enqueued += 1;
+        self.stats.shared += u64::from(shared);
+        self.shed();
+        self.packets.contains(key as usize)
+    }
+
+    /// Writes the next wire packet to the start of `out`, or says that there is none.
+    ///
+    /// `mtu` is the longest IP packet that the lane carries, `out` at least as long as the longest packet that was
+    /// enqueued without being a super-packet: what does not fit it is dropped.
+    pub fn poll(&mut self, now: Instant, mtu: usize, out: &mut [u8]) -> Option<WirePacket> {
+        self.mtu = mtu;
+        loop {
+            let index = self.turn(now)?;
+            let key = self.head(index)?;
+            let mark = match self.judge(now, index, key) {
+                Judgement::Send => false,
+                Judgement::Mark => true,
+                Judgement::Drop => {
+                    self.skip(index, key, mtu);
+                    self.stats.drops.codel += 1;
+                    continue;
+                }
+            };
+            let waiting = &mut self.packets[key as usize];
+            let before = waiting.cut.remaining();
+            let Some((len, offload)) = waiting.cut.next(waiting.packet.bytes(), mtu, out) else {
+                self.skip(index, key, mtu);
+                self.stats.drops.too_long += 1;
+                continue;
+            };
+            let marked = mark && out.get_mut(..len).is_some_and(mark_congestion);
+            let packet = WirePacket {
+                len,
+                offload,
+                class: waiting.class,
+                flow: waiting.hash,
+                wait: now.saturating_duration_since(waiting.since),
+                marked,
+            };
+            self.settle(index, key, before);
+            self.charge(index, len);
+            self.stats.marked += u64::from(marked);
+            return Some(packet);
+        }
+    }
+
+    /// Takes the next packet as it is, for a lane that carries super-packets.
+    ///
+    /// One that was begun by [`FairQueue::poll`] or has lost a segment to CoDel comes with what is left to cut. The
+    /// flow is charged all of it.
+    pub fn take(&mut self, now: Instant) -> Option<Taken<P>> {
+        loop {
+            let index = self.turn(now)?;
+            let key = self.head(index)?;
+            let mark = match self.judge(now, index, key) {
+                Judgement::Send => false,
+                Judgement::Mark => true,
+                Judgement::Drop => {
+                    self.skip(index, key, usize::MAX);
+                    self.stats.drops.codel += 1;
+                    continue;
+                }
+            };
+            let len = self.packets[key as usize].cut.remaining();
+            let waiting = self.remove(index, key);
+            self.bytes -= len;
+            self.flows.get_mut(index).bytes -= len;
+            if waiting.producer == Producer::Stack {
+                self.stack_bytes -= len;
+            }
+            self.charge(index, len);
+            self.stats.marked += u64::from(mark);
+            return Some(Taken {
+                packet: waiting.packet,
+                cut: waiting.cut,
+                mark,
+                class: waiting.class,
+                flow: waiting.hash,
+                wait: now.saturating_duration_since(waiting.since),
+            });
+        }
+    }
+
+    /// Says how many bytes our own stack may still add: what the lane sends in about 10 ms, or two small batches,
+    /// less what waits of it. It may add one packet as long as this is not zero.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.pace.room(self.mtu).saturating_sub(self.stack_bytes)
+    }
+
+    /// Says how many bytes wait, as wire packets with their headers.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Tells whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Says how long the oldest packet has waited; it looks at every flow that has packets.
+    #[must_use]
+    pub fn oldest_age(&self, now: Instant) -> Option<Duration> {
+        let heads = self.flows.active().filter_map(|flow| flow.ends);
+        heads
+            .map(|(head, _)| now.saturating_duration_since(self.packets[head as usize].since))
+            .max()
+    }
+
+    /// Returns what was counted.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.stats
+    }
+
+    /// What a flow may send in a turn: one wire packet.
+    fn quantum(&self) -> i64 {
+        (self.mtu + WIRE_OVERHEAD) as i64
+    }
+
+    /// Finds the flow that has something to send and the right to.
+    fn turn(&mut self, now: Instant) -> Option<FlowIndex> {
+        loop {
+            let (index, list) = self.flows.front()?;
+            let quantum = self.quantum();
+            let flow = self.flows.get_mut(index);
+            if flow.deficit <= 0 {
+                flow.deficit += quantum;
+                self.flows.move_to(now, index, List::Old);
+            } else if flow.ends.is_some() {
+                return Some(index);
+            } else {
+                flow.codel.handle_empty();
+                // RFC 8290 §4.2: a new flow that ran empty passes the old ones once before it may be new again.
+                let to = match list {
+                    List::New if !self.flows.is_empty(List::Old) => List::Old,
+                    List::New | List::Old | List::Idle => List::Idle,
+                };
+                self.flows.move_to(now, index, to);
+            }
+        }
+    }
+
+    /// The first packet of a flow that [`FairQueue::turn`] has found.
+    fn head(&self, index: FlowIndex) -> Option<u32> {
+        self.flows.get(index).ends.map(|(head, _)| head)
+    }
+
+    fn judge(&mut self, now: Instant, index: FlowIndex, key: u32) -> Judgement {
+        let waiting = &mut self.packets[key as usize];
+        if waiting.judged || waiting.producer == Producer::Stack {
+            return Judgement::Send;
+        }
+        let wait = now.saturating_duration_since(waiting.since);
+        let law = self.pace.law(self.mtu, &self.limits);
+        let codel = &mut self.flows.get_mut(index).codel;
+        if !codel.judge(now, wait, self.bytes, self.mtu, law) {
+            return Judgement::Send;
+        }
+        waiting.judged = true;
+        if is_ecn_capable(waiting.packet.bytes()) {
+            Judgement::Mark
+        } else {
+            Judgement::Drop
+        }
+    }
+
+    /// Passes over the next piece of a packet.
+    fn skip(&mut self, index: FlowIndex, key: u32, mtu: usize) {
+        let waiting = &mut self.packets[key as usize];
+        let before = waiting.cut.remaining();
+        waiting.cut.skip(waiting.packet.bytes(), mtu);
+        self.settle(index, key, before);
+    }
+
+    /// Takes what a packet has become shorter by from the sums, and the packet from its flow if nothing is left.
+    fn settle(&mut self, index: FlowIndex, key: u32, before: usize) {
+        let waiting = &self.packets[key as usize];
+        let gone = before - waiting.cut.remaining();
+        self.bytes -= gone;
+        if waiting.producer == Producer::Stack {
+            self.stack_bytes -= gone;
+        }
+        self.flows.get_mut(index).bytes -= gone;
+        if waiting.cut.is_done() {
+            self.remove(index, key);
+        }
+    }
+
+    /// Takes the first packet of a flow out of the queue.
+    fn remove(&mut self, index: FlowIndex, key: u32) -> Waiting<P> {
+        let waiting = self.packets.remove(key as usize);
+        self.memory -= waiting.packet.memory();
+        let flow = self.flows.get_mut(index);
+        flow.ends = flow
+            .ends
+            .and_then(|(_, last)| waiting.next.map(|next| (next, last)));
+        waiting
+    }
+
+    fn charge(&mut self, index: FlowIndex, len: usize) {
+        self.flows.get_mut(index).deficit -= (len + WIRE_OVERHEAD) as i64;
+        self.stats.sent += 1;
+        self.stats.sent_bytes += len as u64;
+    }
+
+    /// Drops from the fattest flow, oldest pieces first, until all bounds hold.
+    fn shed(&mut self) {
+        while self.is_over() {
+            let Some(index) = self.flows.fattest() else {
+                return;
+            };
+            // Half of a flow at a time, since finding it takes a look at all.
+            let enough = self.flows.get(index).bytes / 2;
+            while self.is_over() && self.flows.get(index).bytes >= enough {
+                let Some((key, _)) = self.flows.get(index).ends else {
+                    break;
+                };
+                self.skip(index, key, usize::MAX);
+                self.stats.drops.overflow += 1;
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.bytes > self.limits.bytes
+            || self.packets.len() > self.limits.packets
+            || self.memory > self.limits.memory
+    }
+}
+
+/// What CoDel says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    Send,
+    Mark,
+    Drop,
+}
+
+/// What a wire packet takes beside itself: 33 bytes inside and around the seal, 28 of IPv4 and UDP. Counting it keeps
+/// a flow of tiny packets from taking more of the wire than its share.
+const WIRE_OVERHEAD: usize = 61;
+/// The inner MTU that is usual, before a lane says what it carries.
+const USUAL_MTU: usize = 1_400;
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,123 @@
+//! What bounds a fair queue, and how its aims follow the lane.
+
+use std::time::Duration;
+
+use super::codel::Law;
+
+/// Bounds one session's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueLimits {
+    /// Bytes that still wait to be sent.
+    pub bytes: usize,
+    /// Packets, each super-packet one.
+    pub packets: usize,
+    /// Bytes of memory behind them: a super-packet takes all of its own until its last piece is sent.
+    pub memory: usize,
+    /// The least wait that CoDel calls a queue (RFC 8289 §4.2).
+    pub target: Duration,
+}
+
+impl Default for QueueLimits {
+    /// 4 MiB or 4,096 packets, which is 34 ms at 1 Gbit/s and a round trip of 100 ms at 330 Mbit/s; 8 MiB of memory;
+    /// a target of 5 ms.
+    fn default() -> QueueLimits {
+        QueueLimits {
+            bytes: 4 << 20,
+            packets: 4_096,
+            memory: 8 << 20,
+            target: Duration::from_millis(5),
+        }
+    }
+}
+
+/// What is known of the lane that the queue is sent on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Bytes each second; 0 if unknown.
+    pub(super) rate: u64,
+    /// The round trip without a queue; zero if unknown.
+    pub(super) rtt: Duration,
+}
+
+impl Pace {
+    /// The law for packets of `mtu` bytes.
+    ///
+    /// The interval is to be a round trip of the flows, of which the lane is a part (RFC 8289 §4.3). The target is a
+    /// part of the lane's round trip, since each flow has a queue of its own and disturbs nobody with it, and never
+    /// less than two packets take: a queue of one is no queue.
+    pub(super) fn law(&self, mtu: usize, limits: &QueueLimits) -> Law {
+        let packets = match self.rate {
+            0 => Duration::ZERO,
+            rate => Duration::from_micros((2 * mtu as u64).saturating_mul(1_000_000) / rate),
+        };
+        let trip = (self.rtt * 3 / 10).min(MOST_TARGET);
+        Law {
+            target: limits.target.max(trip).max(packets),
+            interval: (self.rtt * 5 / 4).clamp(LEAST_INTERVAL, MOST_INTERVAL),
+        }
+    }
+
+    /// The bytes that an own stack may have waiting.
+    pub(super) fn room(&self, mtu: usize) -> usize {
+        let ahead = self.rate / (1_000 / STACK_AHEAD_MS);
+        usize::try_from(ahead)
+            .unwrap_or(usize::MAX)
+            .max(2 * WIRE_BATCH * mtu)
+    }
+}
+
+/// RFC 8289 §4.3: 100 ms serve paths of the Internet from 10 ms to 1 s.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+/// The most that a round trip makes of the target. CUBIC gives up 30 % of its window when it is told, so the queue that
+/// keeps a lane busy is near three tenths of a round trip: one flow of 50 Mbit/s and 50 ms gets 93 % of the lane with a
+/// target of 5 ms, 97 with 10, 99 with 15. At 200 ms it would take 60; 30 get 94, and people notice more.
+const MOST_TARGET: Duration = Duration::from_millis(30);
+/// Beyond it a lane is dead, or measured wrong.
+const MOST_INTERVAL: Duration = Duration::from_secs(1);
+/// What an own stack may run ahead of the lane: long enough that a driver that wakes each millisecond or two never
+/// finds nothing to send, short enough that nothing waits that a newer packet should overtake.
+const STACK_AHEAD_MS: u64 = 10;
+/// Packets that leave in one turn even on a slow lane; two batches are the least that keep it busy.
+const WIRE_BATCH: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn law(rate: u64, rtt_ms: u64) -> Law {
+        let rtt = Duration::from_millis(rtt_ms);
+        Pace { rate, rtt }.law(1_400, &QueueLimits::default())
+    }
+
+    #[test]
+    fn a_short_lane_aims_at_5_ms_within_100() {
+        let expected = Law {
+            target: Duration::from_millis(5),
+            interval: Duration::from_millis(100),
+        };
+        assert_eq!(law(0, 0), expected);
+        assert_eq!(law(6_250_000, 10), expected);
+    }
+
+    #[test]
+    fn a_long_lane_may_hold_three_tenths_of_its_round_trip_up_to_30_ms() {
+        assert_eq!(law(6_250_000, 50).target, Duration::from_millis(15));
+        assert_eq!(law(6_250_000, 200).target, Duration::from_millis(30));
+        assert_eq!(law(6_250_000, 200).interval, Duration::from_millis(250));
+        assert_eq!(law(6_250_000, 60_000).interval, MOST_INTERVAL);
+    }
+
+    #[test]
+    fn a_slow_lane_may_hold_two_packets() {
+        assert_eq!(law(14_000, 50).target, Duration::from_millis(200));
+    }
+
+    #[test]
+    fn an_own_stack_runs_10_ms_ahead_and_two_batches_at_least() {
+        let rtt = Duration::ZERO;
+        assert_eq!(Pace { rate: 0, rtt }.room(1_400), 22_400);
+        let rate = 12_500_000;
+        assert_eq!(Pace { rate, rtt }.room(1_400), 125_000);
+    }
+}

@@ -1,0 +1,320 @@
+//! Source numbers that have not come, while it still matters.
+//!
+//! # Theory of operation
+//!
+//! Source packets are numbered without holes, so a number above the next expected one leaves a
+//! **gap**. Each missing number then goes one way:
+//!
+//! ```text
+//!                     arrives, repaired, or resent
+//!            ┌───────────────────────────────────────────▶ filled
+//!            │
+//!  missing ──┤ [`GapLimits::ask_after`], once or twice
+//!            ├────────────────▶ asked for ─────────────────▶ filled
+//!            │                      │
+//!            └──────────────────────┴─────────────────────▶ hopeless
+//!                     [`GapLimits::give_up_after`]
+//! ```
+//!
+//! Parity usually comes first, which is why a number is asked for only after a while, and asked
+//! for again when a round trip brought no answer. A number that is hopeless holds nobody back any
+//! more; should it come all the same, it is delivered like any other.
+//!
+//! # Limits
+//!
+//! [`MAX_GAPS`] numbers are known as missing. A jump that would make more forgets the oldest,
+//! which become hopeless at once: after it there is nothing left to wait for in their order.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long a gap is left to parity, and when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GapLimits {
+    /// From when a number is missed until it is asked for.
+    pub ask_after: Duration,
+    /// From a question to its repetition.
+    pub ask_again: Duration,
+    /// From when a number is missed until it is hopeless.
+    pub give_up_after: Duration,
+}
+
+/// The missing numbers of one direction.
+#[derive(Debug)]
+pub struct Gaps {
+    limits: GapLimits,
+    /// The number after the highest that came; `None` after the last there is.
+    next: Option<u64>,
+    /// In the order of numbers, which is that of being missed.
+    missing: VecDeque<Missing>,
+    hopeless: u64,
+    asked: u64,
+}
+
+impl Gaps {
+    /// Knows nothing yet. The direction begins with number `first`.
+    #[must_use]
+    pub fn new(first: u64, limits: GapLimits) -> Self {
+        Self {
+            limits,
+            next: Some(first),
+            missing: VecDeque::with_capacity(MAX_GAPS),
+            hopeless: 0,
+            asked: 0,
+        }
+    }
+
+    /// Changes the limits, of gaps that are open too: they follow the round-trip time.
+    pub fn set_limits(&mut self, limits: GapLimits) {
+        self.limits = limits;
+    }
+
+    /// Takes note of a number that came, in whatever way.
+    pub fn handle_received(&mut self, now: Instant, number: u64) {
+        let next = self.next.unwrap_or(number);
+        if number < next {
+            if let Ok(at) = self.position(number) {
+                self.missing.remove(at);
+            }
+            return;
+        }
+        let gap = number - next;
+        let kept = gap.min(MAX_GAPS as u64);
+        self.hopeless += gap - kept;
+        for missed in number - kept..number {
+            if self.missing.len() == MAX_GAPS {
+                self.missing.pop_front();
+                self.hopeless += 1;
+            }
+            self.missing.push_back(Missing {
+                number: missed,
+                since: now,
+                asked: None,
+                questions: 0,
+            });
+        }
+        self.next = number.checked_add(1);
+    }
+
+    /// The number after the highest that came.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next.unwrap_or(u64::MAX)
+    }
+
+    /// The lowest number that is missing and not hopeless.
+    #[must_use]
+    pub fn lowest(&self) -> Option<u64> {
+        self.missing.front().map(|missing| missing.number)
+    }
+
+    /// Whether a number is missing and not hopeless.
+    #[must_use]
+    pub fn contains(&self, number: u64) -> bool {
+        self.position(number).is_ok()
+    }
+
+    /// How many numbers are missing and not hopeless.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Numbers given up since the beginning.
+    #[must_use]
+    pub const fn hopeless(&self) -> u64 {
+        self.hopeless
+    }
+
+    /// Questions since the beginning.
+    #[must_use]
+    pub const fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Gives every number that should be asked for at `now` to `ask`, lowest first, until it
+    /// answers false; those it took are not due again before [`GapLimits::ask_again`].
+    pub fn poll_ask(&mut self, now: Instant, mut ask: impl FnMut(u64) -> bool) {
+        let limits = self.limits;
+        for missing in &mut self.missing {
+            if missing.ask_at(&limits).is_none_or(|at| at > now) {
+                continue;
+            }
+            if !ask(missing.number) {
+                return;
+            }
+            missing.asked = Some(now);
+            missing.questions += 1;
+            self.asked += 1;
+        }
+    }
+
+    /// Forgets the numbers that are hopeless by `now`; returns whether there were any.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+        let before = self.missing.len();
+        while let Some(oldest) = self.missing.front()
+            && oldest.since + self.limits.give_up_after <= now
+        {
+            self.missing.pop_front();
+            self.hopeless += 1;
+        }
+        before != self.missing.len()
+    }
+
+    /// When something is due: a question ([`Gaps::poll_ask`]) or the end of a hope
+    /// ([`Gaps::handle_timeout`]).
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let end = self.missing.front()?.since + self.limits.give_up_after;
+        let ask = self
+            .missing
+            .iter()
+            .filter_map(|missing| missing.ask_at(&self.limits))
+            .min();
+        Some(ask.map_or(end, |ask| ask.min(end)))
+    }
+
+    fn position(&self, number: u64) -> Result<usize, usize> {
+        self.missing
+            .binary_search_by_key(&number, |missing| missing.number)
+    }
+}
+
+/// The most numbers that are known as missing: a second of 10 % loss at 100 Mbit/s.
+pub const MAX_GAPS: usize = 1024;
+
+/// How often a number is asked for. The answer to the first question is lost as often as any
+/// packet; a third would come after the hold has ended.
+const MAX_QUESTIONS: u8 = 2;
+
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    number: u64,
+    since: Instant,
+    asked: Option<Instant>,
+    questions: u8,
+}
+
+impl Missing {
+    fn ask_at(&self, limits: &GapLimits) -> Option<Instant> {
+        if self.questions >= MAX_QUESTIONS {
+            return None;
+        }
+        Some(match self.asked {
+            None => self.since + limits.ask_after,
+            Some(asked) => asked + limits.ask_again,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: GapLimits = GapLimits {
+        ask_after: Duration::from_millis(10),
+        ask_again: Duration::from_millis(60),
+        give_up_after: Duration::from_millis(150),
+    };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn asked(gaps: &mut Gaps, now: Instant) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        gaps.poll_ask(now, |number| {
+            numbers.push(number);
+            true
+        });
+        numbers
+    }
+
+    #[test]
+    fn numbers_in_order_leave_no_gap() {
+        let now = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        for number in 0..100 {
+            gaps.handle_received(now, number);
+        }
+        assert!(gaps.is_empty());
+        assert_eq!(gaps.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_gap_is_asked_for_twice_and_given_up_after_150_ms() {
+        let start = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        gaps.handle_received(start, 0);
+        gaps.handle_received(start, 3);
+        assert_eq!((gaps.lowest(), gaps.len()), (Some(1), 2));
+        assert_eq!(gaps.poll_timeout(), Some(start + ms(10)));
+        assert_eq!(asked(&mut gaps, start + ms(9)), [0; 0]);
+        assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
+        assert_eq!(asked(&mut gaps, start + ms(69)), [0; 0]);
+        gaps.handle_received(start + ms(69), 2);
+        assert_eq!(asked(&mut gaps, start + ms(70)), [1]);
+        assert_eq!(asked(&mut gaps, start + ms(149)), [0; 0]);
+        assert_eq!(gaps.poll_timeout(), Some(start + ms(150)));
+        assert!(!gaps.handle_timeout(start + ms(149)));
+        assert!(gaps.handle_timeout(start + ms(150)));
+        assert_eq!((gaps.lowest(), gaps.hopeless(), gaps.asked()), (None, 1, 3));
+    }
+
+    #[test]
+    fn what_the_report_has_no_room_for_is_asked_for_next_time() {
+        let start = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        gaps.handle_received(start, 5);
+        let mut room = 2;
+        gaps.poll_ask(start + ms(10), |_| {
+            room -= 1;
+            room >= 0
+        });
+        assert_eq!(asked(&mut gaps, start + ms(11)), [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_jump_keeps_the_newest_1024_and_gives_up_the_rest() {
+        let now = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        gaps.handle_received(now, 5);
+        gaps.handle_received(now, u64::MAX - 1);
+        assert_eq!(gaps.len(), MAX_GAPS);
+        assert_eq!(gaps.lowest(), Some(u64::MAX - 1 - MAX_GAPS as u64));
+        assert!(gaps.hopeless() > u64::MAX - 3_000);
+        gaps.handle_received(now, u64::MAX);
+        gaps.handle_received(now, u64::MAX);
+        assert_eq!(gaps.len(), MAX_GAPS);
+    }
+
+    proptest! {
+        #[test]
+        fn missing_is_what_lies_below_the_highest_and_did_not_come(
+            numbers in prop::collection::vec(0_u64..900, 1..300),
+        ) {
+            let now = Instant::now();
+            let mut gaps = Gaps::new(0, LIMITS);
+            let mut seen = BTreeSet::new();
+            for number in numbers {
+                gaps.handle_received(now, number);
+                seen.insert(number);
+                let highest = *seen.last().expect("one came");
+                let missing: Vec<u64> = (0..highest).filter(|n| !seen.contains(n)).collect();
+                prop_assert_eq!(gaps.len(), missing.len());
+                prop_assert_eq!(gaps.lowest(), missing.first().copied());
+                prop_assert!(missing.iter().all(|n| gaps.contains(*n)));
+            }
+        }
+    }
+}

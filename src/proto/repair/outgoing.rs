@@ -1,0 +1,240 @@
+//! The sending end: what was sent, and what else leaves on its account.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use adit_fec::redundancy::{PlanKind, RedundancyStats};
+use adit_fec::{
+    Class, LossReport, Redundancy, RepairPlan, Settings, StreamEncoder, StreamError, WindowEncoder,
+};
+
+use crate::wire::{REPAIR_HEADER_LEN, RepairHeader, SHARD_PREFIX_LEN};
+
+/// Holds the last source packets of a direction, makes repairs over them, and sends them again.
+pub struct Outgoing {
+    encoder: WindowEncoder<Vec<u8>>,
+    redundancy: Redundancy,
+    resends: VecDeque<u64>,
+    /// How often the packet in each place of the ring was sent again.
+    resent: Box<[u8]>,
+    stats: OutgoingStats,
+}
+
+/// What leaves beside new packets. What it carries was written where [`Outgoing::poll`] was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// A packet once more.
+    Source {
+        /// Its number.
+        number: u64,
+        /// Its offload byte, as it was given.
+        offload: u8,
+        /// Bytes of the packet.
+        len: usize,
+    },
+    /// A repair: header and parity.
+    Repair {
+        /// Bytes of both.
+        len: usize,
+    },
+}
+
+/// What an [`Outgoing`] has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutgoingStats {
+    /// Packets that were sent again because the receiver asked.
+    pub resent: u64,
+    /// Packets that were sent again at once, because they could not wait for parity.
+    pub copied: u64,
+    /// Repairs that were sent.
+    pub repairs: u64,
+    /// Packets asked for that are no longer held.
+    pub resends_too_late: u64,
+    /// Packets asked for more often than they are sent.
+    pub resends_refused: u64,
+    /// Packets asked for while too many others waited.
+    pub resends_overflow: u64,
+    /// Repairs left out because the lane fits less.
+    pub repairs_too_long: u64,
+    /// Packets too long to be held.
+    pub unheld: u64,
+}
+
+impl Outgoing {
+    /// Holds nothing yet.
+    ///
+    /// # Errors
+    /// None with the sizes that are constants here.
+    pub fn new(now: Instant, settings: Settings) -> Result<Self, StreamError> {
+        let work = vec![0; WindowEncoder::<Vec<u8>>::work_len(RING, SHARD_CAPACITY)];
+        Ok(Self {
+            encoder: WindowEncoder::new(work, RING, SHARD_CAPACITY)?,
+            redundancy: Redundancy::new(now, settings),
+            resends: VecDeque::with_capacity(MAX_WAITING_RESENDS),
+            resent: vec![0; RING].into_boxed_slice(),
+            stats: OutgoingStats::default(),
+        })
+    }
+
+    /// Changes what the redundancy may do.
+    pub fn set(&mut self, settings: Settings) {
+        self.redundancy.set(settings);
+    }
+
+    /// Takes a packet that leaves now, under the next number.
+    pub fn handle_source(
+        &mut self,
+        now: Instant,
+        number: u64,
+        offload: u8,
+        packet: &[u8],
+        class: Class,
+    ) {
+        let shard_len = SHARD_PREFIX_LEN + packet.len();
+        let prefix = u16::try_from(packet.len()).map(u16::to_be_bytes);
+        let (Ok([high, low]), Ok(shard)) = (prefix, self.encoder.reserve(number, shard_len)) else {
+            self.stats.unheld += 1;
+            return;
+        };
+        let (head, body) = shard.split_at_mut(SHARD_PREFIX_LEN);
+        head.copy_from_slice(&[high, low, offload]);
+        body.copy_from_slice(packet);
+        self.resent[place(number)] = 0;
+        self.redundancy.on_source(now, number, shard_len, class);
+    }
+
+    /// Takes what became of the datagrams since the last report.
+    pub fn handle_report(&mut self, now: Instant, report: &LossReport) {
+        self.redundancy.on_report(now, report);
+    }
+
+    /// Takes the receiver's question for a packet.
+    pub fn handle_request(&mut self, number: u64) {
+        if !self.encoder.held().contains(&number) {
+            self.stats.resends_too_late += 1;
+        } else if self.resends.contains(&number) {
+            // It is on its way already.
+        } else if self.resent[place(number)] >= MAX_RESENDS_OF_ONE {
+            self.stats.resends_refused += 1;
+        } else if self.resends.len() >= MAX_WAITING_RESENDS {
+            self.stats.resends_overflow += 1;
+        } else {
+            self.resends.push_back(number);
+        }
+    }
+
+    /// Writes what is due next at `now` to the front of `out`, if anything is: what follows the
+    /// inner type and source header of a packet, or the inner type of a repair. `out` is the room
+    /// that a packet has on the lane. **Call until `None`.**
+    pub fn poll(&mut self, now: Instant, out: &mut [u8]) -> Option<Extra> {
+        while let Some(number) = self.resends.pop_front() {
+            let Some(extra) = self.source(number, out) else {
+                self.stats.resends_too_late += 1;
+                continue;
+            };
+            self.resent[place(number)] += 1;
+            self.stats.resent += 1;
+            return Some(extra);
+        }
+        while let Some(plan) = self.redundancy.poll_repair(now) {
+            if plan.kind == PlanKind::Copy && plan.span == 1 {
+                if let Some(extra) = self.source(plan.first, out) {
+                    self.stats.copied += 1;
+                    return Some(extra);
+                }
+                continue;
+            }
+            match self.repair(plan, out) {
+                Some(extra) => {
+                    self.stats.repairs += 1;
+                    return Some(extra);
+                }
+                None => self.stats.repairs_too_long += 1,
+            }
+        }
+        None
+    }
+
+    /// When [`Outgoing::poll`] has something, if nothing happens before.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        if self.resends.is_empty() {
+            self.redundancy.poll_timeout()
+        } else {
+            Some(now)
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn stats(&self) -> &OutgoingStats {
+        &self.stats
+    }
+
+    /// What the redundancy counted.
+    #[must_use]
+    pub fn redundancy_stats(&self) -> RedundancyStats {
+        self.redundancy.stats()
+    }
+
+    /// Repairs sent for each source at present.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        self.redundancy.ratio()
+    }
+
+    fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {
+        let shard = self.encoder.shard(number)?;
+        let (head, packet) = shard.split_at_checked(SHARD_PREFIX_LEN)?;
+        out.get_mut(..packet.len())?.copy_from_slice(packet);
+        Some(Extra::Source {
+            number,
+            offload: head[2],
+            len: packet.len(),
+        })
+    }
+
+    fn repair(&self, plan: RepairPlan, out: &mut [u8]) -> Option<Extra> {
+        let (head, parity) = out.split_at_mut_checked(REPAIR_HEADER_LEN)?;
+        let len = self
+            .encoder
+            .repair(plan.first, plan.span.into(), plan.key, parity)
+            .ok()?;
+        let header = RepairHeader {
+            first: plan.first as u32,
+            span: plan.span,
+            key: plan.key,
+        };
+        head.copy_from_slice(&header.to_bytes());
+        Some(Extra::Repair {
+            len: REPAIR_HEADER_LEN + len,
+        })
+    }
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("held", &self.encoder.held())
+            .field("resends", &self.resends.len())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+fn place(number: u64) -> usize {
+    (number % RING as u64) as usize
+}
+
+/// Packets held: 128 ms at 50 Mbit/s, which is a question's way there and the resend's way back on a
+/// long path.
+pub const RING: usize = 512;
+
+/// The longest shard: the prefix and the largest packet that a datagram lane carries whole.
+pub const SHARD_CAPACITY: usize = 1_536;
+
+/// How often one packet is sent again. A second time, because the first is lost as often as any.
+pub const MAX_RESENDS_OF_ONE: u8 = 2;
+
+/// Resends that wait for the lane: a report's worth, twice.
+pub const MAX_WAITING_RESENDS: usize = 128;

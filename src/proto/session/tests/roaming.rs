@@ -1,0 +1,304 @@
+//! Datagram lanes that join, fall silent, move, and carry more or less than they did.
+
+use super::{millis, secs};
+use crate::proto::lossy_pair::{LossyPair, Way, address, server_at};
+use crate::proto::path::DatagramPath;
+use crate::proto::session::{OpenError, SessionEvent, Settings};
+use crate::wire::{JOIN_DATAGRAM_LEN, LaneId};
+
+const FIRST: LaneId = LaneId::FIRST;
+
+fn good(seed: u64) -> LossyPair {
+    LossyPair::confirmed(Way::default(), Settings::default(), seed)
+}
+
+fn join(pair: &mut LossyPair) -> LaneId {
+    let now = pair.now;
+    pair.client()
+        .join_datagram(now, DatagramPath::to(server_at()))
+        .unwrap()
+}
+
+#[test]
+fn a_lane_joins_whatever_of_the_three_messages_is_lost() {
+    for lost in 0..4 {
+        let mut pair = good(1);
+        let lane = join(&mut pair);
+        pair.pass(millis(lost * 25 + 5));
+        if lost < 3 {
+            pair.flying.clear();
+        }
+        pair.pass(millis(600));
+        for events in [&pair.client_events, &pair.server_events] {
+            let confirmed = events
+                .iter()
+                .filter(|event| **event == SessionEvent::LaneConfirmed(lane));
+            assert_eq!(confirmed.count(), 1, "lost at {lost}");
+        }
+        pair.send(false, lane, b"down");
+        pair.pass(millis(50));
+        assert_eq!(pair.at_client, [b"down"]);
+        assert_eq!(pair.errors, []);
+    }
+}
+
+#[test]
+fn a_join_that_comes_again_late_changes_nothing() {
+    let mut pair = good(2);
+    let lane = join(&mut pair);
+    pair.drain();
+    let copy = pair.flying.last().unwrap().bytes.clone();
+    assert_eq!(copy.len(), JOIN_DATAGRAM_LEN);
+    pair.pass(secs(1));
+    let now = pair.now;
+    let elsewhere = DatagramPath::to(address(66, 6));
+    assert_eq!(
+        pair.server().handle_join_datagram(now, elsewhere, &copy),
+        Ok(lane)
+    );
+    assert_eq!(
+        pair.server().datagram_path(lane).map(|path| path.remote),
+        Some(pair.client_at)
+    );
+    pair.server().remove_lane(now, lane);
+    assert_eq!(
+        pair.server().handle_join_datagram(now, elsewhere, &copy),
+        Err(OpenError::LaneId {
+            found: lane,
+            highest: lane
+        })
+    );
+}
+
+#[test]
+fn an_unproven_lane_is_sent_less_than_it_sent() {
+    let mut pair = good(3);
+    let lane = join(&mut pair);
+    pair.drain();
+    let copy = pair.flying.last().unwrap().bytes.clone();
+    pair.flying.clear();
+    pair.way.cut = true;
+    let now = pair.now;
+    let elsewhere = DatagramPath::to(address(66, 6));
+    pair.server()
+        .handle_join_datagram(now, elsewhere, &copy)
+        .unwrap();
+    let mut sent = 0;
+    let mut out = Vec::new();
+    for _ in 0..400 {
+        pair.now += millis(50);
+        let now = pair.now;
+        let server = pair.server();
+        server.handle_timeout(now);
+        while let Some(to) = server.poll_control(now, &mut out) {
+            sent += if to == lane { out.len() } else { 0 };
+        }
+        while let Some((to, _)) = server.poll_probe(now, &mut out) {
+            sent += if to == lane { out.len() } else { 0 };
+        }
+    }
+    assert!(sent > 0 && sent <= copy.len(), "{sent} bytes");
+    assert!(pair.server().datagram_path(lane).is_some());
+}
+
+#[test]
+fn unanswered_data_makes_a_lane_silent_within_a_second_and_dead_after_10() {
+    let mut pair = good(4);
+    pair.pass(secs(2));
+    pair.way.cut = true;
+    pair.client_events.clear();
+    pair.send(true, FIRST, b"anybody?");
+    pair.pass(millis(950));
+    assert_eq!(pair.client_events, []);
+    pair.pass(millis(50));
+    assert_eq!(pair.client_events, [SessionEvent::LaneSilent(FIRST)]);
+    assert!(pair.client().is_silent(FIRST));
+    pair.pass(millis(9400));
+    assert_eq!(pair.client_events.len(), 1);
+    pair.pass(millis(200));
+    assert_eq!(pair.client_events[1..], [SessionEvent::LaneDead(FIRST)]);
+}
+
+#[test]
+fn a_silent_lane_that_speaks_again_says_so_within_two_seconds() {
+    let mut pair = good(5);
+    pair.pass(secs(2));
+    pair.way.cut = true;
+    pair.send(true, FIRST, b"anybody?");
+    pair.pass(secs(4));
+    pair.client_events.clear();
+    pair.way.cut = false;
+    pair.pass(secs(2));
+    assert_eq!(pair.client_events, [SessionEvent::LaneHeard(FIRST)]);
+    assert_eq!(pair.client().stats().lanes_silent, 1);
+}
+
+#[test]
+fn a_silent_lane_dies_sooner_when_another_speaks() {
+    let mut pair = good(6);
+    let lane = join(&mut pair);
+    pair.pass(secs(1));
+    // All that is for the first lane is lost; both have the same address, so by the lane's byte.
+    pair.client_events.clear();
+    let now = pair.now;
+    let path = DatagramPath::to(address(99, 9));
+    let index = pair.client().lane_index(FIRST).unwrap();
+    let lossy = pair.client().lanes[index].lossy.as_mut().unwrap();
+    lossy.paths.set(path);
+    pair.send(true, FIRST, b"anybody?");
+    pair.pass(secs(4));
+    assert_eq!(
+        pair.client_events,
+        [
+            SessionEvent::LaneSilent(FIRST),
+            SessionEvent::LaneDead(FIRST)
+        ]
+    );
+    assert!(pair.now < now + secs(5));
+    assert_eq!(
+        pair.client().lanes().collect::<Vec<_>>(),
+        [lane],
+        "the other goes on"
+    );
+}
+
+#[test]
+fn an_idle_lane_lives_for_hours_and_speaks_little() {
+    let mut pair = good(7);
+    pair.pass(secs(10));
+    let before = pair.client().lane_stats(FIRST).unwrap().frames_sealed;
+    pair.client_events.clear();
+    pair.pass(secs(3600));
+    assert_eq!(pair.client_events, []);
+    let spoken = pair.client().lane_stats(FIRST).unwrap().frames_sealed - before;
+    assert!((360..=1500).contains(&spoken), "{spoken} in an hour");
+}
+
+#[test]
+fn a_client_that_moves_is_followed_within_two_round_trips() {
+    let mut pair = good(8);
+    pair.pass(secs(2));
+    let moved = address(2, 2000);
+    pair.client_at = moved;
+    pair.send(true, FIRST, b"from elsewhere");
+    pair.pass(millis(60));
+    assert_ne!(
+        pair.server().datagram_path(FIRST),
+        Some(DatagramPath::to(moved)),
+        "not before it echoes"
+    );
+    pair.pass(millis(50));
+    assert_eq!(
+        pair.server().datagram_path(FIRST),
+        Some(DatagramPath::to(moved))
+    );
+    assert!(pair.server_events.contains(&SessionEvent::LaneMoved(FIRST)));
+    pair.send(false, FIRST, b"follows");
+    pair.pass(millis(50));
+    assert_eq!(pair.at_client, [b"follows"]);
+}
+
+#[test]
+fn a_move_survives_loss() {
+    for seed in 0..20 {
+        let way = Way {
+            loss: 300,
+            ..Way::bad()
+        };
+        let mut pair = LossyPair::confirmed(way, Settings::default(), seed);
+        pair.client_at = address(2, 2000);
+        for _ in 0..150 {
+            pair.send(true, FIRST, b"from elsewhere");
+            pair.pass(millis(20));
+        }
+        assert_eq!(
+            pair.server().datagram_path(FIRST).map(|path| path.remote),
+            Some(pair.client_at),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn what_somebody_forwards_from_elsewhere_gets_three_times_its_length_and_no_more() {
+    let mut pair = good(9);
+    pair.pass(secs(2));
+    pair.send(true, FIRST, b"stolen");
+    let stolen = pair.flying.pop().unwrap().bytes;
+    let now = pair.now;
+    let thief = DatagramPath::to(address(66, 6));
+    let mut out = stolen.clone();
+    pair.server().open_datagram(now, thief, &mut out).unwrap();
+    let mut sent = 0;
+    for _ in 0..100 {
+        pair.now += millis(50);
+        let now = pair.now;
+        pair.server().handle_timeout(now);
+        while let Some(lane) = pair.server().poll_control(now, &mut out) {
+            assert_ne!(pair.server().datagram_path(lane), Some(thief));
+        }
+        while let Some((_, path)) = pair.server().poll_probe(now, &mut out) {
+            sent += if path == thief { out.len() } else { 0 };
+        }
+    }
+    assert!(sent > 0 && sent <= 3 * stolen.len(), "{sent} bytes");
+    assert_eq!(
+        pair.server().datagram_path(FIRST).map(|path| path.remote),
+        Some(pair.client_at)
+    );
+}
+
+#[test]
+fn an_ethernet_path_is_found_within_a_second_and_goes_by_the_inner_mtu() {
+    let mut pair = good(10);
+    pair.pass(secs(1));
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1464));
+    assert_eq!(pair.server().max_datagram(FIRST), Some(1464));
+    pair.send(true, FIRST, &[7; 1400]);
+    pair.pass(millis(50));
+    assert_eq!(pair.at_server, [vec![7; 1400]]);
+}
+
+#[test]
+fn a_path_that_comes_to_carry_less_is_found_out_and_packets_pass_again() {
+    let mut pair = good(11);
+    pair.pass(secs(2));
+    pair.way.mtu = 1320;
+    pair.pass(secs(30));
+    let most = pair.client().max_datagram(FIRST).unwrap();
+    assert!((1304..=1320).contains(&most), "{most}");
+    pair.send(true, FIRST, &[7; 1400]);
+    pair.pass(millis(50));
+    assert_eq!(pair.at_server, [vec![7; 1400]]);
+    assert_eq!(pair.client().mtu_stats(FIRST).unwrap().black_holes, 1);
+}
+
+#[test]
+fn long_datagrams_lost_in_a_row_bring_the_base_back_at_once() {
+    let mut pair = good(12);
+    pair.pass(secs(2));
+    for _ in 0..10 {
+        pair.client().handle_datagram_lost(FIRST, 1433);
+    }
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1200));
+}
+
+#[test]
+fn an_interface_that_takes_less_is_believed() {
+    let mut pair = good(13);
+    pair.client().set_datagram_limit(FIRST, 1300);
+    pair.pass(secs(2));
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1300));
+    assert_eq!(pair.server().max_datagram(FIRST), Some(1464));
+}
+
+#[test]
+fn no_two_lanes_that_live_share_a_low_byte() {
+    let mut pair = good(14);
+    for _ in 0..300 {
+        let lane = join(&mut pair);
+        assert_ne!(lane.0 as u8, 0, "that is the first lane's");
+        let now = pair.now;
+        pair.client().remove_lane(now, lane);
+    }
+}

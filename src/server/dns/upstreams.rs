@@ -1,0 +1,292 @@
+//! Whom the host would ask: its resolver configuration, followed as it changes.
+//!
+//! # Theory of operation
+//!
+//! A laptop that moves, a DHCP lease, a VPN of the host's own: each writes `/etc/resolv.conf` anew. So before a query
+//! its file and that of the hosts are looked at, at most once in [`LOOK_EVERY`], and where one is another than before
+//! the resolver is made anew, with an empty cache: what the former upstreams said may not hold any more. Queries under
+//! way end with the resolver that they began with. A configuration that cannot be used changes nothing: the former one
+//! is more likely to answer than none.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{Hosts, TokioResolver, system_conf};
+
+use super::{QUERIES, UDP_PAYLOAD};
+
+/// The resolver of a server, made anew when the host's configuration changes.
+pub(super) struct Upstreams {
+    source: Source,
+    hosts: PathBuf,
+    current: Mutex<Current>,
+}
+
+/// Where the upstreams are named.
+pub(super) enum Source {
+    /// In a file that the host's other programs read too.
+    Host(PathBuf),
+    /// In the server's own configuration.
+    Given(ResolverConfig),
+}
+
+struct Current {
+    resolver: TokioResolver,
+    /// What it was made of, beside the hosts file.
+    config: (ResolverConfig, ResolverOpts),
+    /// The files as they were when they were last looked at.
+    seen: [Option<Stamp>; 2],
+    look_at: Instant,
+}
+
+/// Tells one state of a file from another: modified and changed in nanoseconds, inode and length.
+type Stamp = [i64; 6];
+
+impl Upstreams {
+    /// Asks `upstreams`, or where there are none those that the host itself asks.
+    ///
+    /// A host without a usable configuration is warned about, and served from its hosts file alone until it has one.
+    ///
+    /// # Errors
+    /// The resolver cannot be made.
+    pub(super) fn new(now: Instant, upstreams: &[SocketAddr]) -> Result<Self, NetError> {
+        let source = if upstreams.is_empty() {
+            Source::Host(PathBuf::from(RESOLV_CONF))
+        } else {
+            Source::Given(given(upstreams))
+        };
+        Self::of(now, source, PathBuf::from(HOSTS))
+    }
+
+    pub(super) fn of(now: Instant, source: Source, hosts: PathBuf) -> Result<Self, NetError> {
+        // Before the files are read: a change meanwhile shows at the next look.
+        let seen = source.stamps(&hosts);
+        let config = source.read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no DNS resolver is configured on this host (/etc/resolv.conf): set `dns:`");
+            let nothing = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+            (nothing, ResolverOpts::default())
+        });
+        let current = Mutex::new(Current {
+            resolver: build(config.clone(), &hosts)?,
+            config,
+            seen,
+            look_at: now + LOOK_EVERY,
+        });
+        Ok(Self {
+            source,
+            hosts,
+            current,
+        })
+    }
+
+    /// Returns the resolver for a query at `now`.
+    pub(super) fn resolver(&self, now: Instant) -> TokioResolver {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if now >= current.look_at {
+            current.look_at = now + LOOK_EVERY;
+            let seen = self.source.stamps(&self.hosts);
+            if seen != current.seen {
+                current.seen = seen;
+                self.look_again(&mut current);
+            }
+        }
+        current.resolver.clone()
+    }
+
+    fn look_again(&self, current: &mut Current) {
+        match self.source.read() {
+            Ok(config) => current.config = config,
+            Err(error) => {
+                tracing::warn!(%error, "the host's resolver configuration cannot be used; the former one stays");
+            }
+        }
+        match build(current.config.clone(), &self.hosts) {
+            Ok(resolver) => {
+                tracing::info!("the host's resolver configuration has changed");
+                current.resolver = resolver;
+            }
+            Err(error) => tracing::warn!(%error, "the DNS resolver stays as it was"),
+        }
+    }
+}
+
+impl Source {
+    fn read(&self) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+        match self {
+            Self::Host(path) => system_conf::parse_resolv_conf(fs::read(path)?),
+            Self::Given(config) => Ok((config.clone(), ResolverOpts::default())),
+        }
+    }
+
+    fn stamps(&self, hosts: &Path) -> [Option<Stamp>; 2] {
+        let own = match self {
+            Self::Host(path) => stamp(path),
+            Self::Given(_) => None,
+        };
+        [own, stamp(hosts)]
+    }
+}
+
+/// `None` where there is no such file.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some([
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+        file.ino().cast_signed(),
+        file.size().cast_signed(),
+    ])
+}
+
+fn build(
+    (config, mut options): (ResolverConfig, ResolverOpts),
+    hosts: &Path,
+) -> Result<TokioResolver, NetError> {
+    options.max_active_requests = QUERIES;
+    options.edns_payload_len = UDP_PAYLOAD;
+    options.preserve_intermediates = true;
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options;
+    let mut resolver = builder.build()?;
+    let mut names = Hosts::default();
+    // A host without the file, or with one that makes no sense, has no names of its own.
+    let read = File::open(hosts)
+        .map_err(|error| error.to_string())
+        .and_then(|file| {
+            names
+                .read_hosts_conf(file)
+                .map_err(|error| error.to_string())
+        });
+    if let Err(error) = read {
+        tracing::debug!(error, "the hosts file cannot be read");
+    }
+    resolver.set_hosts(Arc::new(names));
+    Ok(resolver)
+}
+
+fn given(upstreams: &[SocketAddr]) -> ResolverConfig {
+    let servers = upstreams
+        .iter()
+        .map(|upstream| {
+            let on_port = |mut connection: ConnectionConfig| {
+                connection.port = upstream.port();
+                connection
+            };
+            let connections = vec![
+                on_port(ConnectionConfig::udp()),
+                on_port(ConnectionConfig::tcp()),
+            ];
+            NameServerConfig::new(upstream.ip(), true, connections)
+        })
+        .collect();
+    ResolverConfig::from_parts(None, Vec::new(), servers)
+}
+
+/// Where the host's resolver configuration stands (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where the names that the host itself knows stand (hosts(5)).
+const HOSTS: &str = "/etc/hosts";
+/// How often the files are looked at, at most: people do not wait longer after a change, and a query costs nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::rr::RecordType;
+
+    use super::*;
+
+    struct Host {
+        folder: tempfile::TempDir,
+        now: Instant,
+    }
+
+    impl Host {
+        fn new(resolv_conf: &str) -> Self {
+            let host = Self {
+                folder: tempfile::tempdir().expect("a folder"),
+                now: Instant::now(),
+            };
+            host.write("resolv.conf", resolv_conf);
+            host
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        /// As resolvconf and its like do: the file is there whole or as it was before.
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.at("new"), text).expect("written");
+            fs::rename(self.at("new"), self.at(name)).expect("renamed");
+        }
+
+        fn upstreams(&self) -> Upstreams {
+            let source = Source::Host(self.at("resolv.conf"));
+            Upstreams::of(self.now, source, self.at("hosts")).expect("upstreams")
+        }
+    }
+
+    fn attempts(upstreams: &Upstreams, now: Instant) -> usize {
+        upstreams.resolver(now).options().attempts
+    }
+
+    async fn finds(upstreams: &Upstreams, now: Instant, name: &str) -> bool {
+        upstreams
+            .resolver(now)
+            .lookup(name, RecordType::A)
+            .await
+            .is_ok()
+    }
+
+    #[test]
+    fn changed_configuration_is_used_after_a_second() {
+        let host = Host::new("nameserver 192.0.2.1\noptions attempts:3\n");
+        let upstreams = host.upstreams();
+        assert_eq!(attempts(&upstreams, host.now), 3);
+        host.write("resolv.conf", "nameserver 192.0.2.2\noptions attempts:4\n");
+        let soon = host.now + LOOK_EVERY - Duration::from_millis(1);
+        assert_eq!(attempts(&upstreams, soon), 3);
+        assert_eq!(attempts(&upstreams, host.now + LOOK_EVERY), 4);
+    }
+
+    #[test]
+    fn configuration_that_is_of_no_use_leaves_the_former_one() {
+        let host = Host::new("nameserver 192.0.2.1\noptions attempts:3\n");
+        let upstreams = host.upstreams();
+        host.write("resolv.conf", "");
+        assert_eq!(attempts(&upstreams, host.now + LOOK_EVERY), 3);
+        fs::remove_file(host.at("resolv.conf")).expect("removed");
+        assert_eq!(attempts(&upstreams, host.now + 2 * LOOK_EVERY), 3);
+        host.write("resolv.conf", "nameserver 192.0.2.2\noptions attempts:4\n");
+        assert_eq!(attempts(&upstreams, host.now + 3 * LOOK_EVERY), 4);
+    }
+
+    #[test]
+    fn host_that_had_no_configuration_at_the_start_gets_one() {
+        let host = Host::new("");
+        let upstreams = host.upstreams();
+        host.write("resolv.conf", "nameserver 192.0.2.2\noptions attempts:4\n");
+        assert_eq!(attempts(&upstreams, host.now + LOOK_EVERY), 4);
+    }
+
+    #[tokio::test]
+    async fn names_of_the_hosts_file_come_and_go_with_it() {
+        let host = Host::new("");
+        let upstreams = host.upstreams();
+        assert!(!finds(&upstreams, host.now, "printer.lan.").await);
+        host.write("hosts", "192.0.2.99 printer.lan\n");
+        assert!(finds(&upstreams, host.now + LOOK_EVERY, "printer.lan.").await);
+        fs::remove_file(host.at("hosts")).expect("removed");
+        let later = host.now + 2 * LOOK_EVERY;
+        assert!(!finds(&upstreams, later, "printer.lan.").await);
+    }
+}
