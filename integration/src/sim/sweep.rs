@@ -425,8 +425,8 @@ mod tests {
             self.direct.poll_deliver(now, side)
         }
 
-        fn poll_timeout(&self) -> Option<Instant> {
-            self.direct.poll_timeout()
+        fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+            self.direct.poll_timeout(now)
         }
 
         fn handle_timeout(&mut self, now: Instant) {
