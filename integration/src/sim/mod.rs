@@ -13,6 +13,9 @@
 //!  cross traffic ─────▶ ══ Emulator, one for each direction ══ ─────▶ cross traffic
 //! ```
 //!
+//! There are two tunnels: [`SessionTunnel`], two sessions of the program with a datagram lane between them, and
+//! [`Direct`], none at all, by which the endpoints themselves are judged.
+//!
 //! A [`World`] owns the link (two emulators, see [`link`](crate::link)), a [`Tunnel`], and the ends of every flow of
 //! its [`Scenario`]. A flow goes through the tunnel or [beside](Via::Beside) it; all share the bottleneck. The ends emit
 //! and take real IPv4 packets with TCP or UDP, whose checksums are verified where they arrive; payloads are zeros.

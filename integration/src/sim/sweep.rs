@@ -408,7 +408,7 @@ mod tests {
     impl Tunnel for Hobbled {
         fn inject(&mut self, now: Instant, side: Side, packet: Packet) {
             self.count += 1;
-            if self.every == 0 || self.count % self.every != 0 {
+            if self.every == 0 || !self.count.is_multiple_of(self.every) {
                 self.direct.inject(now, side, packet);
             }
         }
