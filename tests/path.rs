@@ -8,12 +8,12 @@ use std::time::Duration;
 use adit::client::connect::{Connected, Connector};
 use adit::client::tunnel::ConnectError;
 use adit::config::Scheme;
-use adit::io::carrier::{Carrier, CarrierEvent};
+use adit::io::carrier::CarrierEvent;
 use adit::io::clock;
 use adit::io::pool::Pool;
 use adit::io::tls::{ClientTls, Verify};
 use adit::proto::{ClientConfig as Handshake, SessionEvent};
-use adit::wire::{CloseReason, LaneId};
+use adit::wire::CloseReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -63,6 +63,11 @@ async fn bytes_go_both_ways_over_a_tcp_lane() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bytes_go_both_ways_over_a_datagram_lane() {
+    bytes_go_both_ways(Scheme::Udp).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_both_ways_over_a_tls_lane() {
     bytes_go_both_ways(Scheme::Tls).await;
 }
@@ -94,11 +99,10 @@ async fn full_server_says_so_before_it_hangs_up() {
         time: Duration::from_secs(5),
         pool: Pool::new("second", 4, 4),
     });
-    let attempt = connector.attempt(path.address.clone(), None).await.unwrap();
-    let Connected::Fresh { session, lane } = attempt else {
+    let attempt = connector.attempt(path.address.clone(), None, true);
+    let Connected::Fresh(mut carrier) = attempt.await.unwrap() else {
         panic!("there is nothing to join");
     };
-    let mut carrier = Carrier::new(*session, LaneId::FIRST, lane);
     let reason = std::future::poll_fn(|cx| {
         loop {
             let now = clock::now();

@@ -2,13 +2,18 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use adit::proto::{
-    AeadKind, Answer, ChallengeState, ClientConfig, ClientEntry, Initiator, Opened, Reply,
-    Responder, SecretKey, Session, Settings,
+    AeadKind, Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramPath,
+    DatagramResponder, Initiator, LoadLimits, Opened, Reception, Reply, Responder, SecretKey,
+    Session, Settings,
 };
-use adit::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
+use adit::wire::{
+    DATAGRAM_PACKET_HEADROOM, DatagramPacketHeader, LaneId, PACKET_HEADROOM, Piece, TAILROOM,
+};
 use adit_netstack::Offload;
 
 struct Counting;
@@ -40,9 +45,7 @@ fn allocations(run: impl FnOnce()) -> u64 {
     ALLOCATIONS.with(Cell::get) - before
 }
 
-fn sessions(aead: AeadKind) -> (Instant, Session, Session) {
-    let now = Instant::now();
-    let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+fn ends(aead: AeadKind) -> (ClientConfig, Responder) {
     let mut rng = rand::rng();
     let secret = SecretKey::generate(&mut rng);
     let mut config =
@@ -54,6 +57,14 @@ fn sessions(aead: AeadKind) -> (Instant, Session, Session) {
         Settings::default(),
         UNIX_EPOCH,
     );
+    (config, responder)
+}
+
+fn sessions(aead: AeadKind) -> (Instant, Session, Session) {
+    let now = Instant::now();
+    let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let mut rng = rand::rng();
+    let (config, responder) = ends(aead);
     let (mut initiator, init) = Initiator::new(&config, unix, &mut rng).unwrap();
     let mut connection = ChallengeState::default();
     let entry = |_: &_| Some(ClientEntry::default());
@@ -87,6 +98,84 @@ fn sealing_and_opening_packets_allocate_nothing() {
             }
         });
         assert_eq!(count, 0, "{aead}");
+    }
+}
+
+fn path() -> DatagramPath {
+    DatagramPath::to(SocketAddr::from(([192, 0, 2, 1], 51820)))
+}
+
+/// Both ends over datagrams, after they have confirmed each other.
+fn sessions_over_datagrams(aead: AeadKind) -> (Instant, Session, Session) {
+    let now = Instant::now();
+    let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let mut rng = rand::rng();
+    let (config, responder) = ends(aead);
+    let mut strangers =
+        DatagramResponder::new(Arc::new(responder), LoadLimits::default(), &mut rng);
+    let mut initiator = DatagramInitiator::new(now, &config, path(), &mut rng).unwrap();
+    let mut out = Vec::new();
+    assert!(initiator.poll_transmit(now, unix, &mut out).unwrap());
+    let entry = |_: &_| Some(ClientEntry::default());
+    let reception = strangers.handle(now, path(), &out, 0, entry);
+    let Reception::Handshake(Answer::Accept { reply, session, .. }) = reception else {
+        panic!("{reception:?}")
+    };
+    let mut client = initiator.handle(now, &reply).unwrap().unwrap();
+    let mut server = session;
+    for _ in 0..4 {
+        while client.poll_control(now, &mut out).is_some()
+            || client.poll_probe(now, &mut out).is_some()
+        {
+            server.open_datagram(now, path(), &mut out).unwrap();
+        }
+        while server.poll_control(now, &mut out).is_some()
+            || server.poll_probe(now, &mut out).is_some()
+        {
+            client.open_datagram(now, path(), &mut out).unwrap();
+        }
+    }
+    (now, *client, *server)
+}
+
+#[test]
+fn sealing_and_opening_datagrams_allocate_nothing() {
+    for aead in AeadKind::ALL {
+        let (now, mut client, mut server) = sessions_over_datagrams(aead);
+        let mut datagram = vec![0x45; DATAGRAM_PACKET_HEADROOM + 1400 + TAILROOM];
+        let offload = Offload::default();
+        let mut exchange = |pieces: [Piece; 2], whole: u32| {
+            for _ in 0..1000 {
+                let number = client.alloc_source(1400);
+                let mut packets = 0;
+                for piece in pieces {
+                    client
+                        .seal_piece(
+                            now,
+                            LaneId::FIRST,
+                            DatagramPacketHeader {
+                                source: number as u32,
+                                checksum: offload.checksum,
+                                kept: false,
+                                piece,
+                            },
+                            &mut datagram,
+                        )
+                        .unwrap();
+                    let opened = server.open_datagram(now, path(), &mut datagram).unwrap();
+                    packets += u32::from(matches!(opened, Opened::Packet { .. }));
+                    while server.poll_delivery().is_some() {
+                        packets += 1;
+                    }
+                }
+                assert_eq!(packets, whole);
+            }
+        };
+        let halves = [Piece::First, Piece::Last];
+        // A packet sent twice, delivered once; then packets in two, for which memory is kept.
+        assert_eq!(allocations(|| exchange([Piece::Whole; 2], 1)), 0, "{aead}");
+        exchange(halves, 1);
+        assert_eq!(allocations(|| exchange(halves, 1)), 0, "{aead}");
     }
 }
 

@@ -3,6 +3,15 @@
 //! The crate is pure. It does no input or output, reads no clock, starts no thread and, after a codec
 //! was made, allocates nothing.
 //!
+//! It has two codes and a controller:
+//!
+//! - **blocks** ([`Codec`]): k sources and r parity shards, any k of which give back the sources; this
+//!   page is about them. [`interleave`] uses them over a numbered stream;
+//! - the sliding **[`window`]**: each repair covers the sources sent last. Over a stream it repairs more and
+//!   sooner than blocks do at the same overhead ([measured](algorithm#why-a-window-and-not-blocks)), and is
+//!   the one to use there;
+//! - **[`redundancy`]** says how many repairs to send over what and when, by what the receiver reports.
+//!
 //! # Theory of operation
 //!
 //! A **block** is a run of k **source** shards, for instance the packets that a sender puts on a lossy
@@ -82,9 +91,11 @@
 //!
 //! # Modules
 //!
-//! [`ReedSolomon`] is the codec to use. It runs on the fastest [`kernel`] that the processor has, found
-//! at run time. [`reference`](mod@reference) is the same code written slowly and plainly, without tables or formulas
-//! in common; tests hold one against the other. [`algorithm`] has the mathematics and the proofs.
+//! [`ReedSolomon`] is the codec for blocks. Over a stream both codes are a [`StreamEncoder`] and a
+//! [`StreamDecoder`]: [`WindowEncoder`] and [`WindowDecoder`], or those of [`interleave`]. All run on the fastest [`kernel`] that the processor has, found
+//! at run time. [`reference`](mod@reference) is the block code written slowly and plainly, without tables or
+//! formulas in common, and [`window::reference`] the window's decoder; tests hold one against the other.
+//! [`algorithm`] has the mathematics and the proofs. [`Redundancy`] is the controller.
 //!
 //! # Speed
 //!

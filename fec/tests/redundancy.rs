@@ -14,6 +14,7 @@ use adit_fec::{
     WindowDecoder, WindowEncoder,
 };
 use common::Channel;
+use proptest::prelude::*;
 
 const WINDOW: usize = 512;
 const EQUATIONS: usize = 128;
@@ -32,6 +33,8 @@ struct Direction {
     encoder: WindowEncoder<Vec<u8>>,
     decoder: WindowDecoder<Vec<u8>>,
     delay_rising: bool,
+    /// Whether the delay is called rising only where something was lost.
+    rising_with_losses_only: bool,
     /// When each source was sent, by number.
     sent_at: Vec<Instant>,
     lens: Vec<usize>,
@@ -59,6 +62,7 @@ impl Direction {
             encoder: WindowEncoder::new(vec![0; WINDOW * SHARD], WINDOW, SHARD).expect("legal"),
             decoder: WindowDecoder::new(decoder, 0, WINDOW, EQUATIONS, SHARD).expect("legal"),
             delay_rising: false,
+            rising_with_losses_only: false,
             sent_at: Vec::new(),
             lens: Vec::new(),
             parity_bytes: 0,
@@ -169,7 +173,8 @@ impl Direction {
         self.given_up = self.given_up.split_off(&self.decoder.window().start);
         let mut report = std::mem::take(&mut self.report);
         report.rtt = RTT;
-        report.delay_rising = self.delay_rising;
+        let may_rise = report.lost > 0 || !self.rising_with_losses_only;
+        report.delay_rising = self.delay_rising && may_rise;
         // Seen half a round trip after it was sent, reported half a one later.
         self.reports.push_back((self.now + RTT, report));
         self.next_report += REPORT_EACH;
@@ -448,6 +453,22 @@ fn losses_of_a_full_queue_get_no_parity_beyond_those_of_the_air() {
 }
 
 #[test]
+fn losses_that_happen_to_meet_a_queue_take_no_parity_away() {
+    for loss in [0.01, 0.05] {
+        let mut calm = Direction::auto(loss, 1.0, 16);
+        let mut flagged = Direction::auto(loss, 1.0, 16);
+        calm.bulk(40_000);
+        flagged.rising_with_losses_only = true;
+        for at in 0..1_600 {
+            flagged.delay_rising = at % 10 < 3;
+            flagged.bulk(25);
+        }
+        let (calm, flagged) = (calm.parity as f64, flagged.parity as f64);
+        assert!(flagged > calm * 0.8, "{flagged} where it would be {calm}");
+    }
+}
+
+#[test]
 fn rising_delay_alone_takes_no_parity_away() {
     let mut direction = Direction::auto(0.05, 1.0, 9);
     direction.bulk(40_000);
@@ -530,4 +551,169 @@ fn a_second_copy_waits_some_milliseconds() {
     assert_eq!(direction.copies, before + 1);
     direction.wait(Duration::from_millis(2));
     assert_eq!(direction.copies, before + 2);
+}
+
+#[test]
+fn loss_on_a_link_that_always_queues_is_repaired_like_any_other() {
+    let mut direction = Direction::auto(0.05, 1.0, 14);
+    direction.delay_rising = true;
+    direction.bulk(80_000);
+    assert!(direction.redundancy.ratio() > 0.08);
+    assert!((direction.residual() as f64) < 1e-3 * 80_000.0);
+}
+
+#[test]
+fn fixed_repairs_cover_the_last_packets_too() {
+    let mode = Mode::Fixed {
+        repairs: 1,
+        sources: 10,
+        span: 10,
+    };
+    let settings = Settings {
+        mode,
+        ..Settings::default()
+    };
+    let mut direction = Direction::new(Channel::new(0.0, 1.0, 15), settings);
+    direction.bulk(13);
+    assert_eq!(direction.parity, 1);
+    direction.wait(Duration::from_millis(6));
+    assert_eq!(direction.parity, 2);
+    // That was on credit: the next ten bring none.
+    direction.bulk(10);
+    assert_eq!(direction.parity, 2);
+    assert!(direction.redundancy.poll_timeout().is_some());
+}
+
+#[test]
+fn what_stays_unrepaired_moves_the_ratio_up_and_slowly_back() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut redundancy = Redundancy::new(now, Settings::default());
+    let mut number = 0;
+    let mut run = |redundancy: &mut Redundancy, reports: u32, unrepaired: u32| {
+        for _ in 0..reports {
+            for _ in 0..25 {
+                now += Duration::from_micros(250);
+                redundancy.on_source(now, number, BULK, Class::Bulk);
+                number += 1;
+                while redundancy.poll_repair(now).is_some() {}
+            }
+            let report = LossReport {
+                sent: 25,
+                lost: 1,
+                bursts: 1,
+                unrepaired,
+                delay_rising: false,
+                rtt: RTT,
+            };
+            redundancy.on_report(now, &report);
+        }
+        redundancy.ratio()
+    };
+    let usual = run(&mut redundancy, 1_000, 0);
+    let more = run(&mut redundancy, 100, 1);
+    assert!(more > usual * 1.15, "{more} after {usual}");
+    let later = run(&mut redundancy, 40_000, 0);
+    assert!((later / usual - 1.0).abs() < 0.01, "{later} after {usual}");
+}
+
+#[test]
+fn settings_and_reports_beyond_all_bounds_do_no_harm() {
+    let now = Instant::now();
+    for cap in [f32::NAN, f32::INFINITY, -1.0, 9.0] {
+        let settings = Settings {
+            cap,
+            max_span: 0,
+            mode: Mode::Auto,
+        };
+        let mut redundancy = Redundancy::new(now, settings);
+        for number in [0, 1, 2, 7, 3, u64::MAX - 1, u64::MAX] {
+            let report = LossReport {
+                sent: 1,
+                lost: u32::MAX,
+                bursts: u32::MAX,
+                unrepaired: u32::MAX,
+                delay_rising: number % 2 == 0,
+                rtt: Duration::MAX,
+            };
+            redundancy.on_report(now, &report);
+            redundancy.on_source(now, number, usize::MAX, Class::Urgent);
+            redundancy.on_source(now, number + u64::from(number < 9), 0, Class::Bulk);
+            for _ in 0..100 {
+                let Some(plan) = redundancy.poll_repair(now + Duration::from_secs(1)) else {
+                    break;
+                };
+                assert_eq!(plan.span, 1);
+            }
+            redundancy.set(settings);
+        }
+        assert!((0.0..=1.0).contains(&redundancy.ratio()));
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plan_covers_what_was_sent_and_no_more_than_it_may(
+        max_span in 1..300_u16,
+        fixed in prop::option::of((0..30_u16, 0..30_u16, 0..300_u16)),
+        steps in prop::collection::vec((0..12_u8, 0..40_u16, 0..8_u8), 1..300),
+    ) {
+        let mode = fixed.map_or(Mode::Auto, |(repairs, sources, span)| Mode::Fixed {
+            repairs,
+            sources,
+            span,
+        });
+        let settings = Settings { mode, max_span, ..Settings::default() };
+        let mut now = Instant::now();
+        let mut redundancy = Redundancy::new(now, settings);
+        let (mut began, mut next, mut last_key) = (0, 0_u64, None);
+        for (step, amount, other) in steps {
+            match step {
+                0 => now += Duration::from_millis(amount.into()),
+                1 => {
+                    // A gap.
+                    next += u64::from(amount);
+                    if amount > 0 {
+                        began = next;
+                        redundancy.on_source(now, next, 100, Class::Bulk);
+                        next += 1;
+                    }
+                }
+                2 => {
+                    let report = LossReport {
+                        sent: 10 * u32::from(amount),
+                        lost: u32::from(other) * u32::from(amount) / 4,
+                        bursts: u32::from(amount) / 4,
+                        unrepaired: u32::from(other % 2),
+                        delay_rising: other == 7,
+                        rtt: Duration::from_millis(u64::from(amount)),
+                    };
+                    redundancy.on_report(now, &report);
+                }
+                _ => {
+                    let class = match other {
+                        0 => Class::Urgent,
+                        1 => Class::Thin,
+                        _ => Class::Bulk,
+                    };
+                    for _ in 0..amount {
+                        redundancy.on_source(now, next, 30 * usize::from(amount), class);
+                        next += 1;
+                        now += Duration::from_micros(100 * u64::from(other));
+                    }
+                }
+            }
+            let mut plans = 0;
+            while let Some(plan) = redundancy.poll_repair(now) {
+                let end = plan.first + u64::from(plan.span);
+                prop_assert!(plan.span >= 1 && plan.span <= max_span, "{:?}", plan);
+                prop_assert!(plan.first >= began && end <= next, "{:?} of {}..{}", plan, began, next);
+                prop_assert!(last_key != Some(plan.key));
+                last_key = Some(plan.key);
+                plans += 1;
+                prop_assert!(plans <= 150, "polling ends");
+            }
+            prop_assert!(redundancy.poll_timeout().is_none_or(|at| at > now), "a timer that stays due");
+        }
+    }
 }

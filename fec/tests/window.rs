@@ -178,7 +178,7 @@ proptest! {
         for number in 0..120 {
             encoder.push(number, &shard(number)).expect("in order");
         }
-        let (mut floor, mut end) = (0, 0);
+        let (mut spans, mut covered, mut end) = (Vec::new(), 0, 0);
         for arrival in arrivals.into_iter().take(cut) {
             match arrival {
                 Arrival::Source(number) => {
@@ -191,12 +191,15 @@ proptest! {
                     let len = encoder.repair(first, span, key, &mut out).expect("held");
                     decoder.handle_repair(first, span, key, &out[..len]);
                     reference.handle_repair(first, span, key, &out[..len]);
-                    floor = floor.max(first);
-                    end = end.max(first + span as u64);
+                    spans.push(span as u64);
+                    covered = covered.max(first + span as u64);
+                    end = end.max(covered);
                 }
             }
         }
         let missing: BTreeMap<u64, Prospect> = decoder.missing().collect();
+        let longest = spans.iter().rev().take(32).max().copied().unwrap_or(0);
+        let floor = covered - longest;
         // As if repairs to come had brought all that they can cover.
         for number in floor..end {
             reference.handle_source(number, &shard(number));
@@ -399,4 +402,31 @@ fn what_was_not_asked_for_before_it_expired_does_not_come() {
     }
     assert_eq!(decoder.poll_repaired(), None);
     assert_eq!(decoder.stats().repaired, 1);
+}
+
+#[test]
+fn a_short_repair_among_long_ones_makes_nothing_hopeless() {
+    let mut encoder = encoder(128);
+    let mut decoder = decoder(0, 128, 8);
+    for number in 0..100 {
+        encoder.push(number, &shard(number)).expect("in order");
+        if !(10..14).contains(&number) {
+            decoder.handle_source(number, &shard(number));
+        }
+    }
+    let mut repair = |first, span, key| {
+        let mut out = [0; CAPACITY];
+        let len = encoder.repair(first, span, key, &mut out).expect("held");
+        decoder.handle_repair(first, span, key, &out[..len]);
+        decoder.prospect(12)
+    };
+    assert_eq!(repair(5, 40, 1), Prospect::Open);
+    assert_eq!(repair(48, 1, 2), Prospect::Open);
+    assert_eq!(repair(49, 1, 3), Prospect::Open);
+    // Long ones begin behind it now.
+    assert_eq!(repair(30, 40, 4), Prospect::Hopeless);
+    // And short ones only, for long enough.
+    for key in 5..40 {
+        assert_eq!(repair(71, 1, key), Prospect::Hopeless);
+    }
 }

@@ -90,6 +90,9 @@
 //! checked against the packet by [`Packet::check_offload`]; what a kernel is told is rebuilt from the packet by
 //! [`virtio_fields`].
 //!
+//! Where a path carries no super-packets, [`Cut`] makes wire packets of them, one at a time into lent memory, and
+//! [`Join`] makes super-packets of what arrives, by the rules of Linux's GRO.
+//!
 //! # Measurements
 //!
 //! `cargo bench -p adit-netstack` on two shared cores (other builds were running): one flow between two stacks on one

@@ -13,8 +13,8 @@ use tracing::info;
 
 use crate::client::run::{Client, Proxy};
 use crate::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
+    Scheme, ServerConfig, TunConfig,
 };
 use crate::io::ready::Ready;
 use crate::proto::SecretKey;
@@ -173,6 +173,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
             half_open_per_client: 1024,
         },
         aead: Vec::new(),
+        repair: Repair::Auto,
     }
 }
 
@@ -192,6 +193,7 @@ fn try_client(
         tls: CertificateCheck::Unchecked,
         connect_timeout: Duration::from_secs(5),
         aead: Vec::new(),
+        repair: Repair::Auto,
     }
 }
 

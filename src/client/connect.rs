@@ -8,24 +8,34 @@
 //! the session answers the join and never looks at the handshake; one that does not (it was
 //! restarted) is silent about the join and answers the handshake.
 //!
+//! Datagrams need no connection: a lane joins by one datagram, which the session itself repeats,
+//! so all that is made here is a way to send it ([`Connector::ways`]), and a handshake
+//! where there is no session to join. The addresses of a name are raced as connections are.
+//!
 //! # Limits
 //!
 //! An attempt may take [`Connector::time`], of which the handshake gets at least
 //! [`HANDSHAKE_LEAST`]. A server that wants proof of freshness may ask for it twice.
 
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
-use crate::config::LaneAddr;
+use crate::config::{LaneAddr, Scheme};
+use crate::io::carrier::Carrier;
 use crate::io::clock;
-use crate::io::dial::{DialError, dial};
+use crate::io::dial::{DialError, addresses, dial, race};
 use crate::io::lane::{FrameError, ReadError, StreamLane};
 use crate::io::pool::Pool;
 use crate::io::tls::ClientTls;
-use crate::proto::{ClientConfig, HandshakeError, Initiator, Reply, Session};
+use crate::io::udp::{Feedback, Receiver, SendBatch, Sender, Target, UdpIo};
+use crate::proto::{
+    ClientConfig, DatagramInitiator, DatagramPath, HandshakeError, Initiator, Reply,
+};
 use crate::wire::{FrameType, LaneId, frame_type};
 
 /// Everything an attempt needs, whichever server it goes to.
@@ -46,13 +56,8 @@ pub struct Connector {
 /// What an attempt has brought.
 #[derive(Debug)]
 pub enum Connected {
-    /// A fresh session.
-    Fresh {
-        /// The session, not yet configured.
-        session: Box<Session>,
-        /// Its first lane.
-        lane: StreamLane,
-    },
+    /// A fresh session, not yet configured, with its first lane.
+    Fresh(Box<Carrier>),
     /// Another lane of the session there was.
     Joined {
         /// The lane.
@@ -62,6 +67,17 @@ pub enum Connected {
         /// The server's first frame on it, still sealed.
         first: Vec<u8>,
     },
+    /// Where another lane may be joined by datagrams.
+    Ways(Vec<Way>),
+}
+
+/// A way for datagrams.
+#[derive(Debug)]
+pub struct Way {
+    /// Where they go.
+    pub path: DatagramPath,
+    /// What comes back.
+    pub receiver: Receiver,
 }
 
 /// Why an attempt has failed.
@@ -116,7 +132,7 @@ pub enum ConnectFailure {
 
 impl Connector {
     /// Makes one attempt at `server`; `join` is a lane number and the frame that joins it
-    /// to the session there is.
+    /// to the session there is, and `fresh` says whether a new session would do as well.
     ///
     /// # Errors
     ///
@@ -125,12 +141,16 @@ impl Connector {
         self: Arc<Self>,
         server: LaneAddr,
         join: Option<(LaneId, Vec<u8>)>,
+        fresh: bool,
     ) -> Result<Connected, ConnectFailure> {
+        if server.scheme == Scheme::Udp {
+            return self.datagrams(server).await;
+        }
         let start = clock::now();
         let stream = dial(&server, &self.tls, self.time).await?;
         let lane = StreamLane::new(stream, self.pool.clone());
         let left = self.time.saturating_sub(clock::now() - start);
-        let exchange = self.exchange(&server, lane, join);
+        let exchange = self.exchange(&server, lane, join, fresh);
         match timeout(left.max(HANDSHAKE_LEAST), exchange).await {
             Ok(result) => result,
             Err(_) => Err(ConnectFailure::Silent {
@@ -140,11 +160,130 @@ impl Connector {
         }
     }
 
+    /// Finds the ways to `server` by datagrams: one for each family that it and this host have.
+    ///
+    /// # Errors
+    ///
+    /// The name cannot be resolved, or there is no socket.
+    pub async fn ways(self: Arc<Self>, server: LaneAddr) -> Result<Connected, ConnectFailure> {
+        let mut ways: Vec<Way> = Vec::new();
+        let mut failed = None;
+        for remote in addresses(&server, self.time).await? {
+            if ways
+                .iter()
+                .any(|way| way.path.remote.is_ipv4() == remote.is_ipv4())
+            {
+                continue;
+            }
+            match self.way(remote) {
+                Ok(way) => ways.push(way),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if ways.is_empty() => Err(ConnectFailure::Io { server, error }),
+            Some(_) | None => Ok(Connected::Ways(ways)),
+        }
+    }
+
+    fn way(&self, remote: SocketAddr) -> io::Result<Way> {
+        let io = Arc::new(UdpIo::for_remote(remote)?);
+        let path = DatagramPath {
+            socket: io.id(),
+            ..DatagramPath::to(remote)
+        };
+        let receiver = Receiver::new(io, self.pool.clone());
+        Ok(Way { path, receiver })
+    }
+
+    /// A handshake over datagrams with whichever address of `server` answers first.
+    async fn datagrams(&self, server: LaneAddr) -> Result<Connected, ConnectFailure> {
+        let deadline = clock::now() + self.time;
+        let found = addresses(&server, self.time).await?;
+        let greet = |remote| self.greet(remote);
+        match race(found, &server, deadline.into(), greet).await {
+            Ok((Ok(carrier), _)) => Ok(Connected::Fresh(carrier)),
+            Ok((Err(error), _)) => Err(ConnectFailure::Handshake { server, error }),
+            Err(error) if error.is_silence() => Err(ConnectFailure::Silent {
+                server,
+                public_key: self.handshake.secret.public().to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A handshake over datagrams with one address; ends when it is answered.
+    async fn greet(&self, remote: SocketAddr) -> io::Result<Result<Box<Carrier>, HandshakeError>> {
+        let Way { path, mut receiver } = self.way(remote)?;
+        let io = receiver.io().clone();
+        // An Init may be larger than the path takes whole.
+        io.set_may_fragment(true)?;
+        let mut sender = Sender::new(io.clone());
+        let mut batch = SendBatch::new(self.pool.clone());
+        let target = Target {
+            to: remote,
+            source: None,
+            ecn: None,
+        };
+        let made = DatagramInitiator::new(clock::now(), &self.handshake, path, &mut rand::rng());
+        let mut initiator = match made {
+            Ok(initiator) => initiator,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut init = Vec::new();
+        loop {
+            match initiator.poll_transmit(clock::now(), clock::unix(), &mut init) {
+                Ok(true) => {
+                    if let Some(room) = batch.reserve(init.len()) {
+                        room.copy_from_slice(&init);
+                        batch.commit(init.len(), target);
+                    }
+                    poll_fn(|cx| sender.poll_flush(cx, &mut batch)).await;
+                }
+                Ok(false) => {}
+                Err(error) => return Ok(Err(error)),
+            }
+            let again = sleep_until(initiator.poll_timeout().into());
+            tokio::select! {
+                () = again => {}
+                received = poll_fn(|cx| receiver.poll_recv(cx)) => match received {
+                    Ok(()) => {}
+                    // If it is not true, whoever says so stands in the way and could as well let
+                    // nothing pass.
+                    Err(Feedback::Refused) => return Err(io::ErrorKind::ConnectionRefused.into()),
+                    Err(Feedback::Unreachable) => {
+                        return Err(io::ErrorKind::NetworkUnreachable.into());
+                    }
+                    Err(Feedback::TooBig { mtu }) => {
+                        tracing::debug!(%remote, mtu, "a handshake is too long for its way");
+                    }
+                },
+            }
+            while let Some(datagram) = receiver.next() {
+                if datagram.from != remote {
+                    continue;
+                }
+                match initiator.handle(clock::now(), datagram.bytes) {
+                    Ok(Some(session)) => {
+                        io.set_may_fragment(false)?;
+                        let pool = self.pool.clone();
+                        let (first, receiver) = (LaneId::FIRST, Some(receiver));
+                        let carrier = Carrier::over_datagrams(*session, first, receiver, pool);
+                        return Ok(Ok(Box::new(carrier)));
+                    }
+                    Ok(None) => {}
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        }
+    }
+
     async fn exchange(
         &self,
         server: &LaneAddr,
         mut lane: StreamLane,
         join: Option<(LaneId, Vec<u8>)>,
+        fresh: bool,
     ) -> Result<Connected, ConnectFailure> {
         let failed = |error| ConnectFailure::Io {
             server: server.clone(),
@@ -159,7 +298,9 @@ impl Connector {
         if let Some((_, frame)) = &join {
             lane.push_control(frame);
         }
-        lane.push_control(&init);
+        if fresh || join.is_none() {
+            lane.push_control(&init);
+        }
         loop {
             lane.flush().await.map_err(failed)?;
             let Some(frame) = lane.read_frame().await.map_err(|error| match error {
@@ -183,7 +324,8 @@ impl Connector {
             }
             match initiator.handle(clock::now(), clock::unix(), &frame) {
                 Ok(Reply::Established(session)) => {
-                    return Ok(Connected::Fresh { session, lane });
+                    let carrier = Carrier::new(*session, LaneId::FIRST, lane);
+                    return Ok(Connected::Fresh(Box::new(carrier)));
                 }
                 Ok(Reply::Retry(again)) => {
                     lane.push_control(&again);

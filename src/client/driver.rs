@@ -37,9 +37,9 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::connect::{ConnectFailure, Connected, Connector};
+use super::connect::Connector;
 use super::inside::Inside;
-use super::link::{Change, Link};
+use super::lanes::Lanes;
 use super::resolve::NameQueries;
 use super::tunnel::{Command, Commands, ConnectError, Reply};
 use crate::io::carrier::{Carrier, CarrierEvent, LaneLoss, LaneSink};
@@ -50,14 +50,12 @@ use crate::wire::{CloseReason, InnerConfig, LaneId};
 
 /// The one task that owns what the client's tunnel is made of.
 pub struct Driver {
-    connector: Arc<Connector>,
     commands: Commands,
     commands_open: bool,
     inner: watch::Sender<Option<InnerConfig>>,
     network: Pin<Box<dyn Future<Output = NetworkWatch> + Send>>,
     stop: CancellationToken,
-    link: Link,
-    attempt: Option<Attempt>,
+    lanes: Lanes,
     carrier: Option<Carrier>,
     inside: Option<Inside>,
     /// What the netstack was made with.
@@ -89,16 +87,14 @@ impl Driver {
         stop: CancellationToken,
     ) -> Self {
         let now = clock::now();
-        let link = Link::new(now, connector.servers.len(), rand::rng().random());
+        let lanes = Lanes::new(now, connector, rand::rng().random());
         Self {
-            connector,
             commands,
             commands_open: true,
             inner,
             network: Box::pin(next_change(network)),
             stop,
-            link,
-            attempt: None,
+            lanes,
             carrier: None,
             inside: None,
             mtu: 0,
@@ -133,7 +129,7 @@ impl Driver {
                 self.begin_close();
             }
             any |= self.poll_network(cx, now);
-            any |= self.poll_link(cx, now);
+            any |= self.poll_lanes(cx, now);
             any |= self.poll_in(cx, now);
             any |= self.poll_inside(cx, now);
             any |= self.poll_out(cx, now);
@@ -260,118 +256,16 @@ impl Driver {
         };
         self.network = Box::pin(next_change(watch));
         debug!("the network has changed");
-        self.look_again(now);
+        self.lanes.look_again(now, &mut self.carrier);
         true
     }
 
-    /// The way to the server may be another one now, or there may be one again.
-    fn look_again(&mut self, now: Instant) {
-        match self.link.handle_network_change(now) {
-            Change::Nothing => {}
-            Change::Drop => self.drop_attempt(now),
-            Change::Probe => {
-                if let Some(carrier) = self.carrier.as_mut() {
-                    carrier.session_mut().probe();
-                }
-            }
-        }
+    fn poll_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        self.closing.is_none() && self.lanes.poll(cx, now, &mut self.carrier)
     }
 
-    fn poll_link(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.closing.is_some() {
-            return false;
-        }
-        if let Some(server) = self.link.poll_attempt(now) {
-            self.try_server(now, server);
-        }
-        let Some(attempt) = self.attempt.as_mut() else {
-            return false;
-        };
-        let Poll::Ready(outcome) = attempt.future.as_mut().poll(cx) else {
-            return false;
-        };
-        let joining = attempt.joining;
-        self.attempt = None;
-        match outcome {
-            Ok(connected) => self.connected(now, connected),
-            Err(error) => {
-                self.forget(now, joining);
-                self.attempt_failed(now, &error);
-            }
-        }
-        true
-    }
-
-    fn try_server(&mut self, now: Instant, server: usize) {
-        let Some(server) = self.connector.servers.get(server).cloned() else {
-            return;
-        };
-        debug!(%server, failures = self.link.failures(), "connecting");
-        let join = self
-            .carrier
-            .as_mut()
-            .and_then(|carrier| carrier.session_mut().join_frame(now));
-        self.attempt = Some(Attempt {
-            joining: join.as_ref().map(|(lane, _)| *lane),
-            future: Box::pin(self.connector.clone().attempt(server, join)),
-        });
-    }
-
-    fn drop_attempt(&mut self, now: Instant) {
-        if let Some(attempt) = self.attempt.take() {
-            self.forget(now, attempt.joining);
-        }
-    }
-
-    /// Forgets the lane that an attempt was to join.
-    fn forget(&mut self, now: Instant, joining: Option<LaneId>) {
-        if let Some((carrier, lane)) = self.carrier.as_mut().zip(joining) {
-            carrier.session_mut().remove_lane(now, lane);
-        }
-    }
-
-    fn connected(&mut self, now: Instant, connected: Connected) {
-        match connected {
-            Connected::Fresh { session, lane } => {
-                info!(session = %session.id(), "session established");
-                match &mut self.carrier {
-                    Some(carrier) => carrier.replace(*session, LaneId::FIRST, lane),
-                    None => self.carrier = Some(Carrier::new(*session, LaneId::FIRST, lane)),
-                }
-            }
-            Connected::Joined {
-                lane,
-                id,
-                mut first,
-            } => {
-                let Some(carrier) = self.carrier.as_mut() else {
-                    return self.link.handle_failed(now);
-                };
-                if let Err(error) = carrier.session_mut().open(now, id, &mut first) {
-                    debug!(%error, "the answer to the join did not open");
-                    carrier.session_mut().remove_lane(now, id);
-                    return self.link.handle_failed(now);
-                }
-                info!(session = %carrier.session().id(), lane = %id, "session resumed");
-                carrier.add_lane(id, lane, false);
-            }
-        }
-        self.link.handle_connected(now);
-    }
-
-    fn attempt_failed(&mut self, now: Instant, error: &ConnectFailure) {
-        let failures = self.link.failures();
-        // The first failure is for people, the repetitions for those who look closer.
-        if failures == 0 {
-            warn!(%error, "cannot reach the server; trying on");
-        } else {
-            debug!(%error, failures, "cannot reach the server");
-        }
-        self.link.handle_failed(now);
-    }
-
-    fn lane_lost(&mut self, now: Instant, cause: &LaneLoss, left: usize) {
-        if left == 0 && self.closing.is_none() && self.link.handle_lost(now) {
+    fn lane_lost(&mut self, now: Instant, lane: LaneId, cause: &LaneLoss) {
+        if self.closing.is_none() && self.lanes.handle_lost(now, &mut self.carrier, lane, cause) {
             info!(%cause, "lost the server; connecting again");
         }
     }
@@ -381,14 +275,23 @@ impl Driver {
         while let Some(event) = self.carrier.as_mut().and_then(|c| c.poll_event(now)) {
             any = true;
             match event {
-                CarrierEvent::LaneLost { cause, left, .. } => self.lane_lost(now, &cause, left),
+                CarrierEvent::LaneLost { lane, cause, .. } => self.lane_lost(now, lane, &cause),
+                CarrierEvent::LaneDoubtful { lane, feedback } => {
+                    debug!(%lane, ?feedback, "the network says a lane does not arrive");
+                    if let Some(carrier) = self.carrier.as_mut() {
+                        // Whether that is true shows sooner.
+                        carrier.session_mut().probe();
+                    }
+                }
                 CarrierEvent::Session(SessionEvent::Configured(config)) => {
                     self.configured(now, config);
                 }
                 CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
                     self.closed_by_server(now, reason);
                 }
-                CarrierEvent::Session(event) => debug!(?event, "session"),
+                CarrierEvent::Session(event) => {
+                    self.lanes.handle_event(now, &mut self.carrier, &event);
+                }
             }
         }
         any
@@ -408,7 +311,7 @@ impl Driver {
         }
         self.carrier = None;
         if self.closing.is_none() {
-            self.link.handle_closed(now, reason);
+            self.lanes.handle_closed(now, reason);
         }
     }
 
@@ -454,7 +357,7 @@ impl Driver {
         };
         match self.carrier.as_mut() {
             Some(carrier) => {
-                let linked = carrier.lanes() > 0;
+                let linked = carrier.session().lanes().next().is_some();
                 inside.poll(cx, now, Some(&mut carrier.sink(now)), linked)
             }
             None => inside.poll::<LaneSink<'_>>(cx, now, None, false),
@@ -478,7 +381,7 @@ impl Driver {
         let due = [
             self.inside.as_ref().and_then(Inside::poll_timeout),
             self.carrier.as_ref().and_then(Carrier::poll_timeout),
-            self.link.poll_timeout().filter(|_| self.closing.is_none()),
+            self.lanes.poll_timeout().filter(|_| self.closing.is_none()),
             self.waiting.front().map(|waiting| waiting.until),
             self.closing,
         ]
@@ -496,7 +399,7 @@ impl Driver {
     fn handle_timeout(&mut self, now: Instant) {
         if let Some(slept) = self.suspend.slept() {
             debug!(?slept, "the host was suspended");
-            self.look_again(now);
+            self.lanes.look_again(now, &mut self.carrier);
         }
         if let Some(inside) = self.inside.as_mut() {
             inside.handle_timeout(now);
@@ -504,6 +407,7 @@ impl Driver {
         if let Some(carrier) = self.carrier.as_mut() {
             carrier.handle_timeout(now);
         }
+        self.lanes.handle_timeout(now, &mut self.carrier);
         self.give_up_waiting(now);
     }
 
@@ -540,13 +444,6 @@ impl Driver {
 async fn next_change(mut watch: NetworkWatch) -> NetworkWatch {
     watch.changed().await;
     watch
-}
-
-/// An attempt under way.
-struct Attempt {
-    future: Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>,
-    /// The lane that it is to join to the session there is.
-    joining: Option<LaneId>,
 }
 
 #[derive(Debug)]

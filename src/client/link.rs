@@ -1,160 +1,334 @@
-//! When to try which server: the state machine between losing one and having one again.
+//! Which server to try when: the state machine between having no lane, one, and a better one.
 //!
 //! # Theory of operation
 //!
+//! Servers are ranked as the configuration lists them. Each is idle, being tried, or up (or both,
+//! where its lane is silent):
+//!
 //! ```text
-//!            poll_attempt                handle_connected
-//!  Waiting ───────────────▶ Trying ────────────────────────▶ Up
-//!     ▲  ▲ handle_failed       │                             │
-//!     │  └─────────────────────┘                             │
-//!     └───────────────────── handle_lost, handle_closed ─────┘
+//!          poll_attempt            handle_connected
+//!   Idle ───────────────▶ Trying ───────────────────▶ Up ──── handle_silent, handle_heard
+//!    ▲ ▲  handle_failed      │                         │
+//!    │ └─────────────────────┘                         │
+//!    └──────── handle_lost, handle_closed, poll_retired ┘
 //! ```
 //!
-//! A list of servers is gone through without a pause; then the back-off doubles from
-//! [`BACKOFF_MIN`] to [`BACKOFF_MAX`], less up to half of it at random, so that the clients
-//! of a server that was away do not come back all at once. A lane that is lost is made again
-//! to the same server, which still has the session. A server that does not want us is tried
-//! again last.
+//! Attempts go in **rounds**. A round has a goal and an order; the next server of it starts when the
+//! one before has failed, or has had its head start:
 //!
-//! A change of the network ends the back-off, and an attempt too that began before the
-//! change: its connection may be bound to an address that is gone.
+//! | goal | begins when | order |
+//! |---|---|---|
+//! | any lane | there is none | as listed; after a loss the one that was lost first, since it still has the session |
+//! | another lane | the one in use is silent | the others as listed |
+//! | a better lane | the one in use is not the best of the list, and some time has passed | those listed before it |
+//!
+//! The first connection of a round ends it. A worse lane than the newest is closed when that has
+//! been up for [`SETTLE`], a silent one at once: both ends send on the lane that was made last, so
+//! a lane that is to be used again is made again.
+//!
+//! A round for any lane that fails is followed by a pause, which doubles from [`BACKOFF_MIN`] to
+//! [`BACKOFF_MAX`], less up to half of it at random, so that the clients of a server that was away
+//! do not come back all at once. Rounds for a better lane are [`PROBE_MIN`] to [`PROBE_MAX`] apart.
+//! A server that does not want us is tried again last.
+//!
+//! A change of the network ends the pause, and attempts too that began before the change: their
+//! connections may be bound to an address that is gone.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::config::Scheme;
 use crate::wire::CloseReason;
 
 /// The reconnect state machine of a client.
 #[derive(Debug)]
 pub(super) struct Link {
-    state: State,
-    servers: usize,
-    /// Index of the server to try next.
-    next: usize,
+    servers: Vec<Entry>,
+    goal: Goal,
+    /// Servers of the round that were not tried yet.
+    queue: VecDeque<usize>,
+    /// When the next of them starts, if nothing fails before.
+    next_at: Instant,
+    /// When to look for a better lane, while there is one that is not the best.
+    probe_at: Option<Instant>,
+    /// Rounds for a better lane that came to nothing.
+    probes: u32,
+    /// The server whose lane was made last.
+    current: usize,
     /// Attempts in a row that came to nothing.
     failures: u32,
     rng: StdRng,
 }
 
-/// How things stand between us and the server.
+/// How things stand between us and one server.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    scheme: Scheme,
+    /// Since when an attempt is under way.
+    trying: Option<Instant>,
+    lane: Option<Lane>,
+}
+
+/// The lane to a server.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    since: Instant,
+    silent: bool,
+    /// When it may be closed, since there is a newer one.
+    retire_at: Option<Instant>,
+}
+
+/// What a round of attempts is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Waiting { until: Instant },
-    Trying { since: Instant },
-    Up { since: Instant },
+enum Goal {
+    Any,
+    Another,
+    Better,
 }
 
 /// What a change of the network means for what is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Nothing is to be done; an attempt may be due.
-    Nothing,
-    /// The attempt under way is to be dropped: the next one is due.
-    Drop,
+    /// An attempt may be due, and one that was under way may be over.
+    Retry,
     /// The server is to be asked whether it can still be reached.
     Probe,
 }
 
 impl Link {
-    /// Makes a link that tries the first of `servers` at once; `seed` is for the jitter.
-    pub(super) fn new(now: Instant, servers: usize, seed: u64) -> Self {
+    /// Makes a link that tries the first of the servers at once; `schemes` are how each is
+    /// reached, `seed` is for the jitter.
+    pub(super) fn new(now: Instant, schemes: impl IntoIterator<Item = Scheme>, seed: u64) -> Self {
+        let entry = |scheme| Entry {
+            scheme,
+            trying: None,
+            lane: None,
+        };
+        let servers: Vec<Entry> = schemes.into_iter().map(entry).collect();
         Self {
-            state: State::Waiting { until: now },
+            queue: (0..servers.len()).collect(),
             servers,
-            next: 0,
+            goal: Goal::Any,
+            next_at: now,
+            probe_at: None,
+            probes: 0,
+            current: 0,
             failures: 0,
             rng: StdRng::seed_from_u64(seed),
         }
     }
 
-    /// Returns the server to try, once when an attempt is due.
+    /// Returns the server to try now, once for each attempt that is due.
     pub(super) fn poll_attempt(&mut self, now: Instant) -> Option<usize> {
-        match self.state {
-            State::Waiting { until } if until <= now && self.servers > 0 => {
-                self.state = State::Trying { since: now };
-                Some(self.next)
-            }
-            State::Waiting { .. } | State::Trying { .. } | State::Up { .. } => None,
+        if self.queue.is_empty() && self.probe_at.is_some_and(|at| at <= now) {
+            self.probe_at = None;
+            self.begin(Goal::Better, now, (0..self.current).collect());
+        }
+        if self.queue.is_empty() || now < self.next_at {
+            return None;
+        }
+        let server = self.queue.pop_front()?;
+        let entry = self.servers.get_mut(server)?;
+        entry.trying = Some(now);
+        self.next_at = now
+            + match (self.goal, entry.scheme) {
+                (Goal::Another, Scheme::Udp | Scheme::Tcp | Scheme::Tls) => HEAD_START_ANOTHER,
+                (Goal::Any | Goal::Better, Scheme::Udp) => HEAD_START_UDP,
+                (Goal::Any | Goal::Better, Scheme::Tcp | Scheme::Tls) => HEAD_START_STREAM,
+            };
+        Some(server)
+    }
+
+    /// Returns whether an attempt at `server` is still wanted.
+    pub(super) fn is_trying(&self, server: usize) -> bool {
+        self.servers.get(server).is_some_and(Entry::is_trying)
+    }
+
+    /// Returns whether the session may be made anew, because no lane of it is of use.
+    pub(super) fn wants_fresh(&self) -> bool {
+        match self.goal {
+            Goal::Any | Goal::Another => true,
+            Goal::Better => !self.servers.iter().any(Entry::is_up),
         }
     }
 
-    /// The attempt has brought a lane.
-    pub(super) fn handle_connected(&mut self, now: Instant) {
-        self.state = State::Up { since: now };
+    /// An attempt has brought a lane: the others are not wanted any more.
+    pub(super) fn handle_connected(&mut self, now: Instant, server: usize) {
+        for entry in &mut self.servers {
+            entry.trying = None;
+            if let Some(lane) = &mut entry.lane {
+                lane.retire_at = Some(if lane.silent { now } else { now + SETTLE });
+            }
+        }
+        if let Some(entry) = self.servers.get_mut(server) {
+            entry.lane = Some(Lane {
+                since: now,
+                silent: false,
+                retire_at: None,
+            });
+        }
+        self.queue.clear();
+        self.current = server;
+        self.probes = 0;
+        self.arm_probe(now);
     }
 
-    /// The attempt has failed.
-    pub(super) fn handle_failed(&mut self, now: Instant) {
-        self.advance();
-        self.retry(now, self.failures.saturating_add(1));
+    /// An attempt has failed.
+    pub(super) fn handle_failed(&mut self, now: Instant, server: usize) {
+        let trying = self.servers.get_mut(server).map(|entry| &mut entry.trying);
+        if trying.and_then(Option::take).is_none() {
+            return;
+        }
+        self.next_at = self.next_at.min(now);
+        if self.goal == Goal::Any {
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.end_round(now);
     }
 
-    /// The last lane is lost; returns whether it was news.
-    pub(super) fn handle_lost(&mut self, now: Instant) -> bool {
-        let State::Up { since } = self.state else {
+    /// The lane to `server` is lost; returns whether it was the last, which is news.
+    pub(super) fn handle_lost(&mut self, now: Instant, server: usize) -> bool {
+        let lane = self.servers.get_mut(server).map(|entry| &mut entry.lane);
+        let Some(Lane { since, .. }) = lane.and_then(Option::take) else {
             return false;
         };
-        let failures = if now >= since + STABLE {
+        if self.servers.iter().any(Entry::is_up) {
+            if server == self.current {
+                // What was to be closed in favour of this one is what is left.
+                for lane in self
+                    .servers
+                    .iter_mut()
+                    .filter_map(|entry| entry.lane.as_mut())
+                {
+                    lane.retire_at = None;
+                }
+                self.current = self.best_up();
+                self.arm_probe(now);
+            }
+            return false;
+        }
+        self.probe_at = None;
+        self.failures = if now >= since + STABLE {
             0
         } else {
             self.failures.saturating_add(1)
         };
-        self.retry(now, failures);
+        let under_way = self.servers.iter().any(Entry::is_trying) || !self.queue.is_empty();
+        if under_way && self.goal != Goal::Better {
+            self.goal = Goal::Any;
+        } else {
+            self.abandon();
+            let at = now + self.back_off();
+            let order = self.order_from(server);
+            self.begin(Goal::Any, at, order);
+        }
         true
+    }
+
+    /// Nobody answers on the lane to `server`: another may do.
+    pub(super) fn handle_silent(&mut self, now: Instant, server: usize) {
+        let Some(lane) = self.lane_mut(server) else {
+            return;
+        };
+        lane.silent = true;
+        if server != self.current || self.goal == Goal::Another && self.is_busy() {
+            return;
+        }
+        self.abandon();
+        self.probe_at = None;
+        let others = self.others();
+        self.begin(Goal::Another, now, others);
+    }
+
+    /// The lane to `server` was silent and is not any more.
+    pub(super) fn handle_heard(&mut self, now: Instant, server: usize) {
+        let Some(lane) = self.lane_mut(server) else {
+            return;
+        };
+        lane.silent = false;
+        if server == self.current && self.goal == Goal::Another {
+            self.abandon();
+            self.arm_probe(now);
+        }
     }
 
     /// The server has closed the session.
     pub(super) fn handle_closed(&mut self, now: Instant, reason: CloseReason) {
-        let failures = match self.state {
-            State::Up { since } if now >= since + STABLE => 0,
-            State::Up { .. } | State::Waiting { .. } | State::Trying { .. } => self.failures,
-        };
-        match reason {
+        let mut lanes = self.servers.iter().filter_map(|entry| entry.lane);
+        let stable = lanes.any(|lane| now >= lane.since + STABLE);
+        let failures = if stable { 0 } else { self.failures };
+        let first = match reason {
             // It may be back in a moment, with our address.
-            CloseReason::ShuttingDown | CloseReason::Idle => {}
+            CloseReason::ShuttingDown | CloseReason::Idle => self.current,
             CloseReason::Superseded
             | CloseReason::Revoked
             | CloseReason::PoolExhausted
             | CloseReason::TooManyInstances
             | CloseReason::ProtocolError
-            | CloseReason::Unknown(_) => self.advance(),
+            | CloseReason::Unknown(_) => (self.current + 1) % self.servers.len().max(1),
+        };
+        for entry in &mut self.servers {
+            entry.trying = None;
+            entry.lane = None;
         }
-        // At least the shortest back-off: it is not there for us at this moment.
-        let round = u32::try_from(self.servers).unwrap_or(u32::MAX);
-        self.retry(now, failures.saturating_add(1).max(round));
+        // At least the shortest pause: it is not there for us at this moment.
+        self.failures = failures.saturating_add(1).max(self.round_len());
+        self.probe_at = None;
+        let at = now + self.back_off();
+        // In a circle, so that one that refuses us comes last.
+        let count = self.servers.len();
+        let order = (0..count).map(|step| (first + step) % count).collect();
+        self.begin(Goal::Any, at, order);
     }
 
     /// The way to the server may be another one now, or there may be one again.
     pub(super) fn handle_network_change(&mut self, now: Instant) -> Change {
-        match self.state {
-            State::Waiting { .. } => {
-                self.state = State::Waiting { until: now };
-                Change::Nothing
-            }
-            // One that is as young has seen the network as it is now, or nearly.
-            State::Trying { since } if now < since + YOUNG => Change::Nothing,
-            State::Trying { .. } => {
-                self.state = State::Waiting { until: now };
-                Change::Drop
-            }
-            State::Up { .. } => Change::Probe,
+        if self.servers.iter().any(Entry::is_up) {
+            // What did not work before may work from here.
+            self.probes = 0;
+            self.probe_at = self.probe_at.map(|_| now + PROBE_MIN / 2);
+            return Change::Probe;
         }
+        // One that is as young has seen the network as it is now, or nearly.
+        let mut old = false;
+        for (index, entry) in self.servers.iter_mut().enumerate() {
+            if entry
+                .trying
+                .take_if(|since| now >= *since + YOUNG)
+                .is_some()
+            {
+                self.queue.push_back(index);
+                old = true;
+            }
+        }
+        if old || !self.servers.iter().any(Entry::is_trying) {
+            self.next_at = now;
+        }
+        Change::Retry
     }
 
-    /// Returns when [`Link::poll_attempt`] is due; an attempt under way ends by itself.
+    /// Returns a server whose lane is to be closed, since a newer one has proven itself.
+    pub(super) fn poll_retired(&mut self, now: Instant) -> Option<usize> {
+        let due = |entry: &Entry| {
+            let retire_at = entry.lane.and_then(|lane| lane.retire_at);
+            retire_at.is_some_and(|at| at <= now)
+        };
+        let server = self.servers.iter().position(due)?;
+        self.servers.get_mut(server)?.lane = None;
+        Some(server)
+    }
+
+    /// Returns when [`Link::poll_attempt`] or [`Link::poll_retired`] is due; an attempt under way
+    /// ends by itself.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
-            State::Waiting { until } if self.servers > 0 => Some(until),
-            State::Waiting { .. } | State::Trying { .. } | State::Up { .. } => None,
-        }
-    }
-
-    /// Returns whether there is a lane.
-    #[cfg(test)]
-    fn is_up(&self) -> bool {
-        matches!(self.state, State::Up { .. })
+        let next = (!self.queue.is_empty()).then_some(self.next_at);
+        let probe = self.probe_at.filter(|_| self.queue.is_empty());
+        let lanes = self.servers.iter().filter_map(|entry| entry.lane);
+        let retired = lanes.filter_map(|lane| lane.retire_at);
+        retired.chain(next).chain(probe).min()
     }
 
     /// Returns how many attempts in a row came to nothing.
@@ -162,29 +336,118 @@ impl Link {
         self.failures
     }
 
-    fn advance(&mut self) {
-        self.next = (self.next + 1) % self.servers.max(1);
+    /// Returns whether there is a lane.
+    #[cfg(test)]
+    fn is_up(&self) -> bool {
+        self.servers.iter().any(Entry::is_up)
     }
 
-    fn retry(&mut self, now: Instant, failures: u32) {
-        self.failures = failures;
-        let round = u32::try_from(self.servers.max(1)).unwrap_or(u32::MAX);
-        let wait = match failures / round {
+    fn begin(&mut self, goal: Goal, at: Instant, order: VecDeque<usize>) {
+        self.goal = goal;
+        self.queue = order;
+        self.next_at = at;
+        tracing::debug!(?goal, order = ?self.queue, "a round of attempts");
+    }
+
+    /// Gives up what is under way.
+    fn abandon(&mut self) {
+        self.queue.clear();
+        for entry in &mut self.servers {
+            entry.trying = None;
+        }
+    }
+
+    /// Begins the next round if this one has come to nothing.
+    fn end_round(&mut self, now: Instant) {
+        if self.is_busy() {
+            return;
+        }
+        match self.goal {
+            Goal::Any => {
+                let at = now + self.back_off();
+                let order = self.order_from(0);
+                self.begin(Goal::Any, at, order);
+            }
+            Goal::Another => {
+                let others = self.others();
+                self.begin(Goal::Another, now + BACKOFF_ANOTHER, others);
+            }
+            Goal::Better => {
+                self.probes = self.probes.saturating_add(1);
+                self.arm_probe(now);
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.queue.is_empty() || self.servers.iter().any(Entry::is_trying)
+    }
+
+    /// Sets when to look for a better lane than the current one.
+    fn arm_probe(&mut self, now: Instant) {
+        let wait = PROBE_MAX.min(PROBE_MIN * 2u32.saturating_pow(self.probes.min(16)));
+        let jitter = self.rng.random_range(0.75..=1.0);
+        self.probe_at = (self.current > 0).then(|| now + wait.mul_f64(jitter));
+    }
+
+    /// The pause before the next round: none until one has failed.
+    fn back_off(&mut self) -> Duration {
+        let wait = match self.failures / self.round_len() {
             0 => Duration::ZERO,
             rounds => BACKOFF_MAX.min(BACKOFF_MIN * 2u32.saturating_pow(rounds.min(16) - 1)),
         };
         let jitter = self.rng.random_range(0.5..=1.0);
-        self.state = State::Waiting {
-            until: now + wait.mul_f64(jitter),
-        };
+        wait.mul_f64(jitter)
+    }
+
+    fn round_len(&self) -> u32 {
+        u32::try_from(self.servers.len().max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// All servers as listed, but `first` in front.
+    fn order_from(&self, first: usize) -> VecDeque<usize> {
+        let others = (0..self.servers.len()).filter(|index| *index != first);
+        let first = Some(first).filter(|first| *first < self.servers.len());
+        first.into_iter().chain(others).collect()
+    }
+
+    /// The servers that have no lane, as listed, and then the current one: it may have lost the
+    /// session.
+    fn others(&self) -> VecDeque<usize> {
+        let count = self.servers.len();
+        let idle = |index: &usize| !self.servers.get(*index).is_some_and(Entry::is_up);
+        let current = Some(self.current).filter(|index| !idle(index));
+        (0..count).filter(idle).chain(current).collect()
+    }
+
+    fn best_up(&self) -> usize {
+        let up = self.servers.iter().position(Entry::is_up);
+        up.unwrap_or_default()
+    }
+
+    fn lane_mut(&mut self, server: usize) -> Option<&mut Lane> {
+        self.servers.get_mut(server)?.lane.as_mut()
     }
 }
 
-/// The first pause between attempts.
+impl Entry {
+    const fn is_up(&self) -> bool {
+        self.lane.is_some()
+    }
+
+    const fn is_trying(&self) -> bool {
+        self.trying.is_some()
+    }
+}
+
+/// The first pause between rounds.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 
 /// The longest pause: a server that comes back is found within this.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
+
+/// The pause between rounds while the lane in use is silent and may speak again.
+const BACKOFF_ANOTHER: Duration = Duration::from_secs(1);
 
 /// A link that was up for this long is tried again without a pause.
 const STABLE: Duration = Duration::from_secs(5);
@@ -193,19 +456,51 @@ const STABLE: Duration = Duration::from_secs(5);
 /// of a second after it, and a host whose network changes all the time must still connect.
 const YOUNG: Duration = Duration::from_secs(2);
 
+/// How long datagrams alone are tried: three Inits on a path that loses some, and a user who
+/// waits for the next way does not notice.
+const HEAD_START_UDP: Duration = Duration::from_millis(1500);
+
+/// How long a connection alone is tried: with two losses of its SYN it is slower, and then the
+/// next may well be faster.
+const HEAD_START_STREAM: Duration = Duration::from_secs(3);
+
+/// The same while applications wait because the lane in use is silent.
+const HEAD_START_ANOTHER: Duration = Duration::from_millis(300);
+
+/// How long the lane in use must have been up before an older one is closed.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// The first pause before a better lane is looked for.
+const PROBE_MIN: Duration = Duration::from_secs(5);
+
+/// The longest: a better way that heals is found within half a minute, attempt included.
+const PROBE_MAX: Duration = Duration::from_secs(20);
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
+    const ALL: [Scheme; 3] = [Scheme::Udp, Scheme::Tls, Scheme::Tcp];
+
     fn link(servers: usize) -> (Link, Instant) {
         let now = Instant::now();
-        (Link::new(now, servers, 7), now)
+        (Link::new(now, vec![Scheme::Tcp; servers], 7), now)
+    }
+
+    fn ranked() -> (Link, Instant) {
+        let now = Instant::now();
+        (Link::new(now, ALL, 7), now)
     }
 
     fn wait(link: &Link, now: Instant) -> Duration {
         link.poll_timeout().expect("a next attempt") - now
+    }
+
+    fn fail(link: &mut Link, now: Instant, server: usize) {
+        assert_eq!(link.poll_attempt(now), Some(server));
+        link.handle_failed(now, server);
     }
 
     #[test]
@@ -221,12 +516,10 @@ mod tests {
     fn servers_are_tried_in_turn_without_a_pause_then_with_one() {
         let (mut link, now) = link(3);
         for server in [0, 1] {
-            assert_eq!(link.poll_attempt(now), Some(server));
-            link.handle_failed(now);
+            fail(&mut link, now, server);
             assert_eq!(wait(&link, now), Duration::ZERO);
         }
-        assert_eq!(link.poll_attempt(now), Some(2));
-        link.handle_failed(now);
+        fail(&mut link, now, 2);
         let pause = wait(&link, now);
         assert!(
             pause >= BACKOFF_MIN / 2 && pause <= BACKOFF_MIN,
@@ -237,24 +530,147 @@ mod tests {
 
     #[test]
     fn back_off_ends_at_4_s() {
-        let (mut link, now) = link(1);
+        let (mut link, mut now) = link(1);
         for _ in 0..100 {
-            link.handle_failed(now);
+            now += wait(&link, now);
+            fail(&mut link, now, 0);
             assert!(wait(&link, now) <= BACKOFF_MAX);
         }
         assert!(wait(&link, now) >= BACKOFF_MAX / 2);
     }
 
     #[test]
+    fn datagrams_have_a_head_start_of_1500_ms_and_go_on_beside_the_next() {
+        let (mut link, now) = ranked();
+        assert_eq!(link.poll_attempt(now), Some(0));
+        assert_eq!(wait(&link, now), HEAD_START_UDP);
+        let later = now + HEAD_START_UDP;
+        assert_eq!(link.poll_attempt(later), Some(1));
+        assert!(link.is_trying(0) && link.is_trying(1));
+        link.handle_connected(later, 0);
+        assert!(!link.is_trying(1), "the first that answers wins");
+        assert_eq!(link.poll_timeout(), None, "there is nothing better");
+    }
+
+    #[test]
+    fn better_lane_is_looked_for_while_a_worse_one_is_up_and_found_within_30_s() {
+        let (mut link, now) = ranked();
+        fail(&mut link, now, 0);
+        fail(&mut link, now, 1);
+        assert_eq!(link.poll_attempt(now), Some(2));
+        link.handle_connected(now, 2);
+        let mut later = now;
+        for round in 0..6 {
+            let pause = wait(&link, later);
+            assert!(pause <= PROBE_MAX, "round {round}: {pause:?}");
+            later += pause;
+            assert_eq!(link.poll_attempt(later), Some(0));
+            assert!(!link.wants_fresh(), "the session goes on");
+            link.handle_failed(later, 0);
+            fail(&mut link, later, 1);
+        }
+        later += wait(&link, later);
+        assert_eq!(link.poll_attempt(later), Some(0));
+        link.handle_connected(later, 0);
+        assert_eq!(link.poll_retired(later), None);
+        assert_eq!(wait(&link, later), SETTLE);
+        assert_eq!(link.poll_retired(later + SETTLE), Some(2));
+        assert_eq!(link.poll_timeout(), None);
+    }
+
+    #[test]
+    fn best_of_those_that_are_better_is_kept_when_it_is_not_the_best_of_all() {
+        let (mut link, now) = ranked();
+        fail(&mut link, now, 0);
+        fail(&mut link, now, 1);
+        link.poll_attempt(now);
+        link.handle_connected(now, 2);
+        let later = now + wait(&link, now);
+        fail(&mut link, later, 0);
+        assert_eq!(link.poll_attempt(later), Some(1));
+        link.handle_connected(later, 1);
+        let later = later + SETTLE;
+        assert_eq!(link.poll_retired(later), Some(2));
+        let later = later + wait(&link, later);
+        fail(&mut link, later, 0);
+        assert_eq!(link.poll_attempt(later), None, "the third is worse");
+        assert!(wait(&link, later) > Duration::ZERO);
+    }
+
+    #[test]
+    fn silent_lane_is_raced_at_once_and_closed_when_another_is_there() {
+        let (mut link, now) = ranked();
+        link.poll_attempt(now);
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(1));
+        assert!(link.wants_fresh(), "the server may have lost the session");
+        assert_eq!(wait(&link, now), HEAD_START_ANOTHER);
+        let later = now + HEAD_START_ANOTHER;
+        assert_eq!(link.poll_attempt(later), Some(2));
+        link.handle_connected(later, 1);
+        assert_eq!(link.poll_retired(later), Some(0));
+        assert!(!link.is_trying(2));
+        // And back, when it heals.
+        let later = later + wait(&link, later);
+        assert_eq!(link.poll_attempt(later), Some(0));
+    }
+
+    #[test]
+    fn only_server_is_asked_anew_when_its_lane_is_silent() {
+        let now = Instant::now();
+        let mut link = Link::new(now, [Scheme::Udp], 7);
+        link.poll_attempt(now);
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(0));
+        assert!(link.is_up() && link.wants_fresh());
+        link.handle_heard(now, 0);
+        assert!(link.is_up() && !link.is_trying(0));
+        assert_eq!(link.poll_timeout(), None);
+    }
+
+    #[test]
+    fn lane_that_speaks_again_ends_the_race() {
+        let (mut link, now) = ranked();
+        link.poll_attempt(now);
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(1));
+        link.handle_heard(now, 0);
+        assert!(!link.is_trying(1));
+        assert_eq!(link.poll_attempt(now + HEAD_START_ANOTHER), None);
+    }
+
+    #[test]
+    fn race_that_fails_is_run_again_while_the_silence_lasts() {
+        let (mut link, now) = ranked();
+        link.poll_attempt(now);
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        fail(&mut link, now, 1);
+        fail(&mut link, now, 2);
+        fail(&mut link, now, 0);
+        assert_eq!(wait(&link, now), BACKOFF_ANOTHER);
+        let later = now + BACKOFF_ANOTHER;
+        assert_eq!(link.poll_attempt(later), Some(1));
+        // The lane is given up while the race goes on.
+        assert!(link.handle_lost(later, 0));
+        assert!(link.is_trying(1));
+        link.handle_failed(later, 1);
+        fail(&mut link, later, 2);
+        assert!(link.poll_timeout().is_some());
+    }
+
+    #[test]
     fn stable_link_is_made_again_at_once_with_the_same_server() {
         let (mut link, now) = link(2);
-        link.poll_attempt(now);
-        link.handle_failed(now);
+        fail(&mut link, now, 0);
         assert_eq!(link.poll_attempt(now), Some(1));
-        link.handle_connected(now);
+        link.handle_connected(now, 1);
         assert!(link.is_up());
         let later = now + STABLE;
-        assert!(link.handle_lost(later));
+        assert!(link.handle_lost(later, 1));
         assert_eq!(link.poll_attempt(later), Some(1));
     }
 
@@ -265,8 +681,8 @@ mod tests {
         for _ in 0..10 {
             now += wait(&link, now);
             assert_eq!(link.poll_attempt(now), Some(0));
-            link.handle_connected(now);
-            assert!(link.handle_lost(now));
+            link.handle_connected(now, 0);
+            assert!(link.handle_lost(now, 0));
             longest = wait(&link, now);
         }
         assert!(longest >= BACKOFF_MAX / 2, "{longest:?}");
@@ -275,9 +691,9 @@ mod tests {
     #[test]
     fn loss_without_a_link_is_no_news() {
         let (mut link, now) = link(1);
-        assert!(!link.handle_lost(now));
+        assert!(!link.handle_lost(now, 0));
         link.poll_attempt(now);
-        assert!(!link.handle_lost(now));
+        assert!(!link.handle_lost(now, 0));
         assert_eq!(link.poll_timeout(), None, "the attempt goes on");
     }
 
@@ -285,7 +701,7 @@ mod tests {
     fn full_server_gives_way_to_the_next_one() {
         let (mut link, now) = link(2);
         link.poll_attempt(now);
-        link.handle_connected(now);
+        link.handle_connected(now, 0);
         link.handle_closed(now, CloseReason::PoolExhausted);
         let pause = wait(&link, now);
         assert!(pause >= BACKOFF_MIN / 2, "{pause:?}");
@@ -296,7 +712,7 @@ mod tests {
     fn server_that_restarts_is_tried_again_first() {
         let (mut link, now) = link(2);
         link.poll_attempt(now);
-        link.handle_connected(now);
+        link.handle_connected(now, 0);
         let later = now + STABLE;
         link.handle_closed(later, CloseReason::ShuttingDown);
         let pause = wait(&link, later);
@@ -313,7 +729,7 @@ mod tests {
         for _ in 0..10 {
             now += wait(&link, now);
             link.poll_attempt(now);
-            link.handle_connected(now);
+            link.handle_connected(now, 0);
             link.handle_closed(now, CloseReason::TooManyInstances);
         }
         assert!(wait(&link, now) >= BACKOFF_MAX / 2);
@@ -322,10 +738,9 @@ mod tests {
     #[test]
     fn change_of_the_network_ends_the_back_off() {
         let (mut link, now) = link(1);
-        link.poll_attempt(now);
-        link.handle_failed(now);
+        fail(&mut link, now, 0);
         assert_eq!(link.poll_attempt(now), None);
-        assert_eq!(link.handle_network_change(now), Change::Nothing);
+        assert_eq!(link.handle_network_change(now), Change::Retry);
         assert_eq!(link.poll_attempt(now), Some(0));
     }
 
@@ -333,10 +748,11 @@ mod tests {
     fn change_of_the_network_drops_an_attempt_of_before() {
         let (mut link, now) = link(1);
         link.poll_attempt(now);
-        assert_eq!(link.handle_network_change(now), Change::Nothing);
-        assert_eq!(link.poll_attempt(now), None, "a young one goes on");
+        link.handle_network_change(now);
+        assert!(link.is_trying(0), "a young one goes on");
         let later = now + YOUNG;
-        assert_eq!(link.handle_network_change(later), Change::Drop);
+        link.handle_network_change(later);
+        assert!(!link.is_trying(0));
         assert_eq!(link.poll_attempt(later), Some(0));
     }
 
@@ -344,7 +760,7 @@ mod tests {
     fn change_of_the_network_probes_a_link_that_is_up() {
         let (mut link, now) = link(1);
         link.poll_attempt(now);
-        link.handle_connected(now);
+        link.handle_connected(now, 0);
         assert_eq!(link.handle_network_change(now), Change::Probe);
         assert!(link.is_up());
     }
@@ -352,9 +768,11 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Pass(u64),
-        Connected,
-        Failed,
-        Lost,
+        Connected(usize),
+        Failed(usize),
+        Lost(usize),
+        Silent(usize),
+        Heard(usize),
         Closed,
         Changed,
     }
@@ -362,9 +780,11 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..5000u64).prop_map(Step::Pass),
-            Just(Step::Connected),
-            Just(Step::Failed),
-            Just(Step::Lost),
+            (0..4usize).prop_map(Step::Connected),
+            (0..4usize).prop_map(Step::Failed),
+            (0..4usize).prop_map(Step::Lost),
+            (0..4usize).prop_map(Step::Silent),
+            (0..4usize).prop_map(Step::Heard),
             Just(Step::Closed),
             Just(Step::Changed),
         ]
@@ -372,30 +792,41 @@ mod tests {
 
     proptest! {
         /// Whatever happens, a link that is not up and has nothing under way has a next attempt
-        /// within the longest back-off, to a server that there is.
+        /// within the longest back-off, to a server that there is; and one that is up but not at
+        /// its best looks for a better lane within the longest pause.
         #[test]
         fn link_never_gives_up(servers in 1..5usize, steps in prop::collection::vec(step(), 0..200)) {
             let mut now = Instant::now();
-            let mut link = Link::new(now, servers, 1);
-            let mut trying = false;
+            let schemes = (0..servers).map(|index| ALL[index % ALL.len()]);
+            let mut link = Link::new(now, schemes, 1);
             for step in steps {
                 match step {
                     Step::Pass(millis) => now += Duration::from_millis(millis),
-                    Step::Connected if trying => { link.handle_connected(now); trying = false; }
-                    Step::Failed if trying => { link.handle_failed(now); trying = false; }
-                    Step::Lost => { link.handle_lost(now); }
+                    Step::Connected(server) if link.is_trying(server) => link.handle_connected(now, server),
+                    Step::Failed(server) => link.handle_failed(now, server),
+                    Step::Lost(server) => { link.handle_lost(now, server); }
+                    Step::Silent(server) => link.handle_silent(now, server),
+                    Step::Heard(server) => link.handle_heard(now, server),
                     Step::Closed if link.is_up() => link.handle_closed(now, CloseReason::Revoked),
-                    Step::Changed => trying &= link.handle_network_change(now) != Change::Drop,
-                    Step::Connected | Step::Failed | Step::Closed => {}
+                    Step::Changed => { link.handle_network_change(now); }
+                    Step::Connected(_) | Step::Closed => {}
                 }
+                while let Some(server) = link.poll_retired(now) {
+                    prop_assert!(server < servers);
+                    prop_assert!(link.is_up(), "the last lane is not closed");
+                }
+                let before: Vec<bool> = (0..servers).map(|server| link.is_trying(server)).collect();
                 if let Some(server) = link.poll_attempt(now) {
                     prop_assert!(server < servers);
-                    prop_assert!(!trying);
-                    trying = true;
+                    prop_assert!(!before[server]);
                 }
+                let trying = (0..servers).any(|server| link.is_trying(server));
+                let due = link.poll_timeout();
                 if !trying && !link.is_up() {
-                    let due = link.poll_timeout();
                     prop_assert!(due.is_some_and(|due| due <= now + BACKOFF_MAX), "{:?}", link);
+                }
+                if !trying && link.is_up() && link.current > 0 {
+                    prop_assert!(due.is_some_and(|due| due <= now + PROBE_MAX), "{:?}", link);
                 }
             }
         }

@@ -4,6 +4,7 @@ pub mod associate;
 pub mod connect;
 pub mod driver;
 mod inside;
+mod lanes;
 mod link;
 pub mod proxy;
 pub mod resolve;

@@ -75,6 +75,7 @@ impl Client {
         );
         handshake.psk = config.preshared_key.clone();
         handshake.aead = config.aead.clone();
+        handshake.settings.repair = config.repair.mode();
         let connector = Connector {
             servers: config.servers.clone(),
             tls: tls(config)?,

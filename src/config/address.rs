@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where one lane of a session can be reached: `tcp://203.0.113.7:7443`, `tls://vpn.example.com:8443`.
+/// Where one lane of a session can be reached: `udp://203.0.113.7:7443`, `tls://vpn.example.com:8443`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LaneAddr {
@@ -21,6 +21,8 @@ pub struct LaneAddr {
 /// How a lane is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
+    /// Datagrams, with loss repair and congestion control of the session's own.
+    Udp,
     /// Frames on a plain TCP connection.
     Tcp,
     /// Frames inside TLS 1.3 on a TCP connection.
@@ -38,11 +40,12 @@ pub enum Host {
 
 impl Scheme {
     /// Every scheme, in the order in which they are named to people.
-    pub const ALL: [Self; 2] = [Self::Tcp, Self::Tls];
+    pub const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Tls];
 
     /// The word in front of `://`.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
         }
@@ -156,13 +159,15 @@ impl fmt::Display for Host {
 #[non_exhaustive]
 pub enum AddressError {
     /// There is no `://`.
-    #[error("`{found}` does not say how to connect: write tcp://{found} or tls://{found}")]
+    #[error(
+        "`{found}` does not say how to connect: write udp://{found}, tcp://{found} or tls://{found}"
+    )]
     NoScheme {
         /// The text.
         found: String,
     },
     /// The word in front of `://` is none that is known.
-    #[error("`{found}` is not a kind of lane: write tcp:// or tls://")]
+    #[error("`{found}` is not a kind of lane: write udp://, tcp:// or tls://")]
     UnknownScheme {
         /// The word.
         found: String,
@@ -273,6 +278,7 @@ mod tests {
     fn well_formed_addresses_come_back_as_written() {
         for text in [
             "tcp://203.0.113.7:7443",
+            "udp://[2001:db8::1]:7443",
             "tls://vpn.example.com:8443",
             "tcp://[2001:db8::1]:1",
             "tcp://0.0.0.0:0",
@@ -291,8 +297,8 @@ mod tests {
     #[test]
     fn each_mistake_is_answered_with_what_would_be_right() {
         for (text, right) in [
-            ("vpn.example.com:7443", "write tcp://vpn.example.com:7443"),
-            ("udp://h:1", "`udp` is not a kind of lane"),
+            ("vpn.example.com:7443", "write udp://vpn.example.com:7443"),
+            ("sctp://h:1", "`sctp` is not a kind of lane"),
             ("tcp://h", "write h:7443"),
             ("tcp://[::1]", "write [::1]:7443"),
             ("tcp://::1", "without brackets"),

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::address::{LaneAddr, Scheme};
 use super::error::ConfigError;
+use super::repair::{self, Repair};
 use super::settings::{Inputs, Located, Settings};
 use super::shared::{Unique, read_aead, values};
 use super::{Loaded, files, parse};
@@ -38,6 +39,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Ciphers in the order of preference; empty: what this processor is best at.
     pub aead: Vec<AeadKind>,
+    /// What this end spends on repairing losses of what it sends.
+    pub repair: Repair,
 }
 
 /// The user name and the password of the local proxy. `Debug` shows neither.
@@ -112,6 +115,7 @@ impl ClientConfig {
             parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
         });
         let aead = read_aead(settings);
+        let repair = repair::read(settings);
         Some(Self {
             servers,
             server_key: server_key?.value,
@@ -122,6 +126,7 @@ impl ClientConfig {
             tls,
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
             aead,
+            repair,
         })
     }
 }
@@ -150,7 +155,7 @@ fn read_servers(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
     if servers.is_empty() {
         settings.missing(
             "server",
-            "write where the server is reached, such as tls://vpn.example.com:8443",
+            "write where the server is reached, such as udp://vpn.example.com:7443",
         );
     }
     let mut seen = Unique::default();

@@ -26,6 +26,20 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     }
 }
 
+/// A percentage within bounds, both allowed.
+pub(super) fn percentage(text: &str, least: u8, most: u8) -> Parsed<u8> {
+    let digits = text.strip_suffix('%').map(str::trim_end);
+    match digits.map(str::parse::<u8>) {
+        Some(Ok(value)) if (least..=most).contains(&value) => Ok(value),
+        Some(Ok(_)) => Err(format!(
+            "`{text}` is out of range: write a percentage from {least}% to {most}%"
+        )),
+        Some(Err(_)) | None => Err(format!(
+            "`{text}` is not a percentage: write one from {least}% to {most}%, such as 20%"
+        )),
+    }
+}
+
 /// A whole number within bounds, both allowed.
 pub(super) fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
     let digits = text.replace('_', "");

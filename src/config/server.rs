@@ -8,6 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::address::Scheme;
 use super::error::ConfigError;
+use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
 use super::shared::{Unique, values};
 use super::{Loaded, clients, files, parse, shared};
@@ -50,6 +51,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Ciphers in the order of preference; empty: what this processor is best at.
     pub aead: Vec<AeadKind>,
+    /// What this end spends on repairing losses of what it sends.
+    pub repair: Repair,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -161,6 +164,7 @@ impl ServerConfig {
             settings.value("max_clients", |text| parse::number(text, 1, MOST_CLIENTS));
         let limits = read_limits(settings);
         let aead = shared::read_aead(settings);
+        let repair = repair::read(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -196,6 +200,7 @@ impl ServerConfig {
             max_clients: max_clients.map_or(DEFAULT_CLIENTS, |at| at.value),
             limits,
             aead,
+            repair,
         })
     }
 }
@@ -265,10 +270,11 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
     }
     let mut seen = Unique::default();
     for at in &listen {
-        // Two kinds of lane cannot share a TCP port either; any free port is free for both.
+        // TCP and TLS cannot share a port, UDP has its own; any free port is free for all.
         let address = at.value.address;
         if address.port() != 0 {
-            seen.insert(settings, at, address, address);
+            let datagrams = at.value.scheme == Scheme::Udp;
+            seen.insert(settings, at, (datagrams, address), address);
         }
     }
     values(Some(listen))

@@ -145,6 +145,45 @@ impl<'a> Settings<'a> {
         self.parsed(key, &text, place, parse)
     }
 
+    /// Reads a value that may stand alone (`key: value`) or in a group of that name, under
+    /// `inner` (`key: {inner: value, …}`).
+    pub(super) fn choice<T>(
+        &mut self,
+        key: &str,
+        inner: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let inside = format!("{key}.{inner}");
+        self.known.insert(inside.clone());
+        let outside = self.flag(key).is_some() || self.variable(key).is_some();
+        if !outside && (self.is_group(key) || self.variable(&inside).is_some()) {
+            self.known.insert(key.to_owned());
+            return self.value(&inside, parse);
+        }
+        self.value(key, parse)
+    }
+
+    /// Reads a value of a group that may be a single value instead, which is no problem.
+    pub(super) fn detail<T>(
+        &mut self,
+        key: &str,
+        inner: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let inside = format!("{key}.{inner}");
+        self.known.insert(inside.clone());
+        if self.is_group(key) || self.variable(&inside).is_some() {
+            return self.value(&inside, parse);
+        }
+        None
+    }
+
+    /// Whether the file has a group of that name.
+    fn is_group(&self, key: &str) -> bool {
+        let is_it = |entry: &Entry| entry.key == key && matches!(entry.node.value, Value::Map(_));
+        self.entries.iter().any(is_it)
+    }
+
     /// Like [`Self::value`], for a value that must never be shown.
     pub(super) fn secret<T>(
         &mut self,
@@ -525,13 +564,12 @@ impl<'a> Settings<'a> {
             let pattern = join(pattern, &entry.key);
             let group = format!("{pattern}.");
             let list = format!("{pattern}[]");
-            if self.known.contains(&pattern) {
-                continue;
-            }
             match &entry.node.value {
                 Value::Map(inner) if self.known.iter().any(|known| known.starts_with(&group)) => {
                     self.unknown_keys(inner, &path, &pattern);
                 }
+                Value::Null | Value::Text(_) | Value::List(_) | Value::Map(_)
+                    if self.known.contains(&pattern) => {}
                 Value::List(items) if self.known.contains(&list) => {
                     for (index, item) in items.iter().enumerate() {
                         if let Value::Map(inner) = &item.value {

@@ -479,6 +479,35 @@ fn wrong_variables_and_flags_are_told_by_their_names() {
 }
 
 #[test]
+fn repair_is_a_word_or_a_group_or_a_variable() {
+    let fixed = |overhead_percent| Repair::Fixed(FixedRepair { overhead_percent });
+    for (text, repair) in [
+        ("", Repair::Auto),
+        ("repair: auto", Repair::Auto),
+        ("repair: off", Repair::Off),
+        ("repair: false", Repair::Off),
+        ("repair: fixed", fixed(20)),
+        ("repair: {mode: off}", Repair::Off),
+        ("repair: {mode: fixed}", fixed(20)),
+        ("repair: {mode: fixed, overhead: 35%}", fixed(35)),
+        ("repair:\n  mode: fixed\n  overhead: 100 %", fixed(100)),
+    ] {
+        let server = Bench::new().server(&format!("key_file: own.key\n{text}\n"));
+        assert_eq!(server.expect(text).config.repair, repair, "{text}");
+        let client = Bench::new().client(&format!("{CLIENT}{text}\n"));
+        assert_eq!(client.expect(text).config.repair, repair, "{text}");
+    }
+    let bench = Bench::new().set("ADIT_REPAIR", "off");
+    let text = "key_file: own.key\nrepair: {mode: auto}\n";
+    assert_eq!(bench.server(text).expect(text).config.repair, Repair::Off);
+    let bench = Bench::new()
+        .set("ADIT_REPAIR", "fixed")
+        .set("ADIT_REPAIR_OVERHEAD", "7%");
+    let text = "key_file: own.key\n";
+    assert_eq!(bench.server(text).expect(text).config.repair, fixed(7));
+}
+
+#[test]
 fn lists_from_the_environment_are_separated_by_commas() {
     let bench = Bench::new().set("ADIT_ALLOW", "10.0.0.0/8, fd00::/8,");
     assert_eq!(

@@ -8,16 +8,24 @@
 //! |---|---|---|
 //! | [`netstack_packet`] | offload metadata and a packet | a packet that passes the checks can be rebuilt for a TUN device, an error about it has a right checksum |
 //! | [`netstack_stack`] | a run of packets | an accepting stack breaks no promise of its own and stays within its bounds |
+//! | [`netstack_join`] | a run of segments and datagrams | what is joined and cut again is what went in |
 //! | [`wire_frame`] | a frame | what parses is written as the same bytes |
 //! | [`wire_handshake`] | the payloads of a handshake | the same |
 //! | [`proto_responder`] | handshake frames from strangers | no stranger gets a session |
 //! | [`proto_session`] | a script of frames, honest, broken, or sealed by a peer without manners | what was not sealed does not open; packets come out as they went in |
+//! | [`wire_datagram`] | a datagram | what parses is written as the same bytes |
+//! | [`proto_strangers`] | datagrams from strangers, with and without right MACs | none gets a session, or an answer near as long as what it sent |
+//! | [`proto_datagrams`] | a script of datagrams, honest, copied, broken, from anywhere, or sealed by a peer without manners | what was not sealed does not open and ends nothing; packets come out once, as they went in |
+//! | [`proto_queue`] | a script of packets to send | bounds hold, whatever waits is sent or dropped |
+//! | [`proto_hold`] | a script of numbered packets | each comes out once, unchanged and in time |
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
 //! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
+mod datagram;
+mod flows;
 mod input;
 mod packets;
 mod proxy;
@@ -26,6 +34,8 @@ mod session;
 mod text;
 mod wire;
 
+pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
+pub use flows::{netstack_join, proto_hold, proto_queue};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
 pub use repair::repair;
@@ -40,10 +50,16 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("netstack_packet", netstack_packet),
     ("netstack_stack", netstack_stack),
+    ("netstack_join", netstack_join),
     ("wire_frame", wire_frame),
     ("wire_handshake", wire_handshake),
     ("proto_responder", proto_responder),
     ("proto_session", proto_session),
+    ("wire_datagram", wire_datagram),
+    ("proto_strangers", proto_strangers),
+    ("proto_datagrams", proto_datagrams),
+    ("proto_queue", proto_queue),
+    ("proto_hold", proto_hold),
     ("socks", socks),
     ("udp_header", udp_header),
     ("dns_query", dns_query),

@@ -163,6 +163,6 @@ fn seal(now: Instant, from: &mut Session, lane: LaneId, packet: &[u8]) -> Option
     Some(frame)
 }
 
-fn at(seconds: u64) -> SystemTime {
+pub(super) fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
 }

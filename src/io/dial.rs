@@ -1,4 +1,4 @@
-//! Connecting to a server: name, address race, TCP, TLS.
+//! Connecting to a server: name, address race, TCP, TLS; for datagrams, where to send them.
 //!
 //! A name is resolved anew by the system each time. Its addresses are tried as RFC 8305
 //! ("happy eyeballs") says: IPv6 and IPv4 in turn, the next one started when the last has failed
@@ -23,7 +23,7 @@ use super::lane::{LaneStream, prepare_socket};
 use super::tls::ClientTls;
 use crate::config::address::{Host, LaneAddr, Scheme};
 
-/// Connects to `addr` within `timeout`.
+/// Connects to `addr` within `timeout` by TCP, and by TLS where its scheme says so.
 ///
 /// # Errors
 ///
@@ -38,21 +38,30 @@ pub async fn dial(
     let (tcp, address) = race(addresses, addr, deadline, TcpStream::connect).await?;
     let broken = |source| DialError::Broken { address, source };
     prepare_socket(&tcp).map_err(broken)?;
-    match addr.scheme {
-        Scheme::Tcp => Ok(LaneStream::Tcp(tcp)),
-        Scheme::Tls => match timeout_at(deadline, tls.connect(&addr.host, tcp)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(source)) => Err(DialError::Tls {
-                addr: addr.clone(),
-                address,
-                source,
-            }),
-            Err(_elapsed) => Err(DialError::TlsTimedOut {
-                addr: addr.clone(),
-                address,
-            }),
-        },
+    if addr.scheme != Scheme::Tls {
+        return Ok(LaneStream::Tcp(tcp));
     }
+    match timeout_at(deadline, tls.connect(&addr.host, tcp)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) => Err(DialError::Tls {
+            addr: addr.clone(),
+            address,
+            source,
+        }),
+        Err(_elapsed) => Err(DialError::TlsTimedOut {
+            addr: addr.clone(),
+            address,
+        }),
+    }
+}
+
+/// Returns where datagrams to `addr` may be sent, in the order to try, within `timeout`.
+///
+/// # Errors
+///
+/// The name cannot be resolved.
+pub async fn addresses(addr: &LaneAddr, timeout: Duration) -> Result<Vec<SocketAddr>, DialError> {
+    resolve(&addr.host, addr.port, Instant::now() + timeout).await
 }
 
 /// Why there is no connection to a server.
@@ -113,6 +122,24 @@ pub enum DialError {
         /// The address connected to.
         address: SocketAddr,
     },
+}
+
+impl DialError {
+    /// Returns whether nothing is known but that nobody answered.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            DialError::Connect { attempts, .. } => attempts
+                .0
+                .iter()
+                .any(|(_, error)| matches!(error, AttemptError::TimedOut)),
+            DialError::Resolve { .. }
+            | DialError::ResolveTimedOut { .. }
+            | DialError::NoAddress { .. }
+            | DialError::Broken { .. }
+            | DialError::Tls { .. }
+            | DialError::TlsTimedOut { .. } => false,
+        }
+    }
 }
 
 /// The addresses that were tried, each with why it failed.
@@ -195,8 +222,12 @@ fn interleave(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Connects to the first of `addresses` that answers.
-async fn race<F, C, T>(
+/// Connects to the first of `addresses` of `addr` that answers, by whatever `connect` does.
+///
+/// # Errors
+///
+/// What became of each address.
+pub async fn race<F, C, T>(
     addresses: Vec<SocketAddr>,
     addr: &LaneAddr,
     deadline: Instant,

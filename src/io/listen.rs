@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
 use super::lane::prepare_socket;
+use super::udp::UdpIo;
 
 /// Accepts connections on one address.
 #[derive(Debug)]
@@ -124,6 +125,20 @@ impl Listener {
     }
 }
 
+/// Binds `address` for datagrams; the rules are those of [`Listener::bind`].
+///
+/// # Errors
+///
+/// When the address cannot be had; the text says what to do about it.
+pub fn bind_datagrams(address: SocketAddr, siblings: &[SocketAddr]) -> Result<UdpIo, BindError> {
+    UdpIo::bind(address, only_v6(address, siblings)).map_err(|source| {
+        match BindError::new(address, source) {
+            BindError::InUse { address } => BindError::InUseByDatagrams { address },
+            other => other,
+        }
+    })
+}
+
 /// A connection from a peer that nobody knows yet.
 #[derive(Debug)]
 pub struct Accepted {
@@ -159,6 +174,16 @@ pub enum BindError {
         port = address.port()
     )]
     InUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Another socket has the port, for datagrams.
+    #[error(
+        "cannot listen on {address} for datagrams: the port is in use; stop the program that has \
+         it (`ss -lunp 'sport = :{port}'` names it) or choose another port",
+        port = address.port()
+    )]
+    InUseByDatagrams {
         /// The address.
         address: SocketAddr,
     },
@@ -272,6 +297,24 @@ mod tests {
             let port = first.local_addr().port();
             assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
             assert!(text.contains(&format!("sport = :{port}")), "{text}");
+        });
+    }
+
+    #[test]
+    fn datagram_port_in_use_is_said_and_a_tcp_port_is_another() {
+        block_on(async {
+            let first = bind_datagrams(address("127.0.0.1:0"), &[]).expect("a free port");
+            let error = bind_datagrams(first.local_addr(), &[]).expect_err("it is in use");
+            let port = first.local_addr().port();
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("ss -lunp 'sport = :{port}'")),
+                "{text}"
+            );
+            // Somebody else may have it; then nothing is shown here.
+            if let Ok(tcp) = Listener::bind(first.local_addr(), &[]) {
+                assert_eq!(tcp.local_addr(), first.local_addr());
+            }
         });
     }
 

@@ -18,3 +18,4 @@ pub mod state;
 pub mod sysctl;
 pub mod tls;
 pub mod tun;
+pub mod udp;

@@ -20,6 +20,10 @@
 //!     seal_packet ◀═════════════ packets ═════════════════════▶ seal_packet
 //! ```
 //!
+//! Over datagrams [`DatagramInitiator`] stands for the initiator and repeats itself,
+//! [`DatagramResponder`] stands in front of the responder and sorts what strangers send; the
+//! session is the same.
+//!
 //! ## States
 //!
 //! A **session** is `Unconfirmed` (server only: nothing of the client has opened, so it may be a
@@ -30,20 +34,36 @@
 //! Packets pass on confirmed lanes only. A session without one lives on: how long is the driver's
 //! to say, and a client comes back by [`Session::join_frame`].
 //!
+//! A **datagram lane** is beside that silent or not, is at one path and may be about to take
+//! another (see `path`), and knows how long a datagram it carries (see `mtud`). What it says is
+//! lost now and then, so control frames are said again until they are answered.
+//!
 //! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
 //!
 //! ## Order of calls
 //!
 //! One mutation, then a complete drain:
 //!
-//! 1. one of [`Session::open`], [`Session::seal_packet`], [`Session::handle_join`],
-//!    [`Session::join_frame`], [`Session::remove_lane`], [`Session::configure`],
-//!    [`Session::close`], [`Session::handle_timeout`]; several of the first two in a row are one
+//! 1. one of [`Session::open`], [`Session::open_datagram`], [`Session::seal_packet`],
+//!    [`Session::handle_join`], [`Session::handle_join_datagram`], [`Session::join_frame`],
+//!    [`Session::join_datagram`], [`Session::remove_lane`], [`Session::configure`],
+//!    [`Session::close`], [`Session::handle_timeout`]; several of the first three in a row are one
 //!    mutation;
-//! 2. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to
-//!    its lane in that order, and before any packet sealed later for that lane;
-//! 3. [`Session::poll_event`] until `None`;
-//! 4. [`Session::poll_timeout`], and [`Session::handle_timeout`] when that time has come.
+//! 2. after [`Session::open_datagram`], [`Session::poll_delivery`] until `None`;
+//! 3. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to
+//!    its lane in that order, and before any packet sealed later for that lane. A datagram goes to
+//!    [`Session::datagram_path`];
+//! 4. with datagram lanes, [`Session::poll_probe`] until `None`: each goes where it says;
+//! 5. [`Session::poll_event`] until `None`;
+//! 6. [`Session::poll_timeout`], and [`Session::handle_timeout`] when that time has come.
+//!
+//! A server finds the session of a datagram by its [`datagram_handle`](crate::wire::datagram_handle)
+//! and has no two sessions with the same ([`Responder::avoiding`]). Of one client several may be
+//! unconfirmed at once, one for each Init that was answered: they are kept until one of them is
+//! confirmed or [`SessionEvent::LaneDead`] says that nothing came.
+//!
+//! A closed session with datagram lanes says Close three times within a second: it is to be kept,
+//! and its timeouts handled, until [`Session::poll_timeout`] has nothing.
 //!
 //! When [`Session::open`] fails, [`OpenError::scope`] says whether the frame, the lane or the
 //! session ends with it. A frame sealed and not sent is a gap in counters, which does no harm; a
@@ -54,7 +74,9 @@
 //! [`MAX_LANES`] lanes a session, [`WINDOW`] source numbers of reordering, 128 control frames
 //! waiting, [`MAX_CHALLENGES`] challenges a connection, [`MAX_SERVER_KEYS`] keys a server, 8,192
 //! (key, instance) pairs whose newest time is known. A session holds 4 KiB of replay window and no
-//! buffers.
+//! buffers; a datagram lane holds 4 KiB more for each epoch it opened frames of, four at most, and
+//! the session half of at most 32 packets. Handshakes over datagrams are bounded by
+//! [`LoadLimits`] and by 16,384 addresses that are told apart under load.
 //!
 //! ## Who may know what
 //!
@@ -87,7 +109,7 @@ mod pieces;
 mod queue;
 mod random;
 mod rekey;
-mod repair;
+pub mod repair;
 mod replay;
 mod retry;
 mod schedule;

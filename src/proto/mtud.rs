@@ -108,8 +108,12 @@ impl MtuDiscovery {
     /// The lane goes another way: nothing is known of it.
     pub(super) fn restart(&mut self) {
         let fresh = Self::new(self.ceiling);
+        let phase = match self.phase {
+            Phase::Base => Phase::Base,
+            Phase::Searching | Phase::Found { .. } => Phase::Searching,
+        };
         *self = Self {
-            phase: Phase::Searching,
+            phase,
             // A probe of the old way, answered late, must not be taken for one of the new.
             serial: self.serial,
             stats: self.stats,

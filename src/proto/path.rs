@@ -103,9 +103,11 @@ impl Paths {
         newest: bool,
         generator: &mut Generator,
     ) {
-        if path == self.current {
-            // The other end is where it was: what came from elsewhere was a copy, or is over.
+        if path.remote == self.current.remote {
+            // The other end is where it was: what came from elsewhere was a copy, or is over. Which
+            // of our own addresses it speaks to is its own affair.
             if newest {
+                self.current = path;
                 self.candidate = None;
             }
             return;
@@ -249,6 +251,20 @@ mod tests {
         assert!(paths.poll(now + PATIENCE * 2, 44, PATIENCE).is_some());
         assert!(paths.poll(now + PATIENCE * 3, 44, PATIENCE).is_none());
         assert_eq!(paths.deadline(), None, "given up");
+    }
+
+    #[test]
+    fn which_of_our_addresses_the_other_end_speaks_to_is_followed_at_once() {
+        let (now, mut generator) = (Instant::now(), generator());
+        let mut paths = Paths::new(at(1));
+        let mut other = at(1);
+        other.local = Some(IpAddr::from([198, 51, 100, 7]));
+        other.socket = 3;
+        paths.handle_opened(now, other, 100, false, &mut generator);
+        assert_eq!(paths.current(), at(1), "overtaken");
+        paths.handle_opened(now, other, 100, true, &mut generator);
+        assert_eq!(paths.current(), other);
+        assert!(!is_due(&paths, now));
     }
 
     #[test]

@@ -93,16 +93,17 @@ async fn authenticate(
     permit: OwnedSemaphorePermit,
 ) -> Option<SessionDriver> {
     let stats = &shared.accept_stats;
-    let stream = match scheme {
-        Scheme::Tcp => LaneStream::Tcp(socket),
-        Scheme::Tls => match shared.tls.as_ref()?.accept(socket).await {
+    let stream = if scheme == Scheme::Tls {
+        match shared.tls.as_ref()?.accept(socket).await {
             Ok(stream) => stream,
             Err(error) => {
                 stats.tls_failed.fetch_add(1, Ordering::Relaxed);
                 debug!(%error, "a TLS handshake failed");
                 return None;
             }
-        },
+        }
+    } else {
+        LaneStream::Tcp(socket)
     };
     let mut lane = StreamLane::new(stream, shared.pool.clone());
     let mut challenge = ChallengeState::default();
@@ -176,7 +177,7 @@ async fn authenticate(
                     }) => {
                         stats.handshakes.fetch_add(1, Ordering::Relaxed);
                         lane.push_control(&reply);
-                        return Some(SessionDriver::new(
+                        return SessionDriver::new(
                             shared.clone(),
                             *session,
                             lane,
@@ -185,7 +186,7 @@ async fn authenticate(
                                 instance,
                             },
                             permit,
-                        ));
+                        );
                     }
                     Ok(Answer::Refuse {
                         reply,

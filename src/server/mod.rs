@@ -1,6 +1,7 @@
 //! The server: peers, leases, routing and egress.
 
 pub mod accept;
+pub mod datagrams;
 pub mod dns;
 pub mod egress;
 pub mod filter;

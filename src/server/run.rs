@@ -9,6 +9,7 @@
 //!
 //! ```text
 //!  listeners ──▶ accept::serve ──▶ SessionDriver ──▶ egress
+//!  sockets ────▶ datagrams::serve ──────┘
 //!                     │                 ▲
 //!                     └── registry ─────┘ joins          TUN ──▶ TunEgress::drain ──▶ router
 //! ```
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
+use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
 use super::egress::Egress;
 use super::egress::tun::TunEgress;
@@ -40,13 +42,14 @@ use super::router::Router;
 use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
 use crate::io::clock;
 use crate::io::limits::raise_open_files;
-use crate::io::listen::{BindError, Listener};
+use crate::io::listen::{BindError, Listener, bind_datagrams};
 use crate::io::netlink::Netlink;
 use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
 use crate::io::state::{StateDir, StateError};
 use crate::io::tls::{Certificate, CertificateError, ServerTls};
 use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
+use crate::io::udp::UdpIo;
 use crate::proto::{self, PublicKey, Responder, Settings};
 use crate::wire::InnerConfig;
 
@@ -58,7 +61,9 @@ pub struct Shared {
     /// The sessions and their leases.
     pub registry: Registry,
     /// Answers handshakes.
-    pub responder: Responder,
+    pub responder: Arc<Responder>,
+    /// Where sessions find their datagrams.
+    pub inboxes: Arc<Inboxes>,
     /// Where their packets leave.
     pub egress: Egress,
     /// The inner gateway's addresses.
@@ -79,6 +84,8 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// What became of connections before they were known.
     pub accept_stats: AcceptStats,
+    /// What became of datagrams before they reached a session.
+    pub datagram_stats: DatagramStats,
     /// What became of sessions.
     pub stats: ServerStats,
     policy: RwLock<Arc<DestinationPolicy>>,
@@ -154,11 +161,34 @@ impl Shared {
     }
 }
 
+/// What lanes come in by.
+#[derive(Debug)]
+enum Socket {
+    /// Connections, by TCP or TLS.
+    Stream(Scheme, Listener),
+    /// Datagrams.
+    Datagram(Arc<UdpIo>),
+}
+
+impl Socket {
+    fn address(&self) -> LaneAddr {
+        let (scheme, address) = match self {
+            Self::Stream(scheme, listener) => (*scheme, listener.local_addr()),
+            Self::Datagram(io) => (Scheme::Udp, io.local_addr()),
+        };
+        LaneAddr {
+            scheme,
+            host: Host::Ip(address.ip()),
+            port: address.port(),
+        }
+    }
+}
+
 /// A server that listens.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
-    listeners: Vec<(Scheme, Listener)>,
+    sockets: Vec<Socket>,
     tun: Option<Arc<TunEgress>>,
     undo: Option<Undo>,
     state: StateDir,
@@ -176,7 +206,7 @@ impl Server {
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
         }
         let state = StateDir::open(&config.state_dir)?;
-        let listeners = bind(&config.listen)?;
+        let sockets = bind(&config.listen)?;
         let tls = server_tls(&config, &state)?;
         let dns = DnsService::new(&config.dns)?;
         let leases = restore_leases(&config)?;
@@ -201,15 +231,23 @@ impl Server {
             .into_iter()
             .chain(config.network6.map(IpNet::V6))
             .collect();
+        let inboxes = Arc::new(Inboxes::default());
+        let taken = inboxes.clone();
+        let responder = Responder::new(
+            config.secret_keys.clone(),
+            &config.aead,
+            Settings {
+                repair: config.repair.mode(),
+                ..Settings::default()
+            },
+            clock::unix(),
+        )
+        .avoiding(move |id| taken.is_taken(id));
         let shared = Arc::new(Shared {
             registry: Registry::new(router.clone(), leases, config.max_clients as usize),
             router,
-            responder: Responder::new(
-                config.secret_keys.clone(),
-                &config.aead,
-                Settings::default(),
-                clock::unix(),
-            ),
+            responder: Arc::new(responder),
+            inboxes,
             policy: RwLock::new(Arc::new(DestinationPolicy::new(&config.allow, &[]))),
             egress,
             gateways,
@@ -224,6 +262,7 @@ impl Server {
             client_to_client: config.client_to_client,
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),
+            datagram_stats: DatagramStats::default(),
             stats: ServerStats::default(),
             clients: config
                 .clients
@@ -235,7 +274,7 @@ impl Server {
         look_at_own_addresses(&shared).await;
         Ok(Self {
             shared,
-            listeners,
+            sockets,
             tun,
             undo,
             state,
@@ -244,14 +283,7 @@ impl Server {
 
     /// Returns where the server listens, with the ports it was given.
     pub fn listening(&self) -> Vec<LaneAddr> {
-        self.listeners
-            .iter()
-            .map(|(scheme, listener)| LaneAddr {
-                scheme: *scheme,
-                host: Host::Ip(listener.local_addr().ip()),
-                port: listener.local_addr().port(),
-            })
-            .collect()
+        self.sockets.iter().map(Socket::address).collect()
     }
 
     /// Returns the pin of the certificate that TLS lanes present, if there are any.
@@ -272,22 +304,23 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self {
             shared,
-            listeners,
+            sockets,
             tun,
             undo,
             state,
         } = self;
         let tasks = TaskTracker::new();
         let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
-        for (scheme, listener) in listeners {
-            let accepting = accept_all(
-                shared.clone(),
-                scheme,
-                listener,
-                strangers.clone(),
-                tasks.clone(),
-            );
-            tasks.spawn(accepting);
+        for socket in sockets {
+            let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
+            match socket {
+                Socket::Stream(scheme, listener) => {
+                    tasks.spawn(accept_all(shared, scheme, listener, strangers, all));
+                }
+                Socket::Datagram(io) => {
+                    tasks.spawn(datagrams::serve(shared, io, all));
+                }
+            }
         }
         let draining = drain(&shared, tun);
         let result = tokio::select! {
@@ -357,12 +390,24 @@ pub enum StartError {
     Egress(#[from] SetupError),
 }
 
-fn bind(listen: &[ListenAddr]) -> Result<Vec<(Scheme, Listener)>, BindError> {
-    let addresses: Vec<SocketAddr> = listen.iter().map(|l| l.address).collect();
-    listen
-        .iter()
-        .map(|l| Ok((l.scheme, Listener::bind(l.address, &addresses)?)))
-        .collect()
+fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
+    let siblings = |datagrams: bool| -> Vec<SocketAddr> {
+        let same = listen
+            .iter()
+            .filter(|l| (l.scheme == Scheme::Udp) == datagrams);
+        same.map(|l| l.address).collect()
+    };
+    let (streams, datagrams) = (siblings(false), siblings(true));
+    let bind = |l: &ListenAddr| match l.scheme {
+        Scheme::Udp => Ok(Socket::Datagram(Arc::new(bind_datagrams(
+            l.address, &datagrams,
+        )?))),
+        Scheme::Tcp | Scheme::Tls => Ok(Socket::Stream(
+            l.scheme,
+            Listener::bind(l.address, &streams)?,
+        )),
+    };
+    listen.iter().map(bind).collect()
 }
 
 fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTls>, StartError> {

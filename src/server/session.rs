@@ -31,6 +31,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{Span, debug, debug_span, info, warn};
 
+use super::datagrams;
 use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
@@ -41,6 +42,7 @@ use super::run::Shared;
 use crate::io::carrier::{Carrier, CarrierEvent};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
+use crate::io::udp::Inbox;
 use crate::proto::{Session, SessionEvent};
 use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -48,6 +50,8 @@ use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
 pub struct SessionDriver {
     shared: Arc<Shared>,
     carrier: Carrier,
+    /// What the carrier drains, for its counters.
+    inbox: Arc<Inbox>,
     owner: Owner,
     span: Span,
     downlink: Arc<Downlink>,
@@ -98,23 +102,52 @@ pub struct UplinkStats {
 }
 
 impl SessionDriver {
-    /// Makes the driver of a session whose handshake has just been answered on `lane`.
+    /// Makes the driver of a session whose handshake has just been answered on `lane`; `None`
+    /// when another session has its handle.
     pub fn new(
         shared: Arc<Shared>,
         session: Session,
         lane: StreamLane,
         owner: Owner,
         permit: OwnedSemaphorePermit,
-    ) -> Self {
+    ) -> Option<Self> {
+        let carrier = Carrier::new(session, LaneId::FIRST, lane);
+        Self::driving(shared, carrier, owner, permit, CONFIRM_TIMEOUT)
+    }
+
+    /// The same for a handshake over datagrams. From now on the session is found by those that
+    /// follow.
+    pub fn over_datagrams(
+        shared: Arc<Shared>,
+        session: Session,
+        owner: Owner,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Self> {
+        let pool = shared.pool.clone();
+        let carrier = Carrier::over_datagrams(session, LaneId::FIRST, None, pool);
+        Self::driving(shared, carrier, owner, permit, datagrams::CONFIRM_TIMEOUT)
+    }
+
+    fn driving(
+        shared: Arc<Shared>,
+        mut carrier: Carrier,
+        owner: Owner,
+        permit: OwnedSemaphorePermit,
+        patience: Duration,
+    ) -> Option<Self> {
         let now = clock::now();
         let (sender, joins) = mpsc::channel(JOINS);
         let replaced = CancellationToken::new();
-        let span = debug_span!("session", id = %session.id());
-        Self {
+        let id = carrier.session().id();
+        let span = debug_span!("session", %id);
+        let inbox = shared.inboxes.open(id)?;
+        carrier.set_inbox(inbox.clone());
+        Some(Self {
             downlink: shared.router.downlink(),
             stopped: Box::pin(shared.stop.clone().cancelled_owned()),
             shared,
-            carrier: Carrier::new(session, LaneId::FIRST, lane),
+            carrier,
+            inbox,
             owner,
             span,
             joins,
@@ -122,7 +155,7 @@ impl SessionDriver {
             superseded: Box::pin(replaced.clone().cancelled_owned()),
             replaced,
             state: State::Unconfirmed {
-                until: now + CONFIRM_TIMEOUT,
+                until: now + patience,
                 _permit: permit,
             },
             addresses: Vec::new(),
@@ -130,7 +163,7 @@ impl SessionDriver {
             laneless_since: None,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
-        }
+        })
     }
 
     /// Drives the session to its end.
@@ -231,9 +264,14 @@ impl SessionDriver {
             stats: &mut self.stats,
             now,
         };
-        self.carrier.poll_receive(cx, now, |frame, range, offload| {
+        let any = self.carrier.poll_receive(cx, now, |frame, range, offload| {
             uplink.handle(frame, range, offload);
-        })
+        });
+        // A datagram may have been a join.
+        if self.carrier.lanes() > 0 {
+            self.laneless_since = None;
+        }
+        any
     }
 
     // ---- downlink ----------------------------------------------------------------------
@@ -274,6 +312,9 @@ impl SessionDriver {
                     if left == 0 {
                         self.laneless_since = Some(now);
                     }
+                }
+                CarrierEvent::LaneDoubtful { lane, feedback } => {
+                    debug!(%lane, ?feedback, "the network says a lane does not arrive");
                 }
                 CarrierEvent::Session(SessionEvent::Confirmed) => self.confirmed(now),
                 CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
@@ -360,6 +401,12 @@ impl SessionDriver {
             );
             let dropped = self.downlink.dropped();
             debug!(uplink = ?self.stats, downlink_dropped = ?dropped, lanes = ?self.carrier.stats(), "counters");
+            debug!(
+                session = ?self.carrier.session().stats(),
+                datapath = ?self.carrier.datapath_stats(),
+                inbox_dropped = self.inbox.dropped(),
+                "counters"
+            );
             if let Some(local) = &self.local {
                 debug!(local = ?local.counters(), "counters");
             }
@@ -393,6 +440,7 @@ impl SessionDriver {
 
 impl Drop for SessionDriver {
     fn drop(&mut self) {
+        self.shared.inboxes.close(self.carrier.session().id());
         // A panic in a turn must not leave the session in the tables.
         if let State::Live = self.state {
             self.end(false);

@@ -3,8 +3,9 @@
 //! # The protocol, byte by byte
 //!
 //! Version 1.0. Numbers are big-endian, lengths are bytes. A client and a server speak over any
-//! number of **lanes**; a lane is whatever carries frames in order: a TCP connection, with or
-//! without TLS. All security is in what is drawn here; a lane adds none that counts.
+//! number of **lanes**; a lane is whatever carries frames: a TCP connection, with or without TLS,
+//! which keeps them in order, or a pair of UDP addresses, which keeps nothing. All security is in
+//! what is drawn here; a lane adds none that counts.
 //!
 //! A TLS lane is TLS 1.3, X25519MLKEM768 first, ALPN `http/1.1`, SNI where the server is a name. What the
 //! client makes of the certificate is its own affair. Bytes of a handshake and of a session are given in
@@ -72,9 +73,10 @@
 //!    invalid encapsulation key.
 //!
 //! **Replay.** The server remembers the newest time of every (key, instance). A message 1 that is
-//! not newer, or older than the server's start, is answered by a Challenge: 32 random bytes that
-//! belong to this connection. The client makes a new message 1 that carries them. Two challenges a
-//! connection, no more. A handshake changes nothing about a living session until its first sealed
+//! not newer, or older than the server's start, is answered by a Challenge: 32 bytes, random ones
+//! that belong to the connection on a stream lane (two challenges a connection, no more), a MAC on
+//! a datagram lane (below). The client makes a new message 1 that carries them; it is taken unless
+//! its time is that of the one taken last. A handshake changes nothing about a living session until its first sealed
 //! frame opens.
 //!
 //! **Silence.** Whatever else is wrong with a message 1 (length, version, kind, key, tag, an
@@ -158,7 +160,12 @@
 //! | `0B` JoinOk | challenge (16) | server |
 //! | `0C` JoinEcho | challenge (16) | client |
 //! | `0D` Enrol | reserved | client |
+//! | `0E` PathChallenge | challenge (16) | both, datagram lanes only |
+//! | `0F` PathResponse | challenge (16) of the PathChallenge | both, datagram lanes only |
 //! | `10` … `14` | reserved: open, data, credit, fin, reset of flows relayed without a netstack | |
+//! | `15` Part | serial (1) ‖ 0 or 1 ‖ half of a control frame | both, datagram lanes only |
+//! | `16` Probe | serial (4) ‖ zeros | both, datagram lanes only |
+//! | `17` ProbeOk | serial (4) of the Probe | both, datagram lanes only |
 //! | `20`, `21` | reserved: repair, report | |
 //!
 //! An unknown type, reserved ones included, is skipped if its top bit is set, else it closes the
@@ -198,18 +205,112 @@
 //! ```
 //!
 //! The first frame on a fresh connection. The server opens it with the session's keys and refuses,
-//! by silence, a lane id that is not above every earlier one; so a copy is worth nothing. It
-//! answers JoinOk on the new lane, and sends packets there only after JoinEcho has come back. A
+//! by silence, a lane id that was taken before or lies 64 or more below the highest; so a copy is
+//! worth nothing. It answers JoinOk on the new lane, and sends packets there only after JoinEcho has come back. A
 //! session has at most 16 lanes.
 //!
 //! A client that reconnects writes Join and HandshakeInit in one flight. A server that knows the
 //! session answers JoinOk and drops the Init; one that does not drops the Join and answers the
 //! Init.
 //!
+//! ## Datagrams
+//!
+//! A datagram is one frame, `type ‖ body`, and never more. IP and UDP headers are not counted here.
+//!
+//! ```text
+//!             0    1       2      3        7         11     12                     length − 16
+//!            ┌────┬───────┬──────┬────────┬─────────┬──────┬──────────────────────┬──────────┐
+//!  Sealed    │ 04 │ epoch │ lane │ handle │ counter │ type │ body                 │ tag      │
+//!            └────┴───────┴──────┴────────┴─────────┴──────┴──────────────────────┴──────────┘
+//!             └──────────────── AAD ──────────────┘ └────────── sealed ─────────┘
+//!
+//!             0    1       2         10     14     15                 1184
+//!            ┌────┬───────┬─────────┬──────┬──────┬──────────────────┬──────┐
+//!  Join      │ 05 │ epoch │ session │ lane │  0A  │ zeros            │ tag  │   1,200 bytes
+//!            └────┴───────┴─────────┴──────┴──────┴──────────────────┴──────┘
+//!             └─────────── AAD ──────────┘ └──────── sealed ────────┘
+//!
+//!            ┌────┬───────┬──────┬─────────────────┬───────────┬───────────┐
+//!  Init      │ 01 │ major │ kind │ Noise message 1 │ mac1 (16) │ mac2 (16) │     1,339 or 1,371
+//!            ├────┼───────┼──────┼─────────────────┼───────────┴───────────┘
+//!  Reply     │ 02 │ major │ kind │ Noise message 2 │                             1,154
+//!            ├────┼───────┼──────┼─────────────────┤
+//!  Challenge │ 03 │ major │ kind │ challenge (32)  │                             35
+//!            ├────┼───────┴──────┼─────────────────┼────────────┐
+//!  Cookie    │ 06 │ nonce (24)   │ cookie (16)     │ tag (16)   │                57
+//!            └────┴──────────────┴─────────────────┴────────────┘
+//! ```
+//!
+//! **Sealed.** **lane** is the low byte of the lane's id, **handle** the low half of the session's:
+//! a client never has two living lanes with the same low byte, a server no two sessions with the
+//! same handle. **counter** is as on a stream lane but has 32 bits, of which the last is not used:
+//! a lane that has sealed 2^32 − 1 datagrams waits for the next epoch, which is begun at three
+//! quarters of that. The nonce is the same, lane id (4) ‖ counter (8). Counters may come in any order,
+//! each once; 32,704 behind the highest are too old to tell.
+//!
+//! A packet has a header of 5 bytes, so a packet of 1,400 makes a datagram of 1,433:
+//!
+//! ```text
+//!  11     12                  16        17
+//! ┌──────┬───────────────────┬─────────┬───────────────────────┐
+//! │  01  │ source number (4) │ offload │ IP packet, or a piece │
+//! └──────┴───────────────────┴─────────┴───────────────────────┘
+//!  offload: bit 2 transport checksum partial; bit 6 first piece, bit 7 last piece; the others 0.
+//! ```
+//!
+//! The source number is its low half; the other half is what brings it nearest to the number after
+//! the highest known. A super-packet never goes into datagrams: it is cut to wire packets, each with a number
+//! of its own. A wire packet that is too long for the lane goes in two pieces, in two datagrams,
+//! both with its one number and offload byte. The receiver waits for the other half of at most 32.
+//! A control frame that is too long goes in two Parts, type and body of it split anywhere, with the
+//! same serial. Only the newest serial is waited for, and a Part is never in Parts.
+//!
+//! **Handshake.** Kind `01` only. Message 1 does not fit the 1,200 bytes that every path carries, so an Init may be
+//! fragmented. An unanswered Init is followed by a new one, not by a copy, after about 250 ms, 500 ms, 1 s,
+//! then each 2 s; a Reply to any of the last four is taken. The server thus may have several
+//! sessions of which nothing has opened; the client's first sealed frame says which one counts.
+//! Every answer is shorter than the Init, and the server keeps nothing for whom it has not
+//! accepted:
+//!
+//! ```text
+//!  mac1      = BLAKE2s-128(key: BLAKE2s-256("adit mac1" ‖ server's public key), all before mac1)
+//!  mac2      = BLAKE2s-128(key: cookie, all before mac2); zeros without a cookie
+//!  cookie    = BLAKE2s-128(key: R, "cookie" ‖ address (16) ‖ port (2))
+//!  Cookie    : XChaCha20-Poly1305(key: BLAKE2s-256("adit cookie" ‖ server's public key), nonce,
+//!              cookie, AAD: mac1 of the Init)
+//!  challenge = for i of 0, 1: BLAKE2s-128(key: R, "challenge" ‖ i ‖ address ‖ port ‖ key ‖ instance)
+//! ```
+//!
+//! R is random and replaced every 120 s; address and port are those the Init came from, IPv4 mapped
+//! into IPv6. How cookie and challenge are made is the server's own affair. An Init with a wrong mac1 is
+//! dropped. Under load, one with a wrong mac2 is answered by a Cookie, which the client uses for
+//! 120 s; and one with a right mac2 is read if its address (IPv4) or network of 64 bits (IPv6) has had
+//! no more than 20 a second, 5 at once.
+//!
+//! **Lossy lanes say it again.** Until it is answered, and at most 16 times: Join until JoinOk, JoinOk until JoinEcho,
+//! Config until ConfigOk, RekeyInit until RekeyReply. What answers is said again when what it
+//! answers comes again, and a copy changes nothing: the same Join is answered by the same JoinOk,
+//! the same JoinOk by JoinEcho, the same RekeyInit by the same RekeyReply. A Close is said three times.
+//!
+//! **Join.** Sealed with counter 0 of the new lane, as on a stream lane, so what the lane seals
+//! begins with 1. It is padded to 1,200 bytes: a lane that joins carries that much.
+//!
+//! **Paths.** When a datagram opens that has the highest counter yet and came from another address,
+//! that address is sent a PathChallenge, three at most, and no more than three times the bytes that
+//! came from it. Once its PathResponse has come, by whatever path, the lane goes there; the old
+//! address is sent one PathChallenge. A PathResponse goes where the PathChallenge came from.
+//!
+//! **Path MTU** (RFC 8899). A lane begins with datagrams of at most 1,200 bytes. A Probe, padded to
+//! the length it tries, is answered by a ProbeOk. Fragments are forbidden but for handshakes.
+//!
 //! ## Liveness
 //!
 //! Ping after 10 s without a frame, or 5 s after the first unanswered packet; a ping unanswered for
 //! 10 s means that the lane is dead. Any frame that opens is an answer.
+//!
+//! On a datagram lane the first Ping follows q = max(500 ms, 4 round trips) after the first
+//! unanswered packet, another q/2 later, then one each second. The lane is taken for silent after
+//! 2 q, and for dead after 10 s, or 3 s if the session has another that is not silent.
 //!
 //! ## When something does not open
 //!
@@ -219,6 +320,7 @@
 //! | epoch unknown or erased | the frame is dropped: it may have been long under way |
 //! | source number seen or too old; packet header malformed | the packet is dropped |
 //! | Join refused | silence |
+//! | a datagram: header or tag wrong, counter seen or too old, lane or handle unknown | it is dropped: anybody may have sent it |
 
 mod config;
 mod control;

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Scheme,
-    ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
+    Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey};
 use adit::server::run::{RunError, Server, Shared};
 use adit::wire::InnerConfig;
 use tokio_util::sync::CancellationToken;
 
-/// A server with egress `user` and a client that is connected to it, by one lane.
+/// A server with egress `user` and a client that is connected to it, by a lane.
 pub(crate) struct Path {
     pub(crate) client: Client,
     pub(crate) shared: Arc<Shared>,
@@ -41,14 +41,34 @@ impl Path {
 
     /// As [`Path::start`], with a server that lets so many clients in.
     pub(crate) async fn start_for(scheme: Scheme, max_clients: u32) -> Self {
+        Self::make(&[scheme], max_clients, async |listening| listening.to_vec()).await
+    }
+
+    /// The same with a server that listens by each of `schemes`, and a client that is told what
+    /// `network` makes of where that is.
+    pub(crate) async fn start_behind(
+        schemes: &[Scheme],
+        network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
+    ) -> Self {
+        Self::make(schemes, 16, network).await
+    }
+
+    async fn make(
+        schemes: &[Scheme],
+        max_clients: u32,
+        network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let server_key = SecretKey::generate(&mut rand::rng());
         let client_key = SecretKey::generate(&mut rand::rng());
         let server = Server::start(ServerConfig {
-            listen: vec![ListenAddr {
-                scheme,
-                address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            }],
+            listen: schemes
+                .iter()
+                .map(|scheme| ListenAddr {
+                    scheme: *scheme,
+                    address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                })
+                .collect(),
             secret_keys: vec![server_key.clone()],
             network: Some("10.86.0.0/24".parse().unwrap()),
             network6: Some("fd86::/64".parse().unwrap()),
@@ -77,15 +97,17 @@ impl Path {
                 half_open_per_client: 100,
             },
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .await
         .unwrap();
         let address: LaneAddr = server.listening()[0].clone();
+        let servers = network(&server.listening()).await;
         let shared = server.shared().clone();
         let stop = CancellationToken::new();
         let task = tokio::spawn(server.run(stop.clone()));
         let client = Client::start(&ClientConfig {
-            servers: vec![address.clone()],
+            servers,
             server_key: server_key.public(),
             secret_key: client_key.clone(),
             preshared_key: None,
@@ -94,6 +116,7 @@ impl Path {
             tls: CertificateCheck::Unchecked,
             connect_timeout: Duration::from_secs(5),
             aead: Vec::new(),
+            repair: Repair::Auto,
         })
         .unwrap();
         Path {

@@ -47,6 +47,18 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Returns the settings with a span of at least 1, and a cap from 0 to 1.
+    fn sane(self) -> Self {
+        let cap = if self.cap.is_nan() { 0.0 } else { self.cap };
+        Self {
+            max_span: self.max_span.max(1),
+            cap: cap.clamp(0.0, 1.0),
+            ..self
+        }
+    }
+}
+
 /// What kind of packet a source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -147,9 +159,10 @@ pub struct Redundancy {
 impl Redundancy {
     /// Makes a controller of a direction that nothing was sent in yet.
     pub fn new(now: Instant, settings: Settings) -> Self {
+        let settings = settings.sane();
         let span = match settings.mode {
-            Mode::Fixed { span, .. } => span.clamp(1, settings.max_span.max(1)),
-            Mode::Auto | Mode::Off => settings.max_span.max(1),
+            Mode::Fixed { span, .. } => span.clamp(1, settings.max_span),
+            Mode::Auto | Mode::Off => settings.max_span,
         };
         Self {
             settings,
@@ -180,7 +193,7 @@ impl Redundancy {
 
     /// Changes the settings; what is due already stays due.
     pub fn set(&mut self, settings: Settings) {
-        self.settings = settings;
+        self.settings = settings.sane();
         if settings.mode == Mode::Off {
             self.waiting.clear();
             self.credit = 0.0;
@@ -200,35 +213,34 @@ impl Redundancy {
     /// Notes that source `number` of `bytes` leaves now.
     ///
     /// `bytes` is the shard's length. Numbers rise by one; after a gap what came before is no longer
-    /// covered, as in the encoder.
+    /// covered, as in the encoder. A number that was passed (a resend) is left out.
     pub fn on_source(&mut self, now: Instant, number: u64, bytes: usize, class: Class) {
-        if number < self.end {
+        let Some(end) = number.checked_add(1).filter(|_| number >= self.end) else {
             return;
-        }
+        };
         if number > self.end {
             self.first = number;
             self.uncovered = 0;
         }
-        self.end = number.saturating_add(1);
+        self.end = end;
         let len = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.recent[recent(number)] = (now, len);
         self.note_length(len);
         self.note_rate(now);
         self.stats.sources += 1;
-        self.stats.source_bytes += bytes as u64;
+        self.stats.source_bytes += u64::from(len);
         self.bucket.on_source(now, bytes);
         match self.settings.mode {
             Mode::Off => {}
-            Mode::Fixed {
-                repairs, sources, ..
-            } => {
-                self.credit += f64::from(repairs) / f64::from(sources.max(1));
-                self.uncovered += 1;
+            Mode::Fixed { .. } => {
+                self.decide();
+                self.credit = (self.credit + self.ratio).min(MAX_CREDIT.max(self.ratio));
+                self.expect_pause(now);
             }
             Mode::Auto => {
                 let copied = match class {
                     Class::Bulk => false,
-                    Class::Thin | Class::Urgent => self.copy(now, number, bytes, class),
+                    Class::Thin | Class::Urgent => self.copy(now, number, class),
                 };
                 self.on_source_in_auto(now, bytes, copied);
             }
@@ -253,8 +265,13 @@ impl Redundancy {
         self.allowance = self
             .allowance
             .min(MAX_CREDIT * f64::from(self.longest_len()));
-        self.uncovered += 1;
-        self.flush = Some(now + FLUSH_AFTER);
+        self.expect_pause(now);
+    }
+
+    /// Notes a source that parity has to cover, soon if none follows.
+    fn expect_pause(&mut self, now: Instant) {
+        self.uncovered = self.uncovered.saturating_add(1);
+        self.flush = (self.ratio > 0.0).then(|| now + FLUSH_AFTER);
     }
 
     /// Returns the next repair to send, if one is due.
@@ -330,7 +347,7 @@ impl Redundancy {
 
     /// Tells whether sources have paused and are short of repairs; if they are not, settles that.
     fn flush_is_due(&mut self, now: Instant) -> bool {
-        if !self.flush.is_some_and(|flush| flush <= now) {
+        if self.flush.is_none_or(|flush| flush > now) {
             return false;
         }
         let wanted = (f64::from(self.train.min(self.span.into())) * self.ratio).ceil();
@@ -345,27 +362,26 @@ impl Redundancy {
     }
 
     /// Plans the copies of a thin or urgent packet; tells whether there is one.
-    fn copy(&mut self, now: Instant, number: u64, bytes: usize, class: Class) -> bool {
+    fn copy(&mut self, now: Instant, number: u64, class: Class) -> bool {
         let loss = self.estimate.doubted_loss();
         let wanted = copies(loss);
         let (span, len) = self.company(now, number);
         let mut made = 0;
         for nth in 0..wanted {
-            let cost = (len as usize).max(bytes);
-            if !self.bucket.take(cost, class) {
+            if !self.bucket.take(len as usize, class) {
                 self.stats.copies_over_budget += u64::from(wanted - nth);
                 break;
             }
             let copy = Copy {
                 due: now + COPY_SPACING * nth,
-                first: number + 1 - span,
+                first: number - (span - 1),
                 span,
             };
             if !self.waiting.push(copy) {
                 self.stats.copies_dropped += u64::from(wanted - nth);
                 break;
             }
-            self.stats.copy_bytes += cost as u64;
+            self.stats.copy_bytes += u64::from(len);
             made += 1;
         }
         made > 0
@@ -443,7 +459,7 @@ impl Redundancy {
                 span,
             } => {
                 self.ratio = f64::from(repairs) / f64::from(sources.max(1));
-                self.span = span.clamp(1, self.settings.max_span.max(1));
+                self.span = span.clamp(1, self.settings.max_span);
             }
             Mode::Auto => {
                 let (loss, burst) = (self.estimate.loss(), self.estimate.burst_len());
@@ -467,7 +483,7 @@ impl Redundancy {
             span
         };
         let span = span * (1.0 + (burst - 1.0) / 2.0);
-        (span as u16).clamp(1, self.settings.max_span.max(1))
+        (span as u16).clamp(1, self.settings.max_span)
     }
 
     fn wanted_ratio(&self, loss: f64, burst: f64) -> f64 {
@@ -495,12 +511,8 @@ impl Redundancy {
         (from.1 + slope * (loss - from.0)).clamp(0.0, self.settings.cap)
     }
 
-    /// Moves the margin by what stayed unrepaired: up at once, down slowly. Not by what a queue
-    /// dropped, against which parity was held back.
+    /// Moves the margin by what stayed unrepaired: up at once, down slowly.
     fn adjust_margin(&mut self, report: &LossReport) {
-        if report.delay_rising || self.estimate.ease() < 1.0 {
-            return;
-        }
         let (unrepaired, sent) = self.estimate.unrepaired();
         let bearable = TARGET * sent;
         if report.unrepaired > 0 && unrepaired - unrepaired.sqrt() > bearable {

@@ -17,7 +17,8 @@ pub struct LossReport {
     /// Sources that were still missing when repair could no longer bring them: what a resend was
     /// asked for, or what expired.
     pub unrepaired: u32,
-    /// Whether the one-way delay was rising or well above its base at the time.
+    /// Whether the one-way delay was rising or well above its base at the time, be there losses or
+    /// not.
     pub delay_rising: bool,
     /// The smoothed round-trip time.
     pub rtt: Duration,
@@ -99,10 +100,12 @@ pub(super) struct Estimate {
     calm: Faded,
     /// Over [`LONG`], reports with rising delay.
     rising: Faded,
-    /// Over a few round trips, of the kind that [`Self::long`] looks at.
+    /// Over a few round trips, without rising delay if there were any such.
     short: Faded,
     /// Over [`MEMORY`], for what is decided by few packets.
     memory: Faded,
+    /// Over [`MEMORY`], of the time that parity was sent as it should be.
+    repairing: Faded,
     /// Whether loss has shown to be above [`WORTH_REPAIR`].
     active: bool,
     /// 1, and less while losses come with rising delay.
@@ -118,6 +121,7 @@ impl Estimate {
             rising: Faded::default(),
             short: Faded::default(),
             memory: Faded::default(),
+            repairing: Faded::default(),
             active: false,
             ease: 1.0,
             eased: None,
@@ -127,12 +131,19 @@ impl Estimate {
     pub(super) fn on_report(&mut self, now: Instant, report: &LossReport) {
         let elapsed = now.saturating_duration_since(self.updated);
         self.updated = self.updated.max(now);
-        let short = (report.rtt * SHORT_ROUND_TRIPS).clamp(SHORT_AT_LEAST, LONG);
+        let short = report.rtt.saturating_mul(SHORT_ROUND_TRIPS);
+        let short = short.clamp(SHORT_AT_LEAST, LONG);
         self.calm.fade(elapsed, LONG);
         self.rising.fade(elapsed, LONG);
         self.short.fade(elapsed, short);
         self.memory.fade(elapsed, MEMORY);
         self.memory.add(report);
+        self.repairing.fade(elapsed, MEMORY);
+        if !self.active {
+            self.repairing = Faded::default();
+        } else if !report.delay_rising && self.ease == 1.0 {
+            self.repairing.add(report);
+        }
         let long = if report.delay_rising {
             &mut self.rising
         } else {
@@ -150,26 +161,38 @@ impl Estimate {
         self.active |= self.long().beyond_doubt() || self.short.beyond_doubt();
     }
 
-    /// Yields while losses come with rising delay and are more than the link has without it.
+    /// Yields while a queue drops.
     fn ease_off(&mut self, now: Instant, elapsed: Duration, report: &LossReport) {
-        let a_queue_drops = report.delay_rising
-            && report.lost > 0
-            && self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
+        let a_queue_drops = report.delay_rising && report.lost > 0 && self.queue_drops();
         if !a_queue_drops {
             self.ease = (self.ease + elapsed.as_secs_f64()).min(1.0);
-        } else if self.eased.is_none_or(|eased| now >= eased + report.rtt) {
+        } else if self
+            .eased
+            .is_none_or(|eased| now.saturating_duration_since(eased) >= report.rtt)
+        {
             self.ease = (self.ease / 2.0).max(EASE_AT_MOST);
             self.eased = Some(now);
         }
     }
 
-    /// Tells whether there are enough reports without rising delay to go by those alone.
+    /// Tells whether there were enough reports without rising delay, lately, to go by those alone.
     fn knows_calm(&self) -> bool {
-        self.calm.sent >= 0.1 * (self.calm.sent + self.rising.sent) && self.calm.sent >= 100.0
+        self.calm.sent >= 100.0
+    }
+
+    /// Tells whether losses come with rising delay beyond what chance would have it. Where it rises
+    /// always, they are taken for the link's own.
+    fn queue_drops(&self) -> bool {
+        // In share, and in number: where the delay is called rising only in reports that have
+        // losses, those reports have a larger share whatever the reason.
+        let share = self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
+        let all = self.calm.sent + self.rising.sent;
+        let number = self.rising.lost > self.calm.lost + 0.005 * all;
+        self.knows_calm() && share && number
     }
 
     fn long(&self) -> Faded {
-        if self.knows_calm() {
+        if self.queue_drops() {
             self.calm
         } else {
             self.calm.plus(&self.rising)
@@ -197,9 +220,9 @@ impl Estimate {
         self.calm.plus(&self.rising).burst_len()
     }
 
-    /// Returns how many sources stayed unrepaired lately, and of how many datagrams.
+    /// Returns how many sources stayed unrepaired while parity was sent, and of how many datagrams.
     pub(super) fn unrepaired(&self) -> (f64, f64) {
-        (self.memory.unrepaired, self.memory.sent)
+        (self.repairing.unrepaired, self.repairing.sent)
     }
 
     /// Returns by what parity should be multiplied: less than 1 while a queue drops.

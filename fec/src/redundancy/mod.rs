@@ -46,6 +46,41 @@
 //! 15 % of the bytes sent, or 128 kbit/s. They start before anything is known about the
 //! link, and end when it has shown to be clean.
 //!
+//! # Measured
+//!
+//! In virtual time, 10^6 packets of 1,400 bytes at 4,000 a second for each line, round trip 50 ms, a
+//! report each 6 ms; the first moments, when nothing is known of the link, are in the figures.
+//! `cargo test -p adit-fec --test redundancy -- --nocapture` prints them.
+//!
+//! | loss | repair bytes per source byte | missing before a resend | after one | repaired after: median | 90 % | 99 % |
+//! |---|---|---|---|---|---|---|
+//! | 0 | 0 | 0 | 0 | | | |
+//! | 0.1 % | 0 | 1.0e-3 | 1.0e-6 | | | |
+//! | 0.2 % | 0 | 2.0e-3 | 4.0e-6 | | | |
+//! | 0.5 % | 0.025 | 6.7e-5 | 3.4e-7 | 6 ms | 16 ms | 34 ms |
+//! | 1 % | 0.033 | 5.2e-5 | 5.2e-7 | 5 ms | 17 ms | 38 ms |
+//! | 3 % | 0.072 | 8.0e-6 | 2.4e-7 | 3 ms | 13 ms | 33 ms |
+//! | 5 % | 0.107 | 1.3e-5 | 6.5e-7 | 2 ms | 11 ms | 29 ms |
+//! | 10 % | 0.194 | 2.5e-5 | 2.5e-6 | 2 ms | 9 ms | 25 ms |
+//! | 20 % | 0.385 | 3.4e-5 | 6.8e-6 | 1 ms | 8 ms | 22 ms |
+//! | 1 % in bursts of 2 | 0.049 | 5.3e-4 | 5.3e-6 | 12 ms | 33 ms | 60 ms |
+//! | 2 % in bursts of 2 | 0.071 | 1.7e-4 | 3.5e-6 | 10 ms | 33 ms | 69 ms |
+//! | 5 % in bursts of 2 | 0.133 | 1.1e-5 | 5.5e-7 | 6 ms | 23 ms | 53 ms |
+//! | 1 % in bursts of 4 | 0.062 | 6.7e-4 | 6.7e-6 | 23 ms | 57 ms | 83 ms |
+//! | 2 % in bursts of 4 | 0.090 | 3.2e-4 | 6.4e-6 | 19 ms | 54 ms | 85 ms |
+//! | 5 % in bursts of 4 | 0.169 | 1.3e-5 | 6.5e-7 | 11 ms | 36 ms | 73 ms |
+//!
+//! A stream of 230 bytes each 20 ms, and nothing else; shares of its packets:
+//!
+//! | loss | copies per packet | kbit/s | not there at once | later than 25 ms | never, without a resend |
+//! |---|---|---|---|---|---|
+//! | 0 | 0.001 | 0.1 | 0 | 0 | 0 |
+//! | 0.2 % | 0.05 | 5 | 0.2 % | 0.2 % | 2.0e-3 |
+//! | 1 % | 1.0 | 92 | 0.01 % | 0 | 0 |
+//! | 5 % | 1.03 | 95 | 0.27 % | 0.03 % | 1.0e-5 |
+//! | 10 % | 1.4 | 128 | 1.0 % | 0.13 % | 3.0e-5 |
+//! | 5 % in bursts of 4 | 1.1 | 105 | 4.7 % | 3.9 % | 1.9e-3 |
+//!
 //! # Limits
 //!
 //! A controller holds a few hundred bytes and the lengths of the last few sources; at most

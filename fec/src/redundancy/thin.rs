@@ -85,7 +85,11 @@ impl Waiting {
 
     /// Returns the next copy whose time has come.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Copy> {
-        self.copies.pop_front_if(|copy| copy.due <= now)
+        if self.next()? <= now {
+            self.copies.pop_front()
+        } else {
+            None
+        }
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
@@ -125,3 +129,76 @@ const COPY_FROM: f64 = 0.004;
 
 /// One copy leaves 0.5 % there, which is what the 99th percentile of a round trip can bear.
 const SECOND_COPY_FROM: f64 = 0.07;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_link_affords_128_kbit_a_second_and_a_busy_one_15_percent() {
+        for (each_us, bytes, most) in [(20_000, 200, 16_000.0), (250, 1_400, 0.15 * 5_600_000.0)] {
+            let mut now = Instant::now();
+            let mut bucket = Bucket::new(now);
+            let mut taken = 0.0;
+            let seconds = 10;
+            for _ in 0..seconds * 1_000_000 / each_us {
+                now += Duration::from_micros(each_us);
+                bucket.on_source(now, bytes);
+                while bucket.take(100, Class::Urgent) {
+                    taken += 100.0;
+                }
+            }
+            let rate = taken / seconds as f64;
+            let depth = most * DEPTH.as_secs_f64() / seconds as f64;
+            assert!(
+                rate <= most + depth && rate > 0.9 * most,
+                "{rate} of {most}"
+            );
+        }
+    }
+
+    #[test]
+    fn thin_packets_leave_a_quarter_of_the_bucket_to_urgent_ones() {
+        let mut bucket = Bucket::new(Instant::now());
+        while bucket.take(100, Class::Thin) {}
+        let mut urgent = 0;
+        while bucket.take(100, Class::Urgent) {
+            urgent += 100;
+        }
+        assert_eq!(urgent, 1_000);
+    }
+
+    #[test]
+    fn copies_leave_in_the_order_of_their_time_and_are_bounded() {
+        let now = Instant::now();
+        let copy = |after_ms, first| Copy {
+            due: now + Duration::from_millis(after_ms),
+            first,
+            span: 1,
+        };
+        let mut waiting = Waiting::new();
+        for (after_ms, first) in [(5, 1), (0, 2), (5, 3), (2, 4)] {
+            assert!(waiting.push(copy(after_ms, first)));
+        }
+        let later = now + Duration::from_secs(1);
+        assert_eq!(waiting.next(), Some(now));
+        assert_eq!(waiting.pop(now), Some(copy(0, 2)));
+        assert_eq!(waiting.pop(now), None);
+        let rest: Vec<u64> = std::iter::from_fn(|| waiting.pop(later))
+            .map(|copy| copy.first)
+            .collect();
+        assert_eq!(rest, [4, 1, 3]);
+        for first in 0..MAX_WAITING as u64 {
+            assert!(waiting.push(copy(0, first)));
+        }
+        assert!(!waiting.push(copy(0, 99)));
+    }
+
+    #[test]
+    fn copies_begin_above_what_repair_is_worth_and_double_at_7_percent() {
+        assert_eq!(
+            [0.0, 0.002, 0.01, 0.05, 0.1, 0.5].map(copies),
+            [0, 0, 1, 1, 2, 2]
+        );
+    }
+}

@@ -18,10 +18,10 @@ pub enum Prospect {
     Unseen,
     /// It arrived or was repaired.
     Known,
-    /// It is missing, and repairs to come may bring it.
+    /// It is missing, and repairs may bring it if they go on coming; where none came it stays so.
     Open,
-    /// It is missing, and repairs to come will not bring it: they begin after it, and what is
-    /// at hand does not determine it. Only a resend helps.
+    /// It is missing, and repairs to come will hardly bring it: they are expected to begin after it,
+    /// and what is at hand does not determine it. Only a resend helps.
     Hopeless,
     /// It lies before the window.
     Expired,
@@ -55,8 +55,14 @@ pub struct WindowDecoder<W> {
     end: u64,
     /// How many of `base..end` are missing.
     missing: usize,
-    /// The highest first number that a repair had.
+    /// Where repairs to come are expected to begin at the lowest: as far before the highest number
+    /// covered as the longest of the last repairs reached.
     floor: u64,
+    /// The highest number covered, and one.
+    covered: u64,
+    /// The spans of the last repairs, in no order; the next one replaces that at `span_at`.
+    spans: [usize; RECENT_REPAIRS],
+    span_at: usize,
     rows: Vec<Row>,
     /// Places for rows that are not in use: at least one.
     free: Vec<usize>,
@@ -130,6 +136,9 @@ impl<W: Work> WindowDecoder<W> {
             end: first,
             missing: 0,
             floor: first,
+            covered: first,
+            spans: [0; RECENT_REPAIRS],
+            span_at: 0,
             rows: Vec::with_capacity(equations),
             free: (0..=equations).collect(),
             repaired: VecDeque::with_capacity(window),
@@ -167,8 +176,9 @@ impl<W: Work> WindowDecoder<W> {
 
     /// Tells what is known about `number`.
     ///
-    /// [`Prospect::Hopeless`] rests on the order of repairs: one that was overtaken on the way by a
-    /// repair that begins later may still bring the source.
+    /// [`Prospect::Hopeless`] is a forecast: repairs to come are expected to end no earlier than those
+    /// that came, and to be no longer than the longest of the last 32. One that was overtaken
+    /// on the way may still bring the source.
     pub fn prospect(&self, number: u64) -> Prospect {
         if number < self.base {
             return Prospect::Expired;
@@ -207,6 +217,14 @@ impl<W: Work> WindowDecoder<W> {
             Slot::Known(len) => Some(&self.work.as_ref()[slot * self.capacity..][..len]),
             Slot::Missing => None,
         }
+    }
+
+    fn note_span(&mut self, end: u64, span: usize) {
+        self.spans[self.span_at] = span;
+        self.span_at = (self.span_at + 1) % RECENT_REPAIRS;
+        self.covered = self.covered.max(end);
+        let longest = self.spans.iter().max().copied().unwrap_or(0);
+        self.floor = self.covered.saturating_sub(longest as u64);
     }
 
     /// Moves the window so that it ends with `end`, which takes along what it leaves behind.
@@ -296,8 +314,9 @@ impl<W: Work> WindowDecoder<W> {
             let Some(factor) = self.share(&row, &numbers, key) else {
                 continue;
             };
-            if let Some(([target, _], [from, _])) = self.rows_mut(place, row.place) {
-                kernel.mul_add(target, from, factor);
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(place, row.place) {
+                kernel.mul_add(&mut target[..window], &from[..window], factor);
             }
         }
         self.row_mut(place).0.iter().any(|&entry| entry != 0)
@@ -319,7 +338,10 @@ impl<W: Work> WindowDecoder<W> {
         let kernel = self.kernel;
         let mut len = parity.len();
         let stride = self.stride();
-        let (shards, rows) = split(self.work.as_mut(), self.slots.len() * self.capacity);
+        let (shards, rows) = self
+            .work
+            .as_mut()
+            .split_at_mut(self.slots.len() * self.capacity);
         let bytes = &mut rows[place * stride + self.slots.len()..][..self.capacity];
         bytes[..len].copy_from_slice(parity);
         for number in numbers.clone() {
@@ -334,7 +356,9 @@ impl<W: Work> WindowDecoder<W> {
             let Some(factor) = self.share(&row, &numbers, key) else {
                 continue;
             };
-            if let Some(([_, target], [_, from])) = self.rows_mut(place, row.place) {
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(place, row.place) {
+                let (target, from) = (&mut target[window..], &from[window..]);
                 len = add(kernel, (target, len), (from, row.len), factor);
             }
         }
@@ -367,8 +391,10 @@ impl<W: Work> WindowDecoder<W> {
                 continue;
             }
             let factor = divide(entry, divisor);
-            if let Some(([target, bytes], [from, from_bytes])) = self.rows_mut(row.place, new.place)
-            {
+            let window = self.slots.len();
+            if let Some((target, from)) = self.rows_mut(row.place, new.place) {
+                let (target, bytes) = target.split_at_mut(window);
+                let (from, from_bytes) = from.split_at(window);
                 kernel.mul_add(target, from, factor);
                 let len = add(kernel, (bytes, row.len), (from_bytes, new.len), factor);
                 self.rows[other].len = len;
@@ -395,7 +421,7 @@ impl<W: Work> WindowDecoder<W> {
     /// Tells whether a row has no source but its pivot.
     fn is_alone(&self, row: &Row) -> bool {
         let others = self.coefficients(row).iter().filter(|&&entry| entry != 0);
-        others.count() == 1
+        others.take(2).count() == 1
     }
 
     /// Takes the bytes of a row with one source as that source.
@@ -403,7 +429,7 @@ impl<W: Work> WindowDecoder<W> {
         let slot = self.slot(row.pivot);
         let inverse = divide(1, self.entry(row, row.pivot));
         let (stride, window) = (self.stride(), self.slots.len());
-        let (shards, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (shards, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         let bytes = &rows[row.place * stride + window..][..row.len];
         let shard = &mut shards[slot * self.capacity..][..row.len];
         shard.fill(0);
@@ -453,19 +479,17 @@ impl<W: Work> WindowDecoder<W> {
     /// Returns the coefficients and bytes in one place.
     fn row_mut(&mut self, place: usize) -> (&mut [u8], &mut [u8]) {
         let (window, stride) = (self.slots.len(), self.stride());
-        let (_, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (_, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         rows[place * stride..][..stride].split_at_mut(window)
     }
 
-    /// Returns the coefficients and bytes in two places, which differ.
-    fn rows_mut(&mut self, a: usize, b: usize) -> Option<([&mut [u8]; 2], [&[u8]; 2])> {
+    /// Returns what lies in two places, coefficients and bytes; `None` if they are the same.
+    fn rows_mut(&mut self, a: usize, b: usize) -> Option<(&mut [u8], &[u8])> {
         let (window, stride) = (self.slots.len(), self.stride());
-        let (_, rows) = split(self.work.as_mut(), window * self.capacity);
+        let (_, rows) = self.work.as_mut().split_at_mut(window * self.capacity);
         let places = [a, b].map(|place| place * stride..(place + 1) * stride);
         let [a, b] = rows.get_disjoint_mut(places).ok()?;
-        let (target, target_bytes) = a.split_at_mut(window);
-        let (from, from_bytes) = b.split_at(window);
-        Some(([target, target_bytes], [from, from_bytes]))
+        Some((a, b))
     }
 }
 
@@ -509,7 +533,7 @@ impl<W: Work> StreamDecoder for WindowDecoder<W> {
             self.stats.repairs_expired += 1;
             return RepairOutcome::Expired;
         }
-        self.floor = self.floor.max(first);
+        self.note_span(end, span);
         let numbers = first..end;
         let (mut any_missing, mut too_short) = (false, false);
         for number in numbers.clone() {
@@ -593,7 +617,5 @@ fn add(
     len.max(from_len)
 }
 
-/// Splits the work space into shards and rows.
-fn split(work: &mut [u8], shards: usize) -> (&mut [u8], &mut [u8]) {
-    work.split_at_mut(shards)
-}
+/// Repairs whose spans tell what is to come: short ones for single packets come among long ones.
+const RECENT_REPAIRS: usize = 32;

@@ -37,6 +37,26 @@
 //!
 //! An encoder of 512 sources of 1,400 bytes has 0.7 MB, a decoder of 512 with 64 equations 0.8 MB.
 //!
+//! # Speed
+//!
+//! Microseconds by span and shard size: to make a repair with the kernels `gfni-avx512` / `avx2` /
+//! `ssse3` / `scalar`, and to receive a source, everything included, with the first of them, when there
+//! is a repair for each 20, 10 or 5 sources and half as many are lost:
+//!
+//! | span × bytes | a repair | a source: 5 % | 10 % | 20 % |
+//! |---|---|---|---|---|
+//! | 40 × 200 | 0.4 / 0.6 / 0.8 / 3.1 | 0.1 | 0.2 | 0.4 |
+//! | 120 × 200 | 1.4 / 2.8 / 4.9 / 19 | 0.2 | 0.4 | 0.8 |
+//! | 256 × 200 | 5.9 / 10 / 16 / 56 | 0.6 | 0.6 | 1.1 |
+//! | 40 × 1400 | 2.9 / 5.3 / 8.8 / 53 | 0.9 | 1.1 | 1.4 |
+//! | 120 × 1400 | 8.4 / 19 / 26 / 164 | 1.0 | 3.0 | 5.7 |
+//! | 256 × 1400 | 18 / 32 / 54 / 507 | 0.8 | 1.7 | 6.5 |
+//!
+//! The worst that a repair can meet, 64 rows that all have all that is missing, takes 32 µs at 1,400
+//! bytes. One run of `cargo bench -p adit-fec --bench window` on two cores of an Intel Xeon (Emerald
+//! Rapids) on which ten other programs ran: alone it is two to three times as fast. At 4,000 packets a second
+//! and 10 % overhead a sender spends 0.3 % of a core, a receiver 1.2 %.
+//!
 //! # Example
 //!
 //! ```

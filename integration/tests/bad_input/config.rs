@@ -21,10 +21,11 @@ egress: user | egress: user~limits: {flows_per_client: 0} | 5 | limits.flows_per
 egress: user | egress: user~dns: [nowhere] | 5 | dns, nowhere
 egress: user | egress: user~aead: [rot13] | 5 | aead, rot13
 egress: user | egress: user~tls: {certificate: none.pem, key: none.pem} | 5 | tls, none.pem
-egress: user | egress: user~repare: on | 5 | repare
+egress: user | egress: user~repare: on | 5 | repare, repair
+egress: user | egress: user~repair: {mode: fixed, overhead: lots} | 5 | repair.overhead, lots, 20%
 egress: user | egress: \"user | 4 |
 egress: user | egress: user~\tbad: tab | 5 |
-tcp://127.0.0.1:7443 | udp://127.0.0.1:7443 | 1 | listen, udp, tcp
+tcp://127.0.0.1:7443 | sctp://127.0.0.1:7443 | 1 | listen, sctp, udp, tcp
 tcp://127.0.0.1:7443 | tcp://127.0.0.1:99999 | 1 | listen, 99999
 tcp://127.0.0.1:7443 | tcp://somewhere:7443 | 1 | listen, somewhere
 tcp://127.0.0.1:7443 | 127.0.0.1:7443 | 1 | listen, tcp://

@@ -18,7 +18,34 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
             "unknown key `proxy`: the keys here are aead, allow",
         ],
     ),
-    ("repair: auto", &["unknown key `repair`"]),
+    (
+        "repair: sometimes",
+        &["2:9: repair: `sometimes` is no way to repair: write auto, off or fixed"],
+    ),
+    (
+        "repair: {mode: fixd}",
+        &["2:16: repair.mode: `fixd` is no way to repair: did you mean fixed?"],
+    ),
+    (
+        "repair: {mode: fixed, overhead: 0%}",
+        &["repair.overhead: `0%` is out of range: write a percentage from 1% to 100%"],
+    ),
+    (
+        "repair: {mode: fixed, overhead: 0.2}",
+        &["repair.overhead: `0.2` is not a percentage: write one from 1% to 100%, such as 20%"],
+    ),
+    (
+        "repair: {overhead: 20%}",
+        &["repair.overhead: is used only with `mode: fixed`: write {mode: fixed, overhead: 20%}"],
+    ),
+    (
+        "repair: {mod: auto}",
+        &["repair.mod: unknown key `mod`: did you mean `mode`?"],
+    ),
+    (
+        "repair: [auto]",
+        &["repair: found a list, where a single value is expected"],
+    ),
     (
         "masquerade: true",
         &["unknown key `masquerade` in this place: there is `tun.masquerade`"],
@@ -46,11 +73,13 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     ),
     (
         "listen: [0.0.0.0:7443]",
-        &["`0.0.0.0:7443` does not say how to connect: write tcp://0.0.0.0:7443"],
+        &[
+            "`0.0.0.0:7443` does not say how to connect: write udp://0.0.0.0:7443, tcp://0.0.0.0:7443 or tls://0.0.0.0:7443",
+        ],
     ),
     (
-        "listen: [udp://0.0.0.0:7443]",
-        &["`udp` is not a kind of lane: write tcp:// or tls://"],
+        "listen: [sctp://0.0.0.0:7443]",
+        &["`sctp` is not a kind of lane: write udp://, tcp:// or tls://"],
     ),
     (
         "listen: [tcp://vpn.example.com:1]",
@@ -59,6 +88,10 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     (
         "listen: [tcp://1.2.3.4:1, tls://1.2.3.4:1]",
         &["listen[1]: 1.2.3.4:1 stands twice, first at server.yaml:2:10"],
+    ),
+    (
+        "listen: [udp://1.2.3.4:1, tls://1.2.3.4:1, udp://1.2.3.4:1]",
+        &["listen[2]: 1.2.3.4:1 stands twice, first at server.yaml:2:10"],
     ),
     (
         "listen: {a: 1}",

@@ -47,6 +47,10 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
     pub(super) fn new(pool: Arc<Pool>) -> Outbound {
         Outbound {
             pool,

@@ -173,6 +173,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
         self.outbound.shrink();
     }
 
+    /// Returns the pool that its write buffers come from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        self.outbound.pool()
+    }
+
     /// Returns how many bytes are queued for writing.
     pub fn queued(&self) -> usize {
         self.outbound.len()

@@ -16,13 +16,17 @@ pub struct Bbr {
     rivalry: Option<Rivalry>,
     /// Pushes in a row after which the queue did not go.
     crowded: u32,
-    /// Rounds of which something was sent above the model's bandwidth, or that came just after.
+    /// In the last round the lane pushed, or the queue was long.
     pushed: bool,
     /// Window while starting.
     start_window: u64,
     /// The highest bandwidth of a round while starting or pushing, and rounds since it grew.
     plateau: (u64, u32),
     former_queue: Duration,
+    /// Mean difference between one queueing delay and the next: jitter (RFC 3550, section 6.4.1).
+    noise: Duration,
+    /// What rivalry was like, until the lane pushes again without it.
+    parole: Option<Rivalry>,
     first_guess: Duration,
     smoothed: Duration,
     datagram: u64,
@@ -72,17 +76,13 @@ impl Bbr {
             start_window: INITIAL_DATAGRAMS * datagram,
             plateau: (0, 0),
             former_queue: Duration::ZERO,
+            noise: Duration::ZERO,
+            parole: None,
             first_guess: round_trip.max(MIN_GUESS),
             smoothed: round_trip.max(MIN_GUESS),
             datagram,
             random: seed,
         }
-    }
-
-    /// Bytes of bandwidth times length, with `gain`.
-    fn volume(&self, bandwidth: u64, time: Duration) -> u64 {
-        let bytes = u128::from(bandwidth) * time.as_nanos() / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     fn length(&self) -> Duration {
@@ -98,17 +98,24 @@ impl Bbr {
 
     /// A queue that counts as none.
     fn drained(&self) -> Duration {
-        (self.length() / 32).clamp(MIN_DRAINED, MAX_DRAINED) + self.datagrams_time(1)
+        (self.length() / 32).clamp(MIN_DRAINED, MAX_DRAINED)
+            + self.datagrams_time(1)
+            + self.jitter()
     }
 
     /// A queue that ends a push.
     fn full(&self) -> Duration {
-        (self.length() / 8).clamp(MIN_FULL, MAX_FULL) + self.datagrams_time(2)
+        (self.length() / 8).clamp(MIN_FULL, MAX_FULL) + self.datagrams_time(2) + self.jitter()
     }
 
     /// A queue that must not stand.
     fn too_long(&self) -> Duration {
-        TOO_LONG + self.datagrams_time(2)
+        TOO_LONG + self.datagrams_time(2) + self.jitter()
+    }
+
+    /// Delay that is no queue.
+    fn jitter(&self) -> Duration {
+        self.noise.min(MAX_JITTER)
     }
 
     /// By how much the lane pushes: by a quarter, less where a round trip of that makes a long queue,
@@ -155,6 +162,7 @@ impl Bbr {
 
     fn up(&mut self, now: Instant, delivered: u64) {
         self.model.unbound();
+        self.parole = None;
         self.model.begin_round(delivered);
         self.plateau = (self.model.highest_bandwidth(), 0);
         self.phase = Phase::Up {
@@ -186,6 +194,7 @@ impl Bbr {
     fn queue_seen(&mut self, sample: &Sample) -> Option<Duration> {
         let queue = sample.queue?;
         let seen = queue.min(self.former_queue);
+        self.noise = (self.noise * 15 + queue.abs_diff(self.former_queue)) / 16;
         self.former_queue = queue;
         Some(seen)
     }
@@ -196,7 +205,7 @@ impl Bbr {
             Phase::Drain { since } => {
                 let rounds = self.model.rounds().saturating_sub(since);
                 let gone = sample.standing.is_some_and(|queue| queue <= self.drained());
-                let bdp = self.volume(self.model.bandwidth(), self.length());
+                let bdp = volume(self.model.bandwidth(), self.length());
                 if gone || sample.in_flight <= bdp || rounds >= DRAIN_ROUNDS {
                     self.cruise();
                 }
@@ -250,9 +259,11 @@ impl Bbr {
         let Some(standing) = sample.standing else {
             return;
         };
-        let bdp = self.volume(self.model.bandwidth(), self.length());
+        let bdp = volume(self.model.bandwidth(), self.length());
         let rounds = self.model.rounds().saturating_sub(since);
-        if standing <= self.drained() && (sample.in_flight <= bdp || rounds >= 1) {
+        let gone = standing <= self.drained() && (sample.in_flight <= bdp || rounds >= 1);
+        let nearly = standing <= self.full() && sample.in_flight <= bdp && rounds >= 1;
+        if gone || nearly {
             self.crowded = 0;
             self.cruise();
             return;
@@ -275,8 +286,8 @@ impl Bbr {
         self.crowded += 1;
         if self.crowded >= CROWDED {
             let rate = self.model.highest_bandwidth();
-            let window = self.volume(rate, self.smoothed);
-            self.rivalry = Some(Rivalry::new(window.max(self.least())));
+            let window = volume(rate, self.smoothed).max(self.least());
+            self.enter_rivalry(Rivalry::new(window));
         }
         self.cruise();
     }
@@ -287,8 +298,12 @@ impl Bbr {
             return;
         }
         let stands = round.standing.is_some_and(|queue| queue > self.too_long());
-        let congested = stands || round.marked > 0 || self.model.is_unusual(round, LOSS_MARGIN);
-        if congested && !round.limited {
+        let congested = stands
+            || round.marked > 0
+            || (self.model).is_unusual(round.decided, round.lost, LOSS_MARGIN);
+        if stands && let Some(rivalry) = self.parole.take() {
+            self.enter_rivalry(rivalry);
+        } else if congested && !round.limited {
             // While a queue stands, the rate at which packets arrive is this lane's share.
             self.model.bound(round.rate);
             self.down(sample.now, sample);
@@ -310,8 +325,9 @@ impl Bbr {
         let queue = seen.is_some_and(|queue| queue > self.full()) && elapsed >= self.length() / 2;
         // What was sent when the push began is only now reported.
         let pushed = self.model.rounds() > since;
-        let lossy = pushed && self.model.is_unusual(self.model.round(), LOSS_MARGIN);
-        let marked = self.model.round().marked > 0;
+        let round = self.model.round();
+        let lossy = pushed && (self.model).is_unusual(round.decided, round.lost, LOSS_MARGIN);
+        let marked = round.marked > 0;
         if queue || lossy || marked {
             self.down(sample.now, sample);
             return;
@@ -379,43 +395,47 @@ impl Bbr {
         if least.is_some_and(|queue| queue <= self.drained()) {
             self.leave_rivalry();
         }
+        let length = self.length();
+        if let Some(rivalry) = &mut self.rivalry {
+            rivalry.on_look(length);
+        }
         self.cruise();
     }
 
+    fn enter_rivalry(&mut self, rivalry: Rivalry) {
+        self.model.unbound();
+        self.rivalry = Some(rivalry);
+    }
+
+    /// The queue was gone when this lane held back. That may have been for this lane's share of it: if it
+    /// comes back before anything was pushed, the rivals are still there.
     fn leave_rivalry(&mut self) {
-        self.rivalry = None;
+        let share = self.model.highest_bandwidth();
+        self.model.bound(share - share / 10);
+        self.parole = self.rivalry.take();
         self.crowded = 0;
     }
 
     fn in_rivalry(&mut self, sample: &Sample, ended: Option<&Round>) {
         let probing = matches!(self.phase, Phase::Probe { .. });
-        let bound = self
-            .volume(self.model.highest_bandwidth(), self.length())
-            .saturating_mul(2)
-            .saturating_add(self.slack());
+        let bandwidth = self.model.highest_bandwidth();
         let longest = self.model.longest_queue();
-        let round = *self.model.round();
-        let overflow = round.longest >= longest * 3 / 4
-            && longest > self.full()
-            && self.model.is_unusual(&round, 0.0);
-        let marked = sample.newly_marked > 0;
-        let smoothed = self.smoothed;
-        let drained = self.drained();
+        let full = self.model.round().longest >= longest * 3 / 4 && longest > self.full();
+        let (slack, drained) = (self.slack(), self.drained());
         let Some(rivalry) = &mut self.rivalry else {
             return;
         };
+        let bound = rivalry.left().map_or(u64::MAX, |left| {
+            (volume(bandwidth, left).saturating_mul(2)).saturating_add(slack)
+        });
         let used = sample.sent_in_flight.saturating_mul(4) >= rivalry.window().saturating_mul(3);
         if used && !probing && !sample.application_limited {
-            rivalry.on_delivered(
-                sample.now,
-                sample.newly_delivered,
-                smoothed,
-                self.datagram,
-                bound,
-            );
+            rivalry.on_delivered(sample, self.datagram, bound);
         }
-        if (overflow || marked) && !probing {
-            rivalry.on_overflow(sample.now, smoothed, self.datagram);
+        let (decided, lost) = rivalry.on_sample(sample);
+        let overflow = full && self.model.is_unusual(decided, lost, 0.0);
+        if (overflow || sample.newly_marked > 0) && !probing {
+            rivalry.on_overflow(sample, self.datagram);
         }
         if let Some(round) = ended
             && rivalry.on_round(round.standing.is_some_and(|queue| queue <= drained))
@@ -427,7 +447,7 @@ impl Bbr {
     /// Time that passes between an arrival and its report, and what bursts need, in bytes.
     fn slack(&self) -> u64 {
         let spacing = (self.length() / 8).clamp(REPORT_SPACING, MAX_REPORT_SPACING);
-        self.volume(self.model.bandwidth(), spacing + BURST_TIME) + 3 * self.datagram
+        volume(self.model.bandwidth(), spacing + BURST_TIME) + 3 * self.datagram
     }
 
     fn least(&self) -> u64 {
@@ -435,7 +455,7 @@ impl Bbr {
     }
 
     fn probe_window(&self) -> u64 {
-        let bdp = self.volume(self.model.bandwidth(), self.length());
+        let bdp = volume(self.model.bandwidth(), self.length());
         (bdp / 2).max(self.least())
     }
 
@@ -447,11 +467,13 @@ impl Bbr {
             | Phase::Cruise { .. }
             | Phase::Probe { .. } => false,
         };
-        let calm = match self.rivalry {
-            Some(_) => round.longest < self.model.longest_queue() / 2,
-            None => !self.pushed && !pushing && round.longest <= self.too_long(),
-        };
-        if calm {
+        // Losses are known a round after what caused them.
+        let pushing = pushing
+            || match self.rivalry {
+                Some(_) => round.longest >= self.model.longest_queue() / 2,
+                None => round.longest > self.too_long(),
+            };
+        if !self.pushed && !pushing {
             self.model.on_calm(round);
         }
         self.pushed = pushing;
@@ -497,7 +519,7 @@ impl Congestion for Bbr {
         let bandwidth = self.model.bandwidth();
         let window = match (self.phase, &self.rivalry) {
             (Phase::Startup, _) => {
-                let model = self.volume(bandwidth, self.length()).saturating_mul(3);
+                let model = volume(bandwidth, self.length()).saturating_mul(2);
                 let initial = INITIAL_DATAGRAMS * self.datagram;
                 self.start_window
                     .min(model.max(initial).saturating_add(self.slack()))
@@ -521,10 +543,8 @@ impl Congestion for Bbr {
                 };
                 // What is lost flies on until it is missed, which is one more round trip.
                 let unnoticed = 1.0 + 2.0 * self.model.usual_loss();
-                let bdp = self.volume(bandwidth, self.length()) as f64;
-                (bdp * push * unnoticed) as u64
-                    + self.slack()
-                    + self.volume(bandwidth, WINDOW_QUEUE)
+                let bdp = volume(bandwidth, self.length()) as f64;
+                (bdp * push * unnoticed) as u64 + self.slack() + volume(bandwidth, WINDOW_QUEUE)
             }
         };
         window.max(self.least())
@@ -580,6 +600,12 @@ impl Congestion for Bbr {
     }
 }
 
+/// Bytes of a bandwidth in some time.
+fn volume(bandwidth: u64, time: Duration) -> u64 {
+    let bytes = u128::from(bandwidth) * time.as_nanos() / 1_000_000_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// Datagrams that may fly before anything is known, as QUIC's and TCP's ten segments are for links of 2013.
 pub const INITIAL_DATAGRAMS: u64 = 32;
 
@@ -609,10 +635,13 @@ const MAX_DRAINED: Duration = Duration::from_millis(5);
 
 /// Bounds of a queue that ends a push.
 const MIN_FULL: Duration = Duration::from_millis(3);
-const MAX_FULL: Duration = Duration::from_millis(10);
+const MAX_FULL: Duration = Duration::from_millis(6);
+
+/// More jitter than this is not told from a queue.
+const MAX_JITTER: Duration = Duration::from_millis(10);
 
 /// The queue that a round trip of pushing may make.
-const PUSH_QUEUE: Duration = Duration::from_millis(12);
+const PUSH_QUEUE: Duration = Duration::from_millis(6);
 
 /// A queue that stands for a whole round while nothing is pushed. Below the 20 ms that a user is promised.
 const TOO_LONG: Duration = Duration::from_millis(12);

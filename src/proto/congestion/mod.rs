@@ -51,6 +51,8 @@ mod link;
 mod model;
 mod pacer;
 mod rivalry;
+#[cfg(test)]
+mod scenarios;
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

@@ -146,8 +146,8 @@ impl Model {
     }
 
     /// Whether more was lost than the path loses, beyond what chance explains.
-    pub(super) fn is_unusual(&self, round: &Round, margin: f64) -> bool {
-        self.usual.is_exceeded(round, margin)
+    pub(super) fn is_unusual(&self, decided: u64, lost: u64, margin: f64) -> bool {
+        self.usual.is_exceeded(decided, lost, margin)
     }
 
     /// The round under way.
@@ -221,12 +221,12 @@ impl UsualLoss {
         (self.lost / self.decided).clamp(0.0, USUAL_MOST)
     }
 
-    fn is_exceeded(&self, round: &Round, margin: f64) -> bool {
-        let decided = round.decided as f64;
+    fn is_exceeded(&self, decided: u64, lost: u64, margin: f64) -> bool {
+        let decided = decided as f64;
         let expected = decided * self.share();
         // Three standard deviations of independent losses that come in bursts of two.
         let chance = 3.0 * (2.0 * expected).sqrt();
-        round.lost as f64 > expected + chance + decided * margin
+        lost as f64 > expected + chance + decided * margin
     }
 }
 

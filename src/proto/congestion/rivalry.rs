@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::proto::delivery::Sample;
+
 /// The window while others keep the queue standing.
 ///
 /// It is CUBIC's, since what one wants beside CUBIC flows is what CUBIC gets. It differs in two ways:
@@ -19,6 +21,13 @@ pub(super) struct Rivalry {
     period: f64,
     /// What Reno's window would be.
     reno: f64,
+    /// What must be delivered before losses speak of the window as it is.
+    recovered: u64,
+    /// Datagrams decided and lost in this round, of those sent since the last cut.
+    decided: u64,
+    lost: u64,
+    /// The round trip when this lane holds back, once that was seen: what rivals leave.
+    left: Option<Duration>,
     /// Rounds in which there was no queue.
     empty: u32,
 }
@@ -31,6 +40,10 @@ impl Rivalry {
             cut: None,
             period: 0.0,
             reno: 0.0,
+            recovered: 0,
+            decided: 0,
+            lost: 0,
+            left: None,
             empty: 0,
         }
     }
@@ -39,18 +52,15 @@ impl Rivalry {
         self.window as u64
     }
 
-    /// Grows, as `delivered` bytes arrived while the window was in use, up to `bound`.
-    pub(super) fn on_delivered(
-        &mut self,
-        now: Instant,
-        delivered: u64,
-        round_trip: Duration,
-        datagram: u64,
-        bound: u64,
-    ) {
+    /// Grows, since the window was in use, up to `bound`.
+    pub(super) fn on_delivered(&mut self, sample: &Sample, datagram: u64, bound: u64) {
+        if sample.prior_delivered < self.recovered {
+            return;
+        }
+        let (now, round_trip) = (sample.now, sample.smoothed_round_trip);
         let bound = bound as f64;
         let datagram = datagram.max(1) as f64;
-        let delivered = delivered as f64;
+        let delivered = sample.newly_delivered as f64;
         match self.cut {
             None => self.window += delivered / 4.0,
             Some(cut) => {
@@ -72,18 +82,21 @@ impl Rivalry {
         self.window = self.window.max(datagram * MIN_DATAGRAMS);
     }
 
-    /// The queue has overflowed, at most once each round trip. Returns whether the window was cut.
-    pub(super) fn on_overflow(
-        &mut self,
-        now: Instant,
-        round_trip: Duration,
-        datagram: u64,
-    ) -> bool {
-        if self
-            .cut
-            .is_some_and(|cut| now.saturating_duration_since(cut) < round_trip)
-        {
-            return false;
+    /// Counts what was decided; returns how many and how many of them lost since the round began, but
+    /// nothing of what was sent before the last cut, which was its reason.
+    pub(super) fn on_sample(&mut self, sample: &Sample) -> (u64, u64) {
+        if sample.prior_delivered < self.recovered {
+            return (0, 0);
+        }
+        self.decided += sample.datagrams_decided;
+        self.lost += sample.datagrams_lost;
+        (self.decided, self.lost)
+    }
+
+    /// The queue has overflowed.
+    pub(super) fn on_overflow(&mut self, sample: &Sample, datagram: u64) {
+        if sample.prior_delivered < self.recovered {
+            return;
         }
         let datagram = datagram.max(1) as f64;
         // Section 4.7: a flow that had less than before makes room for a new one.
@@ -96,12 +109,24 @@ impl Rivalry {
         self.window = (self.window * KEPT).max(datagram * MIN_DATAGRAMS);
         self.reno = self.window;
         self.period = ((self.former - self.window).max(0.0) / (SCALE * datagram)).cbrt();
-        self.cut = Some(now);
-        true
+        self.cut = Some(sample.now);
+        self.recovered = sample.delivered.saturating_add(1);
+        (self.decided, self.lost) = (0, 0);
+    }
+
+    /// This lane held back, and the round trip was that.
+    pub(super) const fn on_look(&mut self, round_trip: Duration) {
+        self.left = Some(round_trip);
+    }
+
+    /// The round trip that rivals leave, once it is known.
+    pub(super) const fn left(&self) -> Option<Duration> {
+        self.left
     }
 
     /// Ends a round. Returns whether the queue was gone for so long that there is no rival any more.
     pub(super) const fn on_round(&mut self, queue_gone: bool) -> bool {
+        (self.decided, self.lost) = (0, 0);
         self.empty = if queue_gone { self.empty + 1 } else { 0 };
         self.empty >= EMPTY_ROUNDS
     }

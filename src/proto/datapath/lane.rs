@@ -10,9 +10,9 @@ use crate::wire::LaneId;
 
 /// A datagram lane of a [`Datapath`](super::Datapath).
 #[derive(Debug)]
-pub struct DatapathLane {
+pub(super) struct DatapathLane {
     pub(super) id: LaneId,
-    pub(super) flight: Flight<Content>,
+    pub(super) flight: Flight<Datagram>,
     pub(super) received: Received,
     /// Longest datagram.
     pub(super) datagram: usize,
@@ -22,6 +22,14 @@ pub struct DatapathLane {
     pub(super) probe: bool,
     /// What repair was told of its losses.
     told: LossCounts,
+}
+
+/// What a datagram was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Datagram {
+    /// Bytes.
+    pub(super) len: u16,
+    pub(super) content: Content,
 }
 
 /// What a datagram carried.

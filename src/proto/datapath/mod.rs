@@ -44,5 +44,5 @@ mod send;
 mod tests;
 
 pub use lane::LaneCounts;
-pub use receive::DELIVERY_HEADROOM;
-pub use send::{Datapath, DatapathDrops, IDLE};
+pub use receive::{DELIVERY_HEADROOM, Received};
+pub use send::{Datapath, DatapathDrops, DatapathStats, IDLE};

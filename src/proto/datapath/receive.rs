@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use adit_netstack::Offload;
 
-use super::lane::Content;
+use super::lane::{Content, Datagram};
 use super::send::{Datapath, checksum_of, gap_limits, offload_byte, plain};
 use crate::proto::delivery::{Class, Fate};
 use crate::proto::hold::Offer;
@@ -70,7 +70,13 @@ impl<P: QueuePacket> Datapath<P> {
                 offload,
             } => {
                 self.set_kept(kept);
-                self.take(session, now, number, datagram, range, offload, deliver);
+                let packet = Received {
+                    number,
+                    frame: datagram,
+                    range,
+                    offload,
+                };
+                self.take(session, now, packet, deliver);
             }
             Opened::Repair { range } => {
                 self.handle_repair(session, now, &datagram[range]);
@@ -84,24 +90,29 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// Takes a packet that came for the first time, over whichever lane: one of another kind may carry
     /// what a datagram lane is missing.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a packet is its frame, range and offload"
-    )]
     pub fn take(
         &mut self,
         session: &mut Session,
         now: Instant,
-        number: u64,
-        frame: &mut [u8],
-        range: Range<usize>,
-        offload: Offload,
+        packet: Received<'_>,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
+        let Received {
+            number,
+            frame,
+            range,
+            offload,
+        } = packet;
         let bits = offload_byte(offload.checksum);
         self.incoming
             .handle_source(now, number, bits, &frame[range.clone()]);
-        self.offer(now, number, frame, range, offload, deliver);
+        let packet = Received {
+            number,
+            frame,
+            range,
+            offload,
+        };
+        self.offer(now, packet, deliver);
         self.repaired(session, now, deliver);
     }
 
@@ -120,7 +131,13 @@ impl<P: QueuePacket> Datapath<P> {
             let bits = offload_byte(offload.checksum);
             self.incoming.handle_source(now, number, bits, packet);
             let range = DELIVERY_HEADROOM..frame.len();
-            self.offer(now, number, &mut frame, range, offload, deliver);
+            let packet = Received {
+                number,
+                frame: &mut frame,
+                range,
+                offload,
+            };
+            self.offer(now, packet, deliver);
         }
         self.scratch = frame;
     }
@@ -184,7 +201,7 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
-    fn handle_report(&mut self, session: &Session, now: Instant, id: LaneId, report: &Report) {
+    fn handle_report(&mut self, session: &mut Session, now: Instant, id: LaneId, report: &Report) {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
         };
@@ -194,13 +211,19 @@ impl<P: QueuePacket> Datapath<P> {
             .as_deref_mut()
             .filter(|outgoing| outgoing.ratio() == 0.0);
         let mut resend = unasked;
-        lane.flight.handle_report(now, report, |content, fate| {
-            if let (Content::Source { number }, Fate::Lost, Some(outgoing)) =
-                (content, fate, resend.as_deref_mut())
-            {
-                outgoing.handle_request(number);
-            }
-        });
+        lane.flight
+            .handle_report(now, report, |Datagram { len, content }, fate| match fate {
+                Fate::Delivered => session.handle_datagram_acknowledged(id, len.into()),
+                Fate::Late => {}
+                Fate::Lost => {
+                    session.handle_datagram_lost(id, len.into());
+                    if let (Content::Source { number }, Some(outgoing)) =
+                        (content, resend.as_deref_mut())
+                    {
+                        outgoing.handle_request(now, number);
+                    }
+                }
+            });
         let loss = lane.loss_report(report.missing.len() as u32);
         let sent = lane.flight.sent();
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
@@ -210,7 +233,7 @@ impl<P: QueuePacket> Datapath<P> {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
             for number in report.missing.below(session.next_source()) {
-                outgoing.handle_request(number);
+                outgoing.handle_request(now, number);
             }
         }
     }
@@ -250,7 +273,13 @@ impl<P: QueuePacket> Datapath<P> {
             let number = arrived.number;
             let mut frame = std::mem::take(&mut self.scratch);
             let range = DELIVERY_HEADROOM..end;
-            self.offer(now, number, &mut frame, range, offload, deliver);
+            let packet = Received {
+                number,
+                frame: &mut frame,
+                range,
+                offload,
+            };
+            self.offer(now, packet, deliver);
             self.scratch = frame;
         }
     }
@@ -260,12 +289,15 @@ impl<P: QueuePacket> Datapath<P> {
     fn offer(
         &mut self,
         now: Instant,
-        number: u64,
-        frame: &mut [u8],
-        range: Range<usize>,
-        offload: Offload,
+        packet: Received<'_>,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
+        let Received {
+            number,
+            frame,
+            range,
+            offload,
+        } = packet;
         match self.hold.offer(now, number, &frame[range.clone()], offload) {
             Offer::Deliver => deliver(frame, range, offload),
             Offer::Held => {}
@@ -278,6 +310,19 @@ impl<P: QueuePacket> Datapath<P> {
             deliver(delivery.frame, delivery.range, delivery.offload);
         }
     }
+}
+
+/// A packet that came for the first time.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// Its source number.
+    pub number: u64,
+    /// Bytes with room before the packet.
+    pub frame: &'a mut [u8],
+    /// Where in them it is.
+    pub range: Range<usize>,
+    /// What it owes: a claim to check.
+    pub offload: Offload,
 }
 
 /// Room before a packet that is delivered: for the header of a TUN device.

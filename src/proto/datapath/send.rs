@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use adit_fec::{Class as RepairClass, Mode, Settings as RepairSettings};
 use adit_netstack::{Checksum, Gso, Offload};
 
-use super::lane::{Content, DatapathLane, LaneCounts};
+use super::lane::{Content, Datagram, DatapathLane, LaneCounts};
 use super::receive::DELIVERY_HEADROOM;
 use crate::proto::delivery::{Class, Permit};
-use crate::proto::hold::{Hold, HoldLimits, hold_time};
-use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket};
-use crate::proto::repair::{Extra, GapLimits, Incoming, Outgoing};
+use crate::proto::hold::{Hold, HoldLimits, HoldStats, hold_time};
+use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket, QueueStats};
+use crate::proto::repair::{Extra, GapLimits, Incoming, IncomingStats, Outgoing, OutgoingStats};
 use crate::proto::session::Session;
 use crate::wire::{
     DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, DatagramPacketHeader, InnerType,
@@ -22,6 +22,8 @@ pub struct Datapath<P> {
     pub(super) queue: FairQueue<P>,
     repair: RepairSettings,
     pub(super) outgoing: Option<Box<Outgoing>>,
+    /// What former ones of those counted.
+    past: OutgoingStats,
     /// When a packet was last sent.
     sourced_at: Instant,
     pub(super) incoming: Incoming,
@@ -36,6 +38,30 @@ pub struct Datapath<P> {
     pub(super) duplicates: u64,
     pub(super) scratch: Vec<u8>,
     pub(super) drops: DatapathDrops,
+}
+
+/// What a [`Datapath`] counted, over all its lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DatapathStats {
+    /// The queue in front of the lanes.
+    pub queue: QueueStats,
+    /// What was sent beside new packets.
+    pub outgoing: OutgoingStats,
+    /// What parity brought.
+    pub incoming: IncomingStats,
+    /// Packets missing now.
+    pub missing: usize,
+    /// Packets asked for.
+    pub asked: u64,
+    /// Packets given up.
+    pub residual: u64,
+    /// Packets that parity brought and that came besides.
+    pub duplicates: u64,
+    /// What the hold did.
+    pub hold: HoldStats,
+    /// What was dropped.
+    pub drops: DatapathDrops,
 }
 
 /// What a [`Datapath`] dropped, and why.
@@ -73,6 +99,7 @@ impl<P: QueuePacket> Datapath<P> {
             queue: FairQueue::new(seed, QueueLimits::default()),
             repair,
             outgoing: None,
+            past: OutgoingStats::default(),
             sourced_at: now,
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
             hold,
@@ -86,8 +113,25 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
+    /// Follows the session's confirmed datagram lanes: new ones are added, those that have gone
+    /// forgotten, and each takes datagrams as long as its path is known to carry.
+    pub fn follow_lanes(&mut self, session: &Session, now: Instant, seed: u64) {
+        self.lanes
+            .retain(|lane| session.max_datagram(lane.id).is_some());
+        for id in session.lanes() {
+            let Some(datagram) = session.max_datagram(id) else {
+                continue;
+            };
+            if self.lanes.iter().any(|lane| lane.id == id) {
+                self.set_datagram(id, datagram);
+            } else {
+                self.add_lane(now, id, datagram, session.rtt(id), seed);
+            }
+        }
+    }
+
     /// Adds a lane that takes datagrams of `datagram` bytes at most.
-    pub fn add_lane(
+    fn add_lane(
         &mut self,
         now: Instant,
         id: LaneId,
@@ -101,14 +145,8 @@ impl<P: QueuePacket> Datapath<P> {
             .push(DatapathLane::new(now, id, datagram, round_trip, seed));
     }
 
-    /// Forgets a lane.
-    pub fn remove_lane(&mut self, id: LaneId) {
-        self.lanes.retain(|lane| lane.id != id);
-        self.rest = self.rest.take().filter(|(lane, _)| *lane != id);
-    }
-
     /// Takes note of how long a lane's datagrams are at most, as path MTU discovery finds it.
-    pub fn set_datagram(&mut self, id: LaneId, datagram: usize) {
+    fn set_datagram(&mut self, id: LaneId, datagram: usize) {
         if let Some(lane) = self.lane_mut(id)
             && lane.datagram != datagram
         {
@@ -134,13 +172,14 @@ impl<P: QueuePacket> Datapath<P> {
     }
 
     /// Writes the next datagram for a lane to the front of `out` and returns its length; `None` when
-    /// there is none, or none may leave before [`Datapath::poll_timeout`]. `out` holds a datagram of
-    /// the lane.
+    /// there is none, or none may leave before [`Datapath::poll_timeout`]. `packets` says whether the
+    /// lane is the one that packets take; `out` holds a datagram of the lane.
     pub fn poll_datagram(
         &mut self,
         session: &mut Session,
         now: Instant,
         id: LaneId,
+        packets: bool,
         out: &mut [u8],
     ) -> Option<usize> {
         let index = self.lanes.iter().position(|lane| lane.id == id)?;
@@ -157,10 +196,13 @@ impl<P: QueuePacket> Datapath<P> {
             }
             Permit::Full => return None,
         }
-        let sent = self
-            .poll_rest(session, now, index, out)
-            .or_else(|| self.poll_extra(session, now, index, out))
-            .or_else(|| self.poll_source(session, now, index, out));
+        let sent = self.poll_rest(session, now, index, out).or_else(|| {
+            if !packets {
+                return None;
+            }
+            self.poll_extra(session, now, index, out)
+                .or_else(|| self.poll_source(session, now, index, out))
+        });
         let lane = &mut self.lanes[index];
         match sent {
             Some(_) => lane.probe = false,
@@ -189,7 +231,7 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// When something is due that nothing else will bring about.
     #[must_use]
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let lanes = self.lanes.iter().flat_map(|lane| {
             [
                 lane.flight.poll_timeout(),
@@ -200,7 +242,7 @@ impl<P: QueuePacket> Datapath<P> {
         let extra = self
             .outgoing
             .as_ref()
-            .and_then(|outgoing| outgoing.poll_timeout(now))
+            .and_then(|outgoing| outgoing.poll_timeout())
             // While no lane lets anything go, nothing can be done about it.
             .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
@@ -215,14 +257,6 @@ impl<P: QueuePacket> Datapath<P> {
             .min()
     }
 
-    /// Whether everything sent on a lane has gone unanswered for so long that another should be tried.
-    #[must_use]
-    pub fn is_silent(&self, now: Instant, id: LaneId) -> bool {
-        self.lanes
-            .iter()
-            .any(|lane| lane.id == id && lane.flight.sent().is_silent(now))
-    }
-
     /// Counters of a lane.
     #[must_use]
     pub fn lane_counts(&self, id: LaneId) -> Option<LaneCounts> {
@@ -230,22 +264,34 @@ impl<P: QueuePacket> Datapath<P> {
         Some(lane.counts())
     }
 
-    /// The lanes there are.
-    pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
-        self.lanes.iter().map(|lane| lane.id)
-    }
-
-    /// What was dropped.
+    /// What was counted, over all lanes.
     #[must_use]
-    pub const fn drops(&self) -> &DatapathDrops {
-        &self.drops
+    pub fn stats(&self) -> DatapathStats {
+        DatapathStats {
+            queue: self.queue.stats(),
+            outgoing: self.outgoing_stats(),
+            incoming: self.incoming.stats(),
+            missing: self.incoming.gaps().len(),
+            asked: self.incoming.gaps().asked(),
+            residual: self.incoming.gaps().hopeless(),
+            duplicates: self.duplicates,
+            hold: self.hold.stats(),
+            drops: self.drops,
+        }
     }
 
     /// Gives back what a sender that sends nothing holds.
     pub(super) fn rest_when_idle(&mut self, now: Instant) {
         if now.saturating_duration_since(self.sourced_at) >= IDLE {
+            self.past = self.outgoing_stats();
             self.outgoing = None;
         }
+    }
+
+    fn outgoing_stats(&self) -> OutgoingStats {
+        self.outgoing
+            .as_ref()
+            .map_or(self.past, |outgoing| self.past.plus(outgoing.stats()))
     }
 
     pub(super) fn lane_mut(&mut self, id: LaneId) -> Option<&mut DatapathLane> {
@@ -468,9 +514,12 @@ impl<P: QueuePacket> Datapath<P> {
         let number = session.epoch() << 32 | u64::from(header.counter);
         let lane = &mut self.lanes[index];
         // One that is not tracked has no fate: it is neither lost nor in flight, which does no harm.
-        let tracked = lane
-            .flight
-            .handle_sent(now, number, datagram.len(), class, content);
+        let len = datagram.len();
+        let sent = Datagram {
+            len: u16::try_from(len).unwrap_or(u16::MAX),
+            content,
+        };
+        let tracked = lane.flight.handle_sent(now, number, len, class, sent);
         self.drops.untracked += u64::from(tracked.is_err());
     }
 }

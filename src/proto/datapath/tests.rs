@@ -83,6 +83,9 @@ struct End {
     thin: Vec<Duration>,
 }
 
+/// A datagram under way: when it arrives, its place among others of that time, at which end, its bytes.
+type Flying = (Instant, u64, usize, Vec<u8>);
+
 /// What a run came to.
 #[derive(Debug)]
 struct Outcome {
@@ -114,8 +117,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         let path = session.datagram_path(LANE).expect("a datagram lane");
         let from = session.highest_source().map_or(0, |highest| highest + 1);
         let mut datapath = Datapath::new(start, 9, from, repair);
-        let most = session.max_datagram(LANE).expect("a datagram lane");
-        datapath.add_lane(start, LANE, most, session.rtt(LANE), 3);
+        datapath.follow_lanes(&session, start, 3);
         End {
             session,
             datapath,
@@ -140,7 +142,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         dropped: 0,
     };
     let mut links = [link(1), link(2)];
-    let mut flying: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>> = BinaryHeap::new();
+    let mut flying: BinaryHeap<Reverse<Flying>> = BinaryHeap::new();
     let mut order = 0;
     let mut now = start;
     let stop = start + Duration::from_secs(secs);
@@ -181,9 +183,9 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
                     flying.push(Reverse((at, order, 1 - from, control.clone())));
                 }
             }
-            while let Some(len) = end
-                .datapath
-                .poll_datagram(&mut end.session, now, LANE, &mut out)
+            while let Some(len) =
+                end.datapath
+                    .poll_datagram(&mut end.session, now, LANE, true, &mut out)
             {
                 order += 1;
                 if let Some(at) = links[from].send(now, len) {
@@ -201,7 +203,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
             next = next.min(*at);
         }
         for end in &ends {
-            for due in [end.session.poll_timeout(), end.datapath.poll_timeout(now)] {
+            for due in [end.session.poll_timeout(), end.datapath.poll_timeout()] {
                 next = due.map_or(next, |due| next.min(due));
             }
         }

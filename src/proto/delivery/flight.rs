@@ -20,10 +20,13 @@ impl<T: Copy> Flight<T> {
     /// Starts on a lane where nothing flies. `round_trip` is a first guess, as from the handshake.
     #[must_use]
     pub fn new(now: Instant, round_trip: Duration, congestion: Box<dyn Congestion>) -> Self {
+        let mut pacer = Pacer::new(now);
+        // What needs no permission, and so asks for no rate, may be the first that leaves.
+        pacer.set_rate(congestion.pacing_rate(), congestion.datagram_size());
         Self {
             sent: Sent::new(now, round_trip),
             congestion,
-            pacer: Pacer::new(now),
+            pacer,
             probes: 0,
         }
     }

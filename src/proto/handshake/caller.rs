@@ -20,7 +20,8 @@ use crate::proto::cookie::CookieJar;
 use crate::proto::path::DatagramPath;
 use crate::proto::session::{FirstLane, Session};
 use crate::wire::{
-    CHALLENGE_LEN, DatagramType, FrameType, HandshakeFrame, HandshakeKind, datagram_type,
+    CHALLENGE_LEN, DatagramFormatError, DatagramType, FrameType, HandshakeFrame, HandshakeKind,
+    datagram_type,
 };
 
 /// A handshake under way over datagrams.
@@ -158,8 +159,13 @@ impl DatagramInitiator {
         now: Instant,
         datagram: &[u8],
     ) -> Result<Option<Box<Session>>, HandshakeError> {
-        let Ok(frame) = HandshakeFrame::parse_datagram(datagram) else {
-            return Ok(None);
+        let frame = match HandshakeFrame::parse_datagram(datagram) {
+            Ok(frame) => frame,
+            Err(DatagramFormatError::Handshake(error)) => {
+                self.complaint = Some(error.into());
+                return Ok(None);
+            }
+            Err(_) => return Ok(None),
         };
         for opening in self.openings.iter_mut().rev() {
             match opening.finish(frame.body) {

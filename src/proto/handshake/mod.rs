@@ -2,6 +2,8 @@
 
 mod caller;
 mod challenge;
+#[cfg(test)]
+mod datagram_tests;
 pub(super) mod exchange;
 mod initiator;
 mod kem;

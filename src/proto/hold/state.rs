@@ -119,6 +119,14 @@ struct Held {
     next: Option<u32>,
 }
 
+/// Whether a segment has to wait.
+enum Pass {
+    /// In this flow.
+    Wait(FlowIndex),
+    /// It need not; the flow, if others may follow it now.
+    Go(Option<FlowIndex>),
+}
+
 /// Why packets are released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
@@ -183,17 +191,23 @@ impl Hold {
             }
             return Offer::Deliver;
         };
-        let offer = match self.pass(hash, &segment, number) {
-            Some(index) => self.keep(index, segment, number, packet, offload),
+        let (offer, flow) = match self.pass(hash, &segment, number) {
+            Pass::Wait(index) => (self.keep(index, segment, number, packet, offload), None),
             // Packets released a moment ago may be of its flow.
-            None if self.released.is_empty() || self.is_crowded() => Offer::Deliver,
-            None => {
+            Pass::Go(flow) if self.released.is_empty() || self.is_crowded() => {
+                (Offer::Deliver, flow)
+            }
+            Pass::Go(flow) => {
                 let frame = self.copy(number, packet, offload);
                 self.push_released(frame);
-                Offer::Held
+                (Offer::Held, flow)
             }
         };
-        self.release(Why::Arrival);
+        if filled {
+            self.release(Why::Arrival);
+        } else if let Some(flow) = flow {
+            self.release_flow(flow, Why::Arrival);
+        }
         self.shed();
         self.stats.held += u64::from(offer == Offer::Held);
         if self.packets.is_empty() {
@@ -267,39 +281,33 @@ impl Hold {
         self.stats
     }
 
-    /// Lets a segment pass, or names the flow in which it has to wait.
-    fn pass(&mut self, hash: u64, segment: &Segment, number: u64) -> Option<FlowIndex> {
+    /// Says whether a segment has to wait, and notes it if not.
+    fn pass(&mut self, hash: u64, segment: &Segment, number: u64) -> Pass {
         let found = self.flows.find(hash);
-        let index = match segment.control {
-            Control::Data => match found {
-                Some(index) => index,
-                None => {
-                    self.begin(hash, segment, number);
-                    return None;
-                }
-            },
-            Control::Syn => {
-                if let Some(index) = found {
-                    self.evict(index);
-                    self.flows.put(index, hash, segment.end, number);
-                } else {
-                    self.begin(hash, segment, number);
-                }
-                return None;
+        match (segment.control, found) {
+            (Control::Data, Some(index)) if self.must_wait(index, segment, number) => {
+                Pass::Wait(index)
             }
-            Control::Rst => {
-                if let Some(index) = found {
-                    self.evict(index);
-                    self.flows.remove(index);
-                }
-                return None;
+            (Control::Data, Some(index)) => {
+                self.advance(index, segment, number);
+                Pass::Go(Some(index))
             }
-        };
-        if self.must_wait(index, segment, number) {
-            return Some(index);
+            (Control::Syn, Some(index)) => {
+                self.evict(index);
+                self.flows.put(index, hash, segment.end, number);
+                Pass::Go(None)
+            }
+            (Control::Rst, Some(index)) => {
+                self.evict(index);
+                self.flows.remove(index);
+                Pass::Go(None)
+            }
+            (Control::Data | Control::Syn, None) => {
+                self.begin(hash, segment, number);
+                Pass::Go(None)
+            }
+            (Control::Rst, None) => Pass::Go(None),
         }
-        self.advance(index, segment, number);
-        None
     }
 
     /// Says whether something that the flow sent before a segment may still come.
@@ -355,6 +363,7 @@ impl Hold {
             self.release_before(index, number);
             self.advance(index, &segment, number);
             self.push_released(frame);
+            self.release_flow(index, Why::Arrival);
             return Offer::Held;
         }
         self.bytes += frame.bytes.len();
@@ -403,6 +412,16 @@ impl Hold {
                 at += 1;
             } else {
                 self.holding.swap_remove(at);
+            }
+        }
+    }
+
+    /// Releases packets of one flow that need not wait any more.
+    fn release_flow(&mut self, index: FlowIndex, why: Why) {
+        if self.first_held(index).is_some() {
+            self.release_from(index, why);
+            if self.first_held(index).is_none() {
+                self.holding.retain(|holding| *holding != index);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use adit_fec::redundancy::{PlanKind, RedundancyStats};
+use adit_fec::redundancy::PlanKind;
 use adit_fec::{
     Class, LossReport, Redundancy, RepairPlan, Settings, StreamEncoder, StreamError, WindowEncoder,
 };
@@ -15,6 +15,8 @@ pub struct Outgoing {
     encoder: WindowEncoder<Vec<u8>>,
     redundancy: Redundancy,
     resends: VecDeque<u64>,
+    /// When the first of those was asked for.
+    asked_at: Instant,
     /// How often the packet in each place of the ring was sent again.
     resent: Box<[u8]>,
     stats: OutgoingStats,
@@ -60,6 +62,23 @@ pub struct OutgoingStats {
     pub unheld: u64,
 }
 
+impl OutgoingStats {
+    /// The sum of both.
+    #[must_use]
+    pub const fn plus(self, other: &Self) -> Self {
+        Self {
+            resent: self.resent + other.resent,
+            copied: self.copied + other.copied,
+            repairs: self.repairs + other.repairs,
+            resends_too_late: self.resends_too_late + other.resends_too_late,
+            resends_refused: self.resends_refused + other.resends_refused,
+            resends_overflow: self.resends_overflow + other.resends_overflow,
+            repairs_too_long: self.repairs_too_long + other.repairs_too_long,
+            unheld: self.unheld + other.unheld,
+        }
+    }
+}
+
 impl Outgoing {
     /// Holds nothing yet.
     ///
@@ -71,14 +90,10 @@ impl Outgoing {
             encoder: WindowEncoder::new(work, RING, SHARD_CAPACITY)?,
             redundancy: Redundancy::new(now, settings),
             resends: VecDeque::with_capacity(MAX_WAITING_RESENDS),
+            asked_at: now,
             resent: vec![0; RING].into_boxed_slice(),
             stats: OutgoingStats::default(),
         })
-    }
-
-    /// Changes what the redundancy may do.
-    pub fn set(&mut self, settings: Settings) {
-        self.redundancy.set(settings);
     }
 
     /// Takes a packet that leaves now, under the next number.
@@ -109,7 +124,7 @@ impl Outgoing {
     }
 
     /// Takes the receiver's question for a packet.
-    pub fn handle_request(&mut self, number: u64) {
+    pub fn handle_request(&mut self, now: Instant, number: u64) {
         if !self.encoder.held().contains(&number) {
             self.stats.resends_too_late += 1;
         } else if self.resends.contains(&number) {
@@ -119,6 +134,9 @@ impl Outgoing {
         } else if self.resends.len() >= MAX_WAITING_RESENDS {
             self.stats.resends_overflow += 1;
         } else {
+            if self.resends.is_empty() {
+                self.asked_at = now;
+            }
             self.resends.push_back(number);
         }
     }
@@ -157,11 +175,11 @@ impl Outgoing {
 
     /// When [`Outgoing::poll`] has something, if nothing happens before.
     #[must_use]
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         if self.resends.is_empty() {
             self.redundancy.poll_timeout()
         } else {
-            Some(now)
+            Some(self.asked_at)
         }
     }
 
@@ -169,12 +187,6 @@ impl Outgoing {
     #[must_use]
     pub const fn stats(&self) -> &OutgoingStats {
         &self.stats
-    }
-
-    /// What the redundancy counted.
-    #[must_use]
-    pub fn redundancy_stats(&self) -> RedundancyStats {
-        self.redundancy.stats()
     }
 
     /// Repairs sent for each source at present.

@@ -129,7 +129,7 @@ impl Scene {
                 }
                 Sent::Question(number) => {
                     self.report.unrepaired += 1;
-                    self.outgoing.handle_request(number);
+                    self.outgoing.handle_request(self.now, number);
                 }
             }
             while let Some(arrived) = self.incoming.poll_repaired(self.now) {
@@ -212,11 +212,13 @@ fn a_packet_is_sent_again_twice_at_most_and_only_while_it_is_held() {
     }
     let mut out = [0; 2_000];
     for _ in 0..4 {
-        scene.outgoing.handle_request(599);
-        scene.outgoing.handle_request(599);
+        scene.outgoing.handle_request(scene.now, 599);
+        scene.outgoing.handle_request(scene.now, 599);
         while scene.outgoing.poll(scene.now, &mut out).is_some() {}
     }
-    scene.outgoing.handle_request(600 - RING as u64 - 1);
+    scene
+        .outgoing
+        .handle_request(scene.now, 600 - RING as u64 - 1);
     let stats = scene.outgoing.stats();
     assert_eq!((stats.resent, stats.resends_refused), (2, 4));
     assert_eq!(stats.resends_too_late, 1);
@@ -228,7 +230,9 @@ fn resends_that_wait_are_bounded() {
     for number in 0..400 {
         scene.send(number);
     }
-    (0..400).for_each(|number| scene.outgoing.handle_request(number));
+    for number in 0..400 {
+        scene.outgoing.handle_request(scene.now, number);
+    }
     let stats = scene.outgoing.stats();
     assert_eq!(stats.resends_overflow, 400 - MAX_WAITING_RESENDS as u64);
 }

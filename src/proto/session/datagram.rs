@@ -8,7 +8,6 @@ use std::time::Instant;
 use adit_netstack::{Gso, Offload};
 
 use super::error::{OpenError, SealError};
-use super::event::SessionEvent;
 use super::open::Opened;
 use super::state::{Session, State};
 use crate::proto::epoch::Which;
@@ -20,7 +19,8 @@ use crate::proto::replay::Replayed;
 use crate::wire::{
     Control, DATAGRAM_HEADER_LEN, DATAGRAM_OVERHEAD, DATAGRAM_PACKET_HEADER_LEN,
     DATAGRAM_PACKET_HEADROOM, DATAGRAM_PACKET_OVERHEAD, DatagramFormatError, DatagramHeader,
-    DatagramPacketHeader, InnerType, LaneId, Piece, TAG_LEN, expand_source, is_skippable, nonce,
+    DatagramPacketHeader, InnerType, LaneId, MAX_MTU, Piece, TAG_LEN, expand_source, is_skippable,
+    nonce,
 };
 
 impl Session {
@@ -285,7 +285,7 @@ impl Session {
             drops.malformed_packets += 1;
             return Opened::Skipped;
         };
-        if packet.is_empty() {
+        if packet.is_empty() || packet.len() > MAX_WIRE_PACKET {
             drops.malformed_packets += 1;
             return Opened::Skipped;
         }
@@ -502,8 +502,8 @@ impl Session {
         }
         Ok(())
     }
-
-    pub(super) fn report_heard(&mut self, lane: LaneId) {
-        self.report(SessionEvent::LaneHeard(lane));
-    }
 }
+
+/// Longest packet in a datagram: the largest inner MTU there is. It bounds what halves of packets
+/// may hold.
+const MAX_WIRE_PACKET: usize = MAX_MTU as usize;

@@ -112,7 +112,7 @@ impl Session {
         lane.stats.frames_opened += 1;
         lane.stats.bytes_opened += len as u64;
         if was_silent {
-            self.report_heard(id);
+            self.report(SessionEvent::LaneHeard(id));
         }
         self.handle_epoch_used(now, which);
         self.handle_client_proven();

@@ -60,6 +60,25 @@ impl Session {
         result
     }
 
+    /// Sends a lane's datagrams elsewhere from now, by another socket for example because the host's
+    /// network has changed, and pings so that the other end follows.
+    pub fn move_datagram_lane(&mut self, now: Instant, lane: LaneId, path: DatagramPath) {
+        let Some(index) = self.lane_index(lane) else {
+            return;
+        };
+        let Some(lossy) = &mut self.lanes[index].lossy else {
+            return;
+        };
+        lossy.paths.set(path);
+        lossy.interface = path.ethernet_datagram();
+        lossy.mtu.restart();
+        self.limit_datagrams();
+        if self.lanes[index].is_confirmed() {
+            self.queue(Route::Lane(lane), Message::Ping);
+            self.arm_probes(now);
+        }
+    }
+
     /// Where the datagrams of a lane go: what [`Session::poll_control`] and the packets of the
     /// lane are to be sent to now. `None` for a lane that is no datagram lane.
     #[must_use]

@@ -258,6 +258,12 @@ impl Session {
             .smoothed()
     }
 
+    /// Limits and policies.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Counters since the session began.
     #[must_use]
     pub const fn stats(&self) -> &Stats {
@@ -312,6 +318,8 @@ pub struct Settings {
     pub rekey: RekeyLimits,
     /// When to ping, and when to give up.
     pub liveness: LivenessLimits,
+    /// How what is sent on datagram lanes is repaired.
+    pub repair: adit_fec::Mode,
 }
 
 /// What a handshake hands to the session it made.

@@ -80,12 +80,40 @@ impl Bench {
     }
 
     fn drain(&mut self) {
+        self.check();
         while let Some(delivery) = self.hold.poll_deliver() {
             assert_eq!(delivery.range.start, HEADROOM);
             assert_eq!(delivery.offload, OFFLOAD);
             Packet::parse(&delivery.frame[delivery.range]).unwrap();
             self.delivered.push(delivery.number);
         }
+    }
+
+    /// Compares lists and sums with the packets.
+    fn check(&self) {
+        let (mut count, mut bytes) = (0, 0);
+        for (at, index) in self.hold.holding.iter().enumerate() {
+            assert!(!self.hold.holding[..at].contains(index));
+            let (first, last) = self.hold.flows.get(*index).unwrap().held.unwrap();
+            let (mut key, mut previous, mut number) = (Some(first), None, None);
+            while let Some(at) = key {
+                let held = &self.hold.packets[at as usize];
+                assert_eq!(held.previous, previous);
+                assert!(number <= Some(held.frame.number));
+                (previous, number) = (Some(at), Some(held.frame.number));
+                (count, bytes) = (count + 1, bytes + held.frame.bytes.len());
+                key = held.next;
+            }
+            assert_eq!(previous, Some(last));
+        }
+        assert_eq!((count, bytes), (self.hold.packets.len(), self.hold.bytes));
+        let released: usize = self
+            .hold
+            .released
+            .iter()
+            .map(|frame| frame.bytes.len())
+            .sum();
+        assert_eq!(released, self.hold.released_bytes);
     }
 
     /// Lets time pass, with its timeouts, and returns the numbers that are delivered then.

@@ -183,6 +183,23 @@ fn a_packet_too_long_for_the_lane_goes_in_two_and_comes_in_one() {
 }
 
 #[test]
+fn a_packet_longer_than_any_mtu_is_dropped() {
+    let mut pair = good(16);
+    let now = pair.now;
+    let index = pair.client().lane_index(FIRST).unwrap();
+    for (len, malformed) in [(9000, 0), (9001, 1)] {
+        let mut datagram = room(&vec![7; len]);
+        datagram[11..17].copy_from_slice(&[1, 0, 0, 0, malformed as u8, 0]);
+        pair.client().seal(now, index, &mut datagram).unwrap();
+        let path = DatagramPath::to(pair.client_at);
+        pair.server()
+            .open_datagram(now, path, &mut datagram)
+            .unwrap();
+        assert_eq!(pair.server().stats().drops.malformed_packets, malformed);
+    }
+}
+
+#[test]
 fn only_wire_packets_fit_a_datagram() {
     let mut pair = good(10);
     let now = pair.now;

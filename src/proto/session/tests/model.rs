@@ -59,6 +59,7 @@ impl World {
         let settings = Settings {
             rekey,
             liveness: LivenessLimits::default(),
+            ..Settings::default()
         };
         let mut config = client_config();
         config.settings = settings;

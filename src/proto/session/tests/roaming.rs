@@ -1,10 +1,15 @@
 //! Datagram lanes that join, fall silent, move, and carry more or less than they did.
 
+use adit_netstack::Offload;
+
 use super::{millis, secs};
-use crate::proto::lossy_pair::{LossyPair, Way, address, server_at};
+use crate::proto::lane::LaneKind;
+use crate::proto::lossy_pair::{LossyPair, Way, address, room, server_at};
+use crate::proto::pair::Pair;
 use crate::proto::path::DatagramPath;
-use crate::proto::session::{OpenError, SessionEvent, Settings};
-use crate::wire::{JOIN_DATAGRAM_LEN, LaneId};
+use crate::proto::rekey::RekeyLimits;
+use crate::proto::session::{OpenError, Opened, Scope, SessionEvent, Settings};
+use crate::wire::{DatagramType, JOIN_DATAGRAM_LEN, LaneId, datagram_type};
 
 const FIRST: LaneId = LaneId::FIRST;
 
@@ -199,6 +204,25 @@ fn a_client_that_moves_is_followed_within_two_round_trips() {
 }
 
 #[test]
+fn a_client_that_takes_another_socket_is_followed_though_it_has_nothing_to_say() {
+    let mut pair = good(15);
+    pair.pass(secs(2));
+    let now = pair.now;
+    let mut path = DatagramPath::to(server_at());
+    path.socket = 2;
+    pair.client_at = address(2, 2000);
+    pair.client().move_datagram_lane(now, FIRST, path);
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1200));
+    pair.pass(secs(1));
+    assert_eq!(
+        pair.server().datagram_path(FIRST).map(|path| path.remote),
+        Some(pair.client_at)
+    );
+    assert_eq!(pair.client().max_datagram(FIRST), Some(1464));
+    assert_eq!(pair.server().max_datagram(FIRST), Some(1464));
+}
+
+#[test]
 fn a_move_survives_loss() {
     for seed in 0..20 {
         let way = Way {
@@ -301,4 +325,122 @@ fn no_two_lanes_that_live_share_a_low_byte() {
         let now = pair.now;
         pair.client().remove_lane(now, lane);
     }
+}
+
+/// Delivers what both ends have to say, over whichever lane.
+fn carry(pair: &mut Pair, path: DatagramPath) {
+    let now = pair.now;
+    let mut out = Vec::new();
+    for _ in 0..100 {
+        let mut quiet = true;
+        for up in [true, false] {
+            let (from, to) = match up {
+                true => (&mut pair.client, &mut pair.server),
+                false => (&mut pair.server, &mut pair.client),
+            };
+            while let Some(lane) = from.poll_control(now, &mut out) {
+                quiet = false;
+                let opened = match (from.lane_kind(lane).unwrap(), datagram_type(&out)) {
+                    (LaneKind::Datagram, Some(DatagramType::Join)) => {
+                        to.handle_join_datagram(now, path, &out).map(|_| ())
+                    }
+                    (LaneKind::Datagram, _) => to.open_datagram(now, path, &mut out).map(|_| ()),
+                    (LaneKind::Stream, _) => to.open(now, lane, &mut out).map(|_| ()),
+                };
+                assert_eq!(opened, Ok(()));
+            }
+            while from.poll_probe(now, &mut out).is_some() {
+                quiet = false;
+                assert_eq!(to.open_datagram(now, path, &mut out), Ok(Opened::Control));
+            }
+        }
+        if quiet {
+            return;
+        }
+    }
+    panic!("the two never stop talking");
+}
+
+#[test]
+fn a_session_of_a_stream_goes_on_over_datagrams_and_back() {
+    let rekey = RekeyLimits {
+        age: secs(60),
+        ..RekeyLimits::default()
+    };
+    let settings = Settings {
+        rekey,
+        ..Settings::default()
+    };
+    let mut pair = Pair::confirmed(settings);
+    let path = DatagramPath::to(server_at());
+    let lane = pair.client.join_datagram(pair.now, path).unwrap();
+    carry(&mut pair, path);
+    for session in [&mut pair.client, &mut pair.server] {
+        assert_eq!(session.lane_kind(lane), Some(LaneKind::Datagram));
+        assert_eq!(session.lane_for(pair.now, Default::default()), Some(lane));
+        session.remove_lane(pair.now, FIRST);
+    }
+    let mut number = 0u8;
+    let mut exchange = |pair: &mut Pair, lane: LaneId| {
+        number += 1;
+        let now = pair.now;
+        let mut buf = match pair.client.lane_kind(lane).unwrap() {
+            LaneKind::Datagram => room(&[number]),
+            LaneKind::Stream => crate::proto::pair::room(&[number]),
+        };
+        pair.client
+            .seal_packet(now, lane, &mut buf, Offload::default())
+            .unwrap();
+        let opened = match pair.client.lane_kind(lane).unwrap() {
+            LaneKind::Datagram => pair.server.open_datagram(now, path, &mut buf),
+            LaneKind::Stream => pair.server.open(now, lane, &mut buf),
+        };
+        let Ok(Opened::Packet { range, .. }) = opened else {
+            panic!("{opened:?}");
+        };
+        assert_eq!(buf[range], [number]);
+    };
+    exchange(&mut pair, lane);
+    // A rekey, all of it over datagrams.
+    pair.now += secs(61);
+    pair.client.handle_timeout(pair.now);
+    pair.server.handle_timeout(pair.now);
+    carry(&mut pair, path);
+    assert_eq!((pair.client.epoch(), pair.server.epoch()), (1, 1));
+    exchange(&mut pair, lane);
+    // Back to a stream, in the new epoch, with the same source numbers.
+    let (stream, frame) = pair.client.join_frame(pair.now).unwrap();
+    assert_eq!(pair.server.handle_join(pair.now, &frame), Ok(stream));
+    carry(&mut pair, path);
+    exchange(&mut pair, stream);
+    exchange(&mut pair, lane);
+    assert_eq!(pair.server.stats().packets_opened, 4);
+    assert_eq!(pair.server.sources.highest(), Some(3));
+}
+
+#[test]
+fn a_datagram_late_by_an_epoch_opens_for_a_while_and_then_ends_nothing() {
+    let mut pair = good(17);
+    pair.pass(secs(1));
+    let late: Vec<_> = (0..2)
+        .map(|number| {
+            pair.send(true, FIRST, &[number]);
+            pair.flying.pop().unwrap().bytes
+        })
+        .collect();
+    pair.pass(secs(120));
+    assert_eq!(pair.server().epoch(), 1);
+    assert_eq!(pair.client().epoch(), 1);
+    let path = DatagramPath::to(pair.client_at);
+    let now = pair.now;
+    let opened = pair.server().open_datagram(now, path, &mut late[0].clone());
+    assert!(matches!(opened, Ok(Opened::Packet { .. })), "{opened:?}");
+    pair.pass(secs(2));
+    let now = pair.now;
+    let error = pair
+        .server()
+        .open_datagram(now, path, &mut late[1].clone())
+        .unwrap_err();
+    assert_eq!(error, OpenError::Epoch { found: 0 });
+    assert_eq!(error.scope(), Scope::Frame);
 }

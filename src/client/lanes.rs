@@ -1,0 +1,390 @@
+//! The client's lanes: attempts under way, and which server each lane leads to.
+//!
+//! # Theory of operation
+//!
+//! When to try which server is [`Link`]'s to say. This carries it out on the carrier:
+//!
+//! ```text
+//!              ┌─ stream ───── connect, TLS, Join and Init in one flight ──▶ joined or fresh
+//!  poll_attempt┤
+//!              └─ datagrams ─┬ a session: ways ──▶ Join ── JOIN_ALONE ──▶ Join and Init ──▶ joined or fresh
+//!                            └ none: Init ──▶ fresh
+//! ```
+//!
+//! An Init beside the Join, as streams have it, would make the server begin a session that nobody
+//! needs; so over datagrams it follows later, and only when the session has no lane that is of use.
+//! A lane joins by every family of addresses the server has; the first that is confirmed stays.
+//!
+//! # Limits
+//!
+//! One attempt for each server of the list, two joining lanes for each attempt.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::connect::{ConnectFailure, Connected, Connector, Way};
+use super::link::{Change, Link};
+use crate::config::Scheme;
+use crate::io::carrier::{Carrier, LaneLoss};
+use crate::proto::SessionEvent;
+use crate::wire::{CloseReason, LaneId};
+
+/// The lanes of a client.
+pub(super) struct Lanes {
+    connector: Arc<Connector>,
+    link: Link,
+    attempts: Vec<Attempt>,
+    /// Which server each lane leads to.
+    known: Vec<(LaneId, usize)>,
+}
+
+/// An attempt under way.
+struct Attempt {
+    server: usize,
+    future: Option<Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>>,
+    /// Lanes that it is to join to the session there is.
+    joining: Vec<LaneId>,
+    /// How long the joins may go unanswered.
+    deadline: Option<Instant>,
+    /// A fresh session is asked for besides.
+    greets: bool,
+}
+
+impl Lanes {
+    /// Begins with none; the first attempt is due at once. `seed` is for the jitter.
+    pub(super) fn new(now: Instant, connector: Arc<Connector>, seed: u64) -> Self {
+        let schemes = connector.servers.iter().map(|server| server.scheme);
+        Self {
+            link: Link::new(now, schemes, seed),
+            connector,
+            attempts: Vec::new(),
+            known: Vec::new(),
+        }
+    }
+
+    /// Starts what is due and takes what has come about; returns whether anything has.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+    ) -> bool {
+        let mut any = false;
+        while let Some(server) = self.link.poll_retired(now) {
+            any = true;
+            self.close_lane(now, carrier, server);
+        }
+        while let Some(server) = self.link.poll_attempt(now) {
+            any = true;
+            self.start(now, carrier, server);
+        }
+        let mut at = 0;
+        while let Some(attempt) = self.attempts.get_mut(at) {
+            let polled = attempt
+                .future
+                .as_mut()
+                .map(|future| future.as_mut().poll(cx));
+            match polled {
+                Some(Poll::Ready(outcome)) => {
+                    any = true;
+                    attempt.future = None;
+                    let server = attempt.server;
+                    self.ended(now, carrier, server, outcome);
+                    self.drop_unwanted(now, carrier);
+                    // What is left may have changed places.
+                    at = 0;
+                }
+                Some(Poll::Pending) | None => at += 1,
+            }
+        }
+        any
+    }
+
+    /// Takes an event of the session.
+    pub(super) fn handle_event(
+        &mut self,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+        event: &SessionEvent,
+    ) {
+        debug!(?event, "session");
+        match event {
+            SessionEvent::LaneConfirmed(lane) => self.confirmed(now, carrier, *lane),
+            SessionEvent::LaneSilent(lane) => {
+                if let Some(server) = self.server_of(*lane) {
+                    info!(%lane, server = %self.connector.servers[server], "nobody answers; trying others");
+                    self.link.handle_silent(now, server);
+                }
+            }
+            SessionEvent::LaneHeard(lane) => {
+                if let Some(server) = self.server_of(*lane) {
+                    self.link.handle_heard(now, server);
+                }
+            }
+            SessionEvent::LaneDead(_)
+            | SessionEvent::LaneMoved(_)
+            | SessionEvent::Confirmed
+            | SessionEvent::Configured(_)
+            | SessionEvent::PeerClosed(_) => {}
+        }
+        self.drop_unwanted(now, carrier);
+    }
+
+    /// A lane is gone; returns whether it was the last, which is news.
+    pub(super) fn handle_lost(
+        &mut self,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+        lane: LaneId,
+        cause: &LaneLoss,
+    ) -> bool {
+        debug!(%lane, %cause, "lane lost");
+        let mut failed = None;
+        for attempt in &mut self.attempts {
+            if attempt.joining.contains(&lane) {
+                attempt.joining.retain(|joining| *joining != lane);
+                if attempt.joining.is_empty() && attempt.future.is_none() {
+                    failed = Some(attempt.server);
+                }
+            }
+        }
+        if let Some(server) = failed {
+            self.link.handle_failed(now, server);
+        }
+        let lost = self.server_of(lane);
+        self.known.retain(|(known, _)| *known != lane);
+        let news = lost.is_some_and(|server| self.link.handle_lost(now, server));
+        self.drop_unwanted(now, carrier);
+        news
+    }
+
+    /// The server has closed the session.
+    pub(super) fn handle_closed(&mut self, now: Instant, reason: CloseReason) {
+        self.known.clear();
+        self.link.handle_closed(now, reason);
+        self.drop_unwanted(now, &mut None);
+    }
+
+    /// The way to the server may be another one now, or there may be one again.
+    pub(super) fn look_again(&mut self, now: Instant, carrier: &mut Option<Carrier>) {
+        match self.link.handle_network_change(now) {
+            Change::Retry => self.drop_unwanted(now, carrier),
+            Change::Probe => {
+                if let Some(carrier) = carrier.as_mut() {
+                    carrier.session_mut().probe();
+                }
+            }
+        }
+    }
+
+    /// Returns when [`Lanes::handle_timeout`] or [`Lanes::poll`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let deadlines = self.attempts.iter().filter_map(|attempt| attempt.deadline);
+        deadlines.chain(self.link.poll_timeout()).min()
+    }
+
+    /// Goes on from joins that nobody has answered.
+    pub(super) fn handle_timeout(&mut self, now: Instant, carrier: &mut Option<Carrier>) {
+        let mut at = 0;
+        while let Some(attempt) = self.attempts.get_mut(at) {
+            at += 1;
+            if attempt
+                .deadline
+                .take_if(|deadline| *deadline <= now)
+                .is_none()
+            {
+                continue;
+            }
+            let server = attempt.server;
+            match self.connector.servers.get(server) {
+                Some(address) if !attempt.greets && self.link.wants_fresh() => {
+                    debug!(server = %address, "nobody answers the join; asking for a new session");
+                    attempt.greets = true;
+                    let connector = self.connector.clone();
+                    attempt.future = Some(Box::pin(connector.attempt(address.clone(), None, true)));
+                }
+                Some(_) | None => {
+                    debug!(server, "nobody answers the join");
+                    self.link.handle_failed(now, server);
+                }
+            }
+        }
+        self.drop_unwanted(now, carrier);
+    }
+
+    fn start(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize) {
+        let Some(address) = self.connector.servers.get(server).cloned() else {
+            return;
+        };
+        let fresh = self.link.wants_fresh();
+        debug!(server = %address, fresh, failures = self.link.failures(), "connecting");
+        let connector = self.connector.clone();
+        let session = carrier.as_mut().map(Carrier::session_mut);
+        let open = session.filter(|session| session.closed().is_none());
+        let mut attempt = Attempt {
+            server,
+            future: None,
+            joining: Vec::new(),
+            deadline: None,
+            greets: fresh,
+        };
+        attempt.future = Some(match (address.scheme, open) {
+            (Scheme::Udp, Some(_)) => {
+                attempt.greets = false;
+                Box::pin(connector.ways(address))
+            }
+            (Scheme::Udp | Scheme::Tcp | Scheme::Tls, None) => {
+                Box::pin(connector.attempt(address, None, true))
+            }
+            (Scheme::Tcp | Scheme::Tls, Some(session)) => {
+                let join = session.join_frame(now);
+                attempt.joining.extend(join.as_ref().map(|(lane, _)| *lane));
+                Box::pin(connector.attempt(address, join, fresh))
+            }
+        });
+        self.attempts.push(attempt);
+    }
+
+    fn ended(
+        &mut self,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+        server: usize,
+        outcome: Result<Connected, ConnectFailure>,
+    ) {
+        match outcome {
+            Ok(Connected::Fresh(fresh)) => {
+                info!(session = %fresh.session().id(), server = %self.connector.servers[server], "session established");
+                match carrier.as_mut() {
+                    Some(carrier) => carrier.replace(*fresh),
+                    None => *carrier = Some(*fresh),
+                }
+                self.known = vec![(LaneId::FIRST, server)];
+                for attempt in &mut self.attempts {
+                    // They were of the session before.
+                    attempt.joining.clear();
+                }
+                self.link.handle_connected(now, server);
+            }
+            Ok(Connected::Joined {
+                lane,
+                id,
+                mut first,
+            }) => {
+                let Some(carrier) = carrier.as_mut() else {
+                    return self.link.handle_failed(now, server);
+                };
+                if let Err(error) = carrier.session_mut().open(now, id, &mut first) {
+                    debug!(%error, "the answer to the join did not open");
+                    return self.link.handle_failed(now, server);
+                }
+                carrier.add_lane(id, lane, false);
+                self.joined(now, carrier, server, id);
+            }
+            Ok(Connected::Ways(ways)) => self.join(now, carrier, server, ways),
+            Err(error) => {
+                let failures = self.link.failures();
+                // The first failure is for people, the repetitions for those who look closer.
+                if failures == 0 && self.known.is_empty() {
+                    warn!(%error, "cannot reach the server; trying on");
+                } else {
+                    debug!(%error, failures, "cannot reach the server");
+                }
+                self.link.handle_failed(now, server);
+            }
+        }
+    }
+
+    /// Joins a lane by each of the ways.
+    fn join(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize, ways: Vec<Way>) {
+        let attempt = self.attempts.iter_mut().find(|one| one.server == server);
+        let (Some(attempt), Some(carrier)) = (attempt, carrier.as_mut()) else {
+            return self.link.handle_failed(now, server);
+        };
+        for Way { path, receiver } in ways {
+            attempt
+                .joining
+                .extend(carrier.join_datagrams(now, receiver, path));
+        }
+        if attempt.joining.is_empty() {
+            return self.link.handle_failed(now, server);
+        }
+        let patience = if self.link.wants_fresh() {
+            JOIN_ALONE
+        } else {
+            JOIN_PATIENCE
+        };
+        attempt.deadline = Some(now + patience);
+    }
+
+    /// A datagram lane has been confirmed.
+    fn confirmed(&mut self, now: Instant, carrier: &mut Option<Carrier>, lane: LaneId) {
+        let attempt = self
+            .attempts
+            .iter_mut()
+            .find(|attempt| attempt.joining.contains(&lane));
+        if let Some(attempt) = attempt
+            // A stream's answer comes by its attempt.
+            && let Some(carrier) = carrier.as_mut()
+            && carrier.session().datagram_path(lane).is_some()
+        {
+            attempt.joining.retain(|joining| *joining != lane);
+            let server = attempt.server;
+            self.joined(now, carrier, server, lane);
+        }
+    }
+
+    fn joined(&mut self, now: Instant, carrier: &mut Carrier, server: usize, lane: LaneId) {
+        info!(session = %carrier.session().id(), %lane, server = %self.connector.servers[server], "session resumed");
+        for attempt in &mut self.attempts {
+            attempt.joining.retain(|joining| *joining != lane);
+        }
+        // The lane there was to the same server is not needed any more.
+        let former = self.known.iter().position(|(_, known)| *known == server);
+        if let Some(former) = former {
+            let (former, _) = self.known.swap_remove(former);
+            carrier.remove_lane(now, former, LaneLoss::Replaced);
+        }
+        self.known.push((lane, server));
+        self.link.handle_connected(now, server);
+    }
+
+    fn close_lane(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize) {
+        if let Some(at) = self.known.iter().position(|(_, known)| *known == server) {
+            let (lane, _) = self.known.swap_remove(at);
+            if let Some(carrier) = carrier.as_mut() {
+                carrier.remove_lane(now, lane, LaneLoss::Replaced);
+            }
+        }
+    }
+
+    /// Ends the attempts that the link does not want any more.
+    fn drop_unwanted(&mut self, now: Instant, carrier: &mut Option<Carrier>) {
+        let link = &self.link;
+        self.attempts.retain(|attempt| {
+            let wanted = link.is_trying(attempt.server);
+            if !wanted && let Some(carrier) = carrier.as_mut() {
+                for lane in &attempt.joining {
+                    carrier.remove_lane(now, *lane, LaneLoss::Replaced);
+                }
+            }
+            wanted
+        });
+    }
+
+    fn server_of(&self, lane: LaneId) -> Option<usize> {
+        let found = self.known.iter().find(|(known, _)| *known == lane);
+        found.map(|(_, server)| *server)
+    }
+}
+
+/// How long a join is waited for before a new session is asked for as well: a server that has the
+/// session answers within a round trip, one that was restarted never does.
+const JOIN_ALONE: Duration = Duration::from_millis(600);
+
+/// How long a join is waited for while another lane serves: the session repeats it four times.
+const JOIN_PATIENCE: Duration = Duration::from_secs(3);

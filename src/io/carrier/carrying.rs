@@ -1,0 +1,432 @@
+//! The session with its lanes, as a driver sees them.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use adit_netstack::Offload;
+
+use super::datagram::{Datagrams, Room};
+use super::event::{CarrierEvent, CarrierStats, LaneLoss};
+use super::sink::{LaneSink, Room as SinkRoom};
+use super::stream::{CarriedStream, QUIET};
+use crate::io::lane::StreamLane;
+use crate::io::pool::{Buffer, Pool};
+use crate::io::udp::{Inbox, Receiver};
+use crate::proto::datapath::DatapathStats;
+use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
+use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
+
+/// A session and the lanes that carry it.
+#[derive(Debug)]
+pub struct Carrier {
+    session: Session,
+    streams: Vec<CarriedStream>,
+    datagrams: Datagrams,
+    events: VecDeque<CarrierEvent>,
+    control: Vec<u8>,
+    /// Until when a session that has closed may keep its lanes for its last word.
+    last_word: Option<Instant>,
+    stats: CarrierStats,
+}
+
+impl Carrier {
+    /// Carries `session` over `lane`, the one its handshake was made on.
+    pub fn new(session: Session, id: LaneId, lane: StreamLane) -> Self {
+        let mut carrier = Self::without_lanes(session, lane.pool().clone());
+        carrier.streams.push(CarriedStream::new(id, lane, false));
+        carrier
+    }
+
+    /// Carries `session` over the datagrams that its handshake was made on; they are read from
+    /// `receiver`, or left in the inbox where that is `None`: see [`Carrier::set_inbox`].
+    pub fn over_datagrams(
+        session: Session,
+        id: LaneId,
+        receiver: Option<Receiver>,
+        pool: Arc<Pool>,
+    ) -> Self {
+        let mut carrier = Self::without_lanes(session, pool);
+        carrier.datagrams.lanes.push(id);
+        if let Some(receiver) = receiver {
+            carrier.datagrams.read_from(receiver);
+        }
+        carrier
+    }
+
+    /// Takes datagrams for this session, joins among them, from `inbox` from now on.
+    pub fn set_inbox(&mut self, inbox: Arc<Inbox>) {
+        self.datagrams.set_inbox(inbox);
+    }
+
+    /// Adds a stream lane that the session knows already; returns false at [`MAX_LANES`].
+    ///
+    /// `after_join` tells that a handshake frame which followed the join in one flight is
+    /// to be skipped.
+    pub fn add_lane(&mut self, id: LaneId, lane: StreamLane, after_join: bool) -> bool {
+        if self.lanes() >= MAX_LANES {
+            return false;
+        }
+        self.streams.push(CarriedStream::new(id, lane, after_join));
+        true
+    }
+
+    /// Client: begins to join a datagram lane by `path`, read from `receiver`. What becomes of
+    /// it is told by events; `None` when there can be no further lane.
+    pub fn join_datagrams(
+        &mut self,
+        now: Instant,
+        receiver: Receiver,
+        path: DatagramPath,
+    ) -> Option<LaneId> {
+        if self.lanes() >= MAX_LANES {
+            return None;
+        }
+        let lane = self.session.join_datagram(now, path)?;
+        self.datagrams.read_from(receiver);
+        self.datagrams.lanes.push(lane);
+        Some(lane)
+    }
+
+    /// Returns the session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Returns the session for a change of its state.
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Returns the number of lanes.
+    pub fn lanes(&self) -> usize {
+        self.streams.len() + self.datagrams.lanes.len()
+    }
+
+    /// Returns what was counted.
+    pub fn stats(&self) -> &CarrierStats {
+        &self.stats
+    }
+
+    /// Returns what queue and repair of the datagram lanes have counted.
+    pub fn datapath_stats(&self) -> DatapathStats {
+        self.datagrams.stats()
+    }
+
+    /// Replaces the session and its lanes by those of `fresh`, of the same client; the counters go
+    /// on.
+    pub fn replace(&mut self, fresh: Self) {
+        *self = Self {
+            stats: self.stats,
+            ..fresh
+        };
+    }
+
+    /// Drops a lane without a word: its connection closes.
+    pub fn remove_lane(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
+        if self.has_lane(id) {
+            self.lose(now, id, cause);
+        } else {
+            // One that was still to join.
+            self.session.remove_lane(now, id);
+        }
+    }
+
+    /// Reads every lane once and hands each opened packet to `deliver`, which gets the whole
+    /// frame and where in it the packet stands; returns whether anything came in.
+    pub fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        mut deliver: impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while at < self.streams.len() {
+            let lane = &mut self.streams[at];
+            let id = lane.id;
+            let mut arrived = std::mem::take(&mut lane.unread);
+            let ended = match lane.io.poll_read(cx) {
+                // Nothing is left to be read of a lane that cannot be written to.
+                Poll::Pending => lane.broken.take().map(LaneLoss::Io),
+                Poll::Ready(Ok(0)) => Some(LaneLoss::Closed),
+                Poll::Ready(Ok(_)) => {
+                    arrived = true;
+                    lane.quiet_at.get_or_insert(now + QUIET);
+                    None
+                }
+                Poll::Ready(Err(error)) => Some(LaneLoss::Io(error)),
+            };
+            // What arrived before the end still counts, a goodbye above all.
+            let lost = if arrived {
+                any = true;
+                let received = lane.receive(
+                    &mut self.session,
+                    &mut self.datagrams,
+                    now,
+                    &mut self.stats,
+                    &mut deliver,
+                );
+                received.err().or(ended)
+            } else {
+                ended
+            };
+            match lost {
+                Some(cause) => {
+                    any = true;
+                    self.lose(now, id, cause);
+                }
+                None => at += 1,
+            }
+        }
+        let (session, stats) = (&mut self.session, &mut self.stats);
+        any | self
+            .datagrams
+            .poll_receive(cx, now, session, stats, &mut deliver)
+    }
+
+    /// Lends room for packets on the lane that the session's scheduler names.
+    pub fn sink(&mut self, now: Instant) -> LaneSink<'_> {
+        let lane = self.session.lane_for(now, PacketMeta::default());
+        let room = match lane {
+            Some(id) if self.datagrams.lanes.contains(&id) => {
+                SinkRoom::Datagrams(&mut self.datagrams)
+            }
+            Some(id) => self
+                .streams
+                .iter_mut()
+                .find(|lane| lane.id == id && lane.broken.is_none())
+                .map_or(SinkRoom::None, SinkRoom::Stream),
+            None => SinkRoom::None,
+        };
+        LaneSink {
+            session: &mut self.session,
+            room,
+            unsealed: &mut self.stats.unsealed,
+            now,
+        }
+    }
+
+    /// Returns whether the scheduled lane has room for another packet.
+    pub fn has_room(&mut self, now: Instant) -> bool {
+        match self.session.lane_for(now, PacketMeta::default()) {
+            // It makes room itself, at the cost of the flow that has most in it.
+            Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.takes_packets(),
+            Some(id) => {
+                let lane = self.streams.iter().find(|lane| lane.id == id);
+                lane.is_some_and(|lane| lane.broken.is_none() && lane.io.writable_room())
+            }
+            None => false,
+        }
+    }
+
+    /// Queues the packet in `buffer` (headroom, packet, tailroom); call only after
+    /// [`Carrier::has_room`]. A packet that cannot be sealed is dropped and counted.
+    pub fn push(&mut self, now: Instant, mut buffer: Buffer, offload: Offload) {
+        let id = self.session.lane_for(now, PacketMeta::default());
+        let taken = match id {
+            Some(id) if self.datagrams.lanes.contains(&id) => {
+                self.datagrams.push(now, buffer, offload)
+            }
+            Some(id) => match self.streams.iter_mut().find(|lane| lane.id == id) {
+                Some(lane) => {
+                    let sealed = self.session.seal_packet(now, id, &mut buffer, offload);
+                    // Sealed frames may not be left out: the lane takes it even at its limit.
+                    sealed.is_ok() && lane.io.push(buffer).is_ok()
+                }
+                None => false,
+            },
+            None => false,
+        };
+        if !taken {
+            self.stats.unsealed += 1;
+        }
+    }
+
+    /// Lets the session speak, and writes what is queued; returns whether a lane broke, or
+    /// has room again that it had not before: nothing else will wake those who wait for it.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let had_room = self.has_room(now);
+        self.speak(cx, now);
+        self.hand_over(now);
+        self.datagrams.poll_flush(cx, now, &mut self.session);
+        let mut lost = false;
+        let closed = self.session.closed();
+        for lane in &mut self.streams {
+            if let Poll::Ready(Err(error)) = lane.poll_write(cx, closed.is_some()) {
+                lost = true;
+                lane.broken = Some(error);
+            }
+        }
+        if let Some(reason) = closed {
+            let until = *self.last_word.get_or_insert(now + LAST_WORD);
+            // Nobody answers a last datagram: it is said a few times, and that is all.
+            if self.session.poll_timeout().is_none() || now >= until {
+                while let Some(id) = self.datagrams.lanes.last().copied() {
+                    lost = true;
+                    self.lose(now, id, LaneLoss::SessionClosed(reason));
+                }
+            }
+            while now >= until
+                && let Some(id) = self.streams.last().map(|lane| lane.id)
+            {
+                lost = true;
+                self.lose(now, id, LaneLoss::SessionClosed(reason));
+            }
+        }
+        if let Some((lanes, feedback)) = self.datagrams.take_feedback(&mut self.session) {
+            let doubts = lanes.map(|lane| CarrierEvent::LaneDoubtful { lane, feedback });
+            self.events.extend(doubts);
+            lost = true;
+        }
+        lost || (!had_room && self.has_room(now))
+    }
+
+    /// Returns when [`Carrier::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let quiet = self.streams.iter().filter_map(|lane| lane.quiet_at).min();
+        let last_word = self.last_word.filter(|_| self.lanes() > 0);
+        [
+            self.session.poll_timeout(),
+            quiet,
+            self.datagrams.poll_timeout(),
+            last_word,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.session.handle_timeout(now);
+        for lane in &mut self.streams {
+            lane.handle_timeout(now);
+        }
+        self.datagrams.handle_timeout(now);
+    }
+
+    /// Returns the next thing that became of the session or a lane.
+    pub fn poll_event(&mut self, now: Instant) -> Option<CarrierEvent> {
+        while let Some(event) = self.session.poll_event() {
+            if let SessionEvent::LaneDead(id) = event {
+                self.remove_lane(now, id, LaneLoss::Silent);
+            } else {
+                // Before the lanes that it costs.
+                return Some(CarrierEvent::Session(event));
+            }
+        }
+        self.events.pop_front()
+    }
+
+    fn without_lanes(session: Session, pool: Arc<Pool>) -> Self {
+        Self {
+            session,
+            streams: Vec::with_capacity(1),
+            datagrams: Datagrams::new(pool),
+            events: VecDeque::new(),
+            control: Vec::new(),
+            last_word: None,
+            stats: CarrierStats::default(),
+        }
+    }
+
+    /// Writes what the session has to say beside packets.
+    fn speak(&mut self, cx: &mut Context<'_>, now: Instant) {
+        self.control.clear();
+        while let Some(id) = self.session.poll_control(now, &mut self.control) {
+            let taken = match self.session.datagram_path(id) {
+                Some(path) => {
+                    let session = &self.session;
+                    self.datagrams
+                        .handle_control_sent(now, session, id, &self.control);
+                    self.datagrams.send(cx, path, &self.control)
+                }
+                None => self
+                    .streams
+                    .iter_mut()
+                    .find(|lane| lane.id == id)
+                    .is_some_and(|lane| lane.io.push_control(&self.control)),
+            };
+            if !taken {
+                self.stats.control_lost += 1;
+            }
+            self.control.clear();
+        }
+        while let Some((_, path)) = self.session.poll_probe(now, &mut self.control) {
+            if !self.datagrams.send(cx, path, &self.control) {
+                self.stats.control_lost += 1;
+            }
+        }
+    }
+
+    /// Moves what waits for datagram lanes to a stream lane that has taken their place.
+    fn hand_over(&mut self, now: Instant) {
+        let Some(id) = self.session.lane_for(now, PacketMeta::default()) else {
+            return;
+        };
+        let Self {
+            session,
+            streams,
+            datagrams,
+            stats,
+            ..
+        } = self;
+        let Some(lane) = streams
+            .iter_mut()
+            .find(|lane| lane.id == id && lane.broken.is_none())
+        else {
+            return;
+        };
+        datagrams.drain(now, |packet, offload| {
+            if packet.is_empty() {
+                return if lane.io.writable_room() {
+                    Room::Left
+                } else {
+                    Room::Full
+                };
+            }
+            let whole = PACKET_HEADROOM + packet.len() + TAILROOM;
+            let sealed = lane.io.reserve(whole).is_some_and(|room| {
+                room[PACKET_HEADROOM..PACKET_HEADROOM + packet.len()].copy_from_slice(packet);
+                session
+                    .seal_packet(now, id, &mut room[..whole], offload)
+                    .is_ok()
+            });
+            if sealed {
+                lane.io.commit(whole);
+            } else {
+                stats.unsealed += 1;
+            }
+            Room::Left
+        });
+    }
+
+    fn has_lane(&self, id: LaneId) -> bool {
+        self.datagrams.lanes.contains(&id) || self.streams.iter().any(|lane| lane.id == id)
+    }
+
+    fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
+        if let Some(counts) = self.datagrams.lane_counts(id) {
+            tracing::debug!(lane = %id, ?counts, "counters of a datagram lane");
+        }
+        self.streams.retain(|lane| lane.id != id);
+        self.datagrams.lanes.retain(|lane| *lane != id);
+        self.session.remove_lane(now, id);
+        self.datagrams.release(&self.session);
+        self.stats.lanes_lost += 1;
+        self.events.push_back(CarrierEvent::LaneLost {
+            lane: id,
+            cause,
+            left: self.lanes(),
+        });
+    }
+}
+
+/// How long a session that has closed keeps its lanes if the far end does not read.
+pub(super) const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// The most lanes that carry one session at once.
+pub const MAX_LANES: usize = 8;

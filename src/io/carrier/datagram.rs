@@ -1,0 +1,578 @@
+//! The datagram lanes of a session: the sockets they use, what arrives, and what leaves.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use adit_fec::Settings as RepairSettings;
+use adit_netstack::Offload;
+
+use super::event::CarrierStats;
+use super::stream::QUIET;
+use crate::io::pool::{Buffer, Pool};
+use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
+use crate::proto::datapath::{Datapath, DatapathStats, LaneCounts, Received};
+use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
+use crate::wire::{
+    BASE_DATAGRAM, DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type,
+};
+
+/// The datagram lanes of a session.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    pool: Arc<Pool>,
+    /// Lanes that the session knows, joining ones included.
+    pub(super) lanes: Vec<LaneId>,
+    ports: Vec<Port>,
+    inbox: Option<Arc<Inbox>>,
+    /// Queue, repair and pace of the lanes; there from the first lane on.
+    datapath: Option<Box<Datapath<Queued>>>,
+    /// What the parts of that are seeded with.
+    seed: u64,
+    /// Lent to a netstack that has not committed yet.
+    lent: Option<Buffer>,
+    /// What the network said, and of which socket.
+    feedback: Option<(u32, Feedback)>,
+}
+
+/// A socket and what leaves by it.
+#[derive(Debug)]
+struct Port {
+    sender: Sender,
+    batch: SendBatch,
+    /// Where nobody else reads the socket.
+    receiver: Option<Receiver>,
+    /// When the receiver was last of use; `None` while it holds no buffers.
+    used: Option<Instant>,
+}
+
+/// Whether a lane takes another packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// It does.
+    Left,
+    /// Not now.
+    Full,
+}
+
+/// A packet that waits for its turn.
+#[derive(Debug)]
+struct Queued {
+    buffer: Buffer,
+    packet: Range<usize>,
+    offload: Offload,
+}
+
+impl QueuePacket for Queued {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.packet.clone()).unwrap_or_default()
+    }
+
+    fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    fn memory(&self) -> usize {
+        self.buffer.capacity()
+    }
+}
+
+/// What a datagram that arrived has done.
+enum Taken {
+    Nothing,
+    /// A lane has joined.
+    Joined(LaneId),
+}
+
+impl Datagrams {
+    pub(super) fn new(pool: Arc<Pool>) -> Self {
+        Self {
+            pool,
+            lanes: Vec::new(),
+            ports: Vec::new(),
+            inbox: None,
+            datapath: None,
+            seed: rand::random(),
+            lent: None,
+            feedback: None,
+        }
+    }
+
+    /// Takes what another task has read for this session from now on.
+    pub(super) fn set_inbox(&mut self, inbox: Arc<Inbox>) {
+        self.inbox = Some(inbox);
+    }
+
+    /// Has a socket that is read here.
+    pub(super) fn read_from(&mut self, receiver: Receiver) {
+        let io = receiver.io().clone();
+        let port = self.port(&io);
+        port.receiver = Some(receiver);
+    }
+
+    /// Forgets the sockets that no lane uses.
+    pub(super) fn release(&mut self, session: &Session) {
+        let lanes = &self.lanes;
+        self.ports.retain(|port| {
+            let id = port.sender.io().id();
+            lanes
+                .iter()
+                .filter_map(|lane| session.datagram_path(*lane))
+                .any(|path| path.socket == id)
+        });
+    }
+
+    // ---- what arrives ------------------------------------------------------------------
+
+    /// Reads each socket once and takes what is in the inbox; returns whether anything came.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        session: &mut Session,
+        stats: &mut CarrierStats,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        let mut any = self.settle(now, session, deliver);
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return any;
+        };
+        for port in &mut self.ports {
+            let Some(receiver) = port.receiver.as_mut() else {
+                continue;
+            };
+            let socket = receiver.io().id();
+            match receiver.poll_recv(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Err(feedback)) => {
+                    any = true;
+                    self.feedback = Some((socket, feedback));
+                }
+                Poll::Ready(Ok(())) => {
+                    any = true;
+                    port.used = Some(now);
+                    while let Some(datagram) = receiver.next() {
+                        // Our own address may change; the far end is who it is.
+                        let path = DatagramPath {
+                            remote: datagram.from,
+                            local: None,
+                            socket,
+                        };
+                        let arrived = Arrived {
+                            path,
+                            ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
+                            bytes: datagram.bytes,
+                        };
+                        take(now, session, datapath, arrived, stats, deliver);
+                    }
+                }
+            }
+        }
+        any | self.poll_inbox(cx, now, session, stats, deliver)
+    }
+
+    fn poll_inbox(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        session: &mut Session,
+        stats: &mut CarrierStats,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        let Some(inbox) = self.inbox.clone() else {
+            return false;
+        };
+        for taken in 0..ARRIVALS_PER_TURN {
+            let Poll::Ready(mut arrival) = inbox.poll_pop(cx) else {
+                return taken > 0;
+            };
+            self.port(&arrival.io);
+            let path = DatagramPath {
+                remote: arrival.from,
+                local: arrival.to,
+                socket: arrival.io.id(),
+            };
+            let Some(datapath) = self.datapath.as_deref_mut() else {
+                return taken > 0;
+            };
+            for datagram in arrival.datagrams() {
+                let arrived = Arrived {
+                    path,
+                    ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
+                    bytes: datagram.bytes,
+                };
+                let taken = take(now, session, datapath, arrived, stats, deliver);
+                if let Taken::Joined(lane) = taken
+                    && !self.lanes.contains(&lane)
+                {
+                    tracing::info!(%lane, "datagram lane joined");
+                    self.lanes.push(lane);
+                }
+            }
+        }
+        true
+    }
+
+    // ---- what leaves -------------------------------------------------------------------
+
+    /// Returns whether our own stack may add a packet: it waits where others are dropped from.
+    pub(super) fn has_room(&self) -> bool {
+        self.datapath
+            .as_ref()
+            .is_some_and(|datapath| datapath.room() > 0)
+    }
+
+    /// Returns whether packets of others are taken: always, once there is a queue.
+    pub(super) fn takes_packets(&self) -> bool {
+        self.datapath.is_some()
+    }
+
+    /// Lends room for a packet.
+    pub(super) fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        if !self.has_room() {
+            return None;
+        }
+        if self.lent.as_ref().is_none_or(|lent| lent.capacity() < len) {
+            self.lent = Some(self.pool.sized(len));
+        }
+        let lent = self.lent.as_mut()?;
+        lent.reset();
+        lent.get_mut(..len)
+    }
+
+    /// Queues the packet in the room last lent; returns whether it is one.
+    pub(super) fn commit(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
+        match self.lent.take() {
+            Some(buffer) => self.enqueue(now, buffer, 0..len, offload, Producer::Stack),
+            None => false,
+        }
+    }
+
+    /// Queues the packet in a buffer with the head- and tailroom of a stream lane's frame;
+    /// returns whether it waits: a full queue drops from the flow that has most in it.
+    pub(super) fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload) -> bool {
+        let end = buffer.len().saturating_sub(TAILROOM);
+        self.enqueue(now, buffer, PACKET_HEADROOM..end, offload, Producer::Other)
+    }
+
+    fn enqueue(
+        &mut self,
+        now: Instant,
+        buffer: Buffer,
+        packet: Range<usize>,
+        offload: Offload,
+        producer: Producer,
+    ) -> bool {
+        let queued = Queued {
+            buffer,
+            packet,
+            offload,
+        };
+        self.datapath
+            .as_deref_mut()
+            .is_some_and(|datapath| datapath.enqueue(now, queued, producer))
+    }
+
+    /// Does what is due, and hands on packets that were held for too long; returns whether anything was.
+    fn settle(
+        &mut self,
+        now: Instant,
+        session: &Session,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        if self.datapath.is_none() && !self.lanes.is_empty() {
+            let next = session.highest_source().map_or(0, |highest| highest + 1);
+            let repair = RepairSettings {
+                mode: session.settings().repair,
+                ..RepairSettings::default()
+            };
+            self.datapath = Some(Box::new(Datapath::new(now, self.seed, next, repair)));
+        }
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return false;
+        };
+        datapath.follow_lanes(session, now, self.seed);
+        let due = datapath.poll_timeout().is_some_and(|due| due <= now);
+        if due {
+            datapath.handle_timeout(now, deliver);
+        }
+        due
+    }
+
+    /// Takes a packet that came over a stream lane, for which others may be held.
+    pub(super) fn take_packet(
+        &mut self,
+        now: Instant,
+        session: &mut Session,
+        packet: Received<'_>,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) {
+        match self.datapath.as_deref_mut() {
+            Some(datapath) => datapath.take(session, now, packet, deliver),
+            None => deliver(packet.frame, packet.range, packet.offload),
+        }
+    }
+
+    /// Takes note of a control frame that leaves on a lane.
+    pub(super) fn handle_control_sent(
+        &mut self,
+        now: Instant,
+        session: &Session,
+        lane: LaneId,
+        datagram: &[u8],
+    ) {
+        if let Some(datapath) = self.datapath.as_deref_mut() {
+            datapath.handle_control_sent(session, now, lane, datagram);
+        }
+    }
+
+    /// Writes what waits in the queue to `write`, packet by packet, until it has no more room: for a
+    /// lane of another kind, which has taken over. It is lent each packet and what the packet owes,
+    /// and answers whether it took it.
+    pub(super) fn drain(&mut self, now: Instant, mut write: impl FnMut(&[u8], Offload) -> Room) {
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return;
+        };
+        while !datapath.queue_mut().is_empty() {
+            if write(&[], Offload::default()) == Room::Full {
+                return;
+            }
+            let Some(mut taken) = datapath.queue_mut().take(now) else {
+                return;
+            };
+            if !taken.cut.is_started() && !taken.mark {
+                write(taken.packet.bytes(), taken.packet.offload());
+                continue;
+            }
+            let mut piece = [0; ROOM];
+            while let Some((len, offload)) =
+                taken
+                    .cut
+                    .next(taken.packet.bytes(), usize::from(DEFAULT_MTU), &mut piece)
+            {
+                write(piece.get(..len).unwrap_or_default(), offload);
+            }
+        }
+    }
+
+    /// What queue and repair have counted; nothing if there was never a lane.
+    pub(super) fn stats(&self) -> DatapathStats {
+        self.datapath
+            .as_ref()
+            .map_or_else(DatapathStats::default, |datapath| datapath.stats())
+    }
+
+    /// What a lane has counted.
+    pub(super) fn lane_counts(&self, lane: LaneId) -> Option<LaneCounts> {
+        self.datapath.as_ref()?.lane_counts(lane)
+    }
+
+    /// Queues one whole datagram; returns whether there was room.
+    pub(super) fn send(&mut self, cx: &mut Context<'_>, path: DatagramPath, bytes: &[u8]) -> bool {
+        let Some(port) = self.port_of(path) else {
+            return false;
+        };
+        if port.batch.reserve(bytes.len()).is_none()
+            && port.sender.poll_flush(cx, &mut port.batch).is_pending()
+        {
+            return false;
+        }
+        let Some(room) = port.batch.reserve(bytes.len()) else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
+        port.batch.commit(bytes.len(), target(path));
+        true
+    }
+
+    /// Cuts and seals what is staged, and sends until nothing is left or the sockets are full.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, now: Instant, session: &mut Session) {
+        loop {
+            let filled = self.fill(now, session);
+            let mut full = false;
+            for port in &mut self.ports {
+                full |= port.sender.poll_flush(cx, &mut port.batch).is_pending();
+                if let Some(feedback) = port.sender.take_feedback() {
+                    self.feedback = Some((port.sender.io().id(), feedback));
+                }
+            }
+            if filled || full {
+                return;
+            }
+        }
+    }
+
+    /// Takes what the network said last, and which lanes it concerns.
+    pub(super) fn take_feedback(
+        &mut self,
+        session: &mut Session,
+    ) -> Option<(impl Iterator<Item = LaneId>, Feedback)> {
+        let (socket, feedback) = self.feedback.take()?;
+        let concerned: Vec<LaneId> = self
+            .lanes
+            .iter()
+            .copied()
+            .filter(|lane| {
+                let path = session.datagram_path(*lane);
+                path.is_some_and(|path| path.socket == socket)
+            })
+            .collect();
+        if let Feedback::TooBig { mtu: Some(mtu) } = feedback {
+            for lane in &concerned {
+                // What everybody carries is not made less by what anybody says.
+                let least = BASE_DATAGRAM;
+                session.set_datagram_limit(*lane, mtu.saturating_sub(IP_UDP).max(least));
+            }
+        }
+        Some((concerned.into_iter(), feedback))
+    }
+
+    /// Returns when [`Datagrams::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let used = self.ports.iter().filter_map(|port| port.used).min();
+        let quiet = used.map(|used| used + QUIET);
+        let datapath = self
+            .datapath
+            .as_ref()
+            .and_then(|datapath| datapath.poll_timeout());
+        [quiet, datapath].into_iter().flatten().min()
+    }
+
+    /// Gives back the buffers of sockets that are quiet.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        for port in &mut self.ports {
+            if port.used.is_some_and(|used| now >= used + QUIET) {
+                port.used = None;
+                if let Some(receiver) = port.receiver.as_mut() {
+                    receiver.shrink();
+                }
+            }
+        }
+    }
+
+    /// Seals datagrams until there is nothing to send now (true) or the batch is full.
+    fn fill(&mut self, now: Instant, session: &mut Session) -> bool {
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return true;
+        };
+        datapath.follow_lanes(session, now, self.seed);
+        let best = session.lane_for(now, PacketMeta::default());
+        let mut all = true;
+        for lane in &self.lanes {
+            let Some(path) = session.datagram_path(*lane) else {
+                continue;
+            };
+            let Some(port) = self
+                .ports
+                .iter_mut()
+                .find(|port| port.sender.io().id() == path.socket)
+            else {
+                continue;
+            };
+            loop {
+                let Some(room) = port.batch.reserve(ROOM) else {
+                    all = false;
+                    break;
+                };
+                let packets = best == Some(*lane);
+                let Some(len) = datapath.poll_datagram(session, now, *lane, packets, room) else {
+                    break;
+                };
+                port.batch.commit(len, target(path));
+            }
+        }
+        all
+    }
+
+    fn port(&mut self, io: &Arc<UdpIo>) -> &mut Port {
+        let known = self
+            .ports
+            .iter()
+            .position(|port| port.sender.io().id() == io.id());
+        let at = known.unwrap_or_else(|| {
+            self.ports.push(Port {
+                sender: Sender::new(io.clone()),
+                batch: SendBatch::new(self.pool.clone()),
+                receiver: None,
+                used: None,
+            });
+            self.ports.len() - 1
+        });
+        &mut self.ports[at]
+    }
+
+    fn port_of(&mut self, path: DatagramPath) -> Option<&mut Port> {
+        self.ports
+            .iter_mut()
+            .find(|port| port.sender.io().id() == path.socket)
+    }
+}
+
+/// A datagram that arrived.
+struct Arrived<'a> {
+    path: DatagramPath,
+    /// It is marked Congestion Experienced.
+    ecn_ce: bool,
+    bytes: &'a mut [u8],
+}
+
+/// Gives one datagram that arrived to the session, and what it brought to `deliver`.
+fn take(
+    now: Instant,
+    session: &mut Session,
+    datapath: &mut Datapath<Queued>,
+    arrived: Arrived<'_>,
+    stats: &mut CarrierStats,
+    deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+) -> Taken {
+    let Arrived {
+        path,
+        ecn_ce,
+        bytes,
+    } = arrived;
+    match datagram_type(bytes) {
+        Some(DatagramType::Sealed) => {
+            if let Err(error) = datapath.open(session, now, path, bytes, ecn_ce, deliver) {
+                tracing::trace!(%error, "a datagram did not open");
+                stats.refused_datagrams += 1;
+            }
+            Taken::Nothing
+        }
+        Some(DatagramType::Join) => match session.handle_join_datagram(now, path, bytes) {
+            Ok(lane) => Taken::Joined(lane),
+            Err(error) => {
+                tracing::debug!(%error, "a join was refused");
+                stats.refused_datagrams += 1;
+                Taken::Nothing
+            }
+        },
+        Some(
+            DatagramType::Init
+            | DatagramType::Reply
+            | DatagramType::Challenge
+            | DatagramType::Cookie,
+        )
+        | None => {
+            stats.stray_datagrams += 1;
+            Taken::Nothing
+        }
+    }
+}
+
+fn target(path: DatagramPath) -> Target {
+    Target {
+        to: path.remote,
+        source: path.local,
+        ecn: None,
+    }
+}
+
+/// Room for one datagram: more than any path takes without fragments, but for jumbo frames.
+const ROOM: usize = 2_048;
+
+/// Messages taken from the inbox per turn.
+const ARRIVALS_PER_TURN: usize = 64;
+
+/// Bytes of the IP and UDP headers in front of a datagram, at most.
+const IP_UDP: usize = 48;

@@ -1,0 +1,77 @@
+//! What a carrier tells its driver.
+
+use std::io;
+
+use crate::io::udp::Feedback;
+use crate::proto::{OpenError, SessionEvent};
+use crate::wire::{CloseReason, LaneId};
+
+/// What became of a session or of one of its lanes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CarrierEvent {
+    /// The session says so.
+    Session(SessionEvent),
+    /// The network says that datagrams of a lane do not arrive. Anybody could say so.
+    LaneDoubtful {
+        /// The lane.
+        lane: LaneId,
+        /// What was said.
+        feedback: Feedback,
+    },
+    /// A lane is gone; how many are left.
+    LaneLost {
+        /// The lane.
+        lane: LaneId,
+        /// Why it is gone.
+        cause: LaneLoss,
+        /// The lanes that are left.
+        left: usize,
+    },
+}
+
+/// Why a lane is gone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaneLoss {
+    /// The far end closed the connection.
+    #[error("the connection was closed by the far end")]
+    Closed,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// A frame's length field was not legal.
+    #[error("a malformed frame arrived: {0}")]
+    Frame(#[from] crate::io::lane::FrameError),
+    /// A frame did not open.
+    #[error("a frame did not open: {0}")]
+    Open(#[from] OpenError),
+    /// The session is over.
+    #[error("the session is closed: {0}")]
+    SessionClosed(CloseReason),
+    /// Another lane has taken its place, or none is wanted any more.
+    #[error("another lane has taken its place")]
+    Replaced,
+    /// The far end no longer answers.
+    #[error("the far end no longer answers")]
+    Silent,
+}
+
+/// What a [`Carrier`] has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CarrierStats {
+    /// Packets that could not be sealed (no key, too long) and were dropped.
+    pub unsealed: u64,
+    /// Control frames that a full lane did not take.
+    pub control_lost: u64,
+    /// Handshake frames that followed a join and were not needed.
+    pub surplus_handshakes: u64,
+    /// Lanes lost.
+    pub lanes_lost: u64,
+    /// Datagrams of no session, or in the wrong place.
+    pub stray_datagrams: u64,
+    /// Datagrams that did not open, or joins that were refused.
+    pub refused_datagrams: u64,
+    /// Packets that no datagram of the lane carries, in two pieces neither.
+    pub too_long: u64,
+}

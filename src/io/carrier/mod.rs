@@ -1,0 +1,46 @@
+//! One session and the lanes that carry it: frames in, packets out, and back.
+//!
+//! # Theory of operation
+//!
+//! Both drivers, the client's and the server's, own a [`Carrier`] and call it in turn:
+//!
+//! 1. [`Carrier::poll_receive`] reads each lane once, opens every whole frame in place and
+//!    hands the packets to the driver; control frames end in the session.
+//! 2. [`Carrier::sink`] lends the driver's netstack room in the lane's write buffer and
+//!    seals each packet there, in place; [`Carrier::push`] takes a packet that already
+//!    stands in a buffer of its own. On a datagram lane both stage the packet, which is cut to
+//!    what the lane carries and sealed straight into a batch of datagrams.
+//! 3. [`Carrier::poll_send`] lets the session add its control frames and flushes each lane
+//!    with one vectored write, or with segmented sends.
+//! 4. [`Carrier::poll_event`] tells what became of the session and its lanes.
+//!
+//! A **stream lane** owns its connection. **Datagram lanes** share sockets: where the datagrams of
+//! a lane go is the session's to say, by a path whose socket is one of the carrier's ports. The
+//! client's port is read by the carrier itself; the server's is read by a task of its own, which
+//! leaves what belongs to this session in the carrier's inbox. There a Join that opens makes a
+//! lane, whatever the session's other lanes are.
+//!
+//! A lane that fails in any way is removed and reported; the session lives on without it.
+//! No room in the lane means back-pressure: the sink answers `None`.
+//!
+//! A session that has closed says its last word, ends its streams and reads on until the far end
+//! has closed them too, for `LAST_WORD` at most: a connection that is closed while something
+//! stands unread in it is reset, and what was said last may be lost with it.
+//!
+//! # Limits
+//!
+//! One call of `poll_receive` reads each lane at most once, and takes a bounded number of messages
+//! from the inbox. At most [`MAX_LANES`] lanes. What waits to be cut for a datagram lane is at most
+//! two super-packets.
+
+mod carrying;
+mod datagram;
+mod event;
+mod sink;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use carrying::{Carrier, MAX_LANES};
+pub use event::{CarrierEvent, CarrierStats, LaneLoss};
+pub use sink::{LaneSink, has_room};

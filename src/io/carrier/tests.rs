@@ -1,0 +1,297 @@
+//! Both ends of a session on real connections.
+
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use adit_netstack::{Offload, PacketSink as _};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::carrying::LAST_WORD;
+use super::*;
+use crate::io::lane::{LaneStream, StreamLane};
+use crate::io::pool::Pool;
+use crate::proto::{
+    Answer, ChallengeState, ClientConfig, ClientEntry, Initiator, Reply, Responder, SecretKey,
+    Session, SessionEvent, Settings,
+};
+use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
+
+/// Both ends of one session, each carried by its own end of a TCP connection.
+struct Ends {
+    client: Carrier,
+    server: Carrier,
+    at_client: Vec<Vec<u8>>,
+    at_server: Vec<Vec<u8>>,
+    events: Vec<CarrierEvent>,
+}
+
+fn sessions(now: Instant) -> (Session, Session) {
+    let mut rng = rand::rng();
+    let secret = SecretKey::generate(&mut rng);
+    let config = ClientConfig::new(SecretKey::generate(&mut rng), secret.public(), *b"instance");
+    let responder = Responder::new(vec![secret], &[], Settings::default(), UNIX_EPOCH);
+    let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let (mut initiator, init) = Initiator::new(&config, unix, &mut rng).unwrap();
+    let mut challenge = ChallengeState::default();
+    let entry = |_: &_| Some(ClientEntry::default());
+    let answer = responder.handle_init(now, &init, &mut challenge, &mut rng, entry);
+    let Ok(Answer::Accept { reply, session, .. }) = answer else {
+        panic!("{answer:?}");
+    };
+    let Ok(Reply::Established(client)) = initiator.handle(now, unix, &reply) else {
+        panic!("no session");
+    };
+    (*client, *session)
+}
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+fn lane(socket: TcpStream) -> StreamLane {
+    StreamLane::new(LaneStream::Tcp(socket), pool())
+}
+
+fn pool() -> Arc<Pool> {
+    Pool::new("test", 4, 4)
+}
+
+fn cx() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+impl Ends {
+    async fn new(now: Instant) -> Self {
+        let (client, server) = sessions(now);
+        let (near, far) = tcp_pair().await;
+        Self {
+            client: Carrier::new(client, LaneId::FIRST, lane(near)),
+            server: Carrier::new(server, LaneId::FIRST, lane(far)),
+            at_client: Vec::new(),
+            at_server: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// One turn of both drivers; the server's events are kept.
+    async fn turn(&mut self, now: Instant) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let at = &mut self.at_client;
+        self.client.poll_receive(&mut cx(), now, |frame, range, _| {
+            at.push(frame[range].to_vec())
+        });
+        self.client.poll_send(&mut cx(), now);
+        while self.client.poll_event(now).is_some() {}
+        let at = &mut self.at_server;
+        self.server.poll_receive(&mut cx(), now, |frame, range, _| {
+            at.push(frame[range].to_vec())
+        });
+        self.server.poll_send(&mut cx(), now);
+        while let Some(event) = self.server.poll_event(now) {
+            self.events.push(event);
+        }
+    }
+
+    async fn confirm(&mut self, now: Instant) {
+        while !self.server.session().is_confirmed() || self.server.session().lanes().count() == 0 {
+            self.turn(now).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn packets_cross_both_ways() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    let mut sink = ends.client.sink(now);
+    sink.reserve(5).unwrap().copy_from_slice(b"up it");
+    sink.commit(5, Offload::default());
+    let mut buffer = pool().sized(PACKET_HEADROOM + 4 + TAILROOM);
+    buffer[PACKET_HEADROOM..PACKET_HEADROOM + 4].copy_from_slice(b"down");
+    assert!(ends.server.has_room(now));
+    ends.server.push(now, buffer, Offload::default());
+    while ends.at_client.is_empty() || ends.at_server.is_empty() {
+        ends.turn(now).await;
+    }
+    assert_eq!(ends.at_server, [b"up it"]);
+    assert_eq!(ends.at_client, [b"down"]);
+}
+
+#[tokio::test]
+async fn lane_stays_until_the_last_word_is_heard() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    ends.server
+        .session_mut()
+        .close(now, CloseReason::PoolExhausted);
+    ends.server.poll_send(&mut cx(), now);
+    assert_eq!(ends.server.lanes(), 1, "until the client has heard it");
+    assert_eq!(
+        heard(&mut ends.client, now).await,
+        CloseReason::PoolExhausted
+    );
+    drop(ends.client);
+    while ends.server.lanes() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        ends.server.poll_receive(&mut cx(), now, |_, _, _| {});
+    }
+}
+
+/// Reads until the far end says that it has closed the session.
+async fn heard(carrier: &mut Carrier, now: Instant) -> CloseReason {
+    loop {
+        carrier.poll_receive(&mut cx(), now, |_, _, _| {});
+        while let Some(event) = carrier.poll_event(now) {
+            match event {
+                CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => return reason,
+                CarrierEvent::LaneLost { cause, .. } => panic!("lost before: {cause}"),
+                CarrierEvent::Session(_) | CarrierEvent::LaneDoubtful { .. } => {}
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Fills the server's lane to its limit while the client reads nothing.
+async fn fill(ends: &mut Ends, now: Instant) {
+    loop {
+        while ends.server.has_room(now) {
+            let buffer = pool().sized(PACKET_HEADROOM + 60_000 + TAILROOM);
+            ends.server.push(now, buffer, Offload::default());
+        }
+        ends.server.poll_send(&mut cx(), now);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        ends.server.poll_send(&mut cx(), now);
+        if !ends.server.has_room(now) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn goodbye_of_a_client_with_unread_packets_is_heard() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    fill(&mut ends, now).await;
+    ends.client
+        .session_mut()
+        .close(now, CloseReason::ShuttingDown);
+    ends.client.poll_send(&mut cx(), now);
+    assert_eq!(ends.client.lanes(), 1, "a close now would reset the lane");
+    assert_eq!(
+        heard(&mut ends.server, now).await,
+        CloseReason::ShuttingDown
+    );
+    drop(ends.server);
+    while ends.client.lanes() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        ends.client.poll_receive(&mut cx(), now, |_, _, _| {});
+    }
+}
+
+#[tokio::test]
+async fn goodbye_before_a_reset_is_heard_though_writing_fails_first() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    fill(&mut ends, now).await;
+    ends.client
+        .session_mut()
+        .close(now, CloseReason::ShuttingDown);
+    ends.client.poll_send(&mut cx(), now);
+    // Packets stand unread in the client's socket, so this is a reset.
+    drop(ends.client);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    while !ends.server.poll_send(&mut cx(), now) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!ends.server.has_room(now), "nothing can be written");
+    assert_eq!(
+        heard(&mut ends.server, now).await,
+        CloseReason::ShuttingDown
+    );
+}
+
+#[tokio::test]
+async fn closed_session_keeps_a_lane_that_nobody_reads_for_1_s() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    fill(&mut ends, now).await;
+    ends.server
+        .session_mut()
+        .close(now, CloseReason::ProtocolError);
+    ends.server.poll_send(&mut cx(), now);
+    assert_eq!(ends.server.lanes(), 1);
+    let due = ends.server.poll_timeout().expect("an end to the patience");
+    assert!(due <= now + LAST_WORD);
+    ends.server.handle_timeout(due);
+    assert!(ends.server.poll_send(&mut cx(), due), "a lane is lost");
+    assert_eq!(ends.server.lanes(), 0);
+    assert_eq!(ends.server.poll_timeout(), None);
+}
+
+#[tokio::test]
+async fn goodbye_that_stood_in_the_buffer_at_the_handover_is_heard() {
+    let now = Instant::now();
+    let (mut client, server) = sessions(now);
+    let (mut near, far) = tcp_pair().await;
+    // All of the client's life in one flight: its proof, its goodbye, the end.
+    let mut control = Vec::new();
+    let mut flight = Vec::new();
+    while client.poll_control(now, &mut control).is_some() {
+        flight.extend_from_slice(&control);
+    }
+    client.close(now, CloseReason::ShuttingDown);
+    while client.poll_control(now, &mut control).is_some() {
+        flight.extend_from_slice(&control);
+    }
+    near.write_all(&flight).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut lane = lane(far);
+    // As the conversation before the handover does when it waits for a handshake.
+    std::future::poll_fn(|cx| lane.poll_read(cx)).await.unwrap();
+    let mut server = Carrier::new(server, LaneId::FIRST, lane);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    server.poll_receive(&mut cx(), now, |_, _, _| {});
+    let mut heard = false;
+    while let Some(event) = server.poll_event(now) {
+        heard |= matches!(event, CarrierEvent::Session(SessionEvent::PeerClosed(_)));
+    }
+    assert!(heard);
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn lane_that_ends_is_reported_once_and_the_session_lives_on() {
+    let now = Instant::now();
+    let mut ends = Ends::new(now).await;
+    ends.confirm(now).await;
+    ends.events.clear();
+    drop(std::mem::replace(
+        &mut ends.client,
+        Ends::new(now).await.client,
+    ));
+    while ends.events.is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        ends.server.poll_receive(&mut cx(), now, |_, _, _| {});
+        while let Some(event) = ends.server.poll_event(now) {
+            ends.events.push(event);
+        }
+    }
+    assert!(matches!(
+        ends.events[..],
+        [CarrierEvent::LaneLost { left: 0, .. }]
+    ));
+    assert_eq!(ends.server.session().closed(), None);
+    assert!(!ends.server.has_room(now));
+    assert!(ends.server.sink(now).reserve(100).is_none());
+}

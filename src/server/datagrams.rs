@@ -1,0 +1,383 @@
+//! What happens to datagrams: to the session they belong to, or to the handshakes.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!            ┌─ Sealed, Join ─▶ Inboxes: handle ─▶ the session's inbox ─▶ its driver
+//!  socket ───┤
+//!            └─ Init ─▶ bounded queue ─▶ handshakes ─▶ Cookie, Challenge, Reply
+//!                                             └─▶ a new session's driver, unconfirmed
+//! ```
+//!
+//! One task a socket reads and sorts, and does nothing else: no cryptography stands between the
+//! network and a session's inbox. Datagrams cross in whole messages, as the kernel joined them, and
+//! a session is woken once for all that one read has brought it.
+//!
+//! Another task a socket answers handshakes. Nothing is kept for a stranger before its Init has
+//! opened under the server's key, bears the key of a client, and is fresh; under load it has to
+//! have shown besides that it receives at its address. A flood fills this task's queue and no
+//! other.
+//!
+//! # Limits
+//!
+//! [`HANDSHAKES`] messages with handshakes wait, [`MAX_UNCONFIRMED`] sessions that no client has
+//! confirmed, each for [`CONFIRM_TIMEOUT`] at most. What is beyond that is dropped and counted.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, trace};
+
+use super::leases::Owner;
+use super::run::Shared;
+use super::session::SessionDriver;
+use crate::io::clock;
+use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
+use crate::proto::{Answer, DatagramPath, DatagramResponder, LoadLimits, Reception};
+use crate::wire::{DatagramType, SessionId, datagram_handle, datagram_type, join_datagram_session};
+
+/// The inboxes of all sessions, by the number that their datagrams bear.
+#[derive(Debug, Default)]
+pub struct Inboxes {
+    table: RwLock<HashMap<u32, Arc<Inbox>, foldhash::fast::RandomState>>,
+}
+
+impl Inboxes {
+    /// Makes the inbox of session `id`; `None` when another has the same handle.
+    pub fn open(&self, id: SessionId) -> Option<Arc<Inbox>> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        match table.entry(id.handle()) {
+            std::collections::hash_map::Entry::Occupied(_) => None,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                Some(place.insert(Arc::default()).clone())
+            }
+        }
+    }
+
+    /// Removes the inbox of session `id`.
+    pub fn close(&self, id: SessionId) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.remove(&id.handle());
+    }
+
+    /// Returns whether a session has the handle of `id`.
+    pub fn is_taken(&self, id: SessionId) -> bool {
+        self.find(id.handle()).is_some()
+    }
+
+    /// Returns the number of sessions.
+    pub fn len(&self) -> usize {
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Returns whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn find(&self, handle: u32) -> Option<Arc<Inbox>> {
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&handle)
+            .cloned()
+    }
+}
+
+/// What became of datagrams before they reached a session.
+#[derive(Debug, Default)]
+pub struct DatagramStats {
+    /// Datagrams of a session that is not there.
+    pub no_session: AtomicU64,
+    /// Datagrams that are none of ours.
+    pub garbage: AtomicU64,
+    /// Handshakes that found the queue full.
+    pub handshakes_full: AtomicU64,
+    /// Handshakes answered by a session.
+    pub handshakes: AtomicU64,
+    /// Handshakes of clients that were refused in words.
+    pub handshakes_refused: AtomicU64,
+    /// Handshakes dropped in silence.
+    pub handshakes_dropped: AtomicU64,
+    /// Cookies and challenges sent.
+    pub short_answers: AtomicU64,
+    /// Handshakes dropped because too many sessions wait to be confirmed.
+    pub unconfirmed_full: AtomicU64,
+}
+
+/// Serves one socket until the server stops.
+pub async fn serve(shared: Arc<Shared>, io: Arc<UdpIo>, tasks: TaskTracker) {
+    let (queue, handshakes) = mpsc::channel(HANDSHAKES);
+    tasks.spawn(answer(
+        shared.clone(),
+        io.clone(),
+        handshakes,
+        tasks.clone(),
+    ));
+    let mut sorter = Sorter {
+        receiver: Receiver::new(io, shared.pool.clone()),
+        queue,
+        woken: Vec::new(),
+        shared: shared.clone(),
+    };
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        // The turns are bounded by the sorter itself.
+        () = tokio::task::unconstrained(poll_fn(|cx| sorter.poll(cx))) => {}
+    }
+    debug!(socket = ?sorter.receiver.io().stats(), "counters");
+}
+
+/// Reads a socket and gives everybody what is theirs.
+struct Sorter {
+    receiver: Receiver,
+    queue: mpsc::Sender<Arrival>,
+    /// Inboxes that something was put into in this turn.
+    woken: Vec<Arc<Inbox>>,
+    shared: Arc<Shared>,
+}
+
+impl Sorter {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..READS_PER_TURN {
+            match self.receiver.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {
+                    while let Some(arrival) = self.receiver.take() {
+                        self.sort(arrival);
+                    }
+                    for inbox in self.woken.drain(..) {
+                        inbox.wake();
+                    }
+                }
+                // About answers to strangers, which nobody waits for.
+                Poll::Ready(Err(
+                    Feedback::TooBig { .. } | Feedback::Refused | Feedback::Unreachable,
+                )) => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn sort(&mut self, arrival: Arrival) {
+        let mut datagrams = arrival.buffer.chunks(arrival.stride);
+        let Some(first) = datagrams.next().map(whose) else {
+            return;
+        };
+        if datagrams.all(|datagram| whose(datagram) == first) {
+            return self.deliver(first, arrival);
+        }
+        // Of several sessions, or of one and of none: one by one.
+        for datagram in arrival.buffer.chunks(arrival.stride) {
+            let mut buffer = self.shared.pool.sized(datagram.len());
+            buffer.copy_from_slice(datagram);
+            let alone = Arrival {
+                stride: buffer.len(),
+                buffer,
+                io: arrival.io.clone(),
+                ..arrival
+            };
+            self.deliver(whose(datagram), alone);
+        }
+    }
+
+    fn deliver(&mut self, whose: Whose, arrival: Arrival) {
+        let stats = &self.shared.datagram_stats;
+        match whose {
+            Whose::Session(handle) => match self.shared.inboxes.find(handle) {
+                Some(inbox) => {
+                    inbox.push(arrival);
+                    if !self.woken.iter().any(|woken| Arc::ptr_eq(woken, &inbox)) {
+                        self.woken.push(inbox);
+                    }
+                }
+                None => {
+                    stats.no_session.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+            Whose::Stranger => {
+                if self.queue.try_send(arrival).is_err() {
+                    stats.handshakes_full.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Whose::Nobody => {
+                stats.garbage.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Whose a datagram says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// A session's with this handle.
+    Session(u32),
+    /// A handshake.
+    Stranger,
+    /// None of ours.
+    Nobody,
+}
+
+fn whose(datagram: &[u8]) -> Whose {
+    match datagram_type(datagram) {
+        Some(DatagramType::Sealed) => {
+            datagram_handle(datagram).map_or(Whose::Nobody, Whose::Session)
+        }
+        Some(DatagramType::Join) => join_datagram_session(datagram)
+            .map_or(Whose::Nobody, |session| Whose::Session(session.handle())),
+        Some(DatagramType::Init) => Whose::Stranger,
+        Some(DatagramType::Reply | DatagramType::Challenge | DatagramType::Cookie) | None => {
+            Whose::Nobody
+        }
+    }
+}
+
+/// Answers the handshakes of one socket until the server stops.
+async fn answer(
+    shared: Arc<Shared>,
+    io: Arc<UdpIo>,
+    mut handshakes: mpsc::Receiver<Arrival>,
+    tasks: TaskTracker,
+) {
+    let mut desk = Desk {
+        responder: DatagramResponder::new(
+            shared.responder.clone(),
+            LoadLimits::default(),
+            &mut rand::rng(),
+        ),
+        unconfirmed: Arc::new(Semaphore::new(MAX_UNCONFIRMED)),
+        sender: Sender::new(io),
+        batch: SendBatch::new(shared.pool.clone()),
+        tasks,
+        shared: shared.clone(),
+    };
+    loop {
+        let arrival = tokio::select! {
+            () = shared.stop.cancelled() => break,
+            arrival = handshakes.recv() => arrival,
+        };
+        let Some(mut arrival) = arrival else { break };
+        let path = DatagramPath {
+            remote: arrival.from,
+            local: arrival.to,
+            socket: arrival.io.id(),
+        };
+        for datagram in arrival.datagrams() {
+            desk.handle(path, datagram.bytes);
+        }
+        poll_fn(|cx| desk.sender.poll_flush(cx, &mut desk.batch)).await;
+    }
+    debug!(strangers = ?desk.responder.stats(), "counters");
+}
+
+/// Where handshakes are answered.
+struct Desk {
+    responder: DatagramResponder,
+    unconfirmed: Arc<Semaphore>,
+    sender: Sender,
+    batch: SendBatch,
+    tasks: TaskTracker,
+    shared: Arc<Shared>,
+}
+
+impl Desk {
+    fn handle(&mut self, path: DatagramPath, datagram: &[u8]) {
+        let (now, shared) = (clock::now(), &self.shared);
+        let stats = &shared.datagram_stats;
+        let waiting = MAX_UNCONFIRMED - self.unconfirmed.available_permits();
+        let reception = self.responder.handle(now, path, datagram, waiting, |key| {
+            shared.handshake_entry(key)
+        });
+        match reception {
+            Reception::Answer(short) => {
+                stats.short_answers.fetch_add(1, Ordering::Relaxed);
+                self.send(path, short.as_bytes());
+            }
+            Reception::Handshake(Answer::Accept {
+                reply,
+                session,
+                peer,
+                instance,
+                ..
+            }) => {
+                let Ok(permit) = self.unconfirmed.clone().try_acquire_owned() else {
+                    stats.unconfirmed_full.fetch_add(1, Ordering::Relaxed);
+                    return;
+                };
+                let owner = Owner {
+                    key: peer,
+                    instance,
+                };
+                let Some(driver) =
+                    SessionDriver::over_datagrams(shared.clone(), *session, owner, permit)
+                else {
+                    stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
+                    return;
+                };
+                stats.handshakes.fetch_add(1, Ordering::Relaxed);
+                self.tasks.spawn(driver.run());
+                self.send(path, &reply);
+            }
+            Reception::Handshake(Answer::Refuse {
+                reply,
+                reason,
+                peer,
+            }) => {
+                stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
+                info!(client = shared.client_name(&peer), %reason, "refused a client");
+                self.send(path, &reply);
+            }
+            Reception::Handshake(Answer::Challenge(reply)) => {
+                stats.short_answers.fetch_add(1, Ordering::Relaxed);
+                self.send(path, &reply);
+            }
+            Reception::Drop(reason) => {
+                stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
+                trace!(%reason, "a handshake was not answered");
+            }
+            // Only Inits come here.
+            Reception::Sealed { .. } | Reception::Join { .. } => {
+                stats.garbage.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn send(&mut self, path: DatagramPath, bytes: &[u8]) {
+        // Emptied after each message, which holds fewer Inits than the batch answers.
+        if let Some(room) = self.batch.reserve(bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.batch.commit(
+                bytes.len(),
+                Target {
+                    to: path.remote,
+                    source: path.local,
+                    ecn: None,
+                },
+            );
+        }
+    }
+}
+
+/// Messages with handshakes that may wait: half a second of work, in 2 MiB at most of small
+/// buffers.
+pub const HANDSHAKES: usize = 1024;
+
+/// Sessions of a socket that may wait for their first sealed frame.
+pub const MAX_UNCONFIRMED: usize = 1024;
+
+/// How long they may wait: an honest client's ping follows the reply by one round trip, or comes
+/// again within two seconds.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads before the runtime gets the thread back.
+const READS_PER_TURN: usize = 16;
