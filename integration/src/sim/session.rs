@@ -16,7 +16,7 @@ use adit::{
     proto::{
         Answer, ClientConfig, ClientEntry, DatagramInitiator, DatagramPath, DatagramResponder,
         LoadLimits, Producer, QueuePacket, Reception, Responder, SecretKey, Session, Settings,
-        datapath::{Datapath, LaneCounts},
+        datapath::{Datapath, DatapathStats, LaneCounts},
     },
     wire::LaneId,
 };
@@ -44,6 +44,7 @@ struct End {
     /// Where the other end is.
     path: DatagramPath,
     delivered: VecDeque<Packet>,
+    seed: u64,
 }
 
 /// A packet in the queue in front of the lane.
@@ -75,15 +76,13 @@ impl SessionTunnel {
         let end = |session: Session, path, seed| {
             let next = session.highest_source().map_or(0, |highest| highest + 1);
             let mut datapath = Datapath::new(epoch, seed, next, repair);
-            let longest = session
-                .max_datagram(LANE)
-                .expect("the lane carries datagrams");
-            datapath.add_lane(epoch, LANE, longest, session.rtt(LANE), seed);
+            datapath.follow_lanes(&session, epoch, seed);
             End {
                 session,
                 datapath,
                 path,
                 delivered: VecDeque::new(),
+                seed,
             }
         };
         Self {
@@ -103,6 +102,11 @@ impl SessionTunnel {
     /// Counters of the lane at one side.
     pub fn counts(&self, side: Side) -> Option<LaneCounts> {
         self.ends[side.index()].datapath.lane_counts(LANE)
+    }
+
+    /// What the datapath at one side counted, over all lanes.
+    pub fn stats(&self, side: Side) -> DatapathStats {
+        self.ends[side.index()].datapath.stats()
     }
 
     /// Datagrams that an end would not open; there should be none.
@@ -132,7 +136,10 @@ impl Tunnel for SessionTunnel {
 
     fn poll_transmit(&mut self, now: Instant, side: Side) -> Option<Datagram> {
         let End {
-            session, datapath, ..
+            session,
+            datapath,
+            seed,
+            ..
         } = &mut self.ends[side.index()];
         let datagram = |bytes| Datagram {
             bytes,
@@ -147,14 +154,13 @@ impl Tunnel for SessionTunnel {
             return Some(datagram(self.control.clone()));
         }
         let mut out = vec![0; LONGEST];
-        if let Some(len) = datapath.poll_datagram(session, now, LANE, &mut out) {
+        if let Some(len) = datapath.poll_datagram(session, now, LANE, true, &mut out) {
             out.truncate(len);
             return Some(datagram(out));
         }
         while session.poll_event().is_some() {}
-        if let Some(longest) = session.max_datagram(LANE) {
-            datapath.set_datagram(LANE, longest);
-        }
+        // the path MTU may have changed
+        datapath.follow_lanes(session, now, *seed);
         None
     }
 
@@ -164,6 +170,7 @@ impl Tunnel for SessionTunnel {
             datapath,
             path,
             delivered,
+            ..
         } = &mut self.ends[side.index()];
         let mut deliver = |frame: &mut [u8], range: Range<usize>, offload: Offload| {
             delivered.push_back(whole(&frame[range], offload));
@@ -180,7 +187,7 @@ impl Tunnel for SessionTunnel {
         let due = self
             .ends
             .iter()
-            .flat_map(|end| [end.session.poll_timeout(), end.datapath.poll_timeout(now)]);
+            .flat_map(|end| [end.session.poll_timeout(), end.datapath.poll_timeout()]);
         // a timer that is due and yet has nothing to do must not stop the time
         due.flatten().min().map(|due| due.max(now + LEAST_STEP))
     }

@@ -112,7 +112,11 @@ fn print_reports(case: &Case, seeds: &[u64], options: &Options) {
                     println!("{case}, seed {seed}, {}\n{report}", options.name(setting));
                     if let Either::Session(session) = world.tunnel() {
                         for side in [Side::Client, Side::Server] {
-                            println!("{side:?}: {:?}", session.counts(side));
+                            println!(
+                                "{side:?}: {:?}\n{:?}",
+                                session.counts(side),
+                                session.stats(side)
+                            );
                         }
                     }
                     println!();
