@@ -9,7 +9,7 @@
 //! more closely:
 //!
 //! ```text
-//!  sent    q = max(500 ms, 4 RTT)     3q/2        2q                        10 s after the ping
+//!  sent    q = max(350 ms, 4 RTT)     3q/2        2q                        10 s after the ping
 //!   │──────────────▶ ping ─────────▶ ping ──────▶ silent ── ping each s ──▶ dead
 //!                                                             3 s if another lane speaks
 //! ```
@@ -209,7 +209,7 @@ pub(super) enum Due {
 }
 
 /// Shortest time before a datagram lane is asked: a delayed acknowledgement is no silence.
-const QUICK: Duration = Duration::from_millis(500);
+const QUICK: Duration = Duration::from_millis(350);
 
 /// Longest: beyond it a lane is as good as silent, however long its round trip.
 const SLOW: Duration = Duration::from_secs(3);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_watched_closely_is_silent_1_s_after_unanswered_data() {
+    fn a_lane_watched_closely_is_silent_700_ms_after_unanswered_data() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start, LivenessLimits::default());
         liveness.quicken();
@@ -294,15 +294,15 @@ mod tests {
         assert_eq!(
             due,
             [
-                (500, false),
-                (750, false),
-                (1000, true),
-                (1750, true),
-                (2750, true),
-                (3750, true)
+                (350, false),
+                (525, false),
+                (700, true),
+                (1525, true),
+                (2525, true),
+                (3525, true)
             ]
         );
-        assert_eq!(liveness.poll(start + millis(3500), true), Due::GiveUp);
+        assert_eq!(liveness.poll(start + millis(3350), true), Due::GiveUp);
         assert!(liveness.handle_received(start + millis(3800)));
         assert!(!liveness.is_silent());
         assert!(!liveness.handle_received(start + millis(3801)));

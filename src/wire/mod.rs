@@ -344,7 +344,7 @@
 //! Ping after 10 s without a frame, or 5 s after the first unanswered packet; a ping unanswered for
 //! 10 s means that the lane is dead. Any frame that opens is an answer.
 //!
-//! On a datagram lane the first Ping follows q = max(500 ms, 4 round trips) after the first
+//! On a datagram lane the first Ping follows q = max(350 ms, 4 round trips) after the first
 //! unanswered packet, another q/2 later, then one each second. The lane is taken for silent after
 //! 2 q, and for dead after 10 s, or 3 s if the session has another that is not silent.
 //!
