@@ -57,7 +57,7 @@ pub enum LaneLoss {
     Silent,
 }
 
-/// What a [`Carrier`] has counted.
+/// What a [`Carrier`](super::Carrier) has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CarrierStats {
     /// Packets that could not be sealed (no key, too long) and were dropped.
