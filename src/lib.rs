@@ -11,7 +11,7 @@
 //!                           │ proxy ▶ netstack (smoltcp) ──┼── IP packets ──▶│ session ▶ router ▶ egress    │
 //!                           │                              │   sealed,       │            │        ├ tun    │──▶ Internet
 //!                           │            session ▶ lanes   ┼── over lanes ──▶│            │        └ user   │
-//!                           └──────────────────────────────┘   tcp tls       │            └▶ other clients  │
+//!                           └──────────────────────────────┘  udp tcp tls    │            └▶ other clients  │
 //!                                                                            └──────────────────────────────┘
 //! ```
 //!
@@ -28,10 +28,11 @@
 //! |---|---|
 //! | packet | an IP packet inside the tunnel; a *super-packet* carries segmentation-offload metadata and is larger than a wire packet |
 //! | segment | a TCP segment |
-//! | frame | a typed unit on a lane: `length (4) ‖ type (1) ‖ body` on a stream lane |
+//! | datagram | a UDP payload between client and server |
+//! | frame | a typed unit on a lane: `length (4) ‖ type (1) ‖ body` on a stream lane, `type ‖ body` on a datagram lane |
 //! | flow | one 5-tuple conversation and its state |
 //! | session | what one client and one server agreed: keys, epochs, address, counters |
-//! | lane | one path that carries a session: a TCP or TLS connection |
+//! | lane | one path that carries a session: a TCP or TLS connection, or a UDP address pair |
 //! | lease | an inner address given to a client, with an expiry |
 //! | egress | where packets leave the server: `tun` or `user` |
 //! | origin | the Internet host a flow is for |
@@ -62,11 +63,12 @@
 //! | task | how many | owns |
 //! |---|---|---|
 //! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket |
-//! | [`client::connect`] | one attempt at a time | a connection until its handshake is answered |
+//! | [`client::connect`] | futures of the driver's task, one for each server of the list at most | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten | the application's socket |
 //! | [`client::resolve`] | one for questions, at most 256 of them under way | the cache |
 //! | [`server::run`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
+//! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
 //! | [`server::session`] | one a session | the session, its lanes, and with egress `user` its netstack and its clients' sockets |
 //! | [`server::local`] | one a TCP connection to the inner resolver; outer connects are futures of the session's task | the stream of queries |
 //! | [`server::egress::tun`] | one | reading the TUN device |
@@ -99,11 +101,15 @@
 //! | a stranger's frame | [`wire::MAX_FRAME_PREAUTH`] | read and thrown away |
 //! | a stranger's challenges | [`proto::MAX_CHALLENGES`] a connection | silence |
 //! | newest handshake times that are remembered | 8,192 (key, instance) pairs | the oldest goes; older handshakes are then challenged |
+//! | handshakes by datagrams that wait | [`server::datagrams::HANDSHAKES`] messages | dropped, counted |
+//! | sessions begun by datagrams that no client has confirmed | [`server::datagrams::MAX_UNCONFIRMED`], for [`server::datagrams::CONFIRM_TIMEOUT`] | dropped, counted; cookies are asked for at half of that |
+//! | datagrams that wait for a session | [`io::udp::INBOX_MEMORY`] of buffers | dropped, counted |
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
-//! | a lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
+//! | a stream lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
+//! | packets that wait to be cut into datagrams | two super-packets | back-pressure to the netstack |
 //! | reordering over all lanes | [`proto::WINDOW`] source numbers | dropped, counted |
 //! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
@@ -116,6 +122,11 @@
 //! | answers of the resolver that are kept | [`client::resolve::CACHE_ENTRIES`] | the least used goes |
 //!
 //! # After a lane is lost
+//!
+//! A client that knows several ways goes to the next: datagrams before TLS before TCP, or whatever
+//! order its list has (see `client::link`). A way that is
+//! silent for a second is left while another answers, and gone back to when it answers again; a new
+//! lane joins the session each time, and both ends send on the lane that joined last.
 //!
 //! The client's flows do not notice: the netstack gets no room to send and waits. The client
 //! dials again and sends, in one flight, a frame that joins the new lane to the session and a

@@ -142,7 +142,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Flow<S> {
 /// A server that listens for datagrams and TLS, and a client of it behind a network.
 async fn both(open: bool) -> (Path, Network) {
     let mut network = None;
-    let path = Path::start_behind(&[Scheme::Udp, Scheme::Tls], async |listening| {
+    let path = Path::start_behind(&[Scheme::Udp, Scheme::Tls], 16, async |listening| {
         let Host::Ip(address) = listening[0].host else {
             panic!("a server listens on addresses");
         };

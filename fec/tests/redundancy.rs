@@ -500,6 +500,37 @@ fn small_packets_among_large_ones_do_not_multiply_the_bytes_of_parity() {
 }
 
 #[test]
+fn a_large_packet_now_and_then_takes_no_parity_from_small_ones_once_it_left_the_span() {
+    let mut direction = Direction::auto(0.05, 1.0, 17);
+    for at in 0..100_000 {
+        let bytes = if at % 1_000 == 0 { BULK } else { 60 };
+        direction.send(bytes, Class::Bulk);
+        direction.wait(Duration::from_micros(250));
+    }
+    let stats = direction.redundancy.stats();
+    assert!(
+        stats.parity_bytes * 100 < stats.source_bytes * 18,
+        "{stats:?}"
+    );
+    assert!(stats.parity > 8_000, "{stats:?}");
+}
+
+#[test]
+fn a_new_span_takes_hold_at_once() {
+    let mut direction = Direction::auto(0.05, 1.0, 18);
+    direction.bulk(20_000);
+    assert!(direction.redundancy.span() > 100);
+    direction.redundancy.set(Settings {
+        max_span: 20,
+        ..Settings::default()
+    });
+    assert_eq!(direction.redundancy.span(), 20);
+    direction.bulk(1_000);
+    let stats = direction.redundancy.stats();
+    assert_eq!(stats.parity_bytes, stats.parity * BULK as u64);
+}
+
+#[test]
 fn off_sends_nothing_and_fixed_sends_what_it_says() {
     let settings = |mode| Settings {
         mode,

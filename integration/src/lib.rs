@@ -14,8 +14,11 @@
 //! namespaces. Nothing a test starts outlives it: children carry a parent-death signal and are killed by their id when
 //! dropped, namespaces have no name and vanish with the last process in them, files live in a temporary folder.
 //!
-//! Nothing here is shared with the program under test: the SOCKS client, the origins and the meters are written from
-//! the RFCs, so that a misreading in the program is not repeated by its judge.
+//! Two worlds stand beside this: [`link`] loses and delays packets, in virtual time or between real sockets and devices,
+//! and [`sim`] plays TCP as Linux speaks it over such links, through the program's own core.
+//!
+//! Nothing here but the tunnel of [`sim`] is shared with the program under test: the SOCKS client, the origins and the
+//! meters are written from the RFCs, so that a misreading in the program is not repeated by its judge.
 //!
 //! Functions of this crate panic with what went wrong when the *scene* of a test cannot be set; what the program under
 //! test does is always returned as a value.

@@ -221,6 +221,16 @@ impl Place {
         ));
     }
 
+    /// Drops every UDP datagram to and from `port` in this place, both ways, silently, until [`Place::mend`].
+    pub fn cut_datagrams(&self, port: u16) {
+        self.nft(&format!(
+            "table inet cut {{
+                chain in {{ type filter hook input priority -300; udp dport {port} drop; udp sport {port} drop; }}
+                chain out {{ type filter hook output priority -300; udp dport {port} drop; udp sport {port} drop; }}
+            }}\n"
+        ));
+    }
+
     /// Answers every TCP segment that arrives here from or to `port` with a reset, and lets none out, until
     /// [`Place::mend`]: what a middlebox does that ends connections. Connections opened meanwhile are refused.
     pub fn reset(&self, port: u16) {
@@ -235,7 +245,7 @@ impl Place {
         ));
     }
 
-    /// Undoes [`Place::cut`] and [`Place::reset`].
+    /// Undoes [`Place::cut`], [`Place::cut_datagrams`] and [`Place::reset`].
     pub fn mend(&self) {
         self.run("nft delete table inet cut");
     }

@@ -98,6 +98,34 @@ fn download_over_a_tcp_lane_keeps_its_hash_at_1_percent_loss() {
     );
 }
 
+#[test]
+fn download_over_a_datagram_lane_keeps_its_hash_at_5_percent_loss_in_bursts() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    netem::run(
+        "download_over_a_datagram_lane_keeps_its_hash_at_5_percent_loss_in_bursts",
+        || transfer("udp", "loss=5,burst=3,delay=10,rate=20", 4 << 20),
+    );
+}
+
+#[test]
+fn download_over_a_datagram_lane_keeps_its_hash_where_datagrams_overtake_each_other() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    netem::run(
+        "download_over_a_datagram_lane_keeps_its_hash_where_datagrams_overtake_each_other",
+        || {
+            transfer(
+                "udp",
+                "loss=1,delay=10,jitter=4,overtaking=1,duplicate=2,rate=20",
+                4 << 20,
+            )
+        },
+    );
+}
+
 /// Carries `length` bytes down over a lane of this scheme and checks them.
 fn transfer(scheme: &str, path: &str, length: u64) {
     let lab = Lab::over(&link(path));

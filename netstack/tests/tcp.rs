@@ -420,6 +420,30 @@ fn flow_survives_an_outage_of_ten_seconds() {
 }
 
 #[test]
+fn fast_retransmission_that_finds_the_sink_full_is_sent_once_there_is_room() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    let mut source = Source::new(flow, 1, 0);
+    source.finish = false;
+    for part in 1..=8 {
+        // The first segment is lost, and each of the others asks for it.
+        world.ab.cut = part == 1;
+        source.len = part * 1000;
+        source.pump(world.now, &mut world.a.stack);
+        world.drain();
+    }
+    world.ab.full = true;
+    world.run(SECOND / 100);
+    world.ab.full = false;
+    let mut drain = Drain::new(other, 1);
+    // Nothing else is left to be sent, and the retransmission time-out is a second.
+    world.until(SECOND / 2, |world| {
+        drain.pump(world.now, &mut world.b.stack, usize::MAX);
+        drain.at == 8000
+    });
+}
+
+#[test]
 fn flow_with_unanswered_data_is_given_up_after_the_user_timeout() {
     let mut world = World::new();
     let (flow, _) = world.open(ORIGIN4);

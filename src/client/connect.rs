@@ -61,7 +61,7 @@ pub enum Connected {
     /// Another lane of the session there was.
     Joined {
         /// The lane.
-        lane: StreamLane,
+        lane: Box<StreamLane>,
         /// Its number.
         id: LaneId,
         /// The server's first frame on it, still sealed.
@@ -262,7 +262,7 @@ impl Connector {
                     }
                 },
             }
-            while let Some(datagram) = receiver.next() {
+            while let Some(datagram) = receiver.next_datagram() {
                 if datagram.from != remote {
                     continue;
                 }
@@ -320,7 +320,7 @@ impl Connector {
             };
             if let (Some((id, _)), Some(FrameType::Sealed)) = (&join, frame_type(&frame)) {
                 return Ok(Connected::Joined {
-                    lane,
+                    lane: Box::new(lane),
                     id: *id,
                     first: frame,
                 });

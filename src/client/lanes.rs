@@ -45,10 +45,13 @@ pub(super) struct Lanes {
     notices: Notices,
 }
 
+/// What an attempt comes to.
+type Outcome = Result<Connected, ConnectFailure>;
+
 /// An attempt under way.
 struct Attempt {
     server: usize,
-    future: Option<Pin<Box<dyn Future<Output = Result<Connected, ConnectFailure>> + Send>>>,
+    future: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
     /// Lanes that it is to join to the session there is.
     joining: Vec<LaneId>,
     /// How long the joins may go unanswered.
@@ -262,7 +265,7 @@ impl Lanes {
         now: Instant,
         carrier: &mut Option<Carrier>,
         server: usize,
-        outcome: Result<Connected, ConnectFailure>,
+        outcome: Outcome,
     ) {
         match outcome {
             Ok(Connected::Fresh(fresh)) => {
@@ -291,7 +294,7 @@ impl Lanes {
                     debug!(%error, "the answer to the join did not open");
                     return self.link.handle_failed(now, server);
                 }
-                carrier.add_lane(id, lane, false);
+                carrier.add_lane(id, *lane, false);
                 self.joined(now, carrier, server, id);
             }
             Ok(Connected::Ways(ways)) => self.join(now, carrier, server, ways),

@@ -11,6 +11,8 @@
 //! | [`netstack_join`] | a run of segments and datagrams | what is joined and cut again is what went in |
 //! | [`wire_frame`] | a frame | what parses is written as the same bytes |
 //! | [`wire_handshake`] | the payloads of a handshake | the same |
+//! | [`wire_report`] | a report's body | the same bytes |
+//! | [`delivery`] | a script of datagrams sent, lost and reported, honestly or not | every content has one fate |
 //! | [`proto_responder`] | handshake frames from strangers | no stranger gets a session |
 //! | [`proto_session`] | a script of frames, honest, broken, or sealed by a peer without manners | what was not sealed does not open; packets come out as they went in |
 //! | [`wire_datagram`] | a datagram | what parses is written as the same bytes |
@@ -25,6 +27,7 @@
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
 mod datagram;
+mod delivery;
 mod flows;
 mod input;
 mod packets;
@@ -35,6 +38,7 @@ mod text;
 mod wire;
 
 pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
+pub use delivery::{delivery, wire_report};
 pub use flows::{netstack_join, proto_hold, proto_queue};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
@@ -53,6 +57,8 @@ pub const TARGETS: &[Target] = &[
     ("netstack_join", netstack_join),
     ("wire_frame", wire_frame),
     ("wire_handshake", wire_handshake),
+    ("wire_report", wire_report),
+    ("delivery", delivery),
     ("proto_responder", proto_responder),
     ("proto_session", proto_session),
     ("wire_datagram", wire_datagram),

@@ -132,9 +132,10 @@ impl Listener {
 /// When the address cannot be had; the text says what to do about it.
 pub fn bind_datagrams(address: SocketAddr, siblings: &[SocketAddr]) -> Result<UdpIo, BindError> {
     UdpIo::bind(address, only_v6(address, siblings)).map_err(|source| {
-        match BindError::new(address, source) {
-            BindError::InUse { address } => BindError::InUseByDatagrams { address },
-            other => other,
+        if Errno::from_io_error(&source) == Some(Errno::ADDRINUSE) {
+            BindError::InUseByDatagrams { address }
+        } else {
+            BindError::new(address, source)
         }
     })
 }

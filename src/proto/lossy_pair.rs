@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use adit_netstack::{Checksum, Offload};
 use rand::{RngExt as _, SeedableRng, rngs::StdRng};
 
-use super::cookie::LoadLimits;
 use super::handshake::{
     Answer, ClientEntry, DatagramInitiator, DatagramResponder, Reception, StrangerDrop,
 };
+use super::load::LoadLimits;
 use super::pair::{client_config, responder, unix};
 use super::path::DatagramPath;
 use super::session::{OpenError, Opened, Session, SessionEvent, Settings};

@@ -97,6 +97,7 @@ mod identity;
 mod keys;
 mod lane;
 mod liveness;
+mod load;
 mod lossy;
 #[cfg(test)]
 mod lossy_pair;
@@ -118,7 +119,7 @@ mod stats;
 mod timers;
 
 pub use aead::{AeadKind, AeadNameError, AeadOffer, aes_hardware};
-pub use cookie::{CookieChecker, CookieJar, LOAD_LASTS, Load, LoadLimits, Verdict};
+pub use cookie::{CookieChecker, CookieJar, Verdict};
 pub use handshake::{
     Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder,
     HandshakeError, Initiator, KemKind, MAX_CHALLENGES, MAX_SERVER_KEYS, Reception, Reply,
@@ -129,6 +130,7 @@ pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey,
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;
+pub use load::{LOAD_LASTS, Load, LoadLimits};
 pub use mtud::MtuStats;
 pub use path::DatagramPath;
 pub use queue::{

@@ -13,9 +13,11 @@
 //! went unanswered. Probes carry nothing but padding, so nothing is lost with one.
 //!
 //! A path may come to carry less than it did. Two things show it: a probe of the present size, every
-//! [`CONFIRM`] while it is above the base, unanswered [`MAX_PROBES`] times; and the caller's word
-//! that long datagrams are lost while short ones arrive ([`MtuDiscovery::handle_lost`]). Silence
-//! proves nothing about length, so nothing is concluded while the lane hears nothing at all.
+//! [`CONFIRM`] while it is above the base, unanswered [`MAX_CONFIRMS`] times; and the caller's word
+//! that long datagrams are lost, again and again, while short ones arrive
+//! ([`MtuDiscovery::handle_lost`]). Silence proves nothing about length, so nothing is concluded
+//! while the lane hears nothing at all; nor does one run of losses, which is what a full queue makes.
+//! Whatever it was, the ceiling is tried again at once, so a mistake costs a round trip.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +33,12 @@ pub(super) struct MtuDiscovery {
     phase: Phase,
     probe: Option<Probe>,
     serial: u32,
-    /// Long datagrams lost since one of at least that length arrived.
+    /// Long datagrams lost since a long one arrived.
     long_losses: u32,
+    /// Runs of such losses that a short one, which arrived, has ended.
+    runs: u32,
+    /// Whether a long one was lost since a short one arrived.
+    in_run: bool,
     stats: MtuStats,
 }
 
@@ -81,6 +87,8 @@ impl MtuDiscovery {
             probe: None,
             serial: 0,
             long_losses: 0,
+            runs: 0,
+            in_run: false,
             stats: MtuStats {
                 probes: 0,
                 black_holes: 0,
@@ -142,7 +150,7 @@ impl MtuDiscovery {
         loop {
             match &mut self.probe {
                 Some(probe) if probe.next > now => return None,
-                Some(probe) if probe.sent < MAX_PROBES => {
+                Some(probe) if probe.sent < tries(probe.size, self.current) => {
                     probe.sent += 1;
                     probe.next = now + patience;
                     self.stats.probes += 1;
@@ -151,7 +159,7 @@ impl MtuDiscovery {
                 Some(probe) => {
                     let size = probe.size;
                     self.probe = None;
-                    self.handle_failed(now, size);
+                    self.handle_failed(size);
                 }
                 None => {
                     let size = self.next_size(now)?;
@@ -174,7 +182,7 @@ impl MtuDiscovery {
         };
         let grew = probe.size > self.current;
         self.current = self.current.max(probe.size);
-        self.long_losses = 0;
+        self.forget_losses();
         match self.phase {
             Phase::Base | Phase::Searching => {}
             Phase::Found { again, .. } => {
@@ -193,18 +201,21 @@ impl MtuDiscovery {
     /// The other end has a datagram of `len` bytes.
     pub(super) fn handle_acknowledged(&mut self, len: usize) {
         if len > BASE_DATAGRAM {
-            self.long_losses = 0;
+            self.forget_losses();
+        } else if std::mem::take(&mut self.in_run) {
+            self.runs += 1;
         }
     }
 
-    /// A datagram of `len` bytes is lost while later ones arrived; whether that makes
-    /// [`BLACK_HOLE`] long ones with none between that arrived, and the base is gone back to.
+    /// A datagram of `len` bytes is lost while later ones arrived; whether that makes so many long
+    /// ones, in so many runs and with none between that arrived, that the base is gone back to.
     pub(super) fn handle_lost(&mut self, len: usize) -> bool {
         if len <= BASE_DATAGRAM || self.current <= BASE_DATAGRAM {
             return false;
         }
         self.long_losses += 1;
-        let hole = self.long_losses >= BLACK_HOLE;
+        self.in_run = true;
+        let hole = self.long_losses >= HOLE_LOSSES && self.runs >= HOLE_RUNS;
         if hole {
             self.fall_back();
         }
@@ -251,26 +262,37 @@ impl MtuDiscovery {
         None
     }
 
-    fn handle_failed(&mut self, now: Instant, size: usize) {
+    fn handle_failed(&mut self, size: usize) {
         if size > self.current {
             self.failing = size;
         } else {
             // What had passed does not pass any more.
             self.fall_back();
-            self.failing = size;
-            if self.failing <= self.current {
-                self.settle(now);
-            }
         }
     }
 
     fn fall_back(&mut self) {
         self.stats.black_holes += 1;
-        self.failing = self.current.min(self.ceiling);
+        self.failing = self.ceiling + 1;
         self.current = BASE_DATAGRAM;
-        self.long_losses = 0;
+        self.forget_losses();
         self.probe = None;
         self.phase = Phase::Searching;
+    }
+
+    fn forget_losses(&mut self) {
+        self.long_losses = 0;
+        self.runs = 0;
+        self.in_run = false;
+    }
+}
+
+/// How many probes of a size must fail: more where it has passed before.
+const fn tries(size: usize, current: usize) -> u32 {
+    if size > current {
+        MAX_PROBES
+    } else {
+        MAX_CONFIRMS
     }
 }
 
@@ -286,9 +308,16 @@ const CONFIRM: Duration = Duration::from_secs(15);
 /// How often a longer one is looked for (RFC 8899, section 5.1.1, PMTU_RAISE_TIMER).
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// Long datagrams lost in a row that make a black hole. Loss at random does this to one in ten
-/// million at 20 %.
-const BLACK_HOLE: u32 = 10;
+/// Probes of a size that has passed, before it is given up: where a tenth is lost each way, they all are
+/// once in four thousand times.
+const MAX_CONFIRMS: u32 = 5;
+
+/// Long datagrams lost without one between that arrived, that make a black hole. Loss at random
+/// does this to one in ten million at 20 %.
+const HOLE_LOSSES: u32 = 10;
+
+/// Runs of losses among them, each ended by a short datagram that arrived (quinn has as many).
+const HOLE_RUNS: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -360,21 +389,33 @@ mod tests {
     }
 
     #[test]
-    fn ten_long_losses_in_a_row_are_a_black_hole_and_nine_are_not() {
+    fn long_losses_among_short_ones_that_arrive_are_a_black_hole_and_one_long_run_is_not() {
         let mut now = Instant::now();
         let mut discovery = MtuDiscovery::new(1464);
         discovery.begin();
         search(&mut discovery, &mut now, 1464);
+        // A full queue loses a run, whatever the length.
         for _ in 0..3 {
-            for _ in 0..9 {
+            for _ in 0..100 {
                 assert!(!discovery.handle_lost(1433));
                 assert!(!discovery.handle_lost(100));
             }
+            discovery.handle_acknowledged(100);
+            assert!(!discovery.handle_lost(1433));
             discovery.handle_acknowledged(1433);
         }
-        let holes: Vec<bool> = (0..10).map(|_| discovery.handle_lost(1433)).collect();
+        let holes: Vec<bool> = (0..10)
+            .map(|_| {
+                discovery.handle_acknowledged(100);
+                discovery.handle_lost(1433)
+            })
+            .collect();
         assert_eq!(holes, [[false; 9].as_slice(), &[true]].concat());
         assert_eq!(discovery.current(), BASE_DATAGRAM);
+        assert_eq!(
+            discovery.poll(now, PATIENCE).map(|(size, _)| size),
+            Some(1464)
+        );
     }
 
     #[test]

@@ -38,6 +38,7 @@ use super::leases::Owner;
 use super::run::Shared;
 use super::session::SessionDriver;
 use crate::io::clock;
+use crate::io::pool::Pool;
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
     Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Silence, StrangerDrop,
@@ -129,7 +130,9 @@ pub async fn serve(shared: Arc<Shared>, io: Arc<UdpIo>, tasks: TaskTracker) {
         receiver: Receiver::new(io, shared.pool.clone()),
         queue,
         woken: Vec::new(),
-        shared: shared.clone(),
+        inboxes: shared.inboxes.clone(),
+        stats: shared.datagram_stats.clone(),
+        pool: shared.pool.clone(),
     };
     tokio::select! {
         () = shared.stop.cancelled() => {}
@@ -145,7 +148,9 @@ struct Sorter {
     queue: mpsc::Sender<Arrival>,
     /// Inboxes that something was put into in this turn.
     woken: Vec<Arc<Inbox>>,
-    shared: Arc<Shared>,
+    inboxes: Arc<Inboxes>,
+    stats: Arc<DatagramStats>,
+    pool: Arc<Pool>,
 }
 
 impl Sorter {
@@ -154,7 +159,7 @@ impl Sorter {
             match self.receiver.poll_recv(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) => {
-                    while let Some(arrival) = self.receiver.take() {
+                    while let Some(arrival) = self.receiver.take_message() {
                         self.sort(arrival);
                     }
                     for inbox in self.woken.drain(..) {
@@ -181,7 +186,7 @@ impl Sorter {
         }
         // Of several sessions, or of one and of none: one by one.
         for datagram in arrival.buffer.chunks(arrival.stride) {
-            let mut buffer = self.shared.pool.sized(datagram.len());
+            let mut buffer = self.pool.sized(datagram.len());
             buffer.copy_from_slice(datagram);
             let alone = Arrival {
                 stride: buffer.len(),
@@ -194,9 +199,9 @@ impl Sorter {
     }
 
     fn deliver(&mut self, whose: Whose, arrival: Arrival) {
-        let stats = &self.shared.datagram_stats;
+        let stats = &self.stats;
         match whose {
-            Whose::Session(handle) => match self.shared.inboxes.find(handle) {
+            Whose::Session(handle) => match self.inboxes.find(handle) {
                 Some(inbox) => {
                     inbox.push(arrival);
                     if !self.woken.iter().any(|woken| Arc::ptr_eq(woken, &inbox)) {
@@ -386,3 +391,174 @@ pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads before the runtime gets the thread back.
 const READS_PER_TURN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::wire::{DatagramHeader, JOIN_DATAGRAM_LEN, JoinDatagram, LaneId};
+
+    const FROM: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+    fn sorter(room: usize) -> (Sorter, mpsc::Receiver<Arrival>) {
+        let io = UdpIo::bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a free port");
+        let (queue, handshakes) = mpsc::channel(room);
+        let pool = Pool::new("test", 16, 4);
+        let sorter = Sorter {
+            receiver: Receiver::new(Arc::new(io), pool.clone()),
+            queue,
+            woken: Vec::new(),
+            inboxes: Arc::default(),
+            stats: Arc::default(),
+            pool,
+        };
+        (sorter, handshakes)
+    }
+
+    /// A sealed datagram of a session, as far as anybody can see.
+    fn sealed(session: SessionId, len: usize) -> Vec<u8> {
+        let header = DatagramHeader {
+            epoch: 0,
+            lane: 0,
+            handle: session.handle(),
+            counter: 7,
+        };
+        let mut datagram = header.to_bytes().to_vec();
+        datagram.resize(len, 0xAA);
+        datagram
+    }
+
+    fn join(session: SessionId) -> Vec<u8> {
+        let header = JoinDatagram {
+            epoch: 0,
+            session,
+            lane: LaneId(1),
+        };
+        let mut datagram = header.to_bytes().to_vec();
+        datagram.resize(JOIN_DATAGRAM_LEN, 0xAA);
+        datagram
+    }
+
+    fn init(len: usize) -> Vec<u8> {
+        let mut datagram = vec![0x55; len];
+        datagram[0] = DatagramType::Init.byte();
+        datagram
+    }
+
+    /// One message of these datagrams, of one length but the last.
+    fn message(sorter: &Sorter, datagrams: &[Vec<u8>]) -> Arrival {
+        let bytes = datagrams.concat();
+        let mut buffer = sorter.pool.sized(bytes.len());
+        buffer.copy_from_slice(&bytes);
+        Arrival {
+            buffer,
+            stride: datagrams[0].len(),
+            from: FROM,
+            to: None,
+            ecn: None,
+            io: sorter.receiver.io().clone(),
+        }
+    }
+
+    fn taken(inbox: &Inbox) -> Vec<(usize, usize)> {
+        let cx = Context::from_waker(Waker::noop());
+        let mut taken = Vec::new();
+        while let Poll::Ready(arrival) = inbox.poll_pop(&cx) {
+            taken.push((arrival.buffer.len(), arrival.stride));
+        }
+        taken
+    }
+
+    fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn handle_belongs_to_one_session_at_a_time() {
+        let inboxes = Inboxes::default();
+        let (one, other) = (SessionId(0x1_0000_0007), SessionId(0x2_0000_0007));
+        assert!(inboxes.open(one).is_some());
+        assert!(inboxes.is_taken(other));
+        assert!(inboxes.open(other).is_none());
+        inboxes.close(one);
+        assert!(inboxes.is_empty());
+        assert!(inboxes.open(other).is_some());
+    }
+
+    #[tokio::test]
+    async fn message_of_one_session_crosses_whole() {
+        let (mut sorter, _handshakes) = sorter(1);
+        let session = SessionId(7);
+        let inbox = sorter.inboxes.open(session).expect("free");
+        let datagrams = [
+            sealed(session, 1400),
+            sealed(session, 1400),
+            sealed(session, 90),
+        ];
+        sorter.sort(message(&sorter, &datagrams));
+        sorter.sort(message(&sorter, &[join(session)]));
+        assert_eq!(
+            taken(&inbox),
+            [(2890, 1400), (JOIN_DATAGRAM_LEN, JOIN_DATAGRAM_LEN)]
+        );
+        assert_eq!(sorter.woken.len(), 1, "once for all of it");
+    }
+
+    #[tokio::test]
+    async fn message_of_several_sessions_is_taken_apart() {
+        let (mut sorter, mut handshakes) = sorter(1);
+        let (one, other) = (SessionId(7), SessionId(8));
+        let inboxes = [one, other].map(|id| sorter.inboxes.open(id).expect("free"));
+        let datagrams = [
+            sealed(one, 1300),
+            sealed(other, 1300),
+            init(1300),
+            vec![0xFF; 1300],
+            sealed(SessionId(9), 1300),
+            sealed(one, 50),
+        ];
+        sorter.sort(message(&sorter, &datagrams));
+        assert_eq!(taken(&inboxes[0]), [(1300, 1300), (50, 50)]);
+        assert_eq!(taken(&inboxes[1]), [(1300, 1300)]);
+        assert_eq!(handshakes.try_recv().expect("the Init").buffer.len(), 1300);
+        assert_eq!(read(&sorter.stats.garbage), 1);
+        assert_eq!(read(&sorter.stats.no_session), 1);
+    }
+
+    #[tokio::test]
+    async fn flood_of_handshakes_fills_its_own_queue_and_no_inbox() {
+        let (mut sorter, _handshakes) = sorter(2);
+        let session = SessionId(7);
+        let inbox = sorter.inboxes.open(session).expect("free");
+        for _ in 0..1000 {
+            sorter.sort(message(&sorter, &[init(1300)]));
+        }
+        assert_eq!(read(&sorter.stats.handshakes_full), 998);
+        sorter.sort(message(&sorter, &[sealed(session, 100)]));
+        assert_eq!(taken(&inbox), [(100, 100)]);
+    }
+
+    #[test]
+    fn what_only_servers_send_is_nobodys() {
+        for kind in [
+            DatagramType::Reply,
+            DatagramType::Challenge,
+            DatagramType::Cookie,
+        ] {
+            let mut datagram = vec![0; 200];
+            datagram[0] = kind.byte();
+            assert_eq!(whose(&datagram), Whose::Nobody);
+        }
+        for len in 0..11 {
+            assert_eq!(
+                whose(&sealed(SessionId(1), 40)[..len]),
+                Whose::Nobody,
+                "{len}"
+            );
+        }
+        assert_eq!(whose(&[]), Whose::Nobody);
+    }
+}

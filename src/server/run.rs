@@ -86,7 +86,7 @@ pub struct Shared {
     /// What became of connections before they were known.
     pub accept_stats: AcceptStats,
     /// What became of datagrams before they reached a session.
-    pub datagram_stats: DatagramStats,
+    pub datagram_stats: Arc<DatagramStats>,
     /// What became of sessions.
     pub stats: ServerStats,
     /// Clients that are not answered, in the log.
@@ -265,7 +265,7 @@ impl Server {
             client_to_client: config.client_to_client,
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),
-            datagram_stats: DatagramStats::default(),
+            datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             unlisted: Unlisted::new(clock::now()),
             clients: config

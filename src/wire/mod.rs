@@ -166,7 +166,8 @@
 //! | `15` Part | serial (1) ‖ 0 or 1 ‖ half of a control frame | both, datagram lanes only |
 //! | `16` Probe | serial (4) ‖ zeros | both, datagram lanes only |
 //! | `17` ProbeOk | serial (4) of the Probe | both, datagram lanes only |
-//! | `20`, `21` | reserved: repair, report | |
+//! | `20` Repair | first (4) ‖ span (2) ‖ key (2) ‖ parity | both, datagram lanes only |
+//! | `21` Report | as drawn below | both, datagram lanes only |
 //!
 //! An unknown type, reserved ones included, is skipped if its top bit is set, else it closes the
 //! session. So does a control frame that is malformed or that the other end may not send.
@@ -255,7 +256,8 @@
 //! ┌──────┬───────────────────┬─────────┬───────────────────────┐
 //! │  01  │ source number (4) │ offload │ IP packet, or a piece │
 //! └──────┴───────────────────┴─────────┴───────────────────────┘
-//!  offload: bit 2 transport checksum partial; bit 6 first piece, bit 7 last piece; the others 0.
+//!  offload: bit 2 transport checksum partial; bit 5 kept for repair; bit 6 first piece, bit 7 last
+//!  piece; the others 0.
 //! ```
 //!
 //! The source number is its low half; the other half is what brings it nearest to the number after
@@ -264,6 +266,40 @@
 //! both with its one number and offload byte. The receiver waits for the other half of at most 32.
 //! A control frame that is too long goes in two Parts, type and body of it split anywhere, with the
 //! same serial. Only the newest serial is waited for, and a Part is never in Parts.
+//!
+//! **Repair.** What is repaired of a packet is its shard, `length (2) ‖ offload (1) ‖ packet`, with
+//! zeros behind it as far as the longest; of offload only bit 2 counts. The parity is the sum over
+//! GF(2^8), polynomial 0x11D, of the shards of `span` source numbers from `first` (the low half) on,
+//! each times its coefficient, a function of its whole number n and the key, with all
+//! numbers modulo 2^64:
+//!
+//! ```text
+//!  x = n · 9E3779B97F4A7C15 + (key + 1) · D1B54A32D192ED03
+//!  x = (x ^ x >> 30) · BF58476D1CE4E5B9      x = (x ^ x >> 27) · 94D049BB133111EB
+//!  coefficient = ((x ^ x >> 31) >> 32) · 255 >> 32, plus 1
+//! ```
+//!
+//! A sender that clears bit 5 of a packet does not keep it: no parity covers it and nobody need ask
+//! for it. A repaired packet is delivered as if it had come, and its number is taken.
+//!
+//! **Report.** What arrived of a lane, by the numbers of its datagrams (epoch · 2^32 + counter, low
+//! half), and which packets are to be sent again. Everything in it is repeated by later ones. Numbers without a length are
+//! varints (RFC 9000, section 16) in their shortest form:
+//!
+//! ```text
+//! ┌───────┬─────────────┬─────────────┬─────┬───────────┬───────┬────────┬──────────┬──────────┬────────┐
+//! │ flags │ highest (4) │ arrival (4) │ age │ datagrams │ bytes │ ECN-CE │ repaired │ residual │ wasted │
+//! └───────┴─────────────┴─────────────┴─────┴───────────┴───────┴────────┴──────────┴──────────┴────────┘
+//! ┌────────────┬───────┬─────────────────────────────┬─────────────┬────────────────────────────────────┐
+//! │ ranges (1) │ first │ ranges − 1 times gap, length│ missing (1) │ number (4), missing − 1 times step │
+//! └────────────┴───────┴─────────────────────────────┴─────────────┴────────────────────────────────────┘
+//! ```
+//!
+//! Flags: bit 0 asks for a report. Arrival is that of the highest, in microseconds of the receiver's clock; age is the
+//! time since then. Datagrams, bytes and ECN-CE are all that arrived on the lane; repaired, residual and wasted what the
+//! session's repair did, lost for good and had too much. First is how many below the highest arrived without
+//! a gap; going down, gap and length are numbers missing and numbers there, less one each. Number and
+//! steps (less one) are source numbers wanted again.
 //!
 //! **Handshake.** Kind `01` only. Message 1 does not fit the 1,200 bytes that every path carries, so an Init may be
 //! fragmented. An unanswered Init is followed by a new one, not by a copy, after about 250 ms, 500 ms, 1 s,

@@ -218,9 +218,9 @@ pub enum InnerType {
     Probe = 0x16,
     /// Says that it did.
     ProbeOk = 0x17,
-    /// Parity over source packets; reserved.
+    /// Parity over source packets.
     Repair = 0x20,
-    /// What the receiver saw of loss and delay; reserved.
+    /// What the receiver saw of loss and delay.
     Report = 0x21,
 }
 

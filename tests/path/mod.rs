@@ -41,19 +41,13 @@ impl Path {
 
     /// As [`Path::start`], with a server that lets so many clients in.
     pub(crate) async fn start_for(scheme: Scheme, max_clients: u32) -> Self {
-        Self::make(&[scheme], max_clients, async |listening| listening.to_vec()).await
+        let straight = async |listening: &[LaneAddr]| listening.to_vec();
+        Self::start_behind(&[scheme], max_clients, straight).await
     }
 
     /// The same with a server that listens by each of `schemes`, and a client that is told what
     /// `network` makes of where that is.
     pub(crate) async fn start_behind(
-        schemes: &[Scheme],
-        network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
-    ) -> Self {
-        Self::make(schemes, 16, network).await
-    }
-
-    async fn make(
         schemes: &[Scheme],
         max_clients: u32,
         network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,

@@ -103,7 +103,7 @@ pub struct RedundancyStats {
     pub source_bytes: u64,
     /// Repairs planned as parity.
     pub parity: u64,
-    /// Bytes of those, as far as the longest source in a span is known.
+    /// Bytes of those.
     pub parity_bytes: u64,
     /// Repairs planned as copies.
     pub copies: u64,
@@ -128,11 +128,10 @@ pub struct Redundancy {
     first: u64,
     end: u64,
     key: u16,
-    /// Lengths of the last sources, source `number` at `number % RECENT`.
-    recent: [(Instant, u32); RECENT],
-    /// The longest source of the last while: of this stretch of `max_span` sources, and the one before.
-    longest: [u32; 2],
-    in_stretch: u16,
+    /// When the last sources were sent, source `number` at `number % RECENT`.
+    recent: [Instant; RECENT],
+    /// The lengths of the last `max_span` sources, source `number` at `number % max_span`.
+    lens: Box<[u32]>,
     /// Sources a second, faded over [`RATE_HORIZON`], as of the last source.
     rate: f64,
     sourced: Instant,
@@ -172,9 +171,8 @@ impl Redundancy {
             first: 0,
             end: 0,
             key: 0,
-            recent: [(now, 0); RECENT],
-            longest: [0; 2],
-            in_stretch: 0,
+            recent: [now; RECENT],
+            lens: vec![0; settings.max_span.into()].into_boxed_slice(),
             rate: 0.0,
             sourced: now,
             credit: 0.0,
@@ -193,7 +191,12 @@ impl Redundancy {
 
     /// Changes the settings; what is due already stays due.
     pub fn set(&mut self, settings: Settings) {
+        let longest = self.lens.iter().max().copied().unwrap_or(0);
         self.settings = settings.sane();
+        if self.lens.len() != usize::from(self.settings.max_span) {
+            // Whose length is no longer known counts as long as the longest.
+            self.lens = vec![longest; self.settings.max_span.into()].into_boxed_slice();
+        }
         if settings.mode == Mode::Off {
             self.waiting.clear();
             self.credit = 0.0;
@@ -224,8 +227,9 @@ impl Redundancy {
         }
         self.end = end;
         let len = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.recent[recent(number)] = (now, len);
-        self.note_length(len);
+        self.recent[recent(number)] = now;
+        let slot = self.len_slot(number);
+        self.lens[slot] = len;
         self.note_rate(now);
         self.stats.sources += 1;
         self.stats.source_bytes += u64::from(len);
@@ -262,9 +266,7 @@ impl Redundancy {
         let burst = self.estimate.burst_len();
         self.credit = (self.credit + self.ratio).min(MAX_CREDIT);
         self.allowance += f64::from(self.cap(loss, burst)) * bytes as f64;
-        self.allowance = self
-            .allowance
-            .min(MAX_CREDIT * f64::from(self.longest_len()));
+        self.allowance = self.allowance.min(MAX_ALLOWANCE);
         self.expect_pause(now);
     }
 
@@ -291,7 +293,9 @@ impl Redundancy {
         if !due || self.end == self.first {
             return None;
         }
-        let bytes = f64::from(self.longest_len());
+        let span = u64::from(self.span).min(self.end - self.first);
+        let len = self.longest(span);
+        let bytes = f64::from(len);
         if self.settings.mode == Mode::Auto {
             if self.allowance >= bytes {
                 self.allowance -= bytes;
@@ -307,8 +311,7 @@ impl Redundancy {
         self.train_repairs += 1;
         self.uncovered = 0;
         self.stats.parity += 1;
-        self.stats.parity_bytes += u64::from(self.longest_len());
-        let span = u64::from(self.span).min(self.end - self.first);
+        self.stats.parity_bytes += u64::from(len);
         Some(self.plan(self.end - span, span, PlanKind::Parity))
     }
 
@@ -391,15 +394,19 @@ impl Redundancy {
     ///
     /// More than one where little else is sent, so that a copy brings the former ones too.
     fn company(&self, now: Instant, number: u64) -> (u64, u32) {
-        let own = self.recent[recent(number)].1;
+        let own = self.lens[self.len_slot(number)];
         let (mut span, mut longest) = (1, own);
         let most = if self.estimate.burst_len() > BURSTY {
             COMPANY_IN_BURSTS
         } else {
             COMPANY
         };
+        let most = most.min(self.settings.max_span.into());
         while span < most && number >= self.first.saturating_add(span) {
-            let (sent, len) = self.recent[recent(number - span)];
+            let (sent, len) = (
+                self.recent[recent(number - span)],
+                self.lens[self.len_slot(number - span)],
+            );
             let recently = now.saturating_duration_since(sent) <= COMPANY_WITHIN;
             if !recently || len > own.saturating_add(own / 4) {
                 break;
@@ -422,18 +429,15 @@ impl Redundancy {
         }
     }
 
-    fn note_length(&mut self, len: u32) {
-        self.longest[0] = self.longest[0].max(len);
-        self.in_stretch += 1;
-        if self.in_stretch >= self.settings.max_span {
-            self.longest = [0, self.longest[0]];
-            self.in_stretch = 0;
-        }
+    /// Returns the length of the longest of the last `span` sources, of at most `max_span`.
+    fn longest(&self, span: u64) -> u32 {
+        let numbers = self.end - span..self.end;
+        let lens = numbers.map(|number| self.lens[self.len_slot(number)]);
+        lens.max().unwrap_or(0)
     }
 
-    /// Returns the length of the longest source in any span that ends now.
-    fn longest_len(&self) -> u32 {
-        self.longest[0].max(self.longest[1])
+    fn len_slot(&self, number: u64) -> usize {
+        (number % self.lens.len() as u64) as usize
     }
 
     fn note_rate(&mut self, now: Instant) {
@@ -524,12 +528,12 @@ impl Redundancy {
     }
 }
 
-/// Returns where the length of a source is kept.
+/// Returns where the time of a source is kept.
 fn recent(number: u64) -> usize {
     (number % RECENT as u64) as usize
 }
 
-/// Lengths kept: at least those that a copy may cover.
+/// Times kept: at least of those that a copy may cover.
 const RECENT: usize = 8;
 
 /// The most sources that a copy covers: with more of them, one that stays missing would spoil the copies
@@ -586,6 +590,9 @@ const FLUSH_AFTER: Duration = Duration::from_millis(5);
 
 /// Repairs due that are kept while none can be sent.
 const MAX_CREDIT: f64 = 16.0;
+
+/// Bytes that the cap allows are kept up to this: some repairs of any usual length.
+const MAX_ALLOWANCE: f64 = 32_768.0;
 
 /// Repairs sent ahead of what is due, when sources pause.
 const MAX_BORROWED: f64 = 3.0;

@@ -17,7 +17,7 @@
 //! **Estimate.** Losses are counted over two horizons: about two seconds, which gives the figure, and
 //! a few round trips, which lets it rise at once. Repair begins when the loss is above 0.2 % beyond
 //! doubt (four standard deviations) and ends when the longer horizon falls below that: what is lost
-//! there is cheaper to send again. Losses that come only while delay rises are a queue's, not
+//! there is cheaper to send again. Losses that come mostly while delay rises are a queue's, not
 //! the air's: they do not raise the figure, and parity is halved each round trip that they last.
 //!
 //! **Ratio.** Of n sources np are lost on average, with a variance of np(1 - p)(2b - 1) when losses
@@ -83,7 +83,7 @@
 //!
 //! # Limits
 //!
-//! A controller holds a few hundred bytes and the lengths of the last few sources; at most
+//! A controller holds a few hundred bytes and the lengths of the last sources, one span of them; at most
 //! [`MAX_WAITING`] copies wait. It counts what it does not send ([`RedundancyStats`]).
 
 mod controller;

@@ -3,12 +3,13 @@
 //! # Theory of operation
 //!
 //! A [`Link`] is a description: two [`Path`]s, one for each direction, written as a short text such as
-//! `loss=5,burst=4,delay=25,rate=50,limit=100ms` (see [`Link`]'s `FromStr`). Three things bring it to life:
+//! `loss=5,burst=4,delay=25,rate=50,limit=100ms` (see [`Link`]'s `FromStr`). Four things bring it to life:
 //!
 //! | what | where |
 //! |---|---|
 //! | [`Emulator`] | one direction, sans-IO, seeded: for virtual time and for the relay below |
 //! | [`UdpLink`] | a relay of datagrams between ordinary sockets, through two emulators; needs no privilege |
+//! | [`WireLink`] | a thread between two network devices, through two emulators; needs root |
 //! | [`Link::netem_arguments`] | the same link for `tc qdisc … netem`, where the kernel has it |
 //!
 //! A packet passes the parts of an [`Emulator`] in this order, which is netem's:
@@ -36,6 +37,7 @@ mod path;
 mod random;
 mod text;
 mod udp;
+mod wire;
 
 pub use emulator::{Counters, Delivery, Emulator, Fate, MAX_UNDER_WAY};
 pub use netem::NetemArguments;
@@ -43,3 +45,4 @@ pub use path::{Limit, Link, LinkError, Loss, Path};
 pub use random::Random;
 pub use text::LinkTextError;
 pub use udp::{MAX_CLIENTS, UdpCounters, UdpLink};
+pub use wire::{WireCounters, WireLink, without_offload};

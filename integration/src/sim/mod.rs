@@ -13,6 +13,9 @@
 //!  cross traffic ─────▶ ══ Emulator, one for each direction ══ ─────▶ cross traffic
 //! ```
 //!
+//! There are two tunnels: [`SessionTunnel`], two sessions of the program with a datagram lane between them, and
+//! [`Direct`], none at all, by which the endpoints themselves are judged.
+//!
 //! A [`World`] owns the link (two emulators, see [`link`](crate::link)), a [`Tunnel`], and the ends of every flow of
 //! its [`Scenario`]. A flow goes through the tunnel or [beside](Via::Beside) it; all share the bottleneck. The ends emit
 //! and take real IPv4 packets with TCP or UDP, whose checksums are verified where they arrive; payloads are zeros.
@@ -36,6 +39,7 @@ mod measure;
 mod packet;
 mod report;
 mod scenario;
+mod session;
 mod sweep;
 mod talk;
 mod tcp;
@@ -48,6 +52,7 @@ pub use measure::Percentiles;
 pub use packet::{Packet, PacketError, Side};
 pub use report::{FlowReport, Report, Residual};
 pub use scenario::{FlowSpec, Scenario, Traffic, Via};
+pub use session::SessionTunnel;
 pub use sweep::{Case, Grade, Outcome, Sweep, SweepResult, cases};
 pub use tcp::{ControlKind, ControlNameError, TcpCounters, TcpSettings};
 pub use tunnel::{Datagram, Direct, Tunnel};

@@ -408,7 +408,7 @@ mod tests {
     impl Tunnel for Hobbled {
         fn inject(&mut self, now: Instant, side: Side, packet: Packet) {
             self.count += 1;
-            if self.every == 0 || self.count % self.every != 0 {
+            if self.every == 0 || !self.count.is_multiple_of(self.every) {
                 self.direct.inject(now, side, packet);
             }
         }
@@ -425,8 +425,8 @@ mod tests {
             self.direct.poll_deliver(now, side)
         }
 
-        fn poll_timeout(&self) -> Option<Instant> {
-            self.direct.poll_timeout()
+        fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+            self.direct.poll_timeout(now)
         }
 
         fn handle_timeout(&mut self, now: Instant) {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use adit_fec::{Mode, Settings as RepairSettings};
 use proptest::prelude::*;
 
 use super::*;
@@ -182,6 +183,51 @@ fn constant_flow_takes_its_rate_and_no_more() {
     // 972 of 1,000 bytes are payload
     assert!((report.goodput() / 2e6 - 0.972).abs() < 0.002, "{report}");
     assert_eq!(report.flows[0].delay[0].max.as_micros(), 25_811);
+}
+
+/// What comes of a scenario through a session.
+fn run_session(mode: Mode, mut scenario: Scenario) -> Report {
+    let (link, seed, epoch) = (scenario.link, scenario.seed, Instant::now());
+    scenario.mtu = 1400;
+    let repair = RepairSettings {
+        mode,
+        ..RepairSettings::default()
+    };
+    let tunnel = SessionTunnel::new(epoch, &link, repair, seed);
+    let mut world = World::new(epoch, scenario, tunnel).unwrap();
+    let report = world.run();
+    println!("{link}, seed {seed}, {mode:?}\n{report}\n");
+    assert_eq!((report.corrupt, world.tunnel().refused()), (0, 0));
+    report
+}
+
+#[test]
+fn session_repairs_what_a_link_loses_so_that_cubic_hardly_notices() {
+    let scenario = |seed| {
+        Scenario::new(format!("loss=1,{LOSSY_SUITE}").parse().unwrap(), seed)
+            .with(CUBIC)
+            .with(Traffic::UdpMessages)
+            .lasting(Duration::from_secs(12))
+    };
+    let (auto, off) = (
+        run_session(Mode::Auto, scenario(1)),
+        run_session(Mode::Off, scenario(1)),
+    );
+    assert!(auto.goodput() > 4.0 * off.goodput());
+    assert!(auto.flows[0].residual[1].rate() < 1e-3, "{auto}");
+    assert_eq!(auto.flows[1].unanswered, 0);
+    assert!(off.flows[0].residual[1].rate() > 5e-3, "{off}");
+}
+
+#[test]
+fn super_packets_come_out_of_a_session_as_the_segments_they_are() {
+    let mut scenario = Scenario::new(LOSSY_SUITE.parse().unwrap(), 2)
+        .with(CUBIC)
+        .lasting(Duration::from_secs(8));
+    scenario.super_packets = true;
+    let report = run_session(Mode::Auto, scenario);
+    assert!(report.goodput() > 10e6, "{report}");
+    assert_eq!(report.flows[0].residual[1].repeated, 0);
 }
 
 proptest! {

@@ -22,8 +22,8 @@ pub trait Tunnel {
     /// Gives the next inner packet that comes out at `side`.
     fn poll_deliver(&mut self, now: Instant, side: Side) -> Option<Packet>;
 
-    /// Says when [`Tunnel::handle_timeout`] is to be called next.
-    fn poll_timeout(&self) -> Option<Instant>;
+    /// Says when [`Tunnel::handle_timeout`] is to be called next: after `now`.
+    fn poll_timeout(&self, now: Instant) -> Option<Instant>;
 
     /// Does what is due at both ends.
     fn handle_timeout(&mut self, now: Instant);
@@ -75,7 +75,7 @@ impl Tunnel for Direct {
         })
     }
 
-    fn poll_timeout(&self) -> Option<Instant> {
+    fn poll_timeout(&self, _now: Instant) -> Option<Instant> {
         None
     }
 

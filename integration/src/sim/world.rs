@@ -254,7 +254,7 @@ impl<T: Tunnel> World<T> {
                 self.deliver(now, side, &packet);
             }
         }
-        let next = self.tunnel.poll_timeout();
+        let next = self.tunnel.poll_timeout(now);
         self.queue.schedule(Target::Tunnel, next);
     }
 

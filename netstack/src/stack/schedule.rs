@@ -35,6 +35,12 @@ impl Stack {
                 self.dirty.pop_front();
                 continue;
             };
+            if sink_is_full(conn.bound(), sink) {
+                // smoltcp is not asked for what there is no room for: it stops its retransmission timer and takes
+                // note of a fast retransmission as made before it asks for room, so that a segment which found
+                // none would never be sent again.
+                return;
+            }
             let written = match conn.egress(now, &clock, sink) {
                 Ok(written) => written,
                 Err(_) => {
@@ -55,9 +61,6 @@ impl Stack {
                     self.touch(slot, now);
                 }
                 None if conn.due(now, &clock) == Due::Now => {
-                    if sink_is_full(conn.bound(), sink) {
-                        return;
-                    }
                     // smoltcp wants to send and does not; it is asked again, but not in a loop.
                     self.rotate();
                     self.timers.arm(slot as u32, now + STUCK_RETRY);

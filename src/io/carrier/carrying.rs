@@ -15,7 +15,7 @@ use super::stream::{CarriedStream, QUIET};
 use crate::io::lane::StreamLane;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
-use crate::proto::datapath::DatapathStats;
+use crate::proto::datapath::{DatapathStats, Orphan};
 use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -30,6 +30,8 @@ pub struct Carrier {
     /// Until when a session that has closed may keep its lanes for its last word.
     last_word: Option<Instant>,
     stats: CarrierStats,
+    /// When it was last told that the network says a lane does not arrive.
+    doubted: Option<Instant>,
 }
 
 impl Carrier {
@@ -233,7 +235,8 @@ impl Carrier {
             Some(id) => match self.streams.iter_mut().find(|lane| lane.id == id) {
                 Some(lane) => {
                     let sealed = self.session.seal_packet(now, id, &mut buffer, offload);
-                    // Sealed frames may not be left out: the lane takes it even at its limit.
+                    // Full after all: a frame that was sealed and is not sent leaves a gap in the
+                    // counters, no more.
                     sealed.is_ok() && lane.io.push(buffer).is_ok()
                 }
                 None => false,
@@ -277,9 +280,13 @@ impl Carrier {
             }
         }
         if let Some((lanes, feedback)) = self.datagrams.take_feedback(&mut self.session) {
-            let doubts = lanes.map(|lane| CarrierEvent::LaneDoubtful { lane, feedback });
-            self.events.extend(doubts);
-            lost = true;
+            // Who is told asks whether it is true, and the network says it again.
+            if self.doubted.is_none_or(|at| now >= at + DOUBTS_APART) {
+                self.doubted = Some(now);
+                let doubts = lanes.map(|lane| CarrierEvent::LaneDoubtful { lane, feedback });
+                self.events.extend(doubts);
+                lost = true;
+            }
         }
         lost || (!had_room && self.has_room(now))
     }
@@ -330,6 +337,7 @@ impl Carrier {
             control: Vec::new(),
             last_word: None,
             stats: CarrierStats::default(),
+            doubted: None,
         }
     }
 
@@ -380,6 +388,34 @@ impl Carrier {
         else {
             return;
         };
+        datagrams.give_up_silent(session);
+        datagrams.rescue(|orphan| {
+            let Some(Orphan {
+                number,
+                offload,
+                packet,
+            }) = orphan
+            else {
+                return if lane.io.writable_room() {
+                    Room::Left
+                } else {
+                    Room::Full
+                };
+            };
+            let whole = PACKET_HEADROOM + packet.len() + TAILROOM;
+            let sealed = lane.io.reserve(whole).is_some_and(|room| {
+                room[PACKET_HEADROOM..PACKET_HEADROOM + packet.len()].copy_from_slice(packet);
+                session
+                    .seal_again(now, id, number, &mut room[..whole], offload)
+                    .is_ok()
+            });
+            if sealed {
+                lane.io.commit(whole);
+            } else {
+                stats.unsealed += 1;
+            }
+            Room::Left
+        });
         datagrams.drain(now, |packet, offload| {
             if packet.is_empty() {
                 return if lane.io.writable_room() {
@@ -427,6 +463,9 @@ impl Carrier {
 
 /// How long a session that has closed keeps its lanes if the far end does not read.
 pub(super) const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How far doubts are apart that are told: one is enough to look whether the lane lives.
+const DOUBTS_APART: Duration = Duration::from_secs(1);
 
 /// The most lanes that carry one session at once.
 pub const MAX_LANES: usize = 8;

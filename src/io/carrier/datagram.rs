@@ -12,7 +12,7 @@ use super::event::CarrierStats;
 use super::stream::QUIET;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
-use crate::proto::datapath::{Datapath, DatapathStats, LaneCounts, Received};
+use crate::proto::datapath::{Datapath, DatapathStats, LaneCounts, Orphan, Received};
 use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
 use crate::wire::{
     BASE_DATAGRAM, DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type,
@@ -152,7 +152,7 @@ impl Datagrams {
                 Poll::Ready(Ok(())) => {
                     any = true;
                     port.used = Some(now);
-                    while let Some(datagram) = receiver.next() {
+                    while let Some(datagram) = receiver.next_datagram() {
                         // Our own address may change; the far end is who it is.
                         let path = DatagramPath {
                             remote: datagram.from,
@@ -324,6 +324,31 @@ impl Datagrams {
     ) {
         if let Some(datapath) = self.datapath.as_deref_mut() {
             datapath.handle_control_sent(session, now, lane, datagram);
+        }
+    }
+
+    /// Gives up what flies on lanes that nobody answers on.
+    pub(super) fn give_up_silent(&mut self, session: &Session) {
+        if let Some(datapath) = self.datapath.as_deref_mut() {
+            for lane in &self.lanes {
+                if session.is_silent(*lane) {
+                    datapath.abandon(*lane);
+                }
+            }
+        }
+    }
+
+    /// Hands each packet of what was given up, if it is still held, to `write`, while that answers that
+    /// there is room.
+    pub(super) fn rescue(&mut self, mut write: impl FnMut(Option<Orphan<'_>>) -> Room) {
+        let Some(datapath) = self.datapath.as_deref_mut() else {
+            return;
+        };
+        while write(None) == Room::Left {
+            let Some(orphan) = datapath.take_orphan() else {
+                return;
+            };
+            write(Some(orphan));
         }
     }
 

@@ -1,10 +1,10 @@
 //! Both ends of a session on real connections.
 
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use adit_netstack::{Offload, PacketSink as _};
+use adit_netstack::{Checksum, Gso, Offload, PacketSink as _};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -12,9 +12,11 @@ use super::carrying::LAST_WORD;
 use super::*;
 use crate::io::lane::{LaneStream, StreamLane};
 use crate::io::pool::Pool;
+use crate::io::udp::{Inbox, Receiver, UdpIo};
 use crate::proto::{
-    Answer, ChallengeState, ClientConfig, ClientEntry, Initiator, Reply, Responder, SecretKey,
-    Session, SessionEvent, Settings,
+    Answer, ChallengeState, ClientConfig, ClientEntry, DatagramInitiator, DatagramPath,
+    DatagramResponder, Initiator, LoadLimits, Reception, Reply, Responder, SecretKey, Session,
+    SessionEvent, Settings,
 };
 use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -294,4 +296,224 @@ async fn lane_that_ends_is_reported_once_and_the_session_lives_on() {
     assert_eq!(ends.server.session().closed(), None);
     assert!(!ends.server.has_room(now));
     assert!(ends.server.sink(now).reserve(100).is_none());
+}
+
+/// Both ends of one session over datagrams, in one inbox and one socket's receiver.
+struct Datagrammers {
+    client: Carrier,
+    server: Carrier,
+    inbox: Arc<Inbox>,
+    reader: Receiver,
+    at_client: Vec<Vec<u8>>,
+    at_server: Vec<Vec<u8>>,
+}
+
+impl Datagrammers {
+    fn new(now: Instant) -> Self {
+        let mut rng = rand::rng();
+        let secret = SecretKey::generate(&mut rng);
+        let config =
+            ClientConfig::new(SecretKey::generate(&mut rng), secret.public(), *b"instance");
+        let responder = Responder::new(vec![secret], &[], Settings::default(), UNIX_EPOCH);
+        let limits = LoadLimits::default();
+        let mut responder = DatagramResponder::new(Arc::new(responder), limits, &mut rng);
+        let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let [near, far] = [0, 0].map(|port| {
+            let io = UdpIo::bind(([127, 0, 0, 1], port).into(), false).expect("a free port");
+            Receiver::new(Arc::new(io), pool())
+        });
+        let path = |from: &Receiver, to: &Receiver| DatagramPath {
+            socket: from.io().id(),
+            ..DatagramPath::to(to.io().local_addr())
+        };
+        let up = path(&near, &far);
+        let mut initiator = DatagramInitiator::new(now, &config, up, &mut rng).unwrap();
+        let mut init = Vec::new();
+        assert!(initiator.poll_transmit(now, unix, &mut init).unwrap());
+        let down = DatagramPath {
+            local: Some([127, 0, 0, 1].into()),
+            ..path(&far, &near)
+        };
+        let entry = |_: &_| Some(ClientEntry::default());
+        let reception = responder.handle(now, down, &init, 0, entry);
+        let Reception::Handshake(Answer::Accept { reply, session, .. }) = reception else {
+            panic!("{reception:?}");
+        };
+        let client = initiator.handle(now, &reply).unwrap().expect("a session");
+        let inbox = Arc::new(Inbox::new());
+        let mut server = Carrier::over_datagrams(*session, LaneId::FIRST, None, pool());
+        server.set_inbox(inbox.clone());
+        Self {
+            client: Carrier::over_datagrams(*client, LaneId::FIRST, Some(near), pool()),
+            server,
+            inbox,
+            reader: far,
+            at_client: Vec::new(),
+            at_server: Vec::new(),
+        }
+    }
+
+    /// One turn of both drivers and of the task that reads the server's socket.
+    async fn turn(&mut self, now: Instant) {
+        let at = &mut self.at_client;
+        self.client.poll_receive(&mut cx(), now, |frame, range, _| {
+            at.push(frame[range].to_vec());
+        });
+        self.client.poll_send(&mut cx(), now);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if let Poll::Ready(Ok(())) = self.reader.poll_recv(&mut cx()) {
+            while let Some(arrival) = self.reader.take_message() {
+                assert!(self.inbox.push(arrival));
+            }
+        }
+        let at = &mut self.at_server;
+        self.server.poll_receive(&mut cx(), now, |frame, range, _| {
+            at.push(frame[range].to_vec());
+        });
+        self.server.poll_send(&mut cx(), now);
+        while self.client.poll_event(now).is_some() || self.server.poll_event(now).is_some() {}
+    }
+
+    async fn confirm(&mut self, now: Instant) {
+        while !self.server.session().is_confirmed() || !self.server.has_room(now) {
+            self.turn(now).await;
+        }
+    }
+}
+
+/// An IPv4 packet of `payload` behind `header` bytes of another protocol's header.
+fn packet(protocol: u8, header: &[u8], payload: usize) -> Vec<u8> {
+    let len = 20 + header.len() + payload;
+    let mut packet = vec![0; 20];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+    packet[8] = 64;
+    packet[9] = protocol;
+    packet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum: u32 = packet
+        .chunks(2)
+        .map(|two| u32::from(two[0]) << 8 | u32::from(two[1]))
+        .sum();
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
+    packet.extend_from_slice(header);
+    packet.extend((0..payload).map(|i| (i % 251) as u8));
+    packet
+}
+
+fn write(carrier: &mut Carrier, now: Instant, packet: &[u8], offload: Offload) {
+    let mut sink = carrier.sink(now);
+    sink.reserve(packet.len())
+        .expect("room")
+        .copy_from_slice(packet);
+    sink.commit(packet.len(), offload);
+}
+
+#[tokio::test]
+async fn super_packet_crosses_as_wire_packets_that_the_lane_carries() {
+    let now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    ends.confirm(now).await;
+    let mut header = [0; 20];
+    header[4..8].copy_from_slice(&1000u32.to_be_bytes());
+    header[12] = 5 << 4;
+    header[13] = 0x10;
+    let whole = packet(6, &header, 30_000);
+    let offload = Offload {
+        gso: Gso::Tcp { size: 1360 },
+        checksum: Checksum::Partial,
+    };
+    write(&mut ends.client, now, &whole, offload);
+    let mut down = pool().sized(PACKET_HEADROOM + whole.len() + TAILROOM);
+    down[PACKET_HEADROOM..PACKET_HEADROOM + whole.len()].copy_from_slice(&whole);
+    ends.server.push(now, down, offload);
+    let payload = |packets: &[Vec<u8>]| -> usize { packets.iter().map(|p| p.len() - 40).sum() };
+    while payload(&ends.at_server) < 30_000 || payload(&ends.at_client) < 30_000 {
+        ends.turn(now).await;
+    }
+    let most = ends
+        .client
+        .session()
+        .max_datagram(LaneId::FIRST)
+        .expect("a lane");
+    for packets in [&mut ends.at_server, &mut ends.at_client] {
+        packets.sort_by_key(|packet| packet[24..28].to_vec());
+        let joined: Vec<u8> = packets
+            .iter()
+            .flat_map(|packet| packet[40..].to_vec())
+            .collect();
+        assert!(joined == whole[40..]);
+        assert!(packets.iter().all(|packet| packet.len() <= most.min(1400)));
+    }
+}
+
+#[tokio::test]
+async fn packet_longer_than_a_datagram_crosses_in_two_pieces() {
+    let now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    ends.confirm(now).await;
+    let most = ends
+        .client
+        .session()
+        .max_datagram(LaneId::FIRST)
+        .expect("a lane");
+    // Of a protocol that nobody can cut.
+    let whole = packet(253, &[], most + 100);
+    write(&mut ends.client, now, &whole, Offload::default());
+    while ends.at_server.is_empty() {
+        ends.turn(now).await;
+    }
+    assert!(ends.at_server == [whole]);
+    // Three pieces there are not.
+    let longer = packet(253, &[], 2 * 1500);
+    write(&mut ends.client, now, &longer, Offload::default());
+    ends.turn(now).await;
+    assert_eq!(ends.client.stats().too_long, 1);
+}
+
+#[tokio::test]
+async fn datagram_sink_gives_no_room_while_two_super_packets_wait() {
+    let now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    ends.confirm(now).await;
+    let one = packet(253, &[], 40_000);
+    write(&mut ends.client, now, &one, Offload::default());
+    assert!(ends.client.has_room(now));
+    write(&mut ends.client, now, &one, Offload::default());
+    assert!(!ends.client.has_room(now));
+    assert!(ends.client.sink(now).reserve(100).is_none());
+    ends.client.poll_send(&mut cx(), now);
+    assert!(ends.client.has_room(now));
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_packet_are_not_staged() {
+    let now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    ends.confirm(now).await;
+    write(&mut ends.client, now, &[0; 100], Offload::default());
+    assert_eq!(ends.client.stats().unsealed, 1);
+    assert!(ends.client.has_room(now));
+}
+
+#[tokio::test]
+async fn closed_session_says_so_and_lets_its_datagram_lane_go() {
+    let mut now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    ends.confirm(now).await;
+    ends.client
+        .session_mut()
+        .close(now, CloseReason::ShuttingDown);
+    ends.client.poll_send(&mut cx(), now);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    while ends.server.session().closed().is_none() {
+        ends.turn(now).await;
+    }
+    // The word is said again, and then that is all.
+    while ends.client.lanes() > 0 {
+        now = ends.client.poll_timeout().expect("an end");
+        ends.client.handle_timeout(now);
+        ends.client.poll_send(&mut cx(), now);
+    }
+    assert_eq!(ends.client.poll_timeout(), None);
 }

@@ -1,9 +1,9 @@
 //! UDP sockets: batches in, batches out, with the kernel's offloads.
 //!
 //! ```text
-//!  recvmmsg + GRO ──▶ [ message │ message │ … ] ──Receiver::next──▶ one datagram after the other, in place
+//!  recvmmsg + GRO ──▶ [ message │ message │ … ] ──next_datagram──▶ one datagram after the other, in place
 //!                       up to 64 KiB each, one sender and one stride
-//!                                    └──Receiver::take──▶ Inbox of a session (whole messages, by buffer)
+//!                                    └──take_message──▶ Inbox of a session (whole messages, by buffer)
 //!
 //!  sendmsg + GSO  ◀── [ ▮▮▮▮▮▮▯ │ ▮▮▮▯ ] ◀──SendBatch::reserve/commit── sealed straight into the batch
 //!                       groups: one target, equal lengths, the last may be shorter

@@ -60,8 +60,8 @@ impl Receiver {
         &self.io
     }
 
-    /// Reads once; `Ready(Ok(()))` when something is there to be taken by [`Receiver::next`] or
-    /// [`Receiver::take`], both of which forget what the last read brought.
+    /// Reads once; `Ready(Ok(()))` when something is there to be taken by [`Receiver::next_datagram`] or
+    /// [`Receiver::take_message`], both of which forget what the last read brought.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl Receiver {
     }
 
     /// Hands out the next datagram of the last read.
-    pub fn next(&mut self) -> Option<Datagram<'_>> {
+    pub fn next_datagram(&mut self) -> Option<Datagram<'_>> {
         while self.at < self.filled {
             let meta = self.metas[self.at];
             if self.offset >= meta.len {
@@ -123,7 +123,7 @@ impl Receiver {
     ///
     /// A message that fits a small buffer is copied into one, so that a lone datagram does not
     /// keep 64 KiB from others for as long as it waits.
-    pub fn take(&mut self) -> Option<Arrival> {
+    pub fn take_message(&mut self) -> Option<Arrival> {
         loop {
             let meta = *self.metas.get(self.at).filter(|_| self.at < self.filled)?;
             let place = &mut self.buffers.as_mut()?[self.at];

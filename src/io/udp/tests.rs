@@ -54,7 +54,7 @@ impl End {
             if poll_fn(|cx| self.receiver.poll_recv(cx)).await.is_err() {
                 continue;
             }
-            while let Some(datagram) = self.receiver.next() {
+            while let Some(datagram) = self.receiver.next_datagram() {
                 assert!(datagram.bytes.iter().all(|byte| *byte == datagram.bytes[0]));
                 got.push((
                     datagram.bytes.len(),
@@ -231,7 +231,7 @@ async fn answer_leaves_from_the_address_that_was_asked() {
         poll_fn(|cx| server.receiver.poll_recv(cx))
             .await
             .expect("a datagram");
-        let datagram = server.receiver.next().expect("one");
+        let datagram = server.receiver.next_datagram().expect("one");
         let answer = Target {
             to: datagram.from,
             source: datagram.to,
@@ -259,7 +259,7 @@ async fn whole_messages_are_taken_with_their_buffers() {
         poll_fn(|cx| far.receiver.poll_recv(cx))
             .await
             .expect("datagrams");
-        while let Some(arrival) = far.receiver.take() {
+        while let Some(arrival) = far.receiver.take_message() {
             if arrival.buffer.len() <= SMALL {
                 assert_eq!(arrival.buffer.capacity(), SMALL);
             }

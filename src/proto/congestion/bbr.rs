@@ -66,7 +66,7 @@ impl Bbr {
     /// the handshake, and `seed` spreads in time what many lanes would do at once.
     #[must_use]
     pub fn new(now: Instant, datagram: usize, round_trip: Duration, seed: u64) -> Self {
-        let datagram = (datagram as u64).max(1);
+        let datagram = (datagram as u64).clamp(1, MAX_DATAGRAM);
         Self {
             model: Model::new(now),
             phase: Phase::Startup,
@@ -110,7 +110,9 @@ impl Bbr {
 
     /// A queue that must not stand.
     fn too_long(&self) -> Duration {
-        TOO_LONG + self.datagrams_time(2) + self.jitter()
+        (self.length() / 3).clamp(MIN_TOO_LONG, MAX_TOO_LONG)
+            + self.datagrams_time(2)
+            + self.jitter()
     }
 
     /// Delay that is no queue.
@@ -397,7 +399,7 @@ impl Bbr {
         }
         let length = self.length();
         if let Some(rivalry) = &mut self.rivalry {
-            rivalry.on_look(length);
+            rivalry.on_look(sample, length);
         }
         self.cruise();
     }
@@ -508,7 +510,7 @@ impl Congestion for Bbr {
     }
 
     fn on_datagram_size(&mut self, bytes: u64) {
-        self.datagram = bytes.max(1);
+        self.datagram = bytes.clamp(1, MAX_DATAGRAM);
     }
 
     fn datagram_size(&self) -> u64 {
@@ -553,11 +555,12 @@ impl Congestion for Bbr {
     fn pacing_rate(&self) -> u64 {
         let initial = || {
             let bytes = (INITIAL_DATAGRAMS * self.datagram) as f64;
-            STARTUP_GAIN * bytes / self.first_guess.as_secs_f64()
+            STARTUP_GAIN * bytes / self.length().as_secs_f64().max(1e-6)
         };
         let bandwidth = self.model.bandwidth();
         let rate = match (self.phase, &self.rivalry) {
-            (Phase::Startup, _) if self.model.rounds() < 2 => {
+            // As long as the application sends little, that is all the bandwidth there seems to be.
+            (Phase::Startup, _) if self.plateau.0 == 0 => {
                 initial().max(STARTUP_GAIN * bandwidth as f64)
             }
             (Phase::Probe { .. }, _) => bandwidth as f64,
@@ -643,8 +646,10 @@ const MAX_JITTER: Duration = Duration::from_millis(10);
 /// The queue that a round trip of pushing may make.
 const PUSH_QUEUE: Duration = Duration::from_millis(6);
 
-/// A queue that stands for a whole round while nothing is pushed. Below the 20 ms that a user is promised.
-const TOO_LONG: Duration = Duration::from_millis(12);
+/// Bounds of a queue that must not stand for a whole round while nothing is pushed: below the 20 ms that a
+/// user is promised, and on short paths below what one more flow puts there.
+const MIN_TOO_LONG: Duration = Duration::from_millis(4);
+const MAX_TOO_LONG: Duration = Duration::from_millis(12);
 
 /// Queue for which the window leaves room.
 const WINDOW_QUEUE: Duration = Duration::from_millis(15);
@@ -679,6 +684,9 @@ const MIN_GUESS: Duration = Duration::from_micros(100);
 
 /// A link on which a datagram takes longer is taken for one on which it takes that.
 const MAX_DATAGRAM_TIME: Duration = Duration::from_secs(1);
+
+/// The longest UDP payload there is.
+const MAX_DATAGRAM: u64 = 65_507;
 
 /// 10 kbit/s: whatever happened, something is sent that may bring news.
 const MIN_RATE: u64 = 1250;

@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) queue: Duration,
     /// Share lost at random, before the queue, both ways.
     pub(super) loss: f64,
+    /// Mean length of a run of losses on the way there; 1 where they are independent.
+    pub(super) burst: f64,
     /// Added to the delay, evenly from nothing to this; order is kept unless `reorder`.
     pub(super) jitter: Duration,
     pub(super) reorder: bool,
@@ -34,6 +36,7 @@ impl Default for Link {
             delay: Duration::from_millis(25),
             queue: Duration::from_millis(100),
             loss: 0.0,
+            burst: 1.0,
             jitter: Duration::ZERO,
             reorder: false,
             mark_above: None,
@@ -61,6 +64,8 @@ pub(super) struct Simulation {
     backlog: f64,
     counted: u64,
     last_arrival: u64,
+    /// Within a run of losses.
+    losing: bool,
     origin: Instant,
     now: u64,
     events: BinaryHeap<Reverse<(u64, u64, usize)>>,
@@ -115,6 +120,7 @@ impl Simulation {
             backlog: 0.0,
             counted: 0,
             last_arrival: 0,
+            losing: false,
             origin: Instant::now(),
             now: 0,
             events: BinaryHeap::new(),
@@ -284,7 +290,17 @@ impl Simulation {
         self.drain();
         let limit = self.link.queue.as_secs_f64() * self.link.rate / 8.0;
         let full = self.backlog + bytes as f64 > limit.max(2.0 * 1500.0);
-        if self.chance() < self.link.loss || full {
+        let loss = self.link.loss;
+        // Gilbert's model: runs of losses, of geometric length.
+        let turn = if self.link.burst <= 1.0 {
+            loss
+        } else if self.losing {
+            1.0 - 1.0 / self.link.burst
+        } else {
+            loss / (1.0 - loss) / self.link.burst
+        };
+        self.losing = self.chance() < turn;
+        if self.losing || full {
             self.flows[flow].dropped += bytes as u64;
             return;
         }
@@ -457,6 +473,7 @@ struct Cubic {
     lowest: f64,
     smoothed: f64,
     heard: u64,
+    pair: bool,
     stopped: bool,
 }
 
@@ -474,6 +491,7 @@ impl Cubic {
             lowest: f64::MAX,
             smoothed: 0.1,
             heard: 0,
+            pair: false,
             stopped: false,
         }
     }
@@ -487,9 +505,12 @@ impl Cubic {
             self.flying.clear();
             self.heard = now;
         }
-        if self.stopped || self.flying.len() as f64 >= self.window.floor() {
+        let free = self.window.floor() - self.flying.len() as f64;
+        // Receivers acknowledge every second segment, so that senders send two at a time.
+        if self.stopped || free < if self.pair { 1.0 } else { 2.0 } {
             return None;
         }
+        self.pair = !self.pair;
         self.flying.insert(self.next, now);
         self.next += 1;
         Some(self.next - 1)
@@ -518,7 +539,7 @@ impl Cubic {
             } else {
                 self.window
             };
-            self.window = (self.window * 0.7).max(2.0);
+            self.window = (self.window * 0.7).max(3.0);
             self.threshold = self.window;
             self.reno = self.window;
             self.epoch = Some(now);

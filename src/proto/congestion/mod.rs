@@ -36,13 +36,15 @@
 //! overflows, which is loss beyond the path's usual at a time when delay is near its highest; never when
 //! loss comes alone. The window stays within twice bandwidth times least round trip, as BBR's own, so
 //! beside BBR flows, which never make the queue overflow, it behaves as one of them. Every 5 s the lane looks what is left
-//! of the queue when it holds back, at the same time as other lanes do, and goes back to keeping it short when it is gone.
+//! of the queue when it holds back, at the same time as other lanes do, and goes back to keeping it short
+//! when it is gone. That may have been its own part of the queue: if one stands again before anything was
+//! pushed, the rivals are still there, and the lane takes its former window again.
 //!
 //! **Idle or limited by the application** the model keeps: samples taken then raise it, never lower it.
 //!
 //! # Limits
 //!
-//! Rates from 10 kbit/s to 100 Gbit/s; a window of at least 4 datagrams.
+//! Tried from 100 kbit/s to 20 Gbit/s; never less than 10 kbit/s and 4 datagrams in flight.
 
 mod bbr;
 mod filter;

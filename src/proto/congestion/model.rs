@@ -38,6 +38,8 @@ pub(super) struct Round {
     pub(super) decided: u64,
     /// Those lost.
     pub(super) lost: u64,
+    /// Runs of losses.
+    pub(super) bursts: u64,
     /// Datagrams marked Congestion Experienced.
     pub(super) marked: u64,
     /// The application limited it.
@@ -88,6 +90,7 @@ impl Model {
         round.rate = round.rate.max(sample.rate.unwrap_or(0));
         round.decided += sample.datagrams_decided;
         round.lost += sample.datagrams_lost;
+        round.bursts += sample.loss_bursts;
         round.marked += sample.newly_marked;
         round.limited |= sample.application_limited;
         ended
@@ -97,6 +100,7 @@ impl Model {
     pub(super) const fn on_lost(&mut self, sample: &Sample) {
         self.round.decided += sample.datagrams_decided;
         self.round.lost += sample.datagrams_lost;
+        self.round.bursts += sample.loss_bursts;
     }
 
     /// Adds a round in which nothing was pushed to what the path is known to lose.
@@ -201,16 +205,19 @@ impl Model {
 struct UsualLoss {
     decided: f64,
     lost: f64,
+    bursts: f64,
 }
 
 impl UsualLoss {
     fn on_round(&mut self, round: &Round) {
         self.decided += round.decided as f64;
         self.lost += round.lost as f64;
+        self.bursts += round.bursts as f64;
         if self.decided > USUAL_DATAGRAMS {
             // Older rounds count for less and less.
             self.decided /= 2.0;
             self.lost /= 2.0;
+            self.bursts /= 2.0;
         }
     }
 
@@ -224,8 +231,9 @@ impl UsualLoss {
     fn is_exceeded(&self, decided: u64, lost: u64, margin: f64) -> bool {
         let decided = decided as f64;
         let expected = decided * self.share();
-        // Three standard deviations of independent losses that come in bursts of two.
-        let chance = 3.0 * (2.0 * expected).sqrt();
+        // Three standard deviations of losses that come in runs of geometric length.
+        let burst = (self.lost / self.bursts.max(1.0)).clamp(1.5, MAX_BURST);
+        let chance = 3.0 * (expected * (2.0 * burst - 1.0)).sqrt();
         lost as f64 > expected + chance + decided * margin
     }
 }
@@ -244,6 +252,9 @@ const USUAL_DATAGRAMS: f64 = 4000.0;
 
 /// With fewer, nothing is known.
 const USUAL_LEAST: f64 = 100.0;
+
+/// Longer runs of losses are outages, and tell nothing of what chance does.
+const MAX_BURST: f64 = 20.0;
 
 /// A path that loses more than this is not made better by sending more.
 const USUAL_MOST: f64 = 0.3;

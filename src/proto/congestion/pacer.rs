@@ -60,7 +60,8 @@ impl Pacer {
     /// Takes note of `bytes` that leave now.
     pub fn handle_sent(&mut self, now: Instant, bytes: usize) {
         self.catch_up(now);
-        self.next += self.time_of(bytes as u64);
+        let latest = now + self.time_of(self.burst) + MAX_DEBT;
+        self.next = (self.next + self.time_of(bytes as u64)).min(latest.max(self.next));
     }
 
     /// Unused time is lost, but for a late timer's.
@@ -86,6 +87,9 @@ const MAX_LATE: Duration = Duration::from_millis(5);
 
 /// Waiting for less costs more than it spreads.
 const GRANULARITY: Duration = Duration::from_micros(50);
+
+/// What leaves without asking, as reports and probes do, holds others up for at most that.
+const MAX_DEBT: Duration = Duration::from_millis(250);
 
 /// Keeps times within what an `Instant` can hold, at rates that are no rates.
 const MAX_TIME: Duration = Duration::from_secs(60);
@@ -156,6 +160,20 @@ mod tests {
             }
             assert!((2800..=bound).contains(&burst), "{rate}: {burst}");
         }
+    }
+
+    #[test]
+    fn what_leaves_without_asking_holds_others_up_for_a_moment_only() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new(start);
+        pacer.set_rate(1250, 1400);
+        for _ in 0..1000 {
+            pacer.handle_sent(start, 100);
+        }
+        assert_eq!(
+            pacer.release_at(start + Duration::from_millis(1371), 1400),
+            None
+        );
     }
 
     #[test]

@@ -114,9 +114,11 @@ impl Rivalry {
         (self.decided, self.lost) = (0, 0);
     }
 
-    /// This lane held back, and the round trip was that.
-    pub(super) const fn on_look(&mut self, round_trip: Duration) {
+    /// This lane held back, and the round trip was that. What it loses while it takes its place again is
+    /// no sign that the window is too large.
+    pub(super) const fn on_look(&mut self, sample: &Sample, round_trip: Duration) {
         self.left = Some(round_trip);
+        self.recovered = sample.delivered.saturating_add(self.window as u64);
     }
 
     /// The round trip that rivals leave, once it is known.

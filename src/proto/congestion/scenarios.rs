@@ -36,7 +36,7 @@ fn shares(link: &Link, first: Kind, second: Kind, seed: u64) -> [f64; 2] {
     sim.run(s(3));
     let second = sim.add(second);
     sim.run(s(5));
-    let rates = sim.measure(s(45));
+    let rates = sim.measure(s(40));
     [rates[first] / link.rate, rates[second] / link.rate]
 }
 
@@ -56,13 +56,29 @@ fn alone_it_fills_the_link_and_keeps_the_queue_short_at_any_random_loss() {
 }
 
 #[test]
+fn losses_in_bursts_are_no_congestion() {
+    for loss in [0.02, 0.05] {
+        let link = Link {
+            loss,
+            burst: 4.0,
+            ..Link::default()
+        };
+        for seed in 1..=2 {
+            let (share, mean, _) = utilisation(&link, seed, s(12));
+            let found = format!("loss {loss}, seed {seed}: {share:.3}, {mean:.1} ms");
+            assert!(share > 0.95 && mean < 5.0, "{found}");
+        }
+    }
+}
+
+#[test]
 fn alone_it_fills_links_from_100_kbit_to_20_gbit() {
     // At the lowest rates a few datagrams are a long queue.
     let rates = [
         (1e5, ms(50), 0.95, 60.0, 30),
         (1e6, ms(50), 0.95, 15.0, 20),
         (2e7, ms(10), 0.97, 5.0, 10),
-        (1e9, ms(10), 0.97, 5.0, 2),
+        (1e9, ms(10), 0.97, 5.0, 1),
         (2e10, ms(2), 0.95, 5.0, 1),
     ];
     for (rate, round_trip, least, most, span) in rates {
@@ -72,9 +88,9 @@ fn alone_it_fills_links_from_100_kbit_to_20_gbit() {
             queue: ms(if rate < 1e6 { 1000 } else { 100 }),
             ..Link::default()
         };
-        let warm = if rate < 1e9 { s(10) } else { ms(300) };
+        let warm = if rate < 1e9 { s(10) } else { ms(200) };
         let (mut sim, lane) = alone(&link, 1, warm);
-        let span = if rate < 1e10 { s(span) } else { ms(100) };
+        let span = if rate < 1e10 { s(span) } else { ms(50) };
         let share = sim.measure(span)[lane] / rate;
         let (mean, _) = sim.queueing(lane, span);
         assert!(
@@ -327,6 +343,17 @@ fn an_application_that_sends_little_does_not_lower_the_model() {
     let after = sim.metrics(lane).bandwidth;
     assert!(after * 10 > before * 9, "{before} {after}");
     sim.set_thin(lane, None);
+    let share = sim.measure(s(1))[lane] / sim.link.rate;
+    assert!(share > 0.9, "{share:.3}");
+}
+
+#[test]
+fn bulk_that_follows_a_thin_flow_starts_as_fast_as_any() {
+    let mut sim = Simulation::new(Link::default(), 1);
+    let lane = sim.add(Kind::Thin(200, ms(20)));
+    sim.run(s(20));
+    sim.set_thin(lane, None);
+    sim.run(ms(600));
     let share = sim.measure(s(1))[lane] / sim.link.rate;
     assert!(share > 0.9, "{share:.3}");
 }

@@ -41,7 +41,10 @@ pub(super) enum Content {
         number: u64,
     },
     /// A packet again.
-    Resend,
+    Resend {
+        /// Its number.
+        number: u64,
+    },
     /// Parity.
     Repair,
     /// A control frame.

@@ -1,5 +1,6 @@
 //! The sending half, and what both halves share.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use adit_fec::{Class as RepairClass, Mode, Settings as RepairSettings};
@@ -10,7 +11,9 @@ use super::receive::DELIVERY_HEADROOM;
 use crate::proto::delivery::{Class, Permit};
 use crate::proto::hold::{Hold, HoldLimits, HoldStats, hold_time};
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket, QueueStats};
-use crate::proto::repair::{Extra, GapLimits, Incoming, IncomingStats, Outgoing, OutgoingStats};
+use crate::proto::repair::{
+    Extra, GapLimits, Incoming, IncomingStats, Outgoing, OutgoingStats, RING,
+};
 use crate::proto::session::Session;
 use crate::wire::{
     DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADROOM, DatagramHeader, DatagramPacketHeader, InnerType,
@@ -29,6 +32,8 @@ pub struct Datapath<P> {
     pub(super) incoming: Incoming,
     pub(super) hold: Hold,
     pub(super) lanes: Vec<DatapathLane>,
+    /// Packets that flew on lanes which were given up, to be sent again on another.
+    orphans: VecDeque<u64>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
     /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
@@ -38,6 +43,17 @@ pub struct Datapath<P> {
     pub(super) duplicates: u64,
     pub(super) scratch: Vec<u8>,
     pub(super) drops: DatapathDrops,
+}
+
+/// A packet whose lane was given up while it flew.
+#[derive(Clone, Copy, Debug)]
+pub struct Orphan<'a> {
+    /// Its source number.
+    pub number: u64,
+    /// What it owes.
+    pub offload: Offload,
+    /// The packet.
+    pub packet: &'a [u8],
 }
 
 /// What a [`Datapath`] counted, over all its lanes.
@@ -104,6 +120,7 @@ impl<P: QueuePacket> Datapath<P> {
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
             hold,
             lanes: Vec::new(),
+            orphans: VecDeque::new(),
             rest: None,
             kept: false,
             round_trip: FIRST_ROUND_TRIP,
@@ -116,8 +133,16 @@ impl<P: QueuePacket> Datapath<P> {
     /// Follows the session's confirmed datagram lanes: new ones are added, those that have gone
     /// forgotten, and each takes datagrams as long as its path is known to carry.
     pub fn follow_lanes(&mut self, session: &Session, now: Instant, seed: u64) {
-        self.lanes
-            .retain(|lane| session.max_datagram(lane.id).is_some());
+        let gone = |lane: &DatapathLane| session.max_datagram(lane.id).is_none();
+        while let Some(id) = self
+            .lanes
+            .iter()
+            .find(|lane| gone(lane))
+            .map(|lane| lane.id)
+        {
+            self.abandon(id);
+            self.lanes.retain(|lane| lane.id != id);
+        }
         for id in session.lanes() {
             let Some(datagram) = session.max_datagram(id) else {
                 continue;
@@ -126,6 +151,41 @@ impl<P: QueuePacket> Datapath<P> {
                 self.set_datagram(id, datagram);
             } else {
                 self.add_lane(now, id, datagram, session.rtt(id), seed);
+            }
+        }
+    }
+
+    /// Gives up on what flies on a lane that nobody answers on: its packets are sent again on
+    /// whichever lane packets take next.
+    pub fn abandon(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
+            return;
+        };
+        let orphans = &mut self.orphans;
+        lane.flight
+            .abandon(|Datagram { content, .. }, _| match content {
+                Content::Source { number } | Content::Resend { number } => {
+                    if orphans.len() == RING {
+                        orphans.pop_front();
+                    }
+                    orphans.push_back(number);
+                }
+                Content::Repair | Content::Control | Content::Report => {}
+            });
+    }
+
+    /// Takes a packet that flew on a lane which was given up, if it is still held: for a lane of
+    /// another kind.
+    pub fn take_orphan(&mut self) -> Option<Orphan<'_>> {
+        let outgoing = self.outgoing.as_deref()?;
+        loop {
+            let number = self.orphans.pop_front()?;
+            if let Some((offload, packet)) = outgoing.held(number) {
+                return Some(Orphan {
+                    number,
+                    offload: plain(checksum_of(offload)),
+                    packet,
+                });
             }
         }
     }
@@ -359,6 +419,9 @@ impl<P: QueuePacket> Datapath<P> {
         let lane = &self.lanes[index];
         let (id, datagram) = (lane.id, lane.datagram);
         let outgoing = self.outgoing.as_mut()?;
+        if let Some(orphan) = self.orphans.pop_front() {
+            outgoing.handle_request(now, orphan);
+        }
         loop {
             // A repair's header is longer than a packet's: both begin where the latter's ends.
             let at = DATAGRAM_HEADER_LEN + 1;
@@ -381,7 +444,7 @@ impl<P: QueuePacket> Datapath<P> {
                         piece: Piece::Whole,
                     };
                     let sealed = session.seal_piece(now, id, header, room);
-                    (whole, Content::Resend, sealed)
+                    (whole, Content::Resend { number }, sealed)
                 }
                 Extra::Repair { len } => {
                     out.copy_within(packet_at..packet_at + len, at);

@@ -148,3 +148,81 @@ pub enum Permit {
     /// Not before a report has made room in the window, or a timeout.
     Full,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::congestion::{Bbr, INITIAL_DATAGRAMS};
+    use crate::wire::Ranges;
+
+    const RTT: Duration = Duration::from_millis(50);
+
+    fn new() -> (Flight<u64>, Instant) {
+        let now = Instant::now();
+        (
+            Flight::new(now, RTT, Box::new(Bbr::new(now, 1400, RTT, 1))),
+            now,
+        )
+    }
+
+    /// Sends all that is permitted within `span`.
+    fn fill(flight: &mut Flight<u64>, now: &mut Instant, span: Duration, next: &mut u64) {
+        let end = *now + span;
+        loop {
+            match flight.permit(*now, 1400) {
+                Permit::Now => {
+                    flight
+                        .handle_sent(*now, *next, 1400, Class::Data, *next)
+                        .unwrap();
+                    *next += 1;
+                }
+                Permit::At(at) if at <= end => *now = at,
+                Permit::At(_) | Permit::Full => return,
+            }
+        }
+    }
+
+    #[test]
+    fn it_starts_with_32_datagrams_within_a_round_trip() {
+        let (mut flight, mut now) = new();
+        let mut next = 0;
+        fill(&mut flight, &mut now, RTT, &mut next);
+        assert_eq!(next, INITIAL_DATAGRAMS);
+        assert_eq!(flight.permit(now, 1400), Permit::Full);
+    }
+
+    #[test]
+    fn a_full_window_yields_to_a_probe() {
+        let (mut flight, mut now) = new();
+        let mut next = 0;
+        fill(&mut flight, &mut now, RTT, &mut next);
+        now = flight.poll_timeout().unwrap();
+        assert!(flight.handle_timeout(now, |_, _| {}));
+        assert_eq!(flight.permit(now, 1400), Permit::Now);
+        flight
+            .handle_sent(now, next, 1400, Class::Data, next)
+            .unwrap();
+        assert_eq!(flight.permit(now, 1400), Permit::Full);
+    }
+
+    #[test]
+    fn a_report_makes_room() {
+        let (mut flight, mut now) = new();
+        let mut next = 0;
+        fill(&mut flight, &mut now, RTT, &mut next);
+        now += RTT;
+        let report = Report {
+            highest: 31,
+            ranges: Ranges::new(31),
+            ..Report::default()
+        };
+        let mut delivered = 0;
+        flight.handle_report(now, &report, |_, fate| {
+            assert_eq!(fate, Fate::Delivered);
+            delivered += 1;
+        });
+        assert_eq!(delivered, 32);
+        fill(&mut flight, &mut now, RTT, &mut next);
+        assert!(next >= 32 + 50, "{next}");
+    }
+}

@@ -48,7 +48,9 @@
 
 mod flight;
 mod loss;
+mod numbering;
 mod received;
+mod reordering;
 mod rtt;
 mod sample;
 mod sent;

@@ -59,6 +59,8 @@ pub struct Sample {
     pub datagrams_decided: u64,
     /// Those of them that were lost.
     pub datagrams_lost: u64,
+    /// Runs of consecutive losses among these.
+    pub loss_bursts: u64,
     /// Bytes in flight now.
     pub in_flight: u64,
     /// Round-trip time of the newest datagram.
@@ -90,6 +92,7 @@ impl Sample {
             newly_marked: 0,
             datagrams_decided: 0,
             datagrams_lost: 0,
+            loss_bursts: 0,
             in_flight: 0,
             round_trip: None,
             queue: None,

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::loss::{LossCounts, Statistics};
+use super::numbering::Numbering;
 use super::received::MAX_REPORT_DELAY;
-use super::rtt::{GRANULARITY, OneWay, Recent, RoundTrip};
+use super::reordering::Reordering;
+use super::rtt::{OneWay, Recent, RoundTrip};
 use super::{Class, Fate, Sample};
 use crate::wire::{Report, expand};
 
@@ -468,6 +470,7 @@ impl<T: Copy> Sent<T> {
                 if overtaken || due <= now {
                     entry.state = State::Lost;
                     self.statistics.on_lost(sequence);
+                    self.reordering.on_lost();
                     self.counts.lost += 1;
                     if entry.class != Class::Report {
                         let bytes = u64::from(entry.bytes);
@@ -515,6 +518,7 @@ impl<T: Copy> Sent<T> {
         let counts = self.statistics.counts().since(before);
         sample.datagrams_decided = counts.decided;
         sample.datagrams_lost = counts.lost;
+        sample.loss_bursts = counts.bursts;
         sample.delivered = self.delivered;
         sample.lost = self.lost;
         sample.in_flight = self.in_flight;
@@ -546,104 +550,13 @@ struct Newest {
     highest: Option<Delivered>,
 }
 
-/// Maps datagram numbers, which jump when an epoch begins, to sequences, which do not.
-#[derive(Clone, Debug, Default)]
-struct Numbering {
-    /// Number and sequence where each run of numbers begins.
-    runs: VecDeque<(u64, u64)>,
-    next: u64,
-}
-
-impl Numbering {
-    fn append(&mut self, number: u64, sequence: u64) -> Result<(), SentError> {
-        let next = self.next;
-        if number < next {
-            return Err(SentError::Number { number, next });
-        }
-        if number > next || self.runs.is_empty() {
-            if self.runs.len() >= MAX_RUNS {
-                self.runs.pop_front();
-            }
-            self.runs.push_back((number, sequence));
-        }
-        self.next = number.saturating_add(1);
-        Ok(())
-    }
-
-    /// The sequences of the numbers `first ..= last` that were used, as inclusive ranges.
-    fn sequences(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
-        let mut found = [None; MAX_RUNS];
-        let mut above: Option<u64> = None;
-        for (slot, (from, sequence)) in found.iter_mut().zip(self.runs.iter().rev()) {
-            // Sequences of this run end where the next begins.
-            let length = above.map_or(self.next.saturating_sub(*from), |above| above - sequence);
-            let end = from.saturating_add(length);
-            let (low, high) = (first.max(*from), last.min(end.saturating_sub(1)));
-            if low <= high && length > 0 {
-                *slot = Some((sequence + (low - from), sequence + (high - from)));
-            }
-            above = Some(*sequence);
-        }
-        found.into_iter().rev().flatten()
-    }
-
-    fn forget(&mut self, front: u64) {
-        while self
-            .runs
-            .get(1)
-            .is_some_and(|(_, sequence)| *sequence <= front)
-        {
-            self.runs.pop_front();
-        }
-    }
-}
-
-/// How far datagrams overtake each other on this path.
-#[derive(Clone, Debug)]
-struct Reordering {
-    packets: u64,
-    /// Sixteenths of a round trip that a datagram may be late.
-    sixteenths: u32,
-}
-
-impl Default for Reordering {
-    fn default() -> Self {
-        Self {
-            packets: PACKET_THRESHOLD,
-            sixteenths: 2,
-        }
-    }
-}
-
-impl Reordering {
-    fn on_late(&mut self, behind: u64) {
-        self.packets = self.packets.max(behind + 1).min(MAX_PACKET_THRESHOLD);
-        self.sixteenths = (self.sixteenths + 1).min(16);
-    }
-
-    const fn packets(&self) -> u64 {
-        self.packets
-    }
-
-    /// `kTimeThreshold` (RFC 9002, section 6.1.2), longer where reordering was seen.
-    fn patience(&self, round_trip: Duration) -> Duration {
-        (round_trip + round_trip * self.sixteenths / 16).max(GRANULARITY)
-    }
-
-    /// Time by which the newer datagram must have been sent later before counting packets means
-    /// anything, once there is reordering (RFC 8985, section 6.2).
-    fn least_time(&self, round_trip: Duration) -> Duration {
-        if self.packets > PACKET_THRESHOLD {
-            (round_trip / 16).min(MAX_REORDER_TIME)
-        } else {
-            Duration::ZERO
-        }
-    }
-}
-
 /// What [`Sent::handle_timeout`] found due.
 #[derive(Clone, Debug)]
 #[must_use]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is made"
+)]
 pub enum Due {
     /// Nothing yet.
     Nothing,
@@ -706,18 +619,6 @@ pub const MAX_TRACKED: usize = 1 << 17;
 /// Entries whose memory an idle lane keeps.
 const IDLE_CAPACITY: usize = 1024;
 
-/// Runs of numbers: epochs live for minutes and datagrams for seconds, so two would do.
-const MAX_RUNS: usize = 4;
-
-/// `kPacketThreshold` (RFC 9002, section 6.1.1).
-const PACKET_THRESHOLD: u64 = 3;
-
-/// Beyond this only time tells loss from reordering.
-const MAX_PACKET_THRESHOLD: u64 = 1024;
-
-/// Bounds the wait for reordering on long paths.
-const MAX_REORDER_TIME: Duration = Duration::from_millis(10);
-
 /// Silence that a user notices, and shorter than which a busy link makes of its own.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -726,3 +627,6 @@ const MAX_BACKOFF: u32 = 6;
 
 /// A dead lane is asked this often at least, so that it is noticed when it heals.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

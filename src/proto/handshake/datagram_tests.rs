@@ -9,8 +9,9 @@ use rand::{Rng as _, RngExt as _, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::proto::aead::AeadKind;
-use crate::proto::cookie::{CookieJar, LoadLimits};
+use crate::proto::cookie::CookieJar;
 use crate::proto::identity::SecretKey;
+use crate::proto::load::LoadLimits;
 use crate::proto::pair::{client_config, client_secret, responder, server_secret, unix};
 use crate::proto::path::DatagramPath;
 use crate::proto::session::{Session, Settings};

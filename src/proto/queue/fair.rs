@@ -436,4 +436,6 @@ const WIRE_OVERHEAD: usize = 61;
 const USUAL_MTU: usize = 1_400;
 
 #[cfg(test)]
+mod cubic;
+#[cfg(test)]
 pub(super) mod tests;

@@ -70,8 +70,9 @@ impl Pace {
 /// RFC 8289 §4.3: 100 ms serve paths of the Internet from 10 ms to 1 s.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 /// The most that a round trip makes of the target. CUBIC gives up 30 % of its window when it is told, so the queue that
-/// keeps a lane busy is near three tenths of a round trip: one flow of 50 Mbit/s and 50 ms gets 93 % of the lane with a
-/// target of 5 ms, 97 with 10, 99 with 15. At 200 ms it would take 60; 30 get 94, and people notice more.
+/// keeps a lane busy is near three tenths of a round trip. In a model (the tests have a smaller one) one flow of 50 Mbit/s
+/// and 50 ms got 93 % of the lane with a target of 5 ms, 97 with 10, 99 with 15. At 200 ms it would take 60; 30 got 94,
+/// and people notice more.
 const MOST_TARGET: Duration = Duration::from_millis(30);
 /// Beyond it a lane is dead, or measured wrong.
 const MOST_INTERVAL: Duration = Duration::from_secs(1);

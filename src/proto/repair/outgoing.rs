@@ -195,13 +195,20 @@ impl Outgoing {
         self.redundancy.ratio()
     }
 
-    fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {
+    /// A packet that is still held: its offload byte and its bytes.
+    #[must_use]
+    pub fn held(&self, number: u64) -> Option<(u8, &[u8])> {
         let shard = self.encoder.shard(number)?;
         let (head, packet) = shard.split_at_checked(SHARD_PREFIX_LEN)?;
+        Some((head[2], packet))
+    }
+
+    fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {
+        let (offload, packet) = self.held(number)?;
         out.get_mut(..packet.len())?.copy_from_slice(packet);
         Some(Extra::Source {
             number,
-            offload: head[2],
+            offload,
             len: packet.len(),
         })
     }

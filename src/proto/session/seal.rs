@@ -31,15 +31,7 @@ impl Session {
         buf: &mut [u8],
         offload: Offload,
     ) -> Result<(), SealError> {
-        match self.state {
-            State::Open => {}
-            State::Unconfirmed => return Err(SealError::Unconfirmed),
-            State::Closed { reason } => return Err(SealError::Closed { reason }),
-        }
-        let index = self
-            .lane_index(lane)
-            .filter(|index| self.lanes[*index].is_confirmed())
-            .ok_or(SealError::Lane { lane })?;
+        let index = self.confirmed_lane(lane)?;
         match self.lanes[index].kind {
             LaneKind::Stream => {}
             LaneKind::Datagram => {
@@ -50,8 +42,52 @@ impl Session {
                 return Ok(());
             }
         }
-        let len = buf
-            .len()
+        self.seal_numbered(now, index, self.next_source, buf, offload)?;
+        self.next_source += 1;
+        self.stats.packets_sealed += 1;
+        self.stats.packet_bytes_sealed += (buf.len() - PACKET_HEADROOM - TAILROOM) as u64;
+        Ok(())
+    }
+
+    /// The same for a packet that was sent before under `number`, on a lane that may have lost it.
+    ///
+    /// # Errors
+    /// [`SealError`], with what stands in the way.
+    pub fn seal_again(
+        &mut self,
+        now: Instant,
+        lane: LaneId,
+        number: u64,
+        buf: &mut [u8],
+        offload: Offload,
+    ) -> Result<(), SealError> {
+        let index = self.confirmed_lane(lane)?;
+        match self.lanes[index].kind {
+            LaneKind::Stream => self.seal_numbered(now, index, number, buf, offload),
+            LaneKind::Datagram => self.seal_source(now, lane, number, buf, offload),
+        }
+    }
+
+    fn confirmed_lane(&self, lane: LaneId) -> Result<usize, SealError> {
+        match self.state {
+            State::Open => {}
+            State::Unconfirmed => return Err(SealError::Unconfirmed),
+            State::Closed { reason } => return Err(SealError::Closed { reason }),
+        }
+        self.lane_index(lane)
+            .filter(|index| self.lanes[*index].is_confirmed())
+            .ok_or(SealError::Lane { lane })
+    }
+
+    fn seal_numbered(
+        &mut self,
+        now: Instant,
+        index: usize,
+        number: u64,
+        buf: &mut [u8],
+        offload: Offload,
+    ) -> Result<(), SealError> {
+        buf.len()
             .checked_sub(PACKET_HEADROOM + TAILROOM)
             .filter(|len| *len > 0 && buf.len() - LENGTH_LEN <= MAX_FRAME)
             .ok_or(SealError::Length { len: buf.len() })?;
@@ -61,18 +97,16 @@ impl Session {
             return Err(SealError::Exhausted { epoch });
         }
         let header = PacketHeader {
-            source: self.next_source,
+            source: number,
             offload,
         };
         buf[SEALED_HEADER_LEN] = InnerType::Packet.byte();
         buf[SEALED_HEADER_LEN + 1..PACKET_HEADROOM].copy_from_slice(&header.to_bytes());
         self.seal(now, index, buf)?;
-        self.next_source += 1;
-        self.stats.packets_sealed += 1;
-        self.stats.packet_bytes_sealed += len as u64;
         if self.lanes[index].liveness.handle_sent(now) {
             self.arm_liveness(index);
         }
+        let lane = self.lanes[index].id;
         self.schedule.on_sent(now, lane, buf.len());
         Ok(())
     }

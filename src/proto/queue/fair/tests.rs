@@ -59,7 +59,7 @@ pub(in crate::proto::queue) mod craft {
 
 /// A packet and what it owes.
 #[derive(Clone, Debug, PartialEq)]
-struct Owned(Vec<u8>, Offload);
+pub(super) struct Owned(pub(super) Vec<u8>, pub(super) Offload);
 
 impl QueuePacket for Owned {
     fn bytes(&self) -> &[u8] {
@@ -444,6 +444,27 @@ fn a_lane_of_super_packets_takes_them_whole_or_what_is_left_of_them() {
     assert_eq!(taken.packet, bulk(1, 20));
     assert!(bench.queue.take(bench.now).is_none());
     assert_eq!(bench.queue.len_bytes(), 0);
+}
+
+#[test]
+fn a_packet_that_is_taken_whole_is_marked_by_whoever_takes_it() {
+    let mut bench = Bench::new();
+    let mut marked = 0;
+    for _ in 0..200 {
+        for _ in 0..2 {
+            let mut packet = bulk(1, 5);
+            packet.0[1] = 0b01;
+            seal(&mut packet.0);
+            bench.add(packet);
+        }
+        bench.pass(10);
+        let taken = bench.queue.take(bench.now).unwrap();
+        assert!(!taken.cut.is_started());
+        marked += u64::from(taken.mark);
+    }
+    assert!(marked > 5);
+    let stats = bench.queue.stats();
+    assert_eq!((stats.marked, stats.drops.codel), (marked, 0));
 }
 
 #[test]

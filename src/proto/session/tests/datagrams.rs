@@ -7,7 +7,7 @@ use adit_netstack::{Checksum, Gso, Offload};
 use proptest::prelude::*;
 
 use super::{millis, secs};
-use crate::proto::cookie::LoadLimits;
+use crate::proto::load::LoadLimits;
 use crate::proto::lossy_pair::{LossyPair, Way, address, room, server_at};
 use crate::proto::path::DatagramPath;
 use crate::proto::rekey::RekeyLimits;

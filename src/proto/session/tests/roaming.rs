@@ -298,13 +298,20 @@ fn a_path_that_comes_to_carry_less_is_found_out_and_packets_pass_again() {
 }
 
 #[test]
-fn long_datagrams_lost_in_a_row_bring_the_base_back_at_once() {
+fn long_datagrams_lost_among_short_ones_bring_the_base_back_at_once() {
     let mut pair = good(12);
     pair.pass(secs(2));
     for _ in 0..10 {
+        pair.client().handle_datagram_acknowledged(FIRST, 100);
         pair.client().handle_datagram_lost(FIRST, 1433);
     }
     assert_eq!(pair.client().max_datagram(FIRST), Some(1200));
+    pair.pass(millis(100));
+    assert_eq!(
+        pair.client().max_datagram(FIRST),
+        Some(1464),
+        "a mistake costs a round trip"
+    );
 }
 
 #[test]
