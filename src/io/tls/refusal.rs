@@ -60,8 +60,11 @@ impl CertificateRefused {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what rustls can say is more than is told apart here, and grows"
+    )]
     fn of(reason: &CertificateError, host: &Host, verify: &Verify) -> Option<Self> {
-        // What rustls knows is more than we tell apart, and grows.
         match reason {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 Some(Self::Expired)
