@@ -30,6 +30,12 @@
 //! | segment | a TCP segment |
 //! | datagram | a UDP payload between client and server |
 //! | frame | a typed unit on a lane: `length (4) ‖ type (1) ‖ body` on a stream lane, `type ‖ body` on a datagram lane |
+//! | source / repair | a packet's datagram, sent unchanged / a parity datagram, from which lost sources are computed |
+//! | window | the sources sent last, which a repair covers |
+//! | shard | what parity is computed over: `length ‖ offload ‖ packet` |
+//! | gap | a run of source numbers that did not come |
+//! | hold | where later segments of a TCP flow wait while a gap before them may still be repaired |
+//! | report | what a receiver says of a datagram lane: what came, what is missing |
 //! | flow | one 5-tuple conversation and its state |
 //! | session | what one client and one server agreed: keys, epochs, address, counters |
 //! | lane | one path that carries a session: a TCP or TLS connection, or a UDP address pair |
@@ -45,13 +51,19 @@
 //! |---|---|---|---|
 //! | [`wire`] | bytes to meaning and back, without state | no | no |
 //! | [`proto`] | the session: handshake, keys, replay, lanes, timers | no | no |
+//! | `proto::queue` | the fair queue in front of datagram lanes: [`proto::FairQueue`] | no | no |
+//! | `proto::hold` | the hold behind them: [`proto::Hold`] | no | no |
+//! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
+//! | [`proto::delivery`] | reports, loss, round-trip time and delivery rate of a datagram lane | no | no |
+//! | [`proto::congestion`] | how much may fly on it, and how fast it leaves | no | no |
+//! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
 //! | `adit-netstack` | many TCP, UDP and ICMP flows over smoltcp | no | no |
 //! | [`io`] | clock, pools, sockets, TLS, TUN, netlink | polls | yes |
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
 //! | [`fuzz`] | entry points for fuzzers | no | no |
-//! | `adit-fec` | erasure codes for what comes next: lanes over UDP, and repair | no | no |
+//! | `adit-fec` | the erasure code of [`proto::repair`], and how much of it to send when | no | no |
 //!
 //! `client` and `server` do not know each other; `adit-netstack` knows nothing of ours;
 //! `proto` knows no socket. The cores are sans-IO: `handle_*` in, `poll_*` out, time is an
@@ -93,6 +105,10 @@
 //! them in its read buffer and writes them to the TUN device from there, the virtio header
 //! standing where the frame's header was.
 //!
+//! On a datagram lane a packet waits in the fair queue, in a buffer of its own; each wire packet that is cut from it is
+//! copied into the batch of datagrams, where it is sealed, and into the ring of what can be repaired. What arrives is
+//! opened in place and delivered from there; it is copied besides while the far end sends repairs, and when it is held.
+//!
 //! # What is bounded, and by what
 //!
 //! | what | bound | beyond it |
@@ -109,7 +125,15 @@
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
 //! | a stream lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
-//! | packets that wait to be cut into datagrams | two super-packets | back-pressure to the netstack |
+//! | packets that wait for a datagram lane | [`proto::QueueLimits`]: 4 MiB, 4,096 packets, 8 MiB of memory | dropped from the flow that has most there, counted; the own netstack is pushed back before |
+//! | flows that the fair queue tells apart | 1,024 | the idlest of eight is forgotten; two share a queue |
+//! | packets that can be repaired or sent again | [`proto::repair::RING`] each way, given back after [`proto::datapath::IDLE`] (sent) and [`proto::repair::DECODER_IDLE`] (received) | the oldest goes, and is lost if it was |
+//! | repairs of which too much is missing | [`proto::repair::EQUATIONS`] | another is displaced, counted |
+//! | resends that wait | [`proto::repair::MAX_WAITING_RESENDS`]; of one packet [`proto::repair::MAX_RESENDS_OF_ONE`] | not sent again |
+//! | packets that are held | [`proto::HoldLimits`]: 4 MiB, 4,096 packets, each for [`proto::MAX_HOLD`] at most | the oldest is delivered |
+//! | flows and gaps that the hold knows | 512 and 1,024 | not held |
+//! | datagrams in flight on a lane | [`proto::delivery::MAX_TRACKED`], and the window of [`proto::congestion`] | wait in the fair queue |
+//! | a report | [`wire::MAX_RANGES`] ranges, [`wire::MAX_MISSING`] numbers asked for | told in the next |
 //! | reordering over all lanes | [`proto::WINDOW`] source numbers | dropped, counted |
 //! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
@@ -155,9 +179,14 @@
 //!   a lane is, the session inside authenticates both ends and seals everything, once more inside TLS too.
 //! - **`user` ends TCP twice**, at the client and at the server, so that the kernel's TCP faces the Internet; `tun`
 //!   carries the client's own segments to the origin.
-//! - **The client's configuration has no lanes policy.** The list `server:` is tried in turn and one lane carries
-//!   the session; using several at once is for the scheduler ([`proto::Schedule`]) to decide when there are lanes
-//!   worth choosing between.
+//! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
+//!   gone back to, and one lane carries the session at a time, the one that joined last. Using several at once is for
+//!   the scheduler ([`proto::Schedule`]), and is not done.
+//! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it
+//!   is not sent; so a lane that repairs costs no delay.
+//! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside
+//!   should not see is repaired below it, and the hold keeps TCP from noticing meanwhile; other packets are never
+//!   held.
 
 pub mod cli;
 pub mod client;

@@ -1,10 +1,13 @@
 //! The program as a script sees it: what it prints where, and its exit status.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -45,6 +48,9 @@ impl Shell {
         out(&output).trim_end().to_owned()
     }
 }
+
+/// Somebody else's public key.
+const OTHER: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
 fn out(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("text")
@@ -163,7 +169,7 @@ fn check_accepts_what_is_right_and_tells_which_kind_it_is() {
     shell.key("client.key");
     fs::write(
         shell.path().join("s.yaml"),
-        "key_file: server.key\nlisten: tcp://127.0.0.1:7443\n",
+        format!("key_file: server.key\nlisten: tcp://127.0.0.1:7443\nclients: [{{name: a, public_key: {OTHER}}}]\n"),
     )
     .expect("written");
     let client =
@@ -172,7 +178,7 @@ fn check_accepts_what_is_right_and_tells_which_kind_it_is() {
     let output = shell.run(&["check", "s.yaml"]);
     assert_eq!(
         out(&output),
-        "s.yaml: ok: server on tcp://127.0.0.1:7443, 0 clients, egress tun\n",
+        "s.yaml: ok: server on tcp://127.0.0.1:7443, 1 client, egress tun\n",
         "{output:?}"
     );
     let output = shell.run(&["check", "c.yaml"]);
@@ -190,6 +196,189 @@ fn check_accepts_what_is_right_and_tells_which_kind_it_is() {
     assert_eq!(
         out(&output),
         "c.yaml: warning: environment variable ADIT_PROXI means nothing: did you mean ADIT_PROXY?\nc.yaml: ok: client of tcp://127.0.0.1:7443, proxy on 127.0.0.1:9\n"
+    );
+}
+
+/// A program of ours that runs until it is dropped.
+struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Running {
+    /// Starts the program; what it says on either stream is read line by line.
+    fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program runs");
+        let (sender, lines) = mpsc::channel();
+        let streams: [Box<dyn Read + Send>; 2] = [
+            Box::new(child.stdout.take().expect("piped")),
+            Box::new(child.stderr.take().expect("piped")),
+        ];
+        for stream in streams {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Self { child, lines }
+    }
+
+    /// Waits for a line that has all of `parts`.
+    fn expect(&self, parts: &[&str]) -> String {
+        let mut seen = Vec::new();
+        loop {
+            let Ok(line) = self.lines.recv_timeout(HANG) else {
+                panic!("no line with {parts:?} in {seen:#?}");
+            };
+            if parts.iter().all(|part| line.contains(part)) {
+                return line;
+            }
+            seen.push(line);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The hang guard of a line.
+const HANG: Duration = Duration::from_secs(30);
+
+#[test]
+fn both_ends_say_at_info_what_one_needs_first() {
+    let shell = Shell::new();
+    let server_key = shell.key("server.key");
+    let listed = shell.key("listed.key");
+    let text = format!(
+        "key_file: server.key\nlisten: [tcp://127.0.0.1:0, udp://127.0.0.1:0]\negress: user\nstate_dir: state\nclients: [{{name: laptop, public_key: {listed}}}]\n"
+    );
+    fs::write(shell.path().join("s.yaml"), text).expect("written");
+    let server = Running::start(shell.command(&["server", "-c", "s.yaml"]));
+    let ready = server.expect(&["ready: listening on "]);
+    let (_, addresses) = ready.split_once(" on ").expect("addresses");
+    let addresses: Vec<&str> = addresses.split(", ").collect();
+    assert_eq!(addresses.len(), 2, "{ready}");
+    let client = |address: &str, key: &str| {
+        Running::start(shell.command(&[
+            "client",
+            "--server",
+            address,
+            "--server-key",
+            &server_key,
+            "--key-file",
+            key,
+            "--proxy",
+            "127.0.0.1:0",
+        ]))
+    };
+    for address in addresses {
+        let scheme = &address[..3];
+        let name = format!("{scheme}.key");
+        let key = shell.key(&name);
+        let unlisted = client(address, &name);
+        unlisted.expect(&["INFO", "connecting", address]);
+        // What is to be pasted into `clients:`.
+        server.expect(&["INFO", "not listed in `clients`", &key]);
+        drop(unlisted);
+        let client = client(address, "listed.key");
+        client.expect(&["INFO", "session established", address]);
+        client.expect(&["INFO", "configured", "10.86.0.", "fd86::"]);
+        client.expect(&["ready: proxy on "]);
+        server.expect(&["INFO", "session up", "laptop", "10.86.0.", "fd86::"]);
+    }
+}
+
+#[test]
+fn check_warns_of_a_server_that_nobody_can_connect_to() {
+    let shell = Shell::new();
+    shell.key("server.key");
+    let text = "key_file: server.key\nlisten: tcp://127.0.0.1:7443\n";
+    fs::write(shell.path().join("s.yaml"), text).expect("written");
+    let output = shell.run(&["check", "s.yaml"]);
+    assert!(
+        out(&output)
+            .starts_with("s.yaml: warning: clients: nobody is listed, and so nobody can connect"),
+        "{output:?}"
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn check_warns_of_a_password_that_others_may_read() {
+    let shell = Shell::new();
+    shell.key("client.key");
+    let text = format!(
+        "server: tcp://127.0.0.1:7443\nserver_key: {OTHER}\nkey_file: client.key\nproxy_user: a\nproxy_password: hush\n"
+    );
+    let file = shell.path().join("c.yaml");
+    fs::write(&file, text).expect("written");
+    for (mode, warned) in [(0o644, true), (0o640, true), (0o600, false)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("ours");
+        let output = shell.run(&["check", "c.yaml"]);
+        assert!(output.status.success(), "{output:?}");
+        let warning = format!(
+            "c.yaml: warning: proxy_password: others than you may read c.yaml (its mode is {mode:04o}): run chmod 600 c.yaml"
+        );
+        assert_eq!(out(&output).contains(&warning), warned, "{output:?}");
+        assert!(!out(&output).contains("hush"), "{output:?}");
+    }
+}
+
+#[test]
+fn file_of_the_other_program_is_told_in_one_line() {
+    let shell = Shell::new();
+    shell.key("a.key");
+    let client = format!(
+        "server: tcp://127.0.0.1:7443\nserver_key: {OTHER}\nkey_file: a.key\nproxy: 127.0.0.1:0\n"
+    );
+    fs::write(shell.path().join("c.yaml"), client).expect("written");
+    let server = format!(
+        "key_file: a.key\nlisten: tcp://127.0.0.1:7443\nclients: [{{name: a, public_key: {OTHER}}}]\n"
+    );
+    fs::write(shell.path().join("s.yaml"), server).expect("written");
+    for (args, told) in [
+        (
+            &["server", "-c", "c.yaml"][..],
+            "adit: c.yaml: this is a client's file: adit client -c c.yaml\n",
+        ),
+        (
+            &["client", "-c", "s.yaml"],
+            "adit: s.yaml: this is a server's file: adit server -c s.yaml\n",
+        ),
+    ] {
+        let output = shell.run(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(err(&output), told, "{output:?}");
+    }
+}
+
+#[test]
+fn state_folder_that_cannot_be_made_is_told_once() {
+    let shell = Shell::new();
+    shell.key("server.key");
+    fs::write(shell.path().join("file"), "").expect("written");
+    let text =
+        "key_file: server.key\nlisten: tcp://127.0.0.1:0\negress: user\nstate_dir: file/state\n";
+    fs::write(shell.path().join("s.yaml"), text).expect("written");
+    let output = shell.run(&["server", "-c", "s.yaml", "--log-level", "off"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(
+        err(&output).matches("Not a directory").count(),
+        1,
+        "{output:?}"
     );
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use adit::client::connect::{Connected, Connector};
 use adit::client::tunnel::ConnectError;
-use adit::config::Scheme;
+use adit::config::{LaneAddr, Scheme};
 use adit::io::carrier::CarrierEvent;
 use adit::io::clock;
 use adit::io::pool::Pool;
@@ -124,5 +124,26 @@ async fn full_server_says_so_before_it_hangs_up() {
     })
     .await;
     assert_eq!(reason, Some(CloseReason::PoolExhausted));
+    path.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_at_a_tls_port_is_told_to_be_that() {
+    let path = Path::start(Scheme::Tls).await;
+    path.connected().await;
+    let address = LaneAddr {
+        scheme: Scheme::Tcp,
+        ..path.address.clone()
+    };
+    let connector = Arc::new(Connector {
+        servers: vec![address.clone()],
+        tls: ClientTls::new(&Verify::Unchecked).unwrap(),
+        handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
+        time: Duration::from_secs(5),
+        pool: Pool::new("second", 4, 4),
+    });
+    let error = connector.attempt(address, None, true).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.ends_with(" (a tls:// port, perhaps?)"), "{text}");
     path.end().await;
 }

@@ -69,6 +69,10 @@ pub(super) enum Command {
     /// Print the public key of a secret key
     Pubkey(PubkeyArgs),
     /// Check a configuration file and all it names, without starting anything
+    ///
+    /// What is read is the file, the environment and the files that they name. What only a start can find out is
+    /// not checked: whether a port is free, whether this user may make a TUN device or write to the state
+    /// folder, whether the server answers.
     Check(CheckArgs),
 }
 
@@ -96,7 +100,7 @@ pub struct TryArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ServerArgs {
-    /// The configuration file; every key of it has an environment variable too (ADIT_LISTEN for listen)
+    /// The configuration file; every key of it but clients has an environment variable too (ADIT_LISTEN for listen)
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Accept lanes here; may be given several times

@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
     };
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Run(error)) => fail(&format!("{error:#}"), FAILED),
+        Err(Failure::Run(error)) => fail(&chain(&error), FAILED),
         Err(Failure::Config(error)) => fail(&error.to_string(), USAGE),
         Err(Failure::Usage(message)) => fail(&message, USAGE),
         Err(Failure::KeyFile(error)) => fail(&error.to_string(), FAILED),
@@ -77,6 +77,20 @@ impl From<KeyFileError> for Failure {
     }
 }
 
+/// An error and its causes on one line; one that the error before it has told already is left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    let mut last = told.clone();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !last.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+        last = cause;
+    }
+    told
+}
+
 /// Says on standard error what is wrong, each line of several behind the program's name.
 fn fail(message: &str, status: u8) -> ExitCode {
     let mut err = io::stderr().lock();
@@ -100,3 +114,27 @@ fn print(line: &str) -> Result<(), Failure> {
 const FAILED: u8 = 1;
 /// The exit status of a wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot create the folder: {source}")]
+    struct Told {
+        source: io::Error,
+    }
+
+    #[test]
+    fn cause_that_an_error_tells_is_told_once() {
+        let error = anyhow::Error::new(Told {
+            source: io::Error::other("permission denied"),
+        });
+        assert_eq!(chain(&error), "cannot create the folder: permission denied");
+        let error = error.context("the server did not start");
+        assert_eq!(
+            chain(&error),
+            "the server did not start: cannot create the folder: permission denied"
+        );
+    }
+}

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Command, TryArgs};
 use super::{Failure, dispatch, logging, signals};
 use crate::config::{
-    ClientConfig, FlagValue, Inputs, Kind, Loaded, ServerConfig, parse_proxy, unknown_variable,
+    ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
+    parse_proxy, unknown_variable,
 };
 use crate::io::ready::{self, Ready};
 
@@ -103,7 +104,7 @@ fn load_by<T>(
     file: Option<&Path>,
     flags: &[FlagValue],
     kind: Kind,
-    load: fn(Inputs<'_>) -> Result<Loaded<T>, crate::config::ConfigError>,
+    load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>,
 ) -> Result<Loaded<T>, Failure> {
     let environment = |name: &str| env::var(name).ok();
     let nothing_given = file.is_none() && flags.is_empty();
@@ -115,8 +116,20 @@ fn load_by<T>(
         Err(error) if nothing_given && error.is_all_missing() => Err(Failure::Usage(format!(
             "no configuration: run `adit {kind} -c {kind}.yaml`, or see `adit {kind} --help`"
         ))),
+        // Of a client's file, each key would be unknown to a server: a page that hides the one mistake.
+        Err(ConfigError::Invalid(problems)) => match file.and_then(|file| other_kind(file, kind)) {
+            Some(swapped) => Err(Failure::Usage(swapped)),
+            None => Err(ConfigError::Invalid(problems).into()),
+        },
         result => Ok(result?),
     }
+}
+
+/// Says so where a file is not for the program that was started, but for the other.
+fn other_kind(file: &Path, kind: Kind) -> Option<String> {
+    let found = guess_kind(file).ok().flatten()?;
+    let file = file.display();
+    (found != kind).then(|| format!("{file}: this is a {found}'s file: adit {found} -c {file}"))
 }
 
 fn try_options(args: &TryArgs) -> Result<dispatch::TryOptions, Failure> {

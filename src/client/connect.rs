@@ -113,7 +113,10 @@ pub enum ConnectFailure {
         public_key: String,
     },
     /// The answer was no frame.
-    #[error("{server}: what answers there does not speak Adit: {error}")]
+    #[error(
+        "{server}: what answers there does not speak Adit: {error}{}",
+        other_scheme(error)
+    )]
     Frame {
         /// The server.
         server: LaneAddr,
@@ -338,6 +341,17 @@ impl Connector {
                 }
             }
         }
+    }
+}
+
+/// Adds what may be the matter where a frame's length is the beginning of a TLS record: type 21 (alert) or 22
+/// (handshake), version 3 (RFC 8446, section 5.1).
+fn other_scheme(error: &FrameError) -> &'static str {
+    match error {
+        FrameError::TooLong { length, .. } if matches!(length >> 16, 0x1503 | 0x1603) => {
+            " (a tls:// port, perhaps?)"
+        }
+        FrameError::TooLong { .. } | FrameError::Empty | FrameError::Truncated { .. } => "",
     }
 }
 

@@ -316,7 +316,7 @@ impl Driver {
     }
 
     fn configured(&mut self, now: Instant, config: InnerConfig) {
-        info!(mtu = config.mtu, "configured");
+        info!(addresses = ?config.addresses(), mtu = config.mtu, "configured");
         debug!(?config, "configuration of the session");
         match self.inside.as_mut() {
             Some(inside) if self.mtu == config.mtu => inside.set_addresses(&config),

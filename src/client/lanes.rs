@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 
 use super::connect::{ConnectFailure, Connected, Connector, Way};
 use super::link::{Change, Link};
+use super::notices::Notices;
 use crate::config::Scheme;
 use crate::io::carrier::{Carrier, LaneLoss};
 use crate::proto::SessionEvent;
@@ -40,6 +41,8 @@ pub(super) struct Lanes {
     attempts: Vec<Attempt>,
     /// Which server each lane leads to.
     known: Vec<(LaneId, usize)>,
+    /// What people have been told.
+    notices: Notices,
 }
 
 /// What an attempt comes to.
@@ -63,6 +66,7 @@ impl Lanes {
         let schemes = connector.servers.iter().map(|server| server.scheme);
         Self {
             link: Link::new(now, schemes, seed),
+            notices: Notices::new(connector.servers.len()),
             connector,
             attempts: Vec::new(),
             known: Vec::new(),
@@ -224,7 +228,11 @@ impl Lanes {
             return;
         };
         let fresh = self.link.wants_fresh();
-        debug!(server = %address, fresh, failures = self.link.failures(), "connecting");
+        if self.known.is_empty() && self.notices.connecting(server) {
+            info!(server = %address, "connecting");
+        } else {
+            debug!(server = %address, fresh, failures = self.link.failures(), "connecting");
+        }
         let connector = self.connector.clone();
         let session = carrier.as_mut().map(Carrier::session_mut);
         let open = session.filter(|session| session.closed().is_none());
@@ -271,6 +279,7 @@ impl Lanes {
                     // They were of the session before.
                     attempt.joining.clear();
                 }
+                self.notices.connected();
                 self.link.handle_connected(now, server);
             }
             Ok(Connected::Joined {
@@ -291,8 +300,8 @@ impl Lanes {
             Ok(Connected::Ways(ways)) => self.join(now, carrier, server, ways),
             Err(error) => {
                 let failures = self.link.failures();
-                // The first failure is for people, the repetitions for those who look closer.
-                if failures == 0 && self.known.is_empty() {
+                // One a minute is for people, the others for those who look closer.
+                if self.known.is_empty() && self.notices.failed(now, server) {
                     warn!(%error, "cannot reach the server; trying on");
                 } else {
                     debug!(%error, failures, "cannot reach the server");
@@ -353,6 +362,7 @@ impl Lanes {
             carrier.remove_lane(now, former, LaneLoss::Replaced);
         }
         self.known.push((lane, server));
+        self.notices.connected();
         self.link.handle_connected(now, server);
     }
 

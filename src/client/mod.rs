@@ -6,6 +6,7 @@ pub mod driver;
 mod inside;
 mod lanes;
 mod link;
+mod notices;
 pub mod proxy;
 pub mod resolve;
 pub mod run;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::address::{LaneAddr, Scheme};
-use super::error::ConfigError;
+use super::error::{ConfigError, Place};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Located, Settings};
 use super::shared::{Unique, read_aead, values};
@@ -186,6 +186,9 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
     let password = settings.secret("proxy_password", |text| {
         parse::credential(text, true).map(Zeroizing::new)
     });
+    if let Some(at) = &password {
+        warn_of_readers(settings, &at.place);
+    }
     let file = settings.path("proxy_password_file");
     if let (Some(_), Some(file)) = (&password, &file) {
         settings.problem_at(file, "stands beside proxy_password: keep one of the two");
@@ -213,6 +216,20 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
             None
         }
         (None, None) => None,
+    }
+}
+
+/// Warns of a password in a configuration that others may read; a key file would be refused.
+fn warn_of_readers(settings: &mut Settings<'_>, place: &Place) {
+    let Place::File(spot) = place else {
+        return;
+    };
+    if let Some(mode) = files::mode_for_others(spot.path()) {
+        settings.warn(format!(
+            "proxy_password: others than you may read {} (its mode is {mode:04o}): run chmod 600 {}, or write proxy_password_file instead",
+            spot.path().display(),
+            spot.path().display()
+        ));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads and writes the files that a configuration names: texts and keys.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -62,11 +62,7 @@ where
     };
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    let mode = metadata.mode() & 0o777;
-    if metadata.is_file()
-        && metadata.uid() == rustix::process::geteuid().as_raw()
-        && mode & 0o077 != 0
-    {
+    if let Some(mode) = open_mode(&metadata) {
         return Err(KeyFileError::TooOpen {
             path: path.to_owned(),
             mode,
@@ -79,6 +75,18 @@ where
             path: path.to_owned(),
             reason: error.to_string(),
         })
+}
+
+/// Returns the permission bits of a file of this user's that others may use too; `None` where they may not, or
+/// where that cannot be seen.
+pub(super) fn mode_for_others(path: &Path) -> Option<u32> {
+    open_mode(&fs::metadata(path).ok()?)
+}
+
+fn open_mode(metadata: &fs::Metadata) -> Option<u32> {
+    let mode = metadata.mode() & 0o777;
+    let own = metadata.uid() == rustix::process::geteuid().as_raw();
+    (metadata.is_file() && own && mode & 0o077 != 0).then_some(mode)
 }
 
 /// Reads a short secret, such as a password, from a file: its first line.

@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::lane::{LaneStream, prepare_socket};
-use super::tls::ClientTls;
+use super::tls::{ClientTls, speaks_no_tls};
 use crate::config::address::{Host, LaneAddr, Scheme};
 
 /// Connects to `addr` within `timeout` by TCP, and by TLS where its scheme says so.
@@ -105,7 +105,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// The TLS handshake failed.
-    #[error("no TLS with {addr} ({address}): {source}")]
+    #[error("no TLS with {addr} ({address}): {source}{}", other_scheme(source))]
     Tls {
         /// What was dialled.
         addr: LaneAddr,
@@ -115,7 +115,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// The TLS handshake was not finished in time.
-    #[error("no TLS with {addr} ({address}): no answer in time")]
+    #[error("no TLS with {addr} ({address}): no answer in time{OTHER_SCHEME}")]
     TlsTimedOut {
         /// What was dialled.
         addr: LaneAddr,
@@ -139,6 +139,15 @@ impl DialError {
             | DialError::Tls { .. }
             | DialError::TlsTimedOut { .. } => false,
         }
+    }
+}
+
+/// Adds what may be the matter where the other end speaks no TLS.
+fn other_scheme(error: &io::Error) -> &'static str {
+    if speaks_no_tls(error) {
+        OTHER_SCHEME
+    } else {
+        ""
     }
 }
 
@@ -288,6 +297,9 @@ where
         attempts: Attempts(attempts),
     })
 }
+
+/// A `tcp://` port says nothing to a TLS hello, and then closes.
+const OTHER_SCHEME: &str = " (a tcp:// port, perhaps?)";
 
 /// How long an attempt may stay unanswered before the next one starts beside it: the
 /// "Connection Attempt Delay" of RFC 8305, section 8.
@@ -567,7 +579,9 @@ mod tests {
             };
             let tls = tls();
             let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), silence);
-            assert!(matches!(result, Err(DialError::TlsTimedOut { .. })));
+            let error = result.err().expect("nobody answers");
+            assert!(matches!(error, DialError::TlsTimedOut { .. }), "{error}");
+            assert!(error.to_string().ends_with(OTHER_SCHEME), "{error}");
         });
     }
 
@@ -587,7 +601,9 @@ mod tests {
             };
             let tls = tls();
             let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), answer);
-            assert!(matches!(result, Err(DialError::Tls { .. })));
+            let error = result.err().expect("that was no TLS");
+            assert!(matches!(error, DialError::Tls { .. }), "{error}");
+            assert!(error.to_string().ends_with(OTHER_SCHEME), "{error}");
         });
     }
 }

@@ -33,7 +33,7 @@ use super::session::SessionDriver;
 use crate::config::Scheme;
 use crate::io::clock;
 use crate::io::lane::{LaneStream, StreamLane};
-use crate::proto::{Answer, ChallengeState};
+use crate::proto::{Answer, ChallengeState, Silence};
 use crate::wire::{FrameType, frame_type, join_session_id};
 
 /// What became of connections before they were known.
@@ -202,6 +202,9 @@ async fn authenticate(
                     Err(silence) => {
                         stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
                         debug!(%silence, "a handshake was not answered");
+                        if let Silence::UnknownKey { key } = &silence {
+                            shared.unlisted.tell(key);
+                        }
                         // What follows a wrong one is not worth the price of another.
                         return discard(lane).await;
                     }

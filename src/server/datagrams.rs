@@ -40,7 +40,9 @@ use super::session::SessionDriver;
 use crate::io::clock;
 use crate::io::pool::Pool;
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
-use crate::proto::{Answer, DatagramPath, DatagramResponder, LoadLimits, Reception};
+use crate::proto::{
+    Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Silence, StrangerDrop,
+};
 use crate::wire::{DatagramType, SessionId, datagram_handle, datagram_type, join_datagram_session};
 
 /// The inboxes of all sessions, by the number that their datagrams bear.
@@ -349,6 +351,9 @@ impl Desk {
             Reception::Drop(reason) => {
                 stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
                 trace!(%reason, "a handshake was not answered");
+                if let StrangerDrop::Silence(Silence::UnknownKey { key }) = &reason {
+                    shared.unlisted.tell(key);
+                }
             }
             // Only Inits come here.
             Reception::Sealed { .. } | Reception::Join { .. } => {

@@ -12,3 +12,4 @@ pub mod registry;
 pub mod router;
 pub mod run;
 pub mod session;
+pub mod unlisted;

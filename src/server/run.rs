@@ -39,6 +39,7 @@ use super::leases::{Fixed, Lease, Leases, Settings as LeaseSettings};
 use super::local::LocalLimits;
 use super::registry::Registry;
 use super::router::Router;
+use super::unlisted::Unlisted;
 use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
 use crate::io::clock;
 use crate::io::limits::raise_open_files;
@@ -88,6 +89,8 @@ pub struct Shared {
     pub datagram_stats: Arc<DatagramStats>,
     /// What became of sessions.
     pub stats: ServerStats,
+    /// Clients that are not answered, in the log.
+    pub unlisted: Unlisted,
     policy: RwLock<Arc<DestinationPolicy>>,
     clients: HashMap<PublicKey, ClientEntry>,
     networks: Vec<IpNet>,
@@ -264,6 +267,7 @@ impl Server {
             accept_stats: AcceptStats::default(),
             datagram_stats: Arc::default(),
             stats: ServerStats::default(),
+            unlisted: Unlisted::new(clock::now()),
             clients: config
                 .clients
                 .into_iter()

@@ -353,8 +353,8 @@ impl SessionDriver {
                     rand::rng().random(),
                 ));
                 let client = self.shared.client_name(&self.owner.key);
-                info!(client, "session up");
-                debug!(client, addresses = ?self.addresses, "leased");
+                // Inner addresses, of our own giving: where the client is, is not said above debug.
+                info!(client, addresses = ?self.addresses, "session up");
                 self.carrier.session_mut().configure(config);
             }
             Err(error) => {

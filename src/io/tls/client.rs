@@ -12,6 +12,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::refusal::CertificateRefused;
 use super::verify::{KeyVerifier, Verify};
 use super::{ALPN, BUFFER_LIMIT, provider};
 use crate::config::address::Host;
@@ -21,6 +22,8 @@ use crate::io::lane::LaneStream;
 #[derive(Clone)]
 pub struct ClientTls {
     connector: TlsConnector,
+    /// What is asked of certificates, to say what one lacks.
+    verify: Verify,
 }
 
 impl std::fmt::Debug for ClientTls {
@@ -64,6 +67,7 @@ impl ClientTls {
         config.resumption = Resumption::disabled();
         Ok(ClientTls {
             connector: TlsConnector::from(Arc::new(config)),
+            verify: verify.clone(),
         })
     }
 
@@ -81,7 +85,11 @@ impl ClientTls {
             Host::Name(name) => ServerName::try_from(name.clone())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
         };
-        let mut stream = self.connector.connect(name, tcp).await?;
+        let mut stream = self
+            .connector
+            .connect(name, tcp)
+            .await
+            .map_err(|error| CertificateRefused::explain(error, host, &self.verify))?;
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
         Ok(LaneStream::Tls(Box::new(stream.into())))
     }

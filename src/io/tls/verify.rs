@@ -12,8 +12,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use thiserror::Error as ThisError;
+
+use super::refusal::CertificateRefused;
 
 /// What a client asks of the server's certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,14 +95,6 @@ pub enum PinParseError {
     Length(usize),
 }
 
-/// The server's key is another than was pinned.
-#[derive(Clone, Copy, Debug, ThisError, PartialEq, Eq)]
-#[error("the key of the certificate has the pin {found}, which is not among those asked for")]
-struct WrongPin {
-    /// The pin of the key that the server has.
-    found: Pin,
-}
-
 /// Accepts a certificate by its public key alone, or any at all.
 ///
 /// Names and dates are not looked at: a pin says more than either. That the server holds the
@@ -131,8 +125,8 @@ impl ServerCertVerifier for KeyVerifier {
         if let Some(pins) = &self.pins {
             let found = Pin::of(end_entity)?;
             if !pins.contains(&found) {
-                let wrong = OtherError(Arc::new(WrongPin { found }));
-                return Err(CertificateError::Other(wrong).into());
+                let wanted = pins.clone();
+                return Err(CertificateRefused::WrongPin { found, wanted }.into());
             }
         }
         Ok(ServerCertVerified::assertion())
