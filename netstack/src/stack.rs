@@ -61,6 +61,8 @@ pub struct Stack {
     next_sweep: Option<Instant>,
     /// This round has seen a ring that may hold memory.
     sweep_found: bool,
+    /// The first slot that [`Stack::probe`] has not looked at yet.
+    probe_from: Option<usize>,
     stats: Stats,
 }
 
@@ -162,6 +164,7 @@ impl Stack {
             sweep_at: 0,
             next_sweep: None,
             sweep_found: false,
+            probe_from: None,
             stats: Stats::default(),
             rng,
             config,
@@ -184,6 +187,17 @@ impl Stack {
         for slot in lost {
             self.fail(slot, Cause::AddressLost);
         }
+    }
+
+    /// Asks the peer of every idle flow whether it still knows the flow, by a keepalive probe each.
+    ///
+    /// To be called when the path was interrupted by something that may have made peers forget: one that waits for
+    /// data of a peer that is gone would wait for ever. Such a flow ends with [`Cause::Reset`]; a living peer answers
+    /// by an acknowledgement, and nothing changes. An unanswered probe is not repeated.
+    pub fn probe(&mut self, now: Instant) {
+        self.clock(now);
+        self.probe_from = Some(0);
+        self.queue_probes();
     }
 
     /// Takes one packet from the tunnel, and says what is in it for the driver.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use adit_netstack::{
     Cause, Config, ConnectError, Event, RecvError, Rejection, SendError, Unreachable,
 };
-use world::{Drain, ORIGIN4, ORIGIN6, Source, World, client_config, exchange, network_config};
+use world::{
+    Drain, ORIGIN4, ORIGIN6, Side, Source, World, client_config, exchange, network_config,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -483,6 +485,38 @@ fn idle_flow_outlives_hours_with_a_living_peer_and_not_with_a_dead_one() {
     world.run(Duration::from_secs(2 * 3600 + 12 * 60));
     assert_eq!(world.a.closed(flow), Some(Cause::TimedOut));
     assert!(world.ab.sent - sent >= 8, "{} probes", world.ab.sent - sent);
+}
+
+#[test]
+fn probed_idle_flow_ends_by_a_reset_where_its_peer_has_forgotten_it() {
+    for origin in [ORIGIN4, ORIGIN6] {
+        let mut world = World::new();
+        let flows: Vec<_> = (0..200).map(|_| world.open(origin).0).collect();
+        world.run(SECOND);
+        world.b = Side::new(network_config(), 99);
+        world.run(60 * SECOND);
+        let closed = |world: &World| {
+            let ends = flows.iter().map(|flow| world.a.closed(*flow));
+            ends.flatten().collect::<Vec<_>>()
+        };
+        assert_eq!(closed(&world), [], "nobody has asked");
+        world.a.stack.probe(world.now);
+        world.run(SECOND);
+        assert_eq!(closed(&world), [Cause::Reset; 200]);
+    }
+}
+
+#[test]
+fn probe_costs_a_living_flow_nothing() {
+    let mut world = World::new();
+    let (flow, other) = world.open(ORIGIN4);
+    world.run(SECOND);
+    let (sent, answered) = (world.ab.sent, world.ba.sent);
+    world.a.stack.probe(world.now);
+    world.run(SECOND);
+    assert_eq!((world.ab.sent - sent, world.ba.sent - answered), (1, 1));
+    assert_eq!((world.a.closed(flow), world.b.closed(other)), (None, None));
+    exchange(&mut world, flow, other, 1 << 20, 10 * SECOND);
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! SIGTERM and SIGINT: the first one stops cleanly, the second one ends at once.
+//! SIGTERM, SIGINT and SIGHUP: the first one stops cleanly, the second one ends at once.
+//!
+//! A SIGHUP that was ignored when the program began stays ignored: `nohup` asked for that.
 
-use std::io;
+use std::{fs, io};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Listens for signals in a task of the current runtime, until that is gone.
@@ -12,12 +14,19 @@ use tokio_util::sync::CancellationToken;
 pub(super) fn listen(stop: CancellationToken) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Whoever closes the terminal wants the program to end, and cleanly.
+    let mut hang_up = if ignores_hang_up() {
+        None
+    } else {
+        Some(signal(SignalKind::hangup())?)
+    };
     tokio::spawn(async move {
         let mut stopping = false;
         loop {
             let number = tokio::select! {
                 received = terminate.recv() => received.map(|()| libc::SIGTERM),
                 received = interrupt.recv() => received.map(|()| libc::SIGINT),
+                received = hung_up(hang_up.as_mut()) => received.map(|()| libc::SIGHUP),
             };
             // No more signals can come: the runtime is ending.
             let Some(number) = number else { return };
@@ -31,4 +40,43 @@ pub(super) fn listen(stop: CancellationToken) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Waits for a SIGHUP, for ever where that is ignored.
+async fn hung_up(signal: Option<&mut Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether SIGHUP is ignored; to be asked before a handler takes its place.
+fn ignores_hang_up() -> bool {
+    // Without /proc it is not known, and taken for the default.
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| ignored_signals(&status))
+        .is_some_and(|ignored| ignored >> (libc::SIGHUP - 1) & 1 == 1)
+}
+
+/// The mask of ignored signals in the text of proc_pid_status(5): bit 0 is signal 1.
+fn ignored_signals(status: &str) -> Option<u64> {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status_of_a_process() {
+        let status = "Name:\tadit\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert_eq!(ignored_signals(status), Some(0x1001));
+        assert_eq!(ignored_signals("Name:\tadit\n"), None);
+        let own = fs::read_to_string("/proc/self/status").expect("a process has a status");
+        assert!(ignored_signals(&own).is_some());
+    }
 }

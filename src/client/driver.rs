@@ -319,7 +319,7 @@ impl Driver {
         info!(addresses = ?config.addresses(), mtu = config.mtu, "configured");
         debug!(?config, "configuration of the session");
         match self.inside.as_mut() {
-            Some(inside) if self.mtu == config.mtu => inside.set_addresses(&config),
+            Some(inside) if self.mtu == config.mtu => inside.set_addresses(now, &config),
             // The netstack of another MTU takes the place of the old one, whose flows end.
             Some(_) | None => {
                 let seed = rand::rng().random();

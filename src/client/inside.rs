@@ -111,8 +111,12 @@ impl Inside {
     }
 
     /// Takes the addresses of another session; flows of addresses that are gone end.
-    pub(super) fn set_addresses(&mut self, config: &InnerConfig) {
+    ///
+    /// A server that was away may have cost a flow its origin: the host resets what arrives meanwhile, and the `user`
+    /// egress forgets everything. So each idle flow asks for a sign of life, or it would wait for data for ever.
+    pub(super) fn set_addresses(&mut self, now: Instant, config: &InnerConfig) {
         self.stack.set_addresses(config.addresses());
+        self.stack.probe(now);
     }
 
     /// Opens a flow; the reply follows when it stands or has failed.

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! Packets for the gateway's own addresses end here: echo requests are answered by the
-//! netstack, port 53 is the DNS service, everything else is refused. With egress `user`
+//! netstack, port 53 is the DNS service, everything else is refused as not allowed. With egress `user`
 //! packets for the Internet end here too: each TCP flow, UDP mapping and echo request is
 //! carried on by an ordinary socket.
 //!
@@ -279,7 +279,9 @@ impl Local {
             if local.port() == DNS_PORT {
                 self.stack.accept(now, flow);
             } else {
-                self.stack.reject(now, flow, Rejection::Reset);
+                // The server's own services are not the clients', whether somebody listens or not.
+                let why = Unreachable::AdminProhibited;
+                self.stack.reject(now, flow, Rejection::Unreachable(why));
             }
         } else if self.egress {
             let connecting: Connecting = Box::pin(async move {

@@ -7,18 +7,24 @@
 //! key and instance, whose driver is told to end, and gets its lease. New lanes find their
 //! session here by the number in their join frame.
 //!
+//! A new instance of a client whose fixed address is held by another one takes that one's place,
+//! too, if it has no lane: it was killed, or is out of reach, and the client's owner wants the
+//! address to lead to the instance that is there.
+//!
 //! # Limits
 //!
 //! One entry per confirmed session; their number is bounded by the leases.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::io::lane::StreamLane;
 use crate::server::leases::{Lease, LeaseError, Leases, Owner};
@@ -49,6 +55,10 @@ pub struct Entrant {
     pub replaced: CancellationToken,
     /// Its packets.
     pub downlink: Arc<Downlink>,
+    /// Its client's name, for logs.
+    pub client: String,
+    /// Whether it has no lane now, as its driver says.
+    pub laneless: Arc<AtomicBool>,
 }
 
 /// Every confirmed session of a server.
@@ -108,6 +118,7 @@ impl Registry {
                 capacity: self.capacity,
             });
         }
+        self.take_fixed_address(&mut inner, &session, now);
         let lease = inner.leases.acquire(now, session.owner)?;
         let addresses = addresses(&lease);
         for address in &addresses {
@@ -160,6 +171,33 @@ impl Registry {
     pub fn changed_leases(&self, now: SystemTime) -> Option<Vec<u8>> {
         let mut inner = self.lock();
         inner.leases.take_changed().then(|| inner.leases.save(now))
+    }
+
+    /// Ends the session that holds the client's fixed address, if it is another instance's that has no lane.
+    fn take_fixed_address(&self, inner: &mut Inner, session: &Entrant, now: SystemTime) {
+        let Some((holder, address)) = inner.leases.fixed_holder(&session.owner) else {
+            return;
+        };
+        let client = &session.client;
+        let laneless = inner
+            .owners
+            .get(&holder)
+            .copied()
+            .filter(|id| {
+                let entry = inner.sessions.get(id);
+                entry.is_some_and(|entry| entry.session.laneless.load(Ordering::Relaxed))
+            })
+            .and_then(|id| self.take_out(inner, id));
+        match laneless {
+            Some(old) => {
+                info!(%client, %address, "a new instance takes the fixed address over: the one before has no lane");
+                inner.leases.leave(now, &holder);
+                old.session.replaced.cancel();
+            }
+            None => {
+                warn!(%client, %address, "the fixed address is in use by another instance: this one gets another");
+            }
+        }
     }
 
     fn take_out(&self, inner: &mut Inner, id: SessionId) -> Option<Entry> {
@@ -217,7 +255,7 @@ mod tests {
 
     use super::*;
     use crate::proto::PublicKey;
-    use crate::server::leases::Settings;
+    use crate::server::leases::{Fixed, Settings};
 
     const NOW: SystemTime = UNIX_EPOCH;
 
@@ -237,6 +275,8 @@ mod tests {
             joins: mpsc::channel(1).0,
             replaced: CancellationToken::new(),
             downlink: registry.router.downlink(),
+            client: "laptop".into(),
+            laneless: Arc::default(),
         }
     }
 
@@ -288,6 +328,38 @@ mod tests {
         let _waiting = joins.try_reserve().unwrap();
         registry.enter(entrant(&registry, 2, 1), NOW).unwrap();
         assert!(old.replaced.is_cancelled());
+    }
+
+    #[test]
+    fn fixed_address_goes_to_a_new_instance_once_the_old_one_has_no_lane() {
+        let network = "10.86.0.0/24".parse().unwrap();
+        let fixed = Lease {
+            v4: "10.86.0.9".parse().ok(),
+            v6: None,
+        };
+        let key = PublicKey::from_bytes([1; 32]);
+        let fixed_to_one = [Fixed { key, lease: fixed }];
+        let leases = Leases::new(Some(network), None, fixed_to_one, Settings::default());
+        let registry = Registry::new(Arc::new(Router::new()), leases, 4);
+        let instance = |id, instance| Entrant {
+            owner: Owner {
+                key,
+                instance: [instance; 8],
+            },
+            ..entrant(&registry, id, 1)
+        };
+        let (first, second, third) = (instance(1, 1), instance(2, 2), instance(3, 3));
+        assert_eq!(registry.enter(first.clone(), NOW).unwrap(), fixed);
+        assert_ne!(registry.enter(second.clone(), NOW).unwrap(), fixed);
+        assert!(!first.replaced.is_cancelled(), "it has a lane");
+        first.laneless.store(true, Ordering::Relaxed);
+        assert_eq!(registry.enter(third.clone(), NOW).unwrap(), fixed);
+        assert!(leads_to(&registry, &fixed, &third));
+        assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
+        // The older driver says its end later.
+        registry.remove(SessionId(1), NOW, false);
+        assert!(leads_to(&registry, &fixed, &third));
+        assert_eq!(registry.len(), 2);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,8 @@ pub struct SessionDriver {
     addresses: Vec<IpAddr>,
     local: Option<Local>,
     laneless_since: Option<Instant>,
+    /// The same for the registry.
+    laneless: Arc<AtomicBool>,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
@@ -161,6 +163,7 @@ impl SessionDriver {
             addresses: Vec::new(),
             local: None,
             laneless_since: None,
+            laneless: Arc::default(),
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
         })
@@ -338,6 +341,8 @@ impl SessionDriver {
             joins: self.sender.clone(),
             replaced: self.replaced.clone(),
             downlink: self.downlink.clone(),
+            client: self.shared.client_name(&self.owner.key).to_owned(),
+            laneless: self.laneless.clone(),
         };
         let entered = self.shared.registry.enter(entrant, clock::unix());
         match entered {
@@ -373,6 +378,8 @@ impl SessionDriver {
     }
 
     fn poll_end(&mut self, now: Instant) -> bool {
+        let laneless = self.carrier.lanes() == 0;
+        self.laneless.store(laneless, Ordering::Relaxed);
         let over = match &self.state {
             State::Ended => true,
             State::Unconfirmed { until, .. } => now >= *until || self.carrier.lanes() == 0,

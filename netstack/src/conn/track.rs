@@ -35,6 +35,21 @@ impl Conn {
         count
     }
 
+    /// Gives the sequence number and the acknowledgement of a segment that the peer must answer (RFC 9293 §3.8.4);
+    /// none for a flow that is not idle, which hears from its peer anyway.
+    ///
+    /// It lies outside of the peer's window, so that nothing but its arrival counts, not even the window it names.
+    pub(crate) fn probe(&self) -> Option<(u32, u32)> {
+        let next = self.sent_next?;
+        let idle = self.established
+            && self.failed.is_none()
+            && self.time_wait_since.is_none()
+            && !self.is_gone()
+            && self.send_queue() == 0
+            && next == self.sent_una;
+        idle.then_some((next.wrapping_sub(1), self.ack_sent?))
+    }
+
     /// Says whether a segment reaches beyond what our SYN has promised.
     ///
     /// smoltcp 0.14 takes the window of its SYN for a scaled one until it has sent another segment, and then accepts

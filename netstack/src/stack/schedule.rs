@@ -16,12 +16,18 @@ impl Stack {
     /// Small replies go first. Then the flows that have something to send take turns, one packet each, so that a bulk
     /// flow delays an echo by one packet of each other flow at most. A full sink keeps everybody's place.
     pub fn poll_transmit<S: PacketSink>(&mut self, now: Instant, sink: &mut S) {
-        while let Some(len) = self.replies.drain_one(sink) {
-            self.stats.packets_out += 1;
-            self.stats.bytes_out += len as u64;
-        }
-        if !self.replies.is_empty() {
-            return;
+        loop {
+            while let Some(len) = self.replies.drain_one(sink) {
+                self.stats.packets_out += 1;
+                self.stats.bytes_out += len as u64;
+            }
+            if !self.replies.is_empty() {
+                return;
+            }
+            if self.probe_from.is_none() {
+                break;
+            }
+            self.queue_probes();
         }
         let clock = self.clock(now);
         while let Some(&slot) = self.dirty.front() {

@@ -205,6 +205,29 @@ impl Stack {
         self.answer_stray(&tuple, syn);
     }
 
+    /// Queues the next few probes that [`Stack::probe`] asked for.
+    pub(super) fn queue_probes(&mut self) {
+        let Some(from) = self.probe_from.take() else {
+            return;
+        };
+        let probes: Vec<_> = self
+            .flows
+            .iter()
+            .filter(|(slot, _)| *slot >= from)
+            .filter_map(|(slot, flow)| match &flow.state {
+                State::Open(conn) => Some((slot, flow.tuple, conn.probe()?)),
+                State::Waiting(_) | State::Failed(_) => None,
+            })
+            .take(PROBES_AT_ONCE)
+            .collect();
+        if probes.len() == PROBES_AT_ONCE {
+            self.probe_from = probes.last().map(|(slot, ..)| slot + 1);
+        }
+        for (_, tuple, (sequence, ack)) in probes {
+            self.reply_bare(&tuple, sequence, ack, ACK);
+        }
+    }
+
     fn reply_bare(&mut self, tuple: &Tuple, sequence: u32, ack: u32, flags: u8) {
         let mut buffer = self.replies.buffer();
         let header = segment::answer(tuple.local.0, tuple.remote.0);
@@ -223,6 +246,9 @@ impl Stack {
         self.stats.replies_dropped += u64::from(!self.replies.push(buffer, offload));
     }
 }
+
+/// Probes queued at a time: the queue of replies has room for others' all the while.
+const PROBES_AT_ONCE: usize = 64;
 
 /// Finds the transport header of a packet without options.
 fn transport(packet: &[u8]) -> Option<&[u8]> {

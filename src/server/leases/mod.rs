@@ -16,7 +16,8 @@
 //! one that is merely out of reach finds its own when it is back.
 //!
 //! The pool's first host address is the gateway, the server's own. A dynamic lease takes the lowest free address; a
-//! client's fixed address is never leased to others, and goes to the first of its instances that asks. When nothing
+//! client's fixed address is never leased to others, and goes to the first of its instances that asks; once that one
+//! has no lane left, the registry gives it to the next instance that comes. When nothing
 //! is free, the lease that has been idle longest is taken away. Memory is in proportion to leases, not to networks.
 //!
 //! The clock is the wall clock, since leases outlive the process; one that jumps back only prolongs leases.

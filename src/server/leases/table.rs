@@ -181,6 +181,25 @@ impl Leases {
         self.entries.get(owner).map(|entry| entry.lease)
     }
 
+    /// The other instance of the same client that holds one of the client's fixed addresses, and which; none where
+    /// `owner` has a lease already, which is its own.
+    pub fn fixed_holder(&self, owner: &Owner) -> Option<(Owner, IpAddr)> {
+        let fixed = self.fixed.get(&owner.key)?;
+        if self.entries.contains_key(owner) {
+            return None;
+        }
+        let holder = |pool: Option<&Pool>, address: Option<IpAddr>| {
+            let address = address?;
+            let holder = *pool?.used.get(&number(address))?;
+            match self.entries.get(&holder)?.hold {
+                Hold::Held(_) => Some((holder, address)),
+                Hold::Away { .. } | Hold::Idle { .. } | Hold::Left { .. } => None,
+            }
+        };
+        holder(self.pool4.as_ref(), fixed.v4.map(IpAddr::from))
+            .or_else(|| holder(self.pool6.as_ref(), fixed.v6.map(IpAddr::from)))
+    }
+
     /// How many leases there are, held or not.
     pub fn len(&self) -> usize {
         self.entries.len()
