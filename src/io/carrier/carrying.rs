@@ -294,16 +294,13 @@ impl Carrier {
     /// Returns when [`Carrier::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let quiet = self.streams.iter().filter_map(|lane| lane.quiet_at).min();
-        let last_word = self.last_word.filter(|_| self.lanes() > 0);
-        [
-            self.session.poll_timeout(),
-            quiet,
-            self.datagrams.poll_timeout(),
-            last_word,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let over = self.session.closed().is_some() && self.lanes() == 0;
+        let datagrams = self.datagrams.poll_timeout().filter(|_| !over);
+        let last_word = self.last_word.filter(|_| !over);
+        [self.session.poll_timeout(), quiet, datagrams, last_word]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.

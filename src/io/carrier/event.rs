@@ -72,6 +72,4 @@ pub struct CarrierStats {
     pub stray_datagrams: u64,
     /// Datagrams that did not open, or joins that were refused.
     pub refused_datagrams: u64,
-    /// Packets that no datagram of the lane carries, in two pieces neither.
-    pub too_long: u64,
 }
