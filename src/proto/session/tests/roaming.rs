@@ -113,14 +113,14 @@ fn unanswered_data_makes_a_lane_silent_within_a_second_and_dead_after_10() {
     pair.way.cut = true;
     pair.client_events.clear();
     pair.send(true, FIRST, b"anybody?");
-    pair.pass(millis(950));
+    pair.pass(millis(650));
     assert_eq!(pair.client_events, []);
     pair.pass(millis(50));
     assert_eq!(pair.client_events, [SessionEvent::LaneSilent(FIRST)]);
     assert!(pair.client().is_silent(FIRST));
-    pair.pass(millis(9400));
+    pair.pass(millis(9600));
     assert_eq!(pair.client_events.len(), 1);
-    pair.pass(millis(200));
+    pair.pass(millis(100));
     assert_eq!(pair.client_events[1..], [SessionEvent::LaneDead(FIRST)]);
 }
 
