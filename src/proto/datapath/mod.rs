@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Parts are machines of their own: the [queue](crate::proto::queue), [repair](crate::proto::repair),
-//! [delivery](crate::proto::delivery) and [congestion](crate::proto::congestion). The [`Session`] holds the
+//! [delivery](crate::proto::delivery) and [congestion](crate::proto::congestion). The [session](crate::proto::Session) holds the
 //! keys and speaks control frames; this holds everything else of datagram lanes, and both are called
 //! together by whoever drives them. One budget, the lane's, is spent by sources, repair and resends alike; reports
 //! and control frames are counted in it and never wait for it.
@@ -29,7 +29,7 @@
 //!    be sent at once or counts as lost.
 //! 3. [`Datapath::poll_timeout`], and [`Datapath::handle_timeout`] when that time has come.
 //!
-//! Control frames that [`Session::poll_control`] makes for a datagram lane are told to
+//! Control frames that [`Session::poll_control`](crate::proto::Session::poll_control) makes for a datagram lane are told to
 //! [`Datapath::handle_control_sent`].
 //!
 //! # Limits
