@@ -20,6 +20,7 @@ use std::{
 };
 
 use crate::{
+    adit,
     process::{self, Process},
     skip::in_path,
 };
@@ -115,16 +116,18 @@ fn init(out: &Path, program: &Path, test: &str) -> String {
         let value = std::env::var(name).ok()?;
         Some(format!("export {name}={}\n", quoted(&value)))
     };
-    let passed: String = ["PATH", "ADIT_BIN", "ADIT_CI"]
+    let passed: String = ["PATH", "ADIT_CI"]
         .into_iter()
         .filter_map(variable)
         .collect();
+    // built out here: in there is no toolchain, and it would take long
+    let adit = quoted(&adit::binary().display().to_string());
     let modules = MODULES.join(" ");
     let program = quoted(&program.display().to_string());
     let folder = quoted(&std::env::current_dir().map_or("/".into(), |at| at.display().to_string()));
     format!(
         "#!/bin/sh
-{passed}export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C HOME=/run {INSIDE}=1 TMPDIR=/run/tmp
+{passed}export ADIT_BIN={adit} PATH=$PATH:/usr/sbin:/sbin LC_ALL=C HOME=/run {INSIDE}=1 TMPDIR=/run/tmp
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /run

@@ -135,9 +135,6 @@ impl Datagrams {
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> bool {
         let mut any = self.settle(now, session, deliver);
-        let Some(datapath) = self.datapath.as_deref_mut() else {
-            return any;
-        };
         for port in &mut self.ports {
             let Some(receiver) = port.receiver.as_mut() else {
                 continue;
@@ -164,6 +161,7 @@ impl Datagrams {
                             ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
                             bytes: datagram.bytes,
                         };
+                        let datapath = self.datapath.as_deref_mut();
                         take(now, session, datapath, arrived, stats, deliver);
                     }
                 }
@@ -193,15 +191,14 @@ impl Datagrams {
                 local: arrival.to,
                 socket: arrival.io.id(),
             };
-            let Some(datapath) = self.datapath.as_deref_mut() else {
-                return taken > 0;
-            };
             for datagram in arrival.datagrams() {
                 let arrived = Arrived {
                     path,
                     ecn_ce: datagram.ecn == Some(EcnCodepoint::Ce),
                     bytes: datagram.bytes,
                 };
+                // There is none before the first lane, which a join may bring.
+                let datapath = self.datapath.as_deref_mut();
                 let taken = take(now, session, datapath, arrived, stats, deliver);
                 if let Taken::Joined(lane) = taken
                     && !self.lanes.contains(&lane)
@@ -546,7 +543,7 @@ struct Arrived<'a> {
 fn take(
     now: Instant,
     session: &mut Session,
-    datapath: &mut Datapath<Queued>,
+    datapath: Option<&mut Datapath<Queued>>,
     arrived: Arrived<'_>,
     stats: &mut CarrierStats,
     deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
@@ -558,9 +555,13 @@ fn take(
     } = arrived;
     match datagram_type(bytes) {
         Some(DatagramType::Sealed) => {
-            if let Err(error) = datapath.open(session, now, path, bytes, ecn_ce, deliver) {
-                tracing::trace!(%error, "a datagram did not open");
-                stats.refused_datagrams += 1;
+            match datapath.map(|it| it.open(session, now, path, bytes, ecn_ce, deliver)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::trace!(%error, "a datagram did not open");
+                    stats.refused_datagrams += 1;
+                }
+                None => stats.stray_datagrams += 1,
             }
             Taken::Nothing
         }
