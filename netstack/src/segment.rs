@@ -84,18 +84,20 @@ pub(crate) fn clamp_mss(segment: &mut [u8], most: u16) -> u16 {
     }
 }
 
-/// Writes a segment without payload and options as a whole packet into `out`; its checksum is left partial.
+/// Writes a segment without options as a whole packet into `out`, with `zeros` bytes of payload; its checksum is left
+/// partial.
 pub(crate) fn write_bare(
     out: &mut Vec<u8>,
     header: &Header,
     ports: (u16, u16),
-    sequence: u32,
-    ack: u32,
+    numbers: (u32, u32),
     flags: u8,
+    zeros: usize,
 ) {
     let at = header.len();
+    let (sequence, ack) = numbers;
     out.clear();
-    out.resize(at + TCP_HEADER, 0);
+    out.resize(at + TCP_HEADER + zeros, 0);
     header.write(out);
     let Some((head, _)) = out
         .get_mut(at..)

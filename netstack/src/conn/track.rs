@@ -38,7 +38,8 @@ impl Conn {
     /// Gives the sequence number and the acknowledgement of a segment that the peer must answer (RFC 9293 §3.8.4);
     /// none for a flow that is not idle, which hears from its peer anyway.
     ///
-    /// It lies outside of the peer's window, so that nothing but its arrival counts, not even the window it names.
+    /// It is the last byte that the peer has acknowledged, whatever that was, and lies outside of the peer's window:
+    /// nothing but its arrival counts, not even the window it names.
     pub(crate) fn probe(&self) -> Option<(u32, u32)> {
         let next = self.sent_next?;
         let idle = self.established

@@ -143,7 +143,7 @@ impl Stack {
                     return Err(Dropped::NoFlow);
                 }
                 if parsed.payload > 0 || parsed.flags & (SYN | FIN) != 0 {
-                    self.reply_bare(&tuple, sequence, ack, ACK);
+                    self.reply_bare(&tuple, sequence, ack, ACK, 0);
                 }
                 return Ok(Outcome::Absorbed);
             }
@@ -179,9 +179,9 @@ impl Stack {
     fn answer_stray(&mut self, tuple: &Tuple, parsed: Segment) -> Dropped {
         if !parsed.has(RST) {
             if parsed.has(ACK) {
-                self.reply_bare(tuple, parsed.ack, 0, RST);
+                self.reply_bare(tuple, parsed.ack, 0, RST, 0);
             } else {
-                self.reply_bare(tuple, 0, parsed.end(), RST | ACK);
+                self.reply_bare(tuple, 0, parsed.end(), RST | ACK, 0);
             }
             self.stats.resets_sent += 1;
         }
@@ -224,20 +224,22 @@ impl Stack {
             self.probe_from = probes.last().map(|(slot, ..)| slot + 1);
         }
         for (_, tuple, (sequence, ack)) in probes {
-            self.reply_bare(&tuple, sequence, ack, ACK);
+            // With the byte, a NAT that has forgotten the flow as well learns how far it has come, and takes the
+            // answer for one: Linux resets the peer otherwise, for an acknowledgement of what was never sent.
+            self.reply_bare(&tuple, sequence, ack, ACK, 1);
         }
     }
 
-    fn reply_bare(&mut self, tuple: &Tuple, sequence: u32, ack: u32, flags: u8) {
+    fn reply_bare(&mut self, tuple: &Tuple, sequence: u32, ack: u32, flags: u8, zeros: usize) {
         let mut buffer = self.replies.buffer();
         let header = segment::answer(tuple.local.0, tuple.remote.0);
         segment::write_bare(
             &mut buffer,
             &header,
             (tuple.local.1, tuple.remote.1),
-            sequence,
-            ack,
+            (sequence, ack),
             flags,
+            zeros,
         );
         let offload = Offload {
             gso: Gso::None,
