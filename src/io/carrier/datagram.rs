@@ -6,13 +6,15 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use adit_fec::Settings as RepairSettings;
-use adit_netstack::Offload;
+use adit_netstack::{Join, Offload};
 
 use super::event::CarrierStats;
 use super::stream::QUIET;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
-use crate::proto::datapath::{Datapath, DatapathStats, LaneCounts, Orphan, Received};
+use crate::proto::datapath::{
+    DELIVERY_HEADROOM, Datapath, DatapathStats, LaneCounts, Orphan, Received,
+};
 use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
 use crate::wire::{
     BASE_DATAGRAM, DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type,
@@ -30,6 +32,10 @@ pub(super) struct Datagrams {
     datapath: Option<Box<Datapath<Queued>>>,
     /// What the parts of that are seeded with.
     seed: u64,
+    /// Puts what arrives in one turn together again as the sender had it; empty between the turns.
+    join: Option<Join>,
+    /// When that was last of use; `None` while it holds no memory.
+    joined: Option<Instant>,
     /// Lent to a netstack that has not committed yet.
     lent: Option<Buffer>,
     /// What the network said, and of which socket.
@@ -94,6 +100,8 @@ impl Datagrams {
             inbox: None,
             datapath: None,
             seed: rand::random(),
+            join: None,
+            joined: None,
             lent: None,
             feedback: None,
         }
@@ -127,6 +135,32 @@ impl Datagrams {
 
     /// Reads each socket once and takes what is in the inbox; returns whether anything came.
     pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        session: &mut Session,
+        stats: &mut CarrierStats,
+        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        let mut join = self
+            .join
+            .take()
+            .unwrap_or_else(|| Join::new(DELIVERY_HEADROOM));
+        let before = join.stats();
+        let any = self.poll_arrivals(cx, now, session, stats, &mut |frame, range, offload| {
+            join.push(frame, range, offload, deliver);
+        });
+        join.flush(deliver);
+        if join.stats().packets > before.packets {
+            self.joined = Some(now);
+        }
+        stats.joined += join.stats().joined - before.joined;
+        stats.super_packets += join.stats().super_packets - before.super_packets;
+        self.join = Some(join);
+        any
+    }
+
+    fn poll_arrivals(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
@@ -452,7 +486,8 @@ impl Datagrams {
 
     /// Returns when [`Datagrams::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let used = self.ports.iter().filter_map(|port| port.used).min();
+        let ports = self.ports.iter().filter_map(|port| port.used);
+        let used = ports.chain(self.joined).min();
         let quiet = used.map(|used| used + QUIET);
         let datapath = self
             .datapath
@@ -461,8 +496,13 @@ impl Datagrams {
         [quiet, datapath].into_iter().flatten().min()
     }
 
-    /// Gives back the buffers of sockets that are quiet.
+    /// Gives back what is held for arrivals where none come.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.joined.take_if(|used| now >= *used + QUIET).is_some()
+            && let Some(join) = &mut self.join
+        {
+            join.release_memory();
+        }
         for port in &mut self.ports {
             if port.used.is_some_and(|used| now >= used + QUIET) {
                 port.used = None;

@@ -72,4 +72,8 @@ pub struct CarrierStats {
     pub stray_datagrams: u64,
     /// Datagrams that did not open, or joins that were refused.
     pub refused_datagrams: u64,
+    /// Packets that came as datagrams and were put together again.
+    pub joined: u64,
+    /// What they were put together to.
+    pub super_packets: u64,
 }
