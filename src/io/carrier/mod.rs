@@ -30,8 +30,9 @@
 //! # Limits
 //!
 //! One call of `poll_receive` reads each lane at most once, and takes a bounded number of messages
-//! from the inbox. At most [`MAX_LANES`] lanes. What waits to be cut for a datagram lane is at most
-//! two super-packets.
+//! from the inbox. At most [`MAX_LANES`] lanes. What waits for datagram lanes is bounded by the
+//! [queue](crate::proto::QueueLimits) in front of them. What arrived as datagrams and is being put together
+//! again is handed on at the end of the same call, and holds at most eight super-packets meanwhile.
 
 mod carrying;
 mod datagram;
