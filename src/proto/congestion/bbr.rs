@@ -589,6 +589,10 @@ impl Congestion for Bbr {
         (rate as u64).max(MIN_RATE)
     }
 
+    fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Startup)
+    }
+
     fn metrics(&self) -> Metrics {
         Metrics {
             state: match self.phase {

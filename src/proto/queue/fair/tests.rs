@@ -299,6 +299,20 @@ fn codel_drops_one_segment_of_a_super_packet_and_never_all() {
 }
 
 #[test]
+fn codel_drops_nothing_while_the_lane_still_starts_and_begins_anew_after() {
+    let mut bench = Bench::new();
+    bench.queue.set_starting(true);
+    stand(&mut bench, || bulk(1, 20), false);
+    assert_eq!(bench.queue.stats().drops.codel, 0);
+    bench.queue.set_starting(false);
+    bench.pass(1);
+    bench.poll();
+    assert_eq!(bench.queue.stats().drops.codel, 0, "no interval has passed");
+    stand(&mut bench, || bulk(1, 20), false);
+    assert!(bench.queue.stats().drops.codel > 5);
+}
+
+#[test]
 fn packets_that_understand_marks_are_marked_and_not_dropped() {
     let mut bench = Bench::new();
     let mut marked = 0;
