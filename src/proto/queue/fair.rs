@@ -282,6 +282,12 @@ impl<P: QueuePacket> FairQueue<P> {
         }
     }
 
+    /// Tells whether the packet whose turn is next is thin: then it need not wait for what bulk must wait for.
+    pub fn is_next_thin(&mut self, now: Instant) -> bool {
+        let next = self.turn(now).and_then(|index| self.head(index));
+        next.is_some_and(|key| self.packets[key as usize].class == Class::Thin)
+    }
+
     /// Says how many bytes our own stack may still add: what the lane sends in about 10 ms, or two small batches,
     /// less what waits of it. It may add one packet as long as this is not zero.
     #[must_use]

@@ -313,6 +313,22 @@ fn codel_drops_nothing_while_the_lane_still_starts_and_begins_anew_after() {
 }
 
 #[test]
+fn thin_packet_is_known_to_be_next_before_it_is_taken() {
+    let mut bench = Bench::new();
+    assert!(!bench.queue.is_next_thin(bench.now));
+    bench.add(bulk(1, 20));
+    for _ in 0..10 {
+        assert!(!bench.queue.is_next_thin(bench.now));
+        bench.poll();
+    }
+    bench.add(plain(udp(2, 200)));
+    assert!(bench.queue.is_next_thin(bench.now));
+    assert_eq!(bench.port(), 2);
+    assert!(!bench.queue.is_next_thin(bench.now));
+    assert_eq!(bench.port(), 1);
+}
+
+#[test]
 fn packets_that_understand_marks_are_marked_and_not_dropped() {
     let mut bench = Bench::new();
     let mut marked = 0;
