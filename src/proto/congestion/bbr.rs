@@ -591,6 +591,7 @@ impl Congestion for Bbr {
 
     fn is_starting(&self) -> bool {
         matches!(self.phase, Phase::Startup)
+            || (self.rivalry.as_ref()).is_some_and(Rivalry::is_starting)
     }
 
     fn metrics(&self) -> Metrics {
