@@ -37,6 +37,8 @@
 mod ends;
 mod measure;
 mod packet;
+#[cfg(test)]
+mod promises;
 mod report;
 mod scenario;
 mod session;

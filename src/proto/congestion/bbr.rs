@@ -230,17 +230,22 @@ impl Bbr {
     }
 
     fn in_startup(&mut self, sample: &Sample, ended: Option<&Round>) {
-        if sample.application_limited {
-            return;
-        }
-        self.start_window = self.start_window.saturating_add(sample.newly_delivered);
+        // An application whose window grows slowly never fills a lane that may send at twice what it has seen, but it
+        // does fill the link. A lane that has carried less than its first window cannot have made the queue.
+        let initial = INITIAL_DATAGRAMS * self.datagram;
+        let own =
+            !sample.application_limited || volume(self.model.bandwidth(), self.length()) > initial;
         let queue = sample.standing.is_some_and(|queue| queue > self.full());
-        if queue && self.model.rounds() > 1 {
+        if queue && own && self.model.rounds() > 1 {
             self.phase = Phase::Drain {
                 since: self.model.rounds(),
             };
             return;
         }
+        if sample.application_limited {
+            return;
+        }
+        self.start_window = self.start_window.saturating_add(sample.newly_delivered);
         let Some(round) = ended else { return };
         let bandwidth = self.model.highest_bandwidth();
         if bandwidth > self.plateau.0 + self.plateau.0 / 4 {
@@ -582,6 +587,11 @@ impl Congestion for Bbr {
             ) => self.gain() * bandwidth as f64 * self.loss_factor(),
         };
         (rate as u64).max(MIN_RATE)
+    }
+
+    fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Startup)
+            || (self.rivalry.as_ref()).is_some_and(Rivalry::is_starting)
     }
 
     fn metrics(&self) -> Metrics {

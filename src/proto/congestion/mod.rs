@@ -87,6 +87,10 @@ pub trait Congestion: Debug + Send {
     /// Bytes per second that may leave; at least 1.
     fn pacing_rate(&self) -> u64;
 
+    /// Whether the rate still grows toward what the path takes: what waits in front of the lane then waits for the
+    /// controller, and its sender is not to blame.
+    fn is_starting(&self) -> bool;
+
     /// What the controller thinks, for counters and logs.
     fn metrics(&self) -> Metrics;
 }

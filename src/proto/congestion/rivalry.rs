@@ -30,6 +30,8 @@ pub(super) struct Rivalry {
     left: Option<Duration>,
     /// Rounds in which there was no queue.
     empty: u32,
+    /// The window has reached its bound.
+    bounded: bool,
 }
 
 impl Rivalry {
@@ -45,11 +47,17 @@ impl Rivalry {
             lost: 0,
             left: None,
             empty: 0,
+            bounded: false,
         }
     }
 
     pub(super) fn window(&self) -> u64 {
         self.window as u64
+    }
+
+    /// Whether the window still grows from what others left to what it may be.
+    pub(super) const fn is_starting(&self) -> bool {
+        self.cut.is_none() && !self.bounded
     }
 
     /// Grows, since the window was in use, up to `bound`.
@@ -75,7 +83,8 @@ impl Rivalry {
                 self.window = self.window.max(self.reno);
             }
         }
-        if self.window > bound {
+        self.bounded = self.window > bound;
+        if self.bounded {
             self.window = bound;
             self.reno = self.reno.min(bound);
         }
@@ -148,3 +157,22 @@ const MIN_DATAGRAMS: f64 = 4.0;
 
 /// A CUBIC flow that has just cut its window leaves the queue empty for a moment only.
 const EMPTY_ROUNDS: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_until_the_window_reaches_its_bound_or_the_queue_overflows() {
+        let mut sample = Sample::new(Instant::now());
+        sample.newly_delivered = 10_000;
+        let mut rivalry = Rivalry::new(100_000);
+        rivalry.on_delivered(&sample, 1_400, u64::MAX);
+        assert!(rivalry.is_starting());
+        let mut other = rivalry.clone();
+        rivalry.on_delivered(&sample, 1_400, 50_000);
+        assert!(!rivalry.is_starting());
+        other.on_overflow(&sample, 1_400);
+        assert!(!other.is_starting());
+    }
+}

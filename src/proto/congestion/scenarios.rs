@@ -335,6 +335,17 @@ fn a_rate_four_times_lower_is_respected_within_3_s() {
 }
 
 #[test]
+fn an_application_that_never_fills_the_lane_leaves_no_queue_on_the_link() {
+    // A little more than the link takes, which a lane that is still starting would let through for ever.
+    let mut sim = Simulation::new(Link::default(), 1);
+    let lane = sim.add(Kind::Thin(1_400, Duration::from_micros(200)));
+    sim.run(s(3));
+    let (mean, high) = sim.queueing(lane, s(2));
+    assert!(mean < 10.0 && high < 25.0, "{mean:.1} ms, {high:.1} ms");
+    assert_eq!(sim.flows[lane].dropped, 0);
+}
+
+#[test]
 fn an_application_that_sends_little_does_not_lower_the_model() {
     let (mut sim, lane) = alone(&Link::default(), 1, s(5));
     let before = sim.metrics(lane).bandwidth;

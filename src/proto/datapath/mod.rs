@@ -19,7 +19,8 @@
 //! [delivery](crate::proto::delivery) and [congestion](crate::proto::congestion). The [session](crate::proto::Session) holds the
 //! keys and speaks control frames; this holds everything else of datagram lanes, and both are called
 //! together by whoever drives them. One budget, the lane's, is spent by sources, repair and resends alike; reports
-//! and control frames are counted in it and never wait for it.
+//! and control frames are counted in it and never wait for it. A thin packet whose turn has come goes before parity
+//! and resends, and passes a full window within bounds ([`Flight`](crate::proto::delivery::Flight)).
 //!
 //! # Order of calls
 //!

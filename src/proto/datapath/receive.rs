@@ -227,8 +227,10 @@ impl<P: QueuePacket> Datapath<P> {
         let loss = lane.loss_report(report.missing.len() as u32);
         let sent = lane.flight.sent();
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
+        let starting = lane.flight.congestion().is_starting();
         lane.received.handle_round_trip(round_trip);
         self.queue.set_pace(rate, round_trip);
+        self.queue.set_starting(starting);
         self.follow(round_trip);
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);

@@ -248,20 +248,32 @@ impl<P: QueuePacket> Datapath<P> {
         }
         let lane = &mut self.lanes[index];
         lane.release = None;
+        let thin = packets && self.queue.is_next_thin(now);
         match lane.flight.permit(now, lane.datagram) {
             Permit::Now => {}
-            Permit::At(at) => {
-                lane.release = Some(at);
-                return None;
+            permit @ (Permit::At(_) | Permit::Full) => {
+                if let Permit::At(at) = permit {
+                    lane.release = Some(at);
+                }
+                // Somebody waits for it, and it is no part of what fills the lane.
+                let lent =
+                    thin && self.rest.is_none() && lane.flight.permit_thin(now, SMALL_DATAGRAM);
+                let len = lent.then(|| self.poll_source(session, now, index, out))??;
+                self.lanes[index].flight.handle_lent(now, len);
+                return Some(len);
             }
-            Permit::Full => return None,
         }
         let sent = self.poll_rest(session, now, index, out).or_else(|| {
             if !packets {
-                return None;
+                None
+            } else if thin {
+                // It would wait for the parity of bulk.
+                self.poll_source(session, now, index, out)
+                    .or_else(|| self.poll_extra(session, now, index, out))
+            } else {
+                self.poll_extra(session, now, index, out)
+                    .or_else(|| self.poll_source(session, now, index, out))
             }
-            self.poll_extra(session, now, index, out)
-                .or_else(|| self.poll_source(session, now, index, out))
         });
         let lane = &mut self.lanes[index];
         match sent {
@@ -649,6 +661,9 @@ pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
 /// the longest packet fits a datagram too.
 const PACKET_OVERHEAD: usize =
     DATAGRAM_HEADER_LEN + 1 + REPAIR_HEADER_LEN + SHARD_PREFIX_LEN + TAG_LEN;
+
+/// What a thin packet takes at most on the wire, but for large ones of DNS: [`queue::Class::Thin`].
+const SMALL_DATAGRAM: usize = 640;
 
 /// A guess until there is a measurement: half the world away.
 const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);

@@ -318,6 +318,38 @@ fn without_loss_the_link_is_full_and_nothing_is_repaired() {
 }
 
 #[test]
+fn small_packet_leaves_at_once_though_bulk_waits_for_the_window() {
+    let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
+    pair.pass(Duration::from_secs(3));
+    let mut session = pair.server.take().expect("is there");
+    let mut now = pair.now;
+    let mut datapath = Datapath::new(now, 9, 0, RepairSettings::default());
+    datapath.follow_lanes(&session, now, 3);
+    for number in 0..200 {
+        let packet = udp_packet(1, number, 1_200);
+        datapath.enqueue(now, Owned(packet), Producer::Other);
+    }
+    let mut out = [0; 2_048];
+    let mut poll = |datapath: &mut Datapath<Owned>, now| {
+        datapath.poll_datagram(&mut session, now, LANE, true, &mut out)
+    };
+    // Nobody reports: the first window leaves, and then nothing.
+    for _ in 0..200 {
+        while poll(&mut datapath, now).is_some() {}
+        now += Duration::from_millis(1);
+    }
+    assert!(datapath.stats().queue.sent < 100);
+    for _ in 0..5 {
+        let packet = udp_packet(2, 0, 228);
+        datapath.enqueue(now, Owned(packet), Producer::Other);
+        let sent = poll(&mut datapath, now);
+        assert!(sent.is_some_and(|len| len < 300), "{sent:?}");
+        assert_eq!(poll(&mut datapath, now), None);
+        now += Duration::from_millis(20);
+    }
+}
+
+#[test]
 fn random_loss_is_repaired_and_costs_little_more_than_itself() {
     for (loss, least, most) in [
         (0.01, 43.0, 1.11),

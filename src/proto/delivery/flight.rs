@@ -14,6 +14,9 @@ pub struct Flight<T> {
     pacer: Pacer,
     /// Datagrams to be sent whatever the window says.
     probes: u32,
+    /// Bytes that left beyond the window or ahead of the pacer since something was delivered, and their pace.
+    lent: u64,
+    lent_pacer: Pacer,
 }
 
 impl<T: Copy> Flight<T> {
@@ -28,6 +31,8 @@ impl<T: Copy> Flight<T> {
             congestion,
             pacer,
             probes: 0,
+            lent: 0,
+            lent_pacer: Pacer::new(now),
         }
     }
 
@@ -52,6 +57,26 @@ impl<T: Copy> Flight<T> {
             None => Permit::Now,
             Some(at) => Permit::At(at),
         }
+    }
+
+    /// Whether a datagram may leave that somebody waits for and that belongs to a flow of a low rate, although
+    /// [`permit`](Self::permit) has said no; one that then leaves is told to [`handle_lent`](Self::handle_lent).
+    ///
+    /// What a lane keeps back for bulk, it would else keep such a flow waiting for: a round trip and more when the
+    /// window has just shrunk. It may take an eighth of the lane's rate so, and a little between two reports.
+    pub fn permit_thin(&mut self, now: Instant, bytes: usize) -> bool {
+        let datagram = self.congestion.datagram_size();
+        let rate = (self.congestion.pacing_rate() / LENT_SHARE).max(LENT_RATE);
+        self.lent_pacer.set_rate(rate, datagram);
+        self.sent.has_room()
+            && self.lent.saturating_add(bytes as u64) <= LENT_DATAGRAMS * datagram
+            && self.lent_pacer.release_at(now, bytes).is_none()
+    }
+
+    /// Takes note that a datagram leaves by [`permit_thin`](Self::permit_thin).
+    pub fn handle_lent(&mut self, now: Instant, bytes: usize) {
+        self.lent = self.lent.saturating_add(bytes as u64);
+        self.lent_pacer.handle_sent(now, bytes);
     }
 
     /// Takes note of a datagram that leaves now; see [`Sent::handle_sent`].
@@ -86,6 +111,7 @@ impl<T: Copy> Flight<T> {
         let sample = self.sent.handle_report(now, report, &mut fate);
         if sample.newly_delivered > 0 {
             self.probes = 0;
+            self.lent = 0;
         }
         self.congestion.on_report(&sample);
     }
@@ -149,6 +175,14 @@ pub enum Permit {
     Full,
 }
 
+/// The share of the lane's rate that thin flows may take out of their turn, and what they may take on any lane: four
+/// calls.
+const LENT_SHARE: u64 = 8;
+const LENT_RATE: u64 = 64_000;
+
+/// What they may take while nothing is heard of the far end: a call's worth of half a second.
+const LENT_DATAGRAMS: u64 = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +237,48 @@ mod tests {
             .handle_sent(now, next, 1400, Class::Data, next)
             .unwrap();
         assert_eq!(flight.permit(now, 1400), Permit::Full);
+    }
+
+    #[test]
+    fn a_full_window_lets_thin_datagrams_pass_until_the_far_end_is_silent() {
+        let (mut flight, mut now) = new();
+        let mut next = 0;
+        fill(&mut flight, &mut now, RTT, &mut next);
+        let mut passed = 0;
+        for _ in 0..200 {
+            now += Duration::from_millis(20);
+            assert_ne!(flight.permit(now, 1400), Permit::Now);
+            if flight.permit_thin(now, 280) {
+                flight
+                    .handle_sent(now, next, 280, Class::Data, next)
+                    .unwrap();
+                flight.handle_lent(now, 280);
+                next += 1;
+                passed += 1;
+            }
+        }
+        assert_eq!(passed, LENT_DATAGRAMS * 1400 / 280);
+    }
+
+    #[test]
+    fn thin_datagrams_take_no_more_than_their_share_out_of_turn() {
+        let (mut flight, start) = new();
+        let (mut now, mut next, mut passed) = (start, 0, 0);
+        while now < start + Duration::from_secs(1) {
+            now += Duration::from_millis(1);
+            while flight.permit_thin(now, 280) {
+                flight.handle_lent(now, 280);
+                flight.lent = 0;
+                passed += 280;
+            }
+            next += 1;
+        }
+        assert!(next > 0);
+        let share = flight.congestion.pacing_rate() / LENT_SHARE;
+        assert!(
+            (share * 9 / 10..share * 11 / 10 + 2800).contains(&passed),
+            "{passed} of {share}"
+        );
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub(super) const fn new(now: Instant) -> Self {
+    pub(in crate::proto) const fn new(now: Instant) -> Self {
         Self {
             now,
             rate: None,

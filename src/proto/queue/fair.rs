@@ -91,6 +91,8 @@ pub struct FairQueue<P> {
     seed: u64,
     limits: QueueLimits,
     pace: Pace,
+    /// The lane's rate still grows: a queue that stands is not its flow's fault.
+    starting: bool,
     flows: Flows,
     packets: Slab<Waiting<P>>,
     /// Bytes still to be sent, and of them our own stack's.
@@ -114,6 +116,7 @@ impl<P: QueuePacket> FairQueue<P> {
                 rate: 0,
                 rtt: Duration::ZERO,
             },
+            starting: false,
             flows: Flows::new(),
             packets: Slab::new(),
             bytes: 0,
@@ -132,6 +135,14 @@ impl<P: QueuePacket> FairQueue<P> {
             rate: bytes_per_s,
             rtt,
         };
+    }
+
+    /// Learns whether the lane's rate still grows toward what its path takes.
+    ///
+    /// CoDel drops nothing then: a flow that was told to halve its window now would take seconds to fill the lane
+    /// that is ready for it a round trip later.
+    pub fn set_starting(&mut self, starting: bool) {
+        self.starting = starting;
     }
 
     /// Puts a packet at the end of its flow; returns whether it waits there now.
@@ -271,6 +282,12 @@ impl<P: QueuePacket> FairQueue<P> {
         }
     }
 
+    /// Tells whether the packet whose turn is next is thin: then it need not wait for what bulk must wait for.
+    pub fn is_next_thin(&mut self, now: Instant) -> bool {
+        let next = self.turn(now).and_then(|index| self.head(index));
+        next.is_some_and(|key| self.packets[key as usize].class == Class::Thin)
+    }
+
     /// Says how many bytes our own stack may still add: what the lane sends in about 10 ms, or two small batches,
     /// less what waits of it. It may add one packet as long as this is not zero.
     #[must_use]
@@ -341,6 +358,10 @@ impl<P: QueuePacket> FairQueue<P> {
     fn judge(&mut self, now: Instant, index: FlowIndex, key: u32) -> Judgement {
         let waiting = &mut self.packets[key as usize];
         if waiting.judged || waiting.producer == Producer::Stack {
+            return Judgement::Send;
+        }
+        if self.starting {
+            self.flows.get_mut(index).codel.handle_empty();
             return Judgement::Send;
         }
         let wait = now.saturating_duration_since(waiting.since);

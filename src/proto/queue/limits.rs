@@ -43,7 +43,9 @@ pub(super) struct Pace {
 impl Pace {
     /// The law for packets of `mtu` bytes.
     ///
-    /// The interval is to be a round trip of the flows, of which the lane is a part (RFC 8289 §4.3). The target is a
+    /// The interval is to be a round trip of the flows, of which the lane is a part (RFC 8289 §4.3), and the time in
+    /// which their queue shrinks once they know: with less, what was sent before they could answer is dropped from
+    /// again, and CUBIC cuts its window twice for one queue. Two round trips of the lane hold both. The target is a
     /// part of the lane's round trip, since each flow has a queue of its own and disturbs nobody with it, and never
     /// less than two packets take: a queue of one is no queue.
     pub(super) fn law(&self, mtu: usize, limits: &QueueLimits) -> Law {
@@ -54,7 +56,7 @@ impl Pace {
         let trip = (self.rtt * 3 / 10).min(MOST_TARGET);
         Law {
             target: limits.target.max(trip).max(packets),
-            interval: (self.rtt * 5 / 4).clamp(LEAST_INTERVAL, MOST_INTERVAL),
+            interval: (self.rtt * 2).clamp(LEAST_INTERVAL, MOST_INTERVAL),
         }
     }
 
@@ -105,7 +107,7 @@ mod tests {
     fn a_long_lane_may_hold_three_tenths_of_its_round_trip_up_to_30_ms() {
         assert_eq!(law(6_250_000, 50).target, Duration::from_millis(15));
         assert_eq!(law(6_250_000, 200).target, Duration::from_millis(30));
-        assert_eq!(law(6_250_000, 200).interval, Duration::from_millis(250));
+        assert_eq!(law(6_250_000, 200).interval, Duration::from_millis(400));
         assert_eq!(law(6_250_000, 60_000).interval, MOST_INTERVAL);
     }
 

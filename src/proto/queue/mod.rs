@@ -16,6 +16,8 @@
 //!  - **CoDel drops one segment** of a super-packet, at most, and marks instead where the packet is
 //!    ECN-capable (RFC 3168).
 //!  - **CoDel's target follows the round trip**, since nobody waits behind the queue of another flow.
+//!  - **CoDel rests while the lane starts**: a queue that stands then waits for the lane's rate to grow, and not for
+//!    its flow to send less.
 //!  - **Flows are told apart by sets of eight** (as CAKE does): two flows share a queue only when eight others
 //!    of their set are active. A flow that is not remembered any more has been idle for two seconds at least,
 //!    or idlest among its set.

@@ -299,6 +299,36 @@ fn codel_drops_one_segment_of_a_super_packet_and_never_all() {
 }
 
 #[test]
+fn codel_drops_nothing_while_the_lane_still_starts_and_begins_anew_after() {
+    let mut bench = Bench::new();
+    bench.queue.set_starting(true);
+    stand(&mut bench, || bulk(1, 20), false);
+    assert_eq!(bench.queue.stats().drops.codel, 0);
+    bench.queue.set_starting(false);
+    bench.pass(1);
+    bench.poll();
+    assert_eq!(bench.queue.stats().drops.codel, 0, "no interval has passed");
+    stand(&mut bench, || bulk(1, 20), false);
+    assert!(bench.queue.stats().drops.codel > 5);
+}
+
+#[test]
+fn thin_packet_is_known_to_be_next_before_it_is_taken() {
+    let mut bench = Bench::new();
+    assert!(!bench.queue.is_next_thin(bench.now));
+    bench.add(bulk(1, 20));
+    for _ in 0..10 {
+        assert!(!bench.queue.is_next_thin(bench.now));
+        bench.poll();
+    }
+    bench.add(plain(udp(2, 200)));
+    assert!(bench.queue.is_next_thin(bench.now));
+    assert_eq!(bench.port(), 2);
+    assert!(!bench.queue.is_next_thin(bench.now));
+    assert_eq!(bench.port(), 1);
+}
+
+#[test]
 fn packets_that_understand_marks_are_marked_and_not_dropped() {
     let mut bench = Bench::new();
     let mut marked = 0;
