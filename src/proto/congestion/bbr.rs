@@ -230,10 +230,8 @@ impl Bbr {
     }
 
     fn in_startup(&mut self, sample: &Sample, ended: Option<&Round>) {
-        if sample.application_limited {
-            return;
-        }
-        self.start_window = self.start_window.saturating_add(sample.newly_delivered);
+        // Whoever set the pace: an application that sends at less than twice the link's rate fills the queue
+        // too, and must be held to what the link takes.
         let queue = sample.standing.is_some_and(|queue| queue > self.full());
         if queue && self.model.rounds() > 1 {
             self.phase = Phase::Drain {
@@ -241,6 +239,10 @@ impl Bbr {
             };
             return;
         }
+        if sample.application_limited {
+            return;
+        }
+        self.start_window = self.start_window.saturating_add(sample.newly_delivered);
         let Some(round) = ended else { return };
         let bandwidth = self.model.highest_bandwidth();
         if bandwidth > self.plateau.0 + self.plateau.0 / 4 {
