@@ -18,7 +18,8 @@
 //! a few round trips, which lets it rise at once. Repair begins when the loss is above 0.2 % beyond
 //! doubt (four standard deviations) and ends when the longer horizon falls below that: what is lost
 //! there is cheaper to send again. Losses that come mostly while delay rises are a queue's, not
-//! the air's: they do not raise the figure, and parity is halved each round trip that they last.
+//! the air's: they neither begin repair nor raise the figure, and parity is halved each round trip that they last.
+//! What the air loses is known from the time without them, of the last 20 s if there was little of late.
 //!
 //! **Ratio.** Of n sources np are lost on average, with a variance of np(1 - p)(2b - 1) when losses
 //! come in bursts of mean length b. The ratio r is what covers the mean and z standard deviations of it
@@ -31,6 +32,9 @@
 //! It is capped by the loss (see [`Settings`]), in bytes as well as in repairs: a repair is
 //! as long as the longest source it covers. What the receiver reports lost after repair
 //! moves z.
+//!
+//! **Short ways.** On a round trip of 25 ms or less a resend of what was lost comes about as soon as parity and costs
+//! half of it: up to 3 % there is no parity, and up to 15 ms no copy of a thin packet among many others.
 //!
 //! **Span.** What is sent in 30 ms, longer at low rates, longer still for bursts. A longer span needs
 //! fewer repairs; the delay of a repair hardly depends on it, since most losses are mended by the next
