@@ -33,8 +33,8 @@ struct Direction {
     encoder: WindowEncoder<Vec<u8>>,
     decoder: WindowDecoder<Vec<u8>>,
     delay_rising: bool,
-    /// Whether the delay is called rising only where something was lost.
-    rising_with_losses_only: bool,
+    /// The round-trip time that reports tell.
+    rtt: Duration,
     /// When each source was sent, by number.
     sent_at: Vec<Instant>,
     lens: Vec<usize>,
@@ -62,7 +62,7 @@ impl Direction {
             encoder: WindowEncoder::new(vec![0; WINDOW * SHARD], WINDOW, SHARD).expect("legal"),
             decoder: WindowDecoder::new(decoder, 0, WINDOW, EQUATIONS, SHARD).expect("legal"),
             delay_rising: false,
-            rising_with_losses_only: false,
+            rtt: RTT,
             sent_at: Vec::new(),
             lens: Vec::new(),
             parity_bytes: 0,
@@ -172,9 +172,8 @@ impl Direction {
         }
         self.given_up = self.given_up.split_off(&self.decoder.window().start);
         let mut report = std::mem::take(&mut self.report);
-        report.rtt = RTT;
-        let may_rise = report.lost > 0 || !self.rising_with_losses_only;
-        report.delay_rising = self.delay_rising && may_rise;
+        report.rtt = self.rtt;
+        report.delay_rising = self.delay_rising;
         // Seen half a round trip after it was sent, reported half a one later.
         self.reports.push_back((self.now + RTT, report));
         self.next_report += REPORT_EACH;
@@ -458,13 +457,60 @@ fn losses_that_happen_to_meet_a_queue_take_no_parity_away() {
         let mut calm = Direction::auto(loss, 1.0, 16);
         let mut flagged = Direction::auto(loss, 1.0, 16);
         calm.bulk(40_000);
-        flagged.rising_with_losses_only = true;
         for at in 0..1_600 {
             flagged.delay_rising = at % 10 < 3;
             flagged.bulk(25);
         }
         let (calm, flagged) = (calm.parity as f64, flagged.parity as f64);
         assert!(flagged > calm * 0.8, "{flagged} where it would be {calm}");
+    }
+}
+
+#[test]
+fn a_queue_that_overflows_begins_no_repair_however_slow_the_link() {
+    // A lane with 1 packet each 20 ms, whose queue others fill for 4 s of each 5.
+    let mut direction = Direction::auto(0.0, 1.0, 19);
+    for at in 0..10_000 {
+        let full = at % 250 >= 50;
+        direction.delay_rising = full;
+        direction.channel.loss = if full { 0.15 } else { 0.0 };
+        direction.send(BULK, Class::Bulk);
+        direction.wait(Duration::from_millis(20));
+    }
+    let (parity, sent) = (direction.parity as f64, 1e4);
+    assert!(parity < 0.02 * sent, "{parity}");
+    // Nor are packets copied into a queue that drops them.
+    let before = direction.copies;
+    for at in 0..1_000 {
+        let full = at % 250 >= 50;
+        direction.delay_rising = full;
+        direction.channel.loss = if full { 0.15 } else { 0.0 };
+        direction.send(200, Class::Thin);
+        direction.wait(Duration::from_millis(20));
+    }
+    let copies = direction.copies - before;
+    assert!(copies < 50, "{copies}");
+}
+
+#[test]
+fn where_a_resend_is_as_quick_as_parity_little_loss_gets_none() {
+    for (rtt_ms, loss, parity, copies) in [
+        (10, 0.02, false, false),
+        (20, 0.02, false, true),
+        (20, 0.05, true, true),
+        (40, 0.02, true, true),
+    ] {
+        let mut direction = Direction::auto(loss, 1.0, 20);
+        direction.rtt = Duration::from_millis(rtt_ms);
+        // Whatever the link is, it is unknown at first.
+        direction.bulk(4_000);
+        let before = (direction.parity, direction.copies);
+        for _ in 0..400 {
+            direction.bulk(99);
+            direction.send(200, Class::Thin);
+        }
+        let found = (direction.parity > before.0, direction.copies > before.1);
+        assert_eq!(found, (parity, copies), "{rtt_ms} ms, {loss}");
     }
 }
 

@@ -367,7 +367,12 @@ impl Redundancy {
     /// Plans the copies of a thin or urgent packet; tells whether there is one.
     fn copy(&mut self, now: Instant, number: u64, class: Class) -> bool {
         let loss = self.estimate.doubted_loss();
-        let wanted = copies(loss);
+        // Among many packets a loss shows at once, and a short way brings a resend as soon as parity.
+        let resent = self.rate > CROWDED_RATE
+            && class == Class::Thin
+            && loss <= RESEND_MOST
+            && self.estimate.resends_within(RESEND_INSTEAD_OF_COPY);
+        let wanted = if resent { 0 } else { copies(loss) };
         let (span, len) = self.company(now, number);
         let mut made = 0;
         for nth in 0..wanted {
@@ -468,7 +473,9 @@ impl Redundancy {
             Mode::Auto => {
                 let (loss, burst) = (self.estimate.loss(), self.estimate.burst_len());
                 self.span = self.wanted_span(burst);
-                self.ratio = if loss > 0.0 && self.span >= MIN_SPAN {
+                let resent =
+                    loss <= RESEND_MOST && self.estimate.resends_within(RESEND_INSTEAD_OF_PARITY);
+                self.ratio = if loss > 0.0 && self.span >= MIN_SPAN && !resent {
                     self.wanted_ratio(loss, burst)
                 } else {
                     0.0
@@ -552,6 +559,17 @@ const COMPANY_WITHIN: Duration = Duration::from_millis(125);
 
 /// Packets a second beyond which parity comes soon enough to be a thin packet's second chance.
 const CROWDED_RATE: f64 = 200.0;
+
+/// On a round trip of this or less a resend comes hardly later than parity and costs no more than what
+/// was lost, half of what parity does; and what it would spare them makes little difference to flows on
+/// so short a way.
+const RESEND_INSTEAD_OF_PARITY: Duration = Duration::from_millis(25);
+
+/// On a round trip of this or less a resend is no later than what a call bears.
+const RESEND_INSTEAD_OF_COPY: Duration = Duration::from_millis(15);
+
+/// Beyond this loss too many resends get lost as well: two leave 3e-5 here.
+const RESEND_MOST: f64 = 0.03;
 
 /// Far enough for a second copy to fall outside most bursts, near enough to be of use.
 const COPY_SPACING: Duration = Duration::from_millis(5);

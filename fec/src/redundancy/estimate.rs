@@ -102,12 +102,16 @@ pub(super) struct Estimate {
     rising: Faded,
     /// Over a few round trips, without rising delay if there were any such.
     short: Faded,
-    /// Over [`MEMORY`], for what is decided by few packets.
+    /// Over [`MEMORY`], for what is decided by few packets; what a queue dropped counts as sent only.
     memory: Faded,
+    /// Over [`MEMORY`], reports without rising delay, for when there were few of these lately.
+    calm_memory: Faded,
     /// Over [`MEMORY`], of the time that parity was sent as it should be.
     repairing: Faded,
     /// Whether loss has shown to be above [`WORTH_REPAIR`].
     active: bool,
+    /// The smoothed round-trip time, once known.
+    rtt: Option<Duration>,
     /// 1, and less while losses come with rising delay.
     ease: f64,
     eased: Option<Instant>,
@@ -121,8 +125,10 @@ impl Estimate {
             rising: Faded::default(),
             short: Faded::default(),
             memory: Faded::default(),
+            calm_memory: Faded::default(),
             repairing: Faded::default(),
             active: false,
+            rtt: None,
             ease: 1.0,
             eased: None,
         }
@@ -131,13 +137,14 @@ impl Estimate {
     pub(super) fn on_report(&mut self, now: Instant, report: &LossReport) {
         let elapsed = now.saturating_duration_since(self.updated);
         self.updated = self.updated.max(now);
+        self.rtt = (!report.rtt.is_zero()).then_some(report.rtt);
         let short = report.rtt.saturating_mul(SHORT_ROUND_TRIPS);
         let short = short.clamp(SHORT_AT_LEAST, LONG);
         self.calm.fade(elapsed, LONG);
         self.rising.fade(elapsed, LONG);
         self.short.fade(elapsed, short);
         self.memory.fade(elapsed, MEMORY);
-        self.memory.add(report);
+        self.calm_memory.fade(elapsed, MEMORY);
         self.repairing.fade(elapsed, MEMORY);
         if !self.active {
             self.repairing = Faded::default();
@@ -150,9 +157,17 @@ impl Estimate {
             &mut self.calm
         };
         long.add(report);
+        if !report.delay_rising {
+            self.calm_memory.add(report);
+        }
         if !report.delay_rising || !self.knows_calm() {
             self.short.add(report);
         }
+        let the_queues = report.delay_rising && self.queue_drops();
+        self.memory.add(&LossReport {
+            lost: if the_queues { 0 } else { report.lost },
+            ..*report
+        });
         self.ease_off(now, elapsed, report);
 
         if self.active {
@@ -175,25 +190,34 @@ impl Estimate {
         }
     }
 
-    /// Tells whether there were enough reports without rising delay, lately, to go by those alone.
+    /// Tells whether there were enough reports without rising delay to go by those alone.
     fn knows_calm(&self) -> bool {
-        self.calm.sent >= 100.0
+        self.calm.sent >= KNOWN || self.calm_memory.sent >= KNOWN
+    }
+
+    /// What is known of times without rising delay: of late, if that is enough.
+    fn known_calm(&self) -> Faded {
+        if self.calm.sent >= KNOWN {
+            self.calm
+        } else {
+            self.calm_memory
+        }
     }
 
     /// Tells whether losses come with rising delay beyond what chance would have it. Where it rises
     /// always, they are taken for the link's own.
     fn queue_drops(&self) -> bool {
-        // In share, and in number: where the delay is called rising only in reports that have
-        // losses, those reports have a larger share whatever the reason.
-        let share = self.rising.share(0.0) > 1.5 * self.calm.share(0.0) + 0.01;
-        let all = self.calm.sent + self.rising.sent;
-        let number = self.rising.lost > self.calm.lost + 0.005 * all;
+        // In share, and in number, since a few losses at a queue are soon chance.
+        let calm = self.known_calm();
+        let share = self.rising.share(0.0) > 1.5 * calm.share(0.0) + 0.01;
+        let (expected, burst) = (self.rising.sent * calm.share(0.0), self.burst_len());
+        let number = self.rising.lost > expected + 3.0 * (expected * burst).sqrt() + burst;
         self.knows_calm() && share && number
     }
 
     fn long(&self) -> Faded {
         if self.queue_drops() {
-            self.calm
+            self.known_calm()
         } else {
             self.calm.plus(&self.rising)
         }
@@ -225,6 +249,11 @@ impl Estimate {
         (self.repairing.unrepaired, self.repairing.sent)
     }
 
+    /// Tells whether a resend comes within `time` of the packet it replaces, about.
+    pub(super) fn resends_within(&self, time: Duration) -> bool {
+        self.rtt.is_some_and(|rtt| rtt <= time)
+    }
+
     /// Returns by what parity should be multiplied: less than 1 while a queue drops.
     pub(super) fn ease(&self) -> f64 {
         self.ease
@@ -240,6 +269,9 @@ const LONG: Duration = Duration::from_secs(2);
 
 /// What is lost begins to be repaired within about two round trips.
 const SHORT_ROUND_TRIPS: u32 = 4;
+
+/// So many datagrams without rising delay tell what is lost then, as far as that is worth repair.
+const KNOWN: f64 = 50.0;
 
 /// At short round trips reports are few, and a burst would be taken for the link.
 const SHORT_AT_LEAST: Duration = Duration::from_millis(100);

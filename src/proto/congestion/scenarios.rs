@@ -56,6 +56,26 @@ fn alone_it_fills_the_link_and_keeps_the_queue_short_at_any_random_loss() {
 }
 
 #[test]
+fn an_application_that_never_fills_the_start_does_not_keep_the_queue_full() {
+    // It sends a third more than the link takes, which is less than twice the rate: the start, which
+    // waits for a plateau, sees each sample limited by the application.
+    let link = Link {
+        rate: 3e6,
+        delay: ms(5),
+        queue: ms(40),
+        ..Link::default()
+    };
+    let mut sim = Simulation::new(link, 1);
+    let lane = sim.add(Kind::Thin(1_200, Duration::from_micros(2_400)));
+    sim.run(s(3));
+    let rate = sim.measure(s(5))[lane];
+    let (mean, _) = sim.queueing(lane, s(5));
+    let state = sim.metrics(lane).state;
+    assert!(state != "startup" && mean < 20.0, "{state}: {mean:.1} ms");
+    assert!(rate > 0.93 * 3e6, "{rate}");
+}
+
+#[test]
 fn losses_in_bursts_are_no_congestion() {
     for loss in [0.02, 0.05] {
         let link = Link {

@@ -107,8 +107,14 @@ impl DatapathLane {
             lost: narrow(news.lost),
             bursts: narrow(news.bursts),
             unrepaired,
-            // Most of what is lost while the queue is near its longest was dropped there.
-            delay_rising: news.congestive * 2 > news.lost,
+            // Most of what is lost while the queue is near its longest was dropped there. Where nothing was
+            // lost that is told as well, or the queue's share of losses would seem larger than it is, and the
+            // path's smaller.
+            delay_rising: if news.lost > 0 {
+                news.congestive * 2 > news.lost
+            } else {
+                news.crowded * 2 > news.decided
+            },
             rtt: sent.round_trip(),
         }
     }

@@ -217,14 +217,22 @@ impl<P: QueuePacket> Datapath<P> {
                 Fate::Late => {}
                 Fate::Lost => {
                     session.handle_datagram_lost(id, len.into());
-                    if let (Content::Source { number }, Some(outgoing)) =
-                        (content, resend.as_deref_mut())
+                    if let (
+                        Content::Source { number } | Content::Resend { number },
+                        Some(outgoing),
+                    ) = (content, resend.as_deref_mut())
                     {
                         outgoing.handle_request(now, number);
                     }
                 }
             });
-        let loss = lane.loss_report(report.missing.len() as u32);
+        let mut unrepaired = 0;
+        if let Some(outgoing) = &mut self.outgoing {
+            for number in report.missing.below(session.next_source()) {
+                unrepaired += u32::from(outgoing.handle_request(now, number));
+            }
+        }
+        let loss = lane.loss_report(unrepaired);
         let sent = lane.flight.sent();
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
         let starting = lane.flight.congestion().is_starting();
@@ -234,9 +242,6 @@ impl<P: QueuePacket> Datapath<P> {
         self.follow(round_trip);
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
-            for number in report.missing.below(session.next_source()) {
-                outgoing.handle_request(now, number);
-            }
         }
     }
 

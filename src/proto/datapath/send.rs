@@ -654,6 +654,8 @@ pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
         ask_again: round_trip * 5 / 4 + Duration::from_millis(10),
         // One and a half round trips bring the answer to the first question, if it is not lost.
         give_up_after: hold_time(round_trip, REPAIR_SPAN),
+        // Smoothed, so that a shorter one is possible.
+        late_within: round_trip * 3 / 4,
     }
 }
 

@@ -13,6 +13,8 @@ pub struct LossCounts {
     pub bursts: u64,
     /// Losses at a time when the queue was near the longest seen lately: likely not random.
     pub congestive: u64,
+    /// Datagrams decided at such times, lost or not.
+    pub crowded: u64,
     /// Datagrams that were called lost and came after all.
     pub late: u64,
 }
@@ -26,6 +28,7 @@ impl LossCounts {
             lost: self.lost.saturating_sub(earlier.lost),
             bursts: self.bursts.saturating_sub(earlier.bursts),
             congestive: self.congestive.saturating_sub(earlier.congestive),
+            crowded: self.crowded.saturating_sub(earlier.crowded),
             late: self.late.saturating_sub(earlier.late),
         }
     }
@@ -53,7 +56,11 @@ pub(super) struct Statistics {
     longest: Duration,
     former: Duration,
     began: Instant,
+    /// The last queue seen, and the one before.
     queue: Duration,
+    earlier: Duration,
+    /// Mean difference between one queueing delay and the next: jitter (RFC 3550, section 6.4.1).
+    jitter: Duration,
 }
 
 impl Statistics {
@@ -65,6 +72,8 @@ impl Statistics {
             former: Duration::ZERO,
             began: now,
             queue: Duration::ZERO,
+            jitter: Duration::ZERO,
+            earlier: Duration::ZERO,
         }
     }
 
@@ -75,11 +84,13 @@ impl Statistics {
             self.longest = Duration::ZERO;
         }
         self.longest = self.longest.max(queue);
-        self.queue = queue;
+        self.jitter = (self.jitter * 15 + queue.abs_diff(self.queue)) / 16;
+        self.earlier = std::mem::replace(&mut self.queue, queue);
     }
 
-    pub(super) const fn on_delivered(&mut self) {
+    pub(super) fn on_delivered(&mut self) {
         self.counts.decided += 1;
+        self.counts.crowded += u64::from(self.is_crowded());
     }
 
     pub(super) fn on_lost(&mut self, sequence: u64) {
@@ -90,9 +101,9 @@ impl Statistics {
             .is_some_and(|last| last.wrapping_add(1) == sequence);
         self.counts.bursts += u64::from(!follows);
         self.last = Some(sequence);
-        let full = self.longest.max(self.former) * 3 / 4;
-        let congestive = self.queue >= full.max(QUEUE_NOTICED);
-        self.counts.congestive += u64::from(congestive);
+        let crowded = u64::from(self.is_crowded());
+        self.counts.congestive += crowded;
+        self.counts.crowded += crowded;
     }
 
     pub(super) const fn on_late(&mut self) {
@@ -103,13 +114,24 @@ impl Statistics {
     pub(super) const fn counts(&self) -> LossCounts {
         self.counts
     }
+
+    /// Whether the queue was near the longest seen lately when what is decided now was sent: one is decided
+    /// by what follows it, and on a slow link the queue has changed by then.
+    fn is_crowded(&self) -> bool {
+        let full = self.longest.max(self.former) * 3 / 4;
+        let noticed = QUEUE_NOTICED + self.jitter.min(MAX_JITTER);
+        self.queue.max(self.earlier) >= full.max(noticed)
+    }
 }
 
 /// The longest queue is remembered for one to two of these, some periods of a CUBIC flow's sawtooth.
 const QUEUE_WINDOW: Duration = Duration::from_secs(10);
 
-/// A queue shorter than this does not overflow on any common link, and jitter makes as much.
-const QUEUE_NOTICED: Duration = Duration::from_millis(10);
+/// A queue shorter than this and the jitter is none: that much a push makes on an idle link.
+const QUEUE_NOTICED: Duration = Duration::from_millis(6);
+
+/// More jitter than this is not told from a queue.
+const MAX_JITTER: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
@@ -137,9 +159,38 @@ mod tests {
         let mut statistics = Statistics::new(now);
         for (queue, congestive) in [(5, 0), (100, 1), (40, 1), (80, 2), (5, 2)] {
             statistics.on_queue(now, ms(queue));
+            statistics.on_queue(now, ms(queue));
             statistics.on_lost(queue);
             assert_eq!(statistics.counts().congestive, congestive, "{queue} ms");
         }
+    }
+
+    #[test]
+    fn what_arrives_at_a_nearly_full_queue_is_counted_too() {
+        let now = Instant::now();
+        let mut statistics = Statistics::new(now);
+        for (queue, crowded) in [(5, 0), (40, 1), (12, 2), (12, 2), (39, 3)] {
+            statistics.on_queue(now, ms(queue));
+            statistics.on_delivered();
+            assert_eq!(statistics.counts().crowded, crowded, "{queue} ms");
+        }
+        assert_eq!(statistics.counts().congestive, 0);
+    }
+
+    #[test]
+    fn a_shallow_queue_is_told_from_jitter_of_its_length() {
+        let now = Instant::now();
+        let (mut calm, mut shaky) = (Statistics::new(now), Statistics::new(now));
+        for at in 0..100 {
+            calm.on_queue(now, ms(8));
+            shaky.on_queue(now, ms(at % 2 * 8));
+        }
+        for statistics in [&mut calm, &mut shaky] {
+            statistics.on_queue(now, ms(8));
+            statistics.on_lost(1);
+        }
+        assert_eq!(calm.counts().congestive, 1);
+        assert_eq!(shaky.counts().congestive, 0);
     }
 
     #[test]

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Parity usually comes first, which is why a number is asked for only after a while, and asked
-//! for again when a round trip brought no answer. A number that is hopeless holds nobody back any
+//! for again when a round trip brought no answer. Where packets overtake each other it is asked for only after
+//! what is late has usually come. A number that is hopeless holds nobody back any
 //! more; should it come all the same, it is delivered like any other.
 //!
 //! # Limits
@@ -37,6 +38,8 @@ pub struct GapLimits {
     pub ask_again: Duration,
     /// From when a number is missed until it is hopeless.
     pub give_up_after: Duration,
+    /// What comes within this time of being missed was on its way all along: no resend is so quick.
+    pub late_within: Duration,
 }
 
 /// The missing numbers of one direction.
@@ -47,6 +50,8 @@ pub struct Gaps {
     next: Option<u64>,
     /// In the order of numbers, which is that of being missed.
     missing: VecDeque<Missing>,
+    /// How long after it was missed what was late came, lately at most.
+    lateness: Duration,
     hopeless: u64,
     asked: u64,
 }
@@ -59,6 +64,7 @@ impl Gaps {
             limits,
             next: Some(first),
             missing: VecDeque::with_capacity(MAX_GAPS),
+            lateness: Duration::ZERO,
             hopeless: 0,
             asked: 0,
         }
@@ -69,12 +75,21 @@ impl Gaps {
         self.limits = limits;
     }
 
-    /// Takes note of a number that came, in whatever way.
+    /// Takes note of a number that parity brought.
+    pub fn handle_repaired(&mut self, now: Instant, number: u64) {
+        if number < self.next() {
+            self.fill(number);
+        } else {
+            self.handle_received(now, number);
+        }
+    }
+
+    /// Takes note of a number that came over a lane, for the first time or again.
     pub fn handle_received(&mut self, now: Instant, number: u64) {
         let next = self.next.unwrap_or(number);
         if number < next {
-            if let Ok(at) = self.position(number) {
-                self.missing.remove(at);
+            if let Some(missing) = self.fill(number) {
+                self.note_lateness(now.saturating_duration_since(missing.since));
             }
             return;
         }
@@ -124,7 +139,7 @@ impl Gaps {
     /// Gives every number that should be asked for at `now` to `ask`, lowest first, until it
     /// answers false; those it took are not due again before [`GapLimits::ask_again`].
     pub fn poll_ask(&mut self, now: Instant, mut ask: impl FnMut(u64) -> bool) {
-        let limits = self.limits;
+        let limits = self.patient_limits();
         for missing in &mut self.missing {
             if missing.ask_at(&limits).is_none_or(|at| at > now) {
                 continue;
@@ -155,12 +170,35 @@ impl Gaps {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let end = self.missing.front()?.since + self.limits.give_up_after;
+        let limits = self.patient_limits();
         let ask = self
             .missing
             .iter()
-            .filter_map(|missing| missing.ask_at(&self.limits))
+            .filter_map(|missing| missing.ask_at(&limits))
             .min();
         Some(ask.map_or(end, |ask| ask.min(end)))
+    }
+
+    fn fill(&mut self, number: u64) -> Option<Missing> {
+        let at = self.position(number).ok()?;
+        self.missing.remove(at)
+    }
+
+    /// Learns how far the path reorders: up at once, down with what comes sooner.
+    fn note_lateness(&mut self, late: Duration) {
+        if late < self.limits.late_within {
+            let step = self.lateness.saturating_sub(late) / LATENESS_FADES;
+            self.lateness = late.max(self.lateness - step);
+        }
+    }
+
+    /// The limits, with questions put off where what is missing often just comes later.
+    fn patient_limits(&self) -> GapLimits {
+        let patience = (self.lateness * 5 / 4).min(self.limits.late_within);
+        GapLimits {
+            ask_after: self.limits.ask_after.max(patience),
+            ..self.limits
+        }
     }
 
     fn position(&self, number: u64) -> Result<usize, usize> {
@@ -175,6 +213,9 @@ pub const MAX_GAPS: usize = 1024;
 /// How often a number is asked for. The answer to the first question is lost as often as any
 /// packet; a third would come after the hold has ended.
 const MAX_QUESTIONS: u8 = 2;
+
+/// How many that are less late it takes until the latest is nearly forgotten.
+const LATENESS_FADES: u32 = 32;
 
 #[derive(Clone, Copy, Debug)]
 struct Missing {
@@ -208,6 +249,7 @@ mod tests {
         ask_after: Duration::from_millis(10),
         ask_again: Duration::from_millis(60),
         give_up_after: Duration::from_millis(150),
+        late_within: Duration::from_millis(37),
     };
 
     fn ms(ms: u64) -> Duration {
@@ -256,6 +298,29 @@ mod tests {
         assert!(!gaps.handle_timeout(start + ms(149)));
         assert!(gaps.handle_timeout(start + ms(150)));
         assert_eq!((gaps.len(), gaps.hopeless(), gaps.asked()), (0, 1, 3));
+    }
+
+    #[test]
+    fn where_packets_overtake_each_other_nobody_asks_for_what_is_only_late() {
+        let mut now = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        let mut asked_for = 0;
+        for number in (0..2_000).step_by(2) {
+            // Of two the second comes first, and the first 18 ms later.
+            gaps.handle_received(now, number + 1);
+            now += ms(11);
+            asked_for += asked(&mut gaps, now).len();
+            now += ms(7);
+            gaps.handle_received(now, number);
+        }
+        assert!(asked_for <= 2, "{asked_for}");
+        // What parity brought says nothing of how late packets come, nor does a resend.
+        let mut gaps = Gaps::new(0, LIMITS);
+        gaps.handle_received(now, 2);
+        gaps.handle_repaired(now + ms(18), 1);
+        gaps.handle_received(now + ms(60), 0);
+        gaps.handle_received(now + ms(61), 4);
+        assert_eq!(asked(&mut gaps, now + ms(71)), [3]);
     }
 
     #[test]

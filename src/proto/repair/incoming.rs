@@ -123,7 +123,7 @@ impl Incoming {
         let decoder = decoder.as_mut()?;
         loop {
             let (number, bytes) = decoder.poll_repaired()?;
-            gaps.handle_received(now, number);
+            gaps.handle_repaired(now, number);
             if let Some(found) = parse(bytes) {
                 let (offload, packet) = found;
                 shard.clear();

@@ -1,7 +1,7 @@
 //! The sending end: what was sent, and what else leaves on its account.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use adit_fec::redundancy::PlanKind;
 use adit_fec::{
@@ -19,6 +19,10 @@ pub struct Outgoing {
     asked_at: Instant,
     /// How often the packet in each place of the ring was sent again.
     resent: Box<[u8]>,
+    /// When that was last.
+    resent_at: Box<[Instant]>,
+    /// The smoothed round-trip time; zero while unknown.
+    round_trip: Duration,
     stats: OutgoingStats,
 }
 
@@ -92,6 +96,8 @@ impl Outgoing {
             resends: VecDeque::with_capacity(MAX_WAITING_RESENDS),
             asked_at: now,
             resent: vec![0; RING].into_boxed_slice(),
+            resent_at: vec![now; RING].into_boxed_slice(),
+            round_trip: Duration::ZERO,
             stats: OutgoingStats::default(),
         })
     }
@@ -120,15 +126,19 @@ impl Outgoing {
 
     /// Takes what became of the datagrams since the last report.
     pub fn handle_report(&mut self, now: Instant, report: &LossReport) {
+        self.round_trip = report.rtt;
         self.redundancy.on_report(now, report);
     }
 
-    /// Takes the receiver's question for a packet.
-    pub fn handle_request(&mut self, now: Instant, number: u64) {
+    /// Takes the receiver's question for a packet, or the news of its loss; returns whether it is the first
+    /// for this packet.
+    pub fn handle_request(&mut self, now: Instant, number: u64) -> bool {
         if !self.encoder.held().contains(&number) {
             self.stats.resends_too_late += 1;
         } else if self.resends.contains(&number) {
             // It is on its way already.
+        } else if self.is_on_its_way(now, number) {
+            // The question left before the resend can have come.
         } else if self.resent[place(number)] >= MAX_RESENDS_OF_ONE {
             self.stats.resends_refused += 1;
         } else if self.resends.len() >= MAX_WAITING_RESENDS {
@@ -138,7 +148,9 @@ impl Outgoing {
                 self.asked_at = now;
             }
             self.resends.push_back(number);
+            return self.resent[place(number)] == 0;
         }
+        false
     }
 
     /// Writes what is due next at `now` to the front of `out`, if anything is: what follows the
@@ -151,6 +163,7 @@ impl Outgoing {
                 continue;
             };
             self.resent[place(number)] += 1;
+            self.resent_at[place(number)] = now;
             self.stats.resent += 1;
             return Some(extra);
         }
@@ -201,6 +214,12 @@ impl Outgoing {
         let shard = self.encoder.shard(number)?;
         let (head, packet) = shard.split_at_checked(SHARD_PREFIX_LEN)?;
         Some((head[2], packet))
+    }
+
+    /// Whether the packet was sent again less than a round trip ago, about.
+    fn is_on_its_way(&self, now: Instant, number: u64) -> bool {
+        let since = now.saturating_duration_since(self.resent_at[place(number)]);
+        self.resent[place(number)] > 0 && since < self.round_trip * 7 / 8
     }
 
     fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {

@@ -14,6 +14,7 @@ const LIMITS: GapLimits = GapLimits {
     ask_after: Duration::from_millis(20),
     ask_again: Duration::from_millis(60),
     give_up_after: Duration::from_millis(150),
+    late_within: Duration::from_millis(37),
 };
 const RTT: Duration = Duration::from_millis(50);
 /// Between two packets: 4,000 a second, as 50 Mbit/s makes them.
@@ -128,8 +129,8 @@ impl Scene {
                         .expect("constants");
                 }
                 Sent::Question(number) => {
-                    self.report.unrepaired += 1;
-                    self.outgoing.handle_request(self.now, number);
+                    let first = self.outgoing.handle_request(self.now, number);
+                    self.report.unrepaired += u32::from(first);
                 }
             }
             while let Some(arrived) = self.incoming.poll_repaired(self.now) {
@@ -211,16 +212,22 @@ fn a_packet_is_sent_again_twice_at_most_and_only_while_it_is_held() {
         scene.send(number);
     }
     let mut out = [0; 2_000];
-    for _ in 0..4 {
-        scene.outgoing.handle_request(scene.now, 599);
-        scene.outgoing.handle_request(scene.now, 599);
+    for nth in 0..4 {
+        let again = scene.outgoing.handle_request(scene.now, 599);
+        assert_eq!(again, nth == 0, "only the first is news");
+        assert!(!scene.outgoing.handle_request(scene.now, 599));
         while scene.outgoing.poll(scene.now, &mut out).is_some() {}
+        // Until what was sent can have come, another question says nothing.
+        scene.now += RTT / 2;
+        scene.outgoing.handle_request(scene.now, 599);
+        assert_eq!(scene.outgoing.poll(scene.now, &mut out), None);
+        scene.now += RTT / 2;
     }
     scene
         .outgoing
         .handle_request(scene.now, 600 - RING as u64 - 1);
     let stats = scene.outgoing.stats();
-    assert_eq!((stats.resent, stats.resends_refused), (2, 4));
+    assert_eq!((stats.resent, stats.resends_refused), (2, 6));
     assert_eq!(stats.resends_too_late, 1);
 }
 

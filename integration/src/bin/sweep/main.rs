@@ -1,14 +1,20 @@
 //! Plays many links with repair and without, and says where repair is worse.
 //!
 //!   cargo run --release -p adit-integration --bin sweep -- [cases=200] [first=0] [seeds=5] [seed=1] [threads=2]
-//!       [budget=600] [super=1] [against=off|direct] [report=1]
+//!       [budget=600] [super=1] [against=off|direct] [report=1] [worst=5] [residual=1000000]
 //!
 //! `cases` links are drawn from `seed`, those before `first` left out, and played with the seeds from 1 to `seeds`
 //! through a session with repair `auto` and with what it is held `against`. After `budget` seconds nothing new begins.
 //! To look at one line of the outcome, play that case alone and print its reports: `first=N cases=1 report=1`.
+//! `worst` says how many of the worst lines are printed.
+//!
+//! `residual=N` plays no cases: it plays N packets or more of a TCP flow and of a UDP flow at each of several rates of
+//! loss on one link, and prints what share their endpoints missed after repair.
 //!
 //! Ends with an error if a median ratio of goodput lies below 0.95, a single one below 0.85, or a delay above what is
 //! allowed (see [`Grade`]).
+
+mod residual;
 
 use std::{
     process::ExitCode,
@@ -29,6 +35,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if options.residual > 0 {
+        residual::print(options.residual);
+        return ExitCode::SUCCESS;
+    }
     let cases = cases(options.first + options.cases, options.seed);
     let chosen = &cases[options.first..];
     let seeds: Vec<u64> = (1..=options.seeds).collect();
@@ -63,7 +73,7 @@ fn main() -> ExitCode {
     println!(
         "cases count from {}\n{}",
         options.first,
-        result.worst(chosen, &grades, 5)
+        result.worst(chosen, &grades, options.worst)
     );
     summary(&result, &grades)
 }
@@ -138,6 +148,8 @@ struct Options {
     super_packets: bool,
     direct: bool,
     report: bool,
+    worst: usize,
+    residual: u64,
 }
 
 impl Options {
@@ -152,6 +164,8 @@ impl Options {
             super_packets: false,
             direct: false,
             report: false,
+            worst: 5,
+            residual: 0,
         };
         for argument in arguments {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
@@ -166,6 +180,8 @@ impl Options {
                 "budget" => options.budget = number()?,
                 "super" => options.super_packets = number()? != 0,
                 "report" => options.report = number()? != 0,
+                "worst" => options.worst = count()?,
+                "residual" => options.residual = number()?,
                 "against" if value == "off" => options.direct = false,
                 "against" if value == "direct" => options.direct = true,
                 _ => return Err(argument),
