@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Measures a flow's rate over the last window or two.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meter {
+pub(in crate::proto) struct Meter {
     /// When the present window began.
     start: Instant,
     /// Bytes in it.
@@ -14,7 +14,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(now: Instant) -> Meter {
+    pub(in crate::proto) fn new(now: Instant) -> Meter {
         Meter {
             start: now,
             present: 0,
@@ -23,7 +23,7 @@ impl Meter {
     }
 
     /// Counts a packet and says whether the flow's rate, this packet included, is low.
-    pub(super) fn add(&mut self, now: Instant, bytes: usize) -> bool {
+    pub(in crate::proto) fn add(&mut self, now: Instant, bytes: usize) -> bool {
         let elapsed = now.saturating_duration_since(self.start);
         if elapsed >= 2 * WINDOW {
             (self.start, self.present, self.past) = (now, 0, 0);

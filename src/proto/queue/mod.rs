@@ -45,7 +45,12 @@ mod limits;
 mod meter;
 mod stats;
 
+#[cfg(test)]
+pub(super) use fair::craft;
+
 pub use classify::{Class, flow_hash};
+pub(super) use classify::{SMALL, classify, flow_hash_of};
 pub use fair::{FairQueue, Producer, QueuePacket, Taken, WirePacket};
 pub use limits::QueueLimits;
+pub(super) use meter::Meter;
 pub use stats::{QueueDrops, QueueStats};
