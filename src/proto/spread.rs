@@ -13,8 +13,9 @@
 //!             └ bulk: on its flow's own lane, in order ───────────▶ lane c ──┘
 //! ```
 //!
-//! - **Thin** is a small packet of a flow with a low rate: a call, a game, a keystroke, DNS, what begins and ends a
-//!   flow, and its acknowledgements. It goes on [`MAX_COPIES`] lanes, those with least on them, all with one source
+//! - **Thin** is what a slow flow sends: a call, a game, keystrokes, DNS, what begins and ends any flow, and
+//!   acknowledgements. Not by the size of the packet, as the fair queue has it: what a flow had to keep back for a while
+//!   comes in one long packet, and on one lane alone that would be overtaken by what follows on others. It goes on [`MAX_COPIES`] lanes, those with least on them, all with one source
 //!   number; the far end drops what comes again by that number, as it does anyway. A copy is parity of the simplest
 //!   code: one for one, nothing to wait for. Longer codes would have the packet wait for others to share a parity
 //!   with, and these come 20 ms apart.
@@ -28,7 +29,7 @@
 //!
 //! # What it costs
 //!
-//! Three times the bytes of what is thin: for each flow at most thrice 128 kbit/s, for all of them together [`COPY_RATE`]
+//! Three times the bytes of what is thin: for each flow at most thrice 256 kbit/s, for all of them together [`COPY_RATE`]
 //! beside the first sendings; beyond it thin packets go once, which is counted. Flows on other lanes than the own cost
 //! nothing. With one lane nothing here is used.
 //!
@@ -42,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use adit_netstack::{Packet, protocol};
 
-use super::queue::{Class, Meter, SMALL, classify, flow_hash, flow_hash_of};
+use super::queue::{LOW_BYTES, Meter, flow_hash, flow_hash_of};
 use crate::wire::LaneId;
 
 /// Chooses lanes for packets.
@@ -190,12 +191,9 @@ impl Spread {
         };
         let hash = flow_hash(&parsed, self.seed);
         let flow = self.find(now, hash);
-        let low = flow.meter.add(now, packet.len());
+        let slow = flow.meter.count(now, packet.len()) <= SLOW_BYTES;
         let home = flow.home_at(now);
-        // An acknowledgement is thin here: it costs little, and what waits for it is on another lane.
-        let thin = classify(&parsed, packet, low) == Class::Thin
-            || low && parsed.fragment.is_none() && packet.len() <= SMALL;
-        if thin && packet.len() <= MAX_COPIED {
+        if slow && parsed.fragment.is_none() && packet.len() <= MAX_COPIED {
             self.stats.thin += 1;
             self.thin(now, offered, home, packet.len())
         } else {
@@ -434,8 +432,12 @@ fn set_of(hash: u64) -> usize {
 /// a lane held up a tenth of the time: two at once are that often enough to show in the 99th percentile, three are not.
 pub const MAX_COPIES: usize = 3;
 
-/// The longest packet that is copied: what a path of any kind carries whole, answers of DNS included.
-pub const MAX_COPIED: usize = 1_500;
+/// The longest packet that is copied: what a flow of messages each 20 ms has kept back for half a second.
+pub const MAX_COPIED: usize = 8_192;
+
+/// What a slow flow sends within the meter's half a second at most: twice what is a low rate elsewhere, since a flow
+/// that was held up sends for a while what it has kept back beside what is new.
+const SLOW_BYTES: u64 = 2 * LOW_BYTES;
 
 /// What copies may take beside first sendings: about 1 Mbit/s, five calls with two copies each.
 pub const COPY_RATE: usize = 128 * 1_024;

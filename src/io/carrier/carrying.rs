@@ -29,6 +29,8 @@ pub struct Carrier {
     datagrams: Datagrams,
     /// Which of the lanes side by side a packet takes; there while there are any.
     spread: Option<Box<Spread>>,
+    /// Of what is copied.
+    scratch: Vec<u8>,
     events: VecDeque<CarrierEvent>,
     control: Vec<u8>,
     /// Until when a session that has closed may keep its lanes for its last word.
@@ -204,8 +206,8 @@ impl Carrier {
         let lane = self.session.lane_for(now, PacketMeta::default());
         if lane.is_some() && self.follow_spread(now) {
             let several = self.spread.as_deref_mut().map(|spread| {
-                let streams = &mut self.streams;
-                SinkRoom::Several(Several::new(spread, streams))
+                let several = Several::new(spread, &mut self.streams, &mut self.scratch);
+                SinkRoom::Several(several)
             });
             return LaneSink {
                 session: &mut self.session,
@@ -259,7 +261,7 @@ impl Carrier {
             && self.follow_spread(now)
             && let Some(spread) = self.spread.as_deref_mut()
         {
-            let mut several = Several::new(spread, &mut self.streams);
+            let mut several = Several::new(spread, &mut self.streams, &mut self.scratch);
             if !several.push(now, &mut self.session, &mut self.stats, buffer, offload) {
                 self.stats.unsealed += 1;
             }
@@ -379,6 +381,7 @@ impl Carrier {
             streams: Vec::with_capacity(1),
             datagrams: Datagrams::new(pool),
             spread: None,
+            scratch: Vec::new(),
             events: VecDeque::new(),
             control: Vec::new(),
             last_word: None,

@@ -9,7 +9,7 @@ use super::event::CarrierStats;
 use super::stream::CarriedStream;
 use crate::io::pool::Buffer;
 use crate::proto::Session;
-use crate::proto::spread::{Choice, MAX_COPIED, Spread};
+use crate::proto::spread::{Choice, Spread};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// Lanes side by side, and who chooses among them.
@@ -17,6 +17,8 @@ use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 pub(super) struct Several<'a> {
     spread: &'a mut Spread,
     streams: &'a mut [CarriedStream],
+    /// What is to be copied, as it was before it was sealed.
+    scratch: &'a mut Vec<u8>,
     /// The lane of the flow that was admitted last, for its packet.
     admitted: Option<LaneId>,
     /// Where room was lent.
@@ -25,10 +27,15 @@ pub(super) struct Several<'a> {
 
 impl<'a> Several<'a> {
     /// The lanes are to have been told to `spread`.
-    pub(super) fn new(spread: &'a mut Spread, streams: &'a mut [CarriedStream]) -> Self {
+    pub(super) fn new(
+        spread: &'a mut Spread,
+        streams: &'a mut [CarriedStream],
+        scratch: &'a mut Vec<u8>,
+    ) -> Self {
         Self {
             spread,
             streams,
+            scratch,
             admitted: None,
             lent: None,
         }
@@ -72,7 +79,10 @@ impl<'a> Several<'a> {
         };
         let packet = &room[PACKET_HEADROOM..PACKET_HEADROOM + len];
         let choice = self.spread.choose(now, lane, packet);
-        let copy = Copied::of(&choice, packet);
+        self.scratch.clear();
+        if choice.lanes().len() > 1 {
+            self.scratch.extend_from_slice(packet);
+        }
         let number = session.next_source();
         let first = choice.first();
         let sealed = if first == lane {
@@ -98,7 +108,7 @@ impl<'a> Several<'a> {
         };
         if sealed {
             self.given(now, first, whole);
-            self.copy(now, session, stats, number, &choice, &copy, offload);
+            self.copy(now, session, stats, number, &choice, offload);
         }
         sealed
     }
@@ -120,7 +130,10 @@ impl<'a> Several<'a> {
             return false;
         };
         let choice = self.spread.choose(now, offered, packet);
-        let copy = Copied::of(&choice, packet);
+        self.scratch.clear();
+        if choice.lanes().len() > 1 {
+            self.scratch.extend_from_slice(packet);
+        }
         let number = session.next_source();
         let first = choice.first();
         let whole = buffer.len();
@@ -132,11 +145,10 @@ impl<'a> Several<'a> {
             return false;
         }
         self.given(now, first, whole);
-        self.copy(now, session, stats, number, &choice, &copy, offload);
+        self.copy(now, session, stats, number, &choice, offload);
         true
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a packet is, and where to")]
     fn copy(
         &mut self,
         now: Instant,
@@ -144,14 +156,13 @@ impl<'a> Several<'a> {
         stats: &mut CarrierStats,
         number: u64,
         choice: &Choice,
-        copy: &Copied,
         offload: Offload,
     ) {
+        let packet = std::mem::take(self.scratch);
         for lane in &choice.lanes()[1..] {
-            let packet = copy.bytes();
             let stream = self.streams.iter_mut().find(|stream| stream.id == *lane);
             let sent = stream.is_some_and(|stream| {
-                write(stream, packet, |frame| {
+                write(stream, &packet, |frame| {
                     let sealed = session.seal_again(now, *lane, number, frame, offload);
                     sealed.is_ok()
                 })
@@ -163,6 +174,7 @@ impl<'a> Several<'a> {
                 stats.copies_refused += 1;
             }
         }
+        *self.scratch = packet;
     }
 
     fn given(&mut self, now: Instant, lane: LaneId, bytes: usize) {
@@ -176,33 +188,6 @@ impl<'a> Several<'a> {
         self.streams
             .iter()
             .position(|stream| stream.id == lane && stream.broken.is_none())
-    }
-}
-
-/// A thin packet as it was before it was sealed.
-struct Copied {
-    bytes: [u8; MAX_COPIED],
-    len: usize,
-}
-
-impl Copied {
-    /// Nothing where the choice is one lane.
-    fn of(choice: &Choice, packet: &[u8]) -> Self {
-        let mut copy = Self {
-            bytes: [0; MAX_COPIED],
-            len: 0,
-        };
-        if choice.lanes().len() > 1
-            && let Some(room) = copy.bytes.get_mut(..packet.len())
-        {
-            room.copy_from_slice(packet);
-            copy.len = packet.len();
-        }
-        copy
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
     }
 }
 

@@ -66,7 +66,7 @@ fn hash(addresses: (IpAddr, IpAddr), protocol: u8, ports: Option<(u16, u16)>, se
 }
 
 /// Classifies a packet of a flow whose rate is low, or is not.
-pub(in crate::proto) fn classify(packet: &Packet, bytes: &[u8], low_rate: bool) -> Class {
+pub(super) fn classify(packet: &Packet, bytes: &[u8], low_rate: bool) -> Class {
     if !low_rate || packet.fragment.is_some() {
         return Class::Bulk;
     }
@@ -91,7 +91,7 @@ fn is_pure_ack(packet: &Packet, bytes: &[u8]) -> bool {
 
 /// The longest packet that is small: 200-byte messages with their headers, voice frames, a keystroke, and the
 /// smallest datagram every host must take (RFC 791), but not the full segments of a transfer.
-pub(in crate::proto) const SMALL: usize = 576;
+const SMALL: usize = 576;
 const DNS_PORT: u16 = 53;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;

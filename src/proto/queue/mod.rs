@@ -48,9 +48,9 @@ mod stats;
 #[cfg(test)]
 pub(super) use fair::craft;
 
+pub(super) use classify::flow_hash_of;
 pub use classify::{Class, flow_hash};
-pub(super) use classify::{SMALL, classify, flow_hash_of};
 pub use fair::{FairQueue, Producer, QueuePacket, Taken, WirePacket};
 pub use limits::QueueLimits;
-pub(super) use meter::Meter;
+pub(super) use meter::{LOW_BYTES, Meter};
 pub use stats::{QueueDrops, QueueStats};

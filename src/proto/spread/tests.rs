@@ -68,9 +68,9 @@ impl Bench {
     }
 }
 
-/// Bulk at once, since it is not small.
+/// Bulk at once, since it is too long to be copied.
 fn bulk(port: u16) -> Vec<u8> {
-    tcp(port, ACK, 1_300)
+    tcp(port, ACK, 9_000)
 }
 
 #[test]
@@ -83,6 +83,31 @@ fn messages_each_20_ms_go_on_three_lanes_for_ever() {
     }
     assert_eq!(bench.spread.stats().thin, 2_000);
     assert_eq!(bench.spread.stats().uncopied, 0);
+}
+
+#[test]
+fn what_a_slow_flow_has_kept_back_is_copied_whole() {
+    let mut bench = Bench::new(3);
+    for _ in 0..10 {
+        assert_eq!(bench.sorted(&tcp(1, PUSH_ACK, 5_000)), [0, 1, 2]);
+        bench.pass(500);
+    }
+}
+
+#[test]
+fn flow_that_is_no_longer_slow_goes_on_on_a_lane_that_its_copies_took() {
+    let mut bench = Bench::new(3);
+    for _ in 0..10 {
+        assert_eq!(bench.send(&tcp(1, ACK, 1_460)).len(), 3);
+    }
+    let home = bench.send(&tcp(1, ACK, 1_460));
+    assert_eq!(home.len(), 1);
+    for _ in 0..20 {
+        assert_eq!(bench.send(&tcp(1, ACK, 1_460)), home);
+    }
+    // Slow again, and what it has under way is in front of what it sends now.
+    bench.pass(990);
+    assert_eq!(bench.sorted(&tcp(1, ACK, 100)), [0, 1, 2]);
 }
 
 #[test]
