@@ -150,7 +150,7 @@ async fn server_sends_thin_packets_on_both_lanes_and_a_lane_that_goes_is_left() 
     while drops(&ends) == 0 {
         ends.turn(now).await;
     }
-    assert_eq!(ends.at_client, [thin.clone()]);
+    assert_eq!(ends.at_client, std::slice::from_ref(&thin));
     relay.abort();
     let _ = relay.await;
     while ends.client.lanes() > 1 || ends.server.lanes() > 1 {
