@@ -56,6 +56,7 @@
 //! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
 //! | [`proto::delivery`] | reports, loss, round-trip time and delivery rate of a datagram lane | no | no |
 //! | [`proto::congestion`] | how much may fly on it, and how fast it leaves | no | no |
+//! | [`proto::spread`] | which of several stream lanes a packet takes, and which get copies | no | no |
 //! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
 //! | `adit-netstack` | many TCP, UDP and ICMP flows over smoltcp | no | no |
 //! | [`io`] | clock, pools, sockets, TLS, TUN, netlink | polls | yes |
@@ -75,7 +76,7 @@
 //! | task | how many | owns |
 //! |---|---|---|
 //! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket |
-//! | [`client::connect`] | futures of the driver's task, one for each server of the list at most | a connection until its handshake is answered |
+//! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten | the application's socket |
 //! | [`client::resolve`] | one for questions, at most 256 of them under way | the cache |
 //! | [`server::run`] | one a listener | the listening socket |
@@ -124,6 +125,8 @@
 //! | instances of one client | 8 | refused in words |
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
+//! | flows whose lane is remembered, of several | 512 | the idlest of four takes a lane anew |
+//! | copies of thin packets on other stream lanes | [`proto::spread::MAX_COPIES`] in all of each, [`proto::spread::COPY_RATE`] | sent once, counted |
 //! | a stream lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
 //! | packets that wait for a datagram lane | [`proto::QueueLimits`]: 4 MiB, 4,096 packets, 8 MiB of memory | dropped from the flow that has most there, counted; the own netstack is pushed back before |
 //! | flows that the fair queue tells apart | 1,024 | the idlest of eight is forgotten; two share a queue |
@@ -150,7 +153,7 @@
 //! A client that knows several ways goes to the next: datagrams before TLS before TCP, or whatever
 //! order its list has (see `client::link`). A way that is
 //! silent for a second is left while another answers, and gone back to when it answers again; a new
-//! lane joins the session each time, and both ends send on the lane that joined last.
+//! lane joins the session each time, and both ends send on the lane that joined last, or on the group in which that stands.
 //!
 //! The client's flows do not notice: the netstack gets no room to send and waits. The client
 //! dials again and sends, in one flight, a frame that joins the new lane to the session and a
@@ -180,8 +183,11 @@
 //! - **`user` ends TCP twice**, at the client and at the server, so that the kernel's TCP faces the Internet; `tun`
 //!   carries the client's own segments to the origin.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
-//!   gone back to, and one lane carries the session at a time, the one that joined last. Using several at once is for
-//!   the scheduler ([`proto::Schedule`]), and is not done.
+//!   gone back to, and one way carries the session at a time, the one that joined last.
+//! - **Several lanes at once are streams to one server**, as many as `lanes:` says, and the client says which stand together.
+//!   Copies of what is thin, one for one, are all the parity there is: a longer code would wait for packets that come
+//!   20 ms later. A flow in bulk stays on one lane ([`proto::spread`]), since TCP inside takes what was overtaken for
+//!   lost; so one download is as fast as one lane.
 //! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it
 //!   is not sent; so a lane that repairs costs no delay.
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside

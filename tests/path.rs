@@ -97,6 +97,7 @@ async fn full_server_says_so_before_it_hangs_up() {
         tls: ClientTls::new(&Verify::Unchecked).unwrap(),
         handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
         time: Duration::from_secs(5),
+        lanes: 1,
         pool: Pool::new("second", 4, 4),
     });
     let attempt = connector.attempt(path.address.clone(), None, true);
@@ -140,6 +141,7 @@ async fn tcp_at_a_tls_port_is_told_to_be_that() {
         tls: ClientTls::new(&Verify::Unchecked).unwrap(),
         handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
         time: Duration::from_secs(5),
+        lanes: 1,
         pool: Pool::new("second", 4, 4),
     });
     let error = connector.attempt(address, None, true).await.unwrap_err();

@@ -29,6 +29,7 @@ pub mod curl;
 pub mod dns;
 pub mod flows;
 pub mod link;
+pub mod messages;
 pub mod meters;
 pub mod namespaces;
 pub mod netem;

@@ -37,7 +37,7 @@ use std::{
 };
 
 use crate::{
-    link::Link,
+    link::{Link, WireLink, without_offload},
     process::{self, Finished},
 };
 
@@ -56,6 +56,8 @@ pub struct Lab {
     pub internet: Place,
     /// What stands between client and server in a lab with a link.
     pub router: Option<Place>,
+    /// The link in it, where this process emulates it.
+    _wire: Option<WireLink>,
 }
 
 /// One host: a process that holds namespaces open.
@@ -258,7 +260,7 @@ impl Lab {
     ///
     /// If something is refused; see [`crate::skip::Need::Root`].
     pub fn new() -> Self {
-        Self::make(None)
+        Self::make(|_, _| None)
     }
 
     /// Makes the three hosts, and between client and server a router with this link.
@@ -268,14 +270,32 @@ impl Lab {
     /// If something is refused, if the link has knobs that netem has not, or if this kernel has no netem; see
     /// [`crate::netem::run`].
     pub fn over(link: &Link) -> Self {
-        Self::make(Some(link))
+        Self::make(|client, server| Some((route_over(link, client, server), None)))
     }
 
-    fn make(link: Option<&Link>) -> Self {
+    /// The same with the link emulated by a thread of this process: what this kernel's own TCP makes of it, at full
+    /// speed, with losses that come from the seed.
+    ///
+    /// # Panics
+    ///
+    /// As [`Lab::new`], or if `ethtool` is missing.
+    pub fn emulated(link: &Link, seed: u64) -> Self {
+        Self::make(|client, server| {
+            let router = routed(client, server);
+            for device in ["r0", "r1"] {
+                router.run(&format!("ip link set {device} up"));
+            }
+            let wire = WireLink::start(&router, *link, seed, "r0", "r1");
+            Some((router, Some(wire)))
+        })
+    }
+
+    fn make(between: impl FnOnce(&Place, u32) -> Option<(Place, Option<WireLink>)>) -> Self {
         let hosts = ["client", "server", "internet"].map(|name| Arc::new(Host::new(name)));
         let [client, server, internet] = hosts.clone().map(|host| Place(Some(host)));
         let pid = |index: usize| hosts[index].holder.id();
-        let router = link.map(|link| route_over(link, &client, pid(1)));
+        let (router, wire) = between(&client, pid(1)).unzip();
+        let wire = wire.flatten();
         if router.is_none() {
             client.run(&format!(
                 "ip link add c0 type veth peer name s0 netns {}",
@@ -366,17 +386,22 @@ impl Lab {
             client.run("ip link set c0 gso_max_segs 1");
             server.run("ip link set s0 gso_max_segs 1");
         }
+        if wire.is_some() {
+            without_offload(&client, "c0");
+            without_offload(&server, "s0");
+        }
         Self {
             client,
             server,
             internet,
             router,
+            _wire: wire,
         }
     }
 }
 
 /// Makes the router and joins it to the client and the server's process.
-fn route_over(link: &Link, client: &Place, server_pid: u32) -> Place {
+fn routed(client: &Place, server_pid: u32) -> Place {
     let host = Arc::new(Host::new("router"));
     let router_pid = host.holder.id();
     let router = Place(Some(host));
@@ -386,6 +411,12 @@ fn route_over(link: &Link, client: &Place, server_pid: u32) -> Place {
     router.run(&format!(
         "ip link add r1 type veth peer name s0 netns {server_pid}"
     ));
+    router
+}
+
+/// The same with a link that the kernel shapes.
+fn route_over(link: &Link, client: &Place, server_pid: u32) -> Place {
+    let router = routed(client, server_pid);
     router.run("ip link add br0 type bridge");
     let (up, down) = link.netem_arguments();
     // what a port sends is shaped: the uplink leaves by r1, the downlink by r0

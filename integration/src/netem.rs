@@ -116,7 +116,7 @@ fn init(out: &Path, program: &Path, test: &str) -> String {
         let value = std::env::var(name).ok()?;
         Some(format!("export {name}={}\n", quoted(&value)))
     };
-    let passed: String = ["PATH", "ADIT_CI"]
+    let passed: String = ["PATH", "ADIT_CI", "ADIT_MESSAGES"]
         .into_iter()
         .filter_map(variable)
         .collect();

@@ -9,6 +9,7 @@ use adit_integration::{
     adit::{ClientConfig, ServerConfig, User, Workdir},
     flows::Download,
     link::Link,
+    messages::{self, RoundTrips},
     namespaces::{Lab, ORIGIN4, SERVER4},
     netem,
     origin::Origin,
@@ -124,6 +125,96 @@ fn download_over_a_datagram_lane_keeps_its_hash_where_datagrams_overtake_each_ot
             )
         },
     );
+}
+
+#[test]
+fn messages_over_one_and_three_tls_lanes_arrive_at_2_percent_loss() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    netem::run(
+        "messages_over_one_and_three_tls_lanes_arrive_at_2_percent_loss",
+        || {
+            // How long they take is for people to read, and decides nothing here.
+            compare(|| Lab::over(&link(MESSAGES_LINK)));
+        },
+    );
+}
+
+#[test]
+fn messages_over_one_and_three_tls_lanes_arrive_at_2_percent_loss_of_an_emulated_link() {
+    if !can_run(&[Need::Root, Need::Tool("ip"), Need::Tool("ethtool")]) {
+        return;
+    }
+    compare(|| Lab::emulated(&link(MESSAGES_LINK), 5));
+}
+
+/// 50 ms there and back.
+const MESSAGES_LINK: &str = "loss=2,delay=25,rate=20";
+
+/// Sends messages over one lane and over three, and prints what that makes of the time they take.
+fn compare(lab: impl Fn() -> Lab) {
+    let [one, three] = [1, 3].map(|lanes| talk(&lab(), lanes));
+    let ratio = |one: &RoundTrips, three: &RoundTrips| {
+        one.percentile(99.0).as_secs_f64() / three.percentile(99.0).as_secs_f64()
+    };
+    println!(
+        "p99 of one lane to that of three: tcp {:.2}, udp {:.2}",
+        ratio(&one.0, &three.0),
+        ratio(&one.1, &three.1)
+    );
+}
+
+/// Sends messages by TCP and by UDP over so many TLS lanes; all must come back as they were.
+fn talk(lab: &Lab, lanes: u32) -> (RoundTrips, RoundTrips) {
+    let count = std::env::var("ADIT_MESSAGES")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(250);
+    let tcp = Origin::echo(&lab.internet, (ORIGIN4, 7).into());
+    let udp = Origin::udp_echo(&lab.internet, (ORIGIN4, 7).into());
+    let (tcp, udp) = (tcp.address(), udp.address());
+    let workdir = Workdir::new();
+    let server_key = workdir.key("server.key", User::Nobody);
+    let client_key = workdir.key("client.key", User::Nobody);
+    let lane = format!("tls://{SERVER4}:7443");
+    let server = workdir.server(
+        "server.yaml",
+        &server_key,
+        User::Nobody,
+        &ServerConfig {
+            listen: vec![lane.clone()],
+            clients: vec![("laptop".into(), client_key.public.clone())],
+            ..ServerConfig::user_egress()
+        },
+    );
+    let client = workdir.client(
+        "client.yaml",
+        &client_key,
+        &ClientConfig {
+            server: vec![lane],
+            server_key: server_key.public,
+            proxy: PROXY,
+            more: format!("lanes: {lanes}"),
+        },
+    );
+    let mut server = workdir.start_server(&lab.server, User::Nobody, &server);
+    let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
+    let (by_tcp, by_udp) = lab.client.block_on(move || async move {
+        // the other lanes need a few round trips, and more if they lose some of their own
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::try_join!(
+            messages::over_tcp(PROXY, tcp, count, PATIENCE),
+            messages::over_udp(PROXY, udp, count, Duration::from_secs(10)),
+        )
+        .expect("messages pass")
+    });
+    println!("{lanes} lanes, tcp: {by_tcp}");
+    println!("{lanes} lanes, udp: {by_udp}");
+    assert_eq!((by_tcp.came(), by_udp.came()), (count, count));
+    client.stop();
+    server.stop();
+    (by_tcp, by_udp)
 }
 
 /// Carries `length` bytes down over a lane of this scheme and checks them.

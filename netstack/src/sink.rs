@@ -1,5 +1,7 @@
 //! Where outgoing packets are written: memory that the caller owns.
 
+use std::net::SocketAddr;
+
 use crate::offload::Offload;
 
 /// Takes packets by reserve and commit, so that they are written once, where they leave from.
@@ -13,4 +15,11 @@ pub trait PacketSink {
 
     /// Takes the packet that was written into the first `len` bytes of the room last reserved.
     fn commit(&mut self, len: usize, offload: Offload);
+
+    /// Says whether the TCP flow from `local` to `remote` may write its next packet: one that may not is passed over,
+    /// and asked again at the next call, while others write theirs. What is reserved next is for that flow.
+    fn admit(&mut self, local: SocketAddr, remote: SocketAddr) -> bool {
+        let _ = (local, remote);
+        true
+    }
 }

@@ -167,6 +167,9 @@ pub(super) struct ClientArgs {
     /// How long one attempt to connect may take
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<String>,
+    /// How many connections to a tcp:// or tls:// server carry the session side by side
+    #[arg(long, value_name = "NUMBER")]
+    lanes: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -247,6 +250,7 @@ impl ClientArgs {
                 "--connect-timeout",
                 self.connect_timeout.as_slice(),
             ),
+            flag("lanes", "--lanes", self.lanes.as_slice()),
         ]
         .into_iter()
         .flatten()

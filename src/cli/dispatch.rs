@@ -192,6 +192,7 @@ fn try_client(
         proxy_auth: None,
         tls: CertificateCheck::Unchecked,
         connect_timeout: Duration::from_secs(5),
+        lanes: 1,
         aead: Vec::new(),
         repair: Repair::Auto,
     }

@@ -49,6 +49,8 @@ pub struct Connector {
     pub handshake: ClientConfig,
     /// How long an attempt may take, from the name to the handshake's answer.
     pub time: Duration,
+    /// How many lanes carry a session side by side where they are streams.
+    pub lanes: usize,
     /// Buffers for the lanes.
     pub pool: Arc<Pool>,
 }

@@ -432,6 +432,9 @@ impl Driver {
         if let Some(inside) = &self.inside {
             debug!(counters = ?inside.counters(), "counters");
         }
+        if let Some(carrier) = &self.carrier {
+            debug!(carrier = ?carrier.stats(), beside = ?carrier.spread_stats(), "counters");
+        }
         Some(if self.commands_open {
             Exit::Stopped
         } else {

@@ -15,9 +15,12 @@
 //! needs; so over datagrams it follows later, and only when the session has no lane that is of use.
 //! A lane joins by every family of addresses the server has; the first that is confirmed stays.
 //!
+//! Of streams there may be several side by side: [`Beside`] says when another is opened beside the link's, and each
+//! joins as above, without an Init.
+//!
 //! # Limits
 //!
-//! One attempt for each server of the list, two joining lanes for each attempt.
+//! One attempt for each server of the list, two joining lanes for each attempt, and one attempt beside them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,12 +29,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use super::beside::Beside;
 use super::connect::{ConnectFailure, Connected, Connector, Way};
 use super::link::{Change, Link};
 use super::notices::Notices;
 use crate::config::Scheme;
 use crate::io::carrier::{Carrier, LaneLoss};
-use crate::proto::SessionEvent;
+use crate::proto::{OpenError, SessionEvent};
 use crate::wire::{CloseReason, LaneId};
 
 /// The lanes of a client.
@@ -41,9 +45,15 @@ pub(super) struct Lanes {
     attempts: Vec<Attempt>,
     /// Which server each lane leads to.
     known: Vec<(LaneId, usize)>,
+    beside: Beside,
+    /// The attempt at a lane beside, and the lane.
+    joining_beside: Option<(LaneId, Pending)>,
     /// What people have been told.
     notices: Notices,
 }
+
+/// An attempt that has not come to anything yet.
+type Pending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// What an attempt comes to.
 type Outcome = Result<Connected, ConnectFailure>;
@@ -51,7 +61,7 @@ type Outcome = Result<Connected, ConnectFailure>;
 /// An attempt under way.
 struct Attempt {
     server: usize,
-    future: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    future: Option<Pending>,
     /// Lanes that it is to join to the session there is.
     joining: Vec<LaneId>,
     /// How long the joins may go unanswered.
@@ -66,6 +76,8 @@ impl Lanes {
         let schemes = connector.servers.iter().map(|server| server.scheme);
         Self {
             link: Link::new(now, schemes, seed),
+            beside: Beside::new(now, connector.lanes, seed ^ 1),
+            joining_beside: None,
             notices: Notices::new(connector.servers.len()),
             connector,
             attempts: Vec::new(),
@@ -108,7 +120,7 @@ impl Lanes {
                 Some(Poll::Pending) | None => at += 1,
             }
         }
-        any
+        any | self.poll_beside(cx, now, carrier)
     }
 
     /// Takes an event of the session.
@@ -150,6 +162,17 @@ impl Lanes {
         cause: &LaneLoss,
     ) -> bool {
         debug!(%lane, %cause, "lane lost");
+        if self.beside.handle_lost(now, lane) {
+            info!(%lane, %cause, left = self.beside.lanes(), "lost one of several lanes");
+            return false;
+        }
+        if let Some(known) = self.known.iter_mut().find(|(known, _)| *known == lane)
+            && let Some(other) = self.beside.promote(known.1)
+        {
+            info!(%lane, %cause, left = self.beside.lanes(), "lost one of several lanes");
+            known.0 = other;
+            return false;
+        }
         let mut failed = None;
         for attempt in &mut self.attempts {
             if attempt.joining.contains(&lane) {
@@ -172,6 +195,8 @@ impl Lanes {
     /// The server has closed the session.
     pub(super) fn handle_closed(&mut self, now: Instant, reason: CloseReason) {
         self.known.clear();
+        self.beside.forget();
+        self.joining_beside = None;
         self.link.handle_closed(now, reason);
         self.drop_unwanted(now, &mut None);
     }
@@ -191,7 +216,8 @@ impl Lanes {
     /// Returns when [`Lanes::handle_timeout`] or [`Lanes::poll`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = self.attempts.iter().filter_map(|attempt| attempt.deadline);
-        deadlines.chain(self.link.poll_timeout()).min()
+        let others = [self.link.poll_timeout(), self.beside.poll_timeout()];
+        deadlines.chain(others.into_iter().flatten()).min()
     }
 
     /// Goes on from joins that nobody has answered.
@@ -281,6 +307,11 @@ impl Lanes {
                 }
                 self.notices.connected();
                 self.link.handle_connected(now, server);
+                self.beside.forget();
+                self.joining_beside = None;
+                if let Some(carrier) = carrier.as_mut() {
+                    self.begin_beside(now, carrier, server, LaneId::FIRST);
+                }
             }
             Ok(Connected::Joined {
                 lane,
@@ -364,6 +395,102 @@ impl Lanes {
         self.known.push((lane, server));
         self.notices.connected();
         self.link.handle_connected(now, server);
+        self.begin_beside(now, carrier, server, lane);
+    }
+
+    /// The link has a lane: others beside it are opened, or are not wanted any more.
+    fn begin_beside(&mut self, now: Instant, carrier: &mut Carrier, server: usize, lane: LaneId) {
+        if let Some((joining, _)) = self.joining_beside.take() {
+            carrier.remove_lane(now, joining, LaneLoss::Replaced);
+        }
+        let scheme = self
+            .connector
+            .servers
+            .get(server)
+            .map(|server| server.scheme);
+        match scheme {
+            Some(Scheme::Tcp | Scheme::Tls) if self.beside.is_wanted() => {
+                carrier.session_mut().stand_beside(lane, lane);
+                self.beside.begin(now, server, lane);
+            }
+            Some(Scheme::Udp | Scheme::Tcp | Scheme::Tls) | None => self.beside.end(now),
+        }
+    }
+
+    /// Opens the lanes beside the link's; returns whether anything has come about.
+    fn poll_beside(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+    ) -> bool {
+        let Some(carrier) = carrier
+            .as_mut()
+            .filter(|carrier| carrier.session().closed().is_none())
+        else {
+            self.joining_beside = None;
+            return false;
+        };
+        let mut any = false;
+        while let Some(lane) = self.beside.poll_retired(now) {
+            any = true;
+            carrier.remove_lane(now, lane, LaneLoss::Replaced);
+        }
+        if let Some(server) = self.beside.poll_attempt(now) {
+            any = true;
+            let address = self.connector.servers.get(server).cloned();
+            match address.zip(carrier.session_mut().join_frame(now)) {
+                Some((address, join)) => {
+                    let lane = join.0;
+                    debug!(%lane, server = %address, "opening another lane");
+                    let attempt = self.connector.clone().attempt(address, Some(join), false);
+                    self.joining_beside = Some((lane, Box::pin(attempt)));
+                }
+                None => self.beside.handle_failed(now),
+            }
+        }
+        let Some((joining, future)) = &mut self.joining_beside else {
+            return any;
+        };
+        let joining = *joining;
+        let Poll::Ready(outcome) = future.as_mut().poll(cx) else {
+            return any;
+        };
+        self.joining_beside = None;
+        if let Err(error) = self.joined_beside(now, carrier, joining, outcome) {
+            let failures = self.beside.failures();
+            debug!(lane = %joining, %error, failures, "no other lane");
+            carrier.remove_lane(now, joining, LaneLoss::Replaced);
+            self.beside.handle_failed(now);
+        }
+        true
+    }
+
+    fn joined_beside(
+        &mut self,
+        now: Instant,
+        carrier: &mut Carrier,
+        joining: LaneId,
+        outcome: Outcome,
+    ) -> Result<(), NoLane> {
+        let Connected::Joined {
+            lane,
+            id,
+            mut first,
+        } = outcome?
+        else {
+            return Err(NoLane::Other);
+        };
+        carrier.session_mut().open(now, id, &mut first)?;
+        if id != joining || !carrier.add_lane(id, *lane, false) {
+            return Err(NoLane::Other);
+        }
+        let Some(group) = self.beside.handle_joined(now, id) else {
+            return Err(NoLane::Other);
+        };
+        carrier.session_mut().stand_beside(id, group);
+        info!(session = %carrier.session().id(), lane = %id, lanes = self.beside.lanes(), "another lane carries the session");
+        Ok(())
     }
 
     fn close_lane(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize) {
@@ -393,6 +520,17 @@ impl Lanes {
         let found = self.known.iter().find(|(known, _)| *known == lane);
         found.map(|(_, server)| *server)
     }
+}
+
+/// Why there is no other lane.
+#[derive(Debug, thiserror::Error)]
+enum NoLane {
+    #[error(transparent)]
+    Connect(#[from] ConnectFailure),
+    #[error("the answer to the join did not open: {0}")]
+    Open(#[from] OpenError),
+    #[error("there is no place for it")]
+    Other,
 }
 
 /// How long a join is waited for before a new session is asked for as well: a server that has the

@@ -1,6 +1,7 @@
 //! The client: a local proxy, a userspace stack and one session to the server.
 
 pub mod associate;
+mod beside;
 pub mod connect;
 pub mod driver;
 mod inside;

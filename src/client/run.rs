@@ -81,6 +81,7 @@ impl Client {
             tls: tls(config)?,
             handshake,
             time: config.connect_timeout,
+            lanes: config.lanes,
             pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
         };
         let (configured, inner) = watch::channel(None);

@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub tls: CertificateCheck,
     /// How long one attempt at one server may take, until the session stands.
     pub connect_timeout: Duration,
+    /// How many lanes carry the session side by side where it goes by TCP or TLS, 1 to 8.
+    pub lanes: usize,
     /// Ciphers in the order of preference; empty: what this processor is best at.
     pub aead: Vec<AeadKind>,
     /// What this end spends on repairing losses of what it sends.
@@ -114,6 +116,7 @@ impl ClientConfig {
         let connect_timeout = settings.value("connect_timeout", |text| {
             parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
         });
+        let lanes = read_lanes(settings, &servers);
         let aead = read_aead(settings);
         let repair = repair::read(settings);
         Some(Self {
@@ -125,6 +128,7 @@ impl ClientConfig {
             proxy_auth,
             tls,
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
+            lanes,
             aead,
             repair,
         })
@@ -308,6 +312,25 @@ fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> CertificateChe
     }
 }
 
+fn read_lanes(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> usize {
+    let Some(at) = settings.value("lanes", |text| parse::number(text, 1, MAX_LANES)) else {
+        return 1;
+    };
+    let streams = servers.iter().any(|server| match server.scheme {
+        Scheme::Tcp | Scheme::Tls => true,
+        Scheme::Udp => false,
+    });
+    if at.value > 1 && !servers.is_empty() && !streams {
+        settings.warn(
+            "lanes: not used, since no server is reached by tcp:// or tls://: one lane of datagrams serves".to_owned(),
+        );
+    }
+    usize::try_from(at.value).unwrap_or(1)
+}
+
+/// Each lane is a connection and its handshake; of more than three copies are not made, and flows that share more than
+/// eight are many.
+const MAX_LANES: u32 = 8;
 /// The port that SOCKS has by convention (RFC 1928, section 3), for this host alone.
 const DEFAULT_PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 /// Three losses of a SYN on a path of a few hundred milliseconds, and the handshakes after it.

@@ -155,6 +155,7 @@ fn three_settings_make_a_client_with_the_documented_defaults() {
     assert_eq!(config.secret_key.public(), bench.own.public());
     assert_eq!(config.proxy, SocketAddr::from((Ipv4Addr::LOCALHOST, 1080)));
     assert_eq!(config.connect_timeout, Duration::from_secs(10));
+    assert_eq!(config.lanes, 1);
     assert_eq!(config.tls, CertificateCheck::Unchecked);
     assert!(
         config.proxy_auth.is_none() && config.preshared_key.is_none() && config.aead.is_empty()
@@ -270,6 +271,7 @@ proxy_user: alice
 proxy_password_file: password
 tls: {pin: ['sha256//jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI=']}
 connect_timeout: 1500ms
+lanes: 3
 aead: chacha20-poly1305
 ",
         )
@@ -290,6 +292,7 @@ aead: chacha20-poly1305
         ["jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI="]
     );
     assert_eq!(config.connect_timeout, Duration::from_millis(1500));
+    assert_eq!(config.lanes, 3);
     assert_eq!(config.aead.len(), 1);
 }
 

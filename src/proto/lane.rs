@@ -46,6 +46,8 @@ pub(super) struct Lane {
     pub(super) liveness: Liveness,
     pub(super) rtt: RoundTrip,
     pub(super) stats: LaneStats,
+    /// The first lane of the group in which it carries packets beside others.
+    pub(super) group: Option<LaneId>,
     /// What only a datagram lane has.
     pub(super) lossy: Option<Box<Lossy>>,
     counters: [Counters; SLOTS],
@@ -61,6 +63,7 @@ impl Lane {
             liveness: Liveness::new(now, limits),
             rtt: RoundTrip::default(),
             stats: LaneStats::default(),
+            group: None,
             lossy: None,
             counters: Default::default(),
         }

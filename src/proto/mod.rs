@@ -38,6 +38,8 @@
 //! another (see `path`), and knows how long a datagram it carries (see `mtud`). What it says is
 //! lost now and then, so control frames are said again until they are answered.
 //!
+//! Stream lanes may stand **side by side** (see [`Session::beside`]); [`spread`] says which of them a packet takes.
+//!
 //! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
 //!
 //! ## Order of calls
@@ -115,6 +117,7 @@ mod replay;
 mod retry;
 mod schedule;
 mod session;
+pub mod spread;
 mod stats;
 mod timers;
 

@@ -58,6 +58,9 @@ pub(super) enum Message {
     ProbeOk {
         serial: u32,
     },
+    Beside {
+        first: LaneId,
+    },
     /// The second half of a frame whose first half has left.
     Rest {
         serial: u8,
@@ -95,6 +98,7 @@ impl Message {
                 challenge: *challenge,
             },
             Self::ProbeOk { serial } => Control::ProbeOk { serial: *serial },
+            Self::Beside { first } => Control::Beside { first: *first },
             Self::Rest { serial, bytes } => Control::Part {
                 serial: *serial,
                 last: true,
@@ -121,6 +125,7 @@ impl Message {
             | Self::RekeyReply { .. }
             | Self::JoinEcho { .. }
             | Self::ProbeOk { .. }
+            | Self::Beside { .. }
             | Self::Rest { .. } => false,
         }
     }
@@ -140,6 +145,7 @@ impl Message {
             | Self::RekeyReply { .. }
             | Self::JoinEcho { .. }
             | Self::ProbeOk { .. }
+            | Self::Beside { .. }
             | Self::Rest { .. } => 1,
         }
     }

@@ -89,6 +89,10 @@ pub struct LaneStats {
     pub frames_opened: u64,
     /// Their bytes, headers and tags included.
     pub bytes_opened: u64,
+    /// Packets sealed for it whose number another lane, or this one, had carried before.
+    pub copies_sealed: u64,
+    /// Packets opened from it that had come before.
+    pub duplicates_opened: u64,
     /// Frames from it that did not open.
     pub failed_opens: u64,
 }

@@ -311,9 +311,11 @@ impl SessionDriver {
             any = true;
             match event {
                 CarrierEvent::LaneLost { lane, cause, left } => {
-                    debug!(%lane, %cause, left, "lane lost");
                     if left == 0 {
+                        debug!(%lane, %cause, "lane lost");
                         self.laneless_since = Some(now);
+                    } else {
+                        info!(%lane, %cause, left, "lane lost");
                     }
                 }
                 CarrierEvent::LaneDoubtful { lane, feedback } => {
@@ -411,6 +413,7 @@ impl SessionDriver {
             debug!(
                 session = ?self.carrier.session().stats(),
                 datapath = ?self.carrier.datapath_stats(),
+                beside = ?self.carrier.spread_stats(),
                 inbox_dropped = self.inbox.dropped(),
                 "counters"
             );

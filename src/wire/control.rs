@@ -2,7 +2,7 @@
 
 use super::config::{ConfigError, InnerConfig};
 use super::reader::{Reader, Short};
-use super::sealed::InnerType;
+use super::sealed::{InnerType, LaneId};
 
 /// A control frame, inside the seal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,11 @@ pub enum Control<'a> {
         /// What the Probe carried.
         serial: u32,
     },
+    /// `lane (4)`; stream lanes only.
+    Beside {
+        /// The first lane of the group that this one stands in, which may be itself.
+        first: LaneId,
+    },
 }
 
 impl<'a> Control<'a> {
@@ -168,6 +173,9 @@ impl<'a> Control<'a> {
             InnerType::ProbeOk => Self::ProbeOk {
                 serial: reader.u32().map_err(short)?,
             },
+            InnerType::Beside => Self::Beside {
+                first: LaneId(reader.u32().map_err(short)?),
+            },
             InnerType::Packet
             | InnerType::Join
             | InnerType::Enrol
@@ -204,6 +212,7 @@ impl<'a> Control<'a> {
             Self::Part { .. } => InnerType::Part,
             Self::Probe { .. } => InnerType::Probe,
             Self::ProbeOk { .. } => InnerType::ProbeOk,
+            Self::Beside { .. } => InnerType::Beside,
         }
     }
 
@@ -240,6 +249,7 @@ impl<'a> Control<'a> {
                 out.resize(out.len() + padding, 0);
             }
             Self::ProbeOk { serial } => out.extend_from_slice(&serial.to_be_bytes()),
+            Self::Beside { first } => out.extend_from_slice(&first.0.to_be_bytes()),
         }
     }
 }
@@ -428,6 +438,12 @@ mod tests {
             (
                 Control::ProbeOk { serial: 0x0102 },
                 with(0x17, &[0, 0, 1, 2]),
+            ),
+            (
+                Control::Beside {
+                    first: LaneId(0x0304),
+                },
+                vec![0x98, 0, 0, 3, 4],
             ),
         ]
     }

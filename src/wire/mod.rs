@@ -168,6 +168,7 @@
 //! | `17` ProbeOk | serial (4) of the Probe | both, datagram lanes only |
 //! | `20` Repair | first (4) ‖ span (2) ‖ key (2) ‖ parity | both, datagram lanes only |
 //! | `21` Report | as drawn below | both, datagram lanes only |
+//! | `98` Beside | lane (4): the first of the group | client, stream lanes only |
 //!
 //! An unknown type, reserved ones included, is skipped if its top bit is set, else it closes the
 //! session. So does a control frame that is malformed or that the other end may not send.
@@ -181,6 +182,11 @@
 //! **Close** reasons: 1 shutting down, 2 superseded, 3 revoked, 4 no free address, 5 too many
 //! instances, 6 protocol error, 7 idle; others are taken as they are. Close has no answer: both
 //! ends have forgotten the session then.
+//!
+//! **Beside** says that this lane and the others that name the same first lane carry packets side by side: what is
+//! dear may come on several of them, with one source number. A server sends packets on the lane that was confirmed
+//! last, or, if that one stands in a group, on the lanes of the group; a lane without a word is alone. One that does
+//! not know the type skips it, and sends on the newest.
 //!
 //! **Ping** may be sent on any lane at any time, and is answered on the same one.
 //!

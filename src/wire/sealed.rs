@@ -222,6 +222,8 @@ pub enum InnerType {
     Repair = 0x20,
     /// What the receiver saw of loss and delay.
     Report = 0x21,
+    /// Says that a lane carries packets beside others; who does not know it sends on the newest alone.
+    Beside = 0x98,
 }
 
 impl InnerType {
@@ -254,6 +256,7 @@ impl InnerType {
             0x17 => Some(Self::ProbeOk),
             0x20 => Some(Self::Repair),
             0x21 => Some(Self::Report),
+            0x98 => Some(Self::Beside),
             _ => None,
         }
     }
@@ -569,12 +572,12 @@ mod tests {
     }
 
     #[test]
-    fn every_inner_type_survives_its_byte_and_none_is_skippable() {
+    fn every_inner_type_survives_its_byte_and_only_beside_is_skippable() {
         let known = (0..=255)
             .filter_map(InnerType::from_byte)
-            .inspect(|t| assert!(!is_skippable(t.byte())))
+            .inspect(|t| assert_eq!(is_skippable(t.byte()), *t == InnerType::Beside))
             .count();
-        assert_eq!(known, 25);
+        assert_eq!(known, 26);
         for byte in 0..=255 {
             assert!(InnerType::from_byte(byte).is_none_or(|t| t.byte() == byte));
         }

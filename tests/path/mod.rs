@@ -52,6 +52,16 @@ impl Path {
         max_clients: u32,
         network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
     ) -> Self {
+        Self::start_with(schemes, max_clients, 1, network).await
+    }
+
+    /// The same with a client that is to have so many lanes side by side.
+    pub(crate) async fn start_with(
+        schemes: &[Scheme],
+        max_clients: u32,
+        lanes: usize,
+        network: impl AsyncFnOnce(&[LaneAddr]) -> Vec<LaneAddr>,
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let server_key = SecretKey::generate(&mut rand::rng());
         let client_key = SecretKey::generate(&mut rand::rng());
@@ -109,6 +119,7 @@ impl Path {
             proxy_auth: None,
             tls: CertificateCheck::Unchecked,
             connect_timeout: Duration::from_secs(5),
+            lanes,
             aead: Vec::new(),
             repair: Repair::Auto,
         })

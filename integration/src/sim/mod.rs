@@ -34,6 +34,8 @@
 //!
 //! 50,000 flows. Delays are known for the last 16,384 packets of a flow and direction.
 
+#[cfg(test)]
+mod beside;
 mod ends;
 mod measure;
 mod packet;

@@ -14,7 +14,8 @@ impl Stack {
     /// Writes packets until there is nothing to send or the sink is full.
     ///
     /// Small replies go first. Then the flows that have something to send take turns, one packet each, so that a bulk
-    /// flow delays an echo by one packet of each other flow at most. A full sink keeps everybody's place.
+    /// flow delays an echo by one packet of each other flow at most. A full sink keeps everybody's place; a flow that
+    /// the sink does not [admit](PacketSink::admit) is passed over.
     pub fn poll_transmit<S: PacketSink>(&mut self, now: Instant, sink: &mut S) {
         loop {
             while let Some(len) = self.replies.drain_one(sink) {
@@ -30,7 +31,12 @@ impl Stack {
             self.queue_probes();
         }
         let clock = self.clock(now);
+        // Flows in a row that the sink does not want to hear of now.
+        let mut passed_over = 0;
         while let Some(&slot) = self.dirty.front() {
+            if passed_over >= self.dirty.len() {
+                return;
+            }
             let slot = slot as usize;
             let Some(flow) = self.flows.get_mut(slot) else {
                 self.dirty.pop_front();
@@ -41,6 +47,12 @@ impl Stack {
                 self.dirty.pop_front();
                 continue;
             };
+            if !sink.admit(flow.tuple.local(), flow.tuple.remote()) {
+                self.dirty.rotate_left(1);
+                passed_over += 1;
+                continue;
+            }
+            passed_over = 0;
             if sink_is_full(conn.bound(), sink) {
                 // smoltcp is not asked for what there is no room for: it stops its retransmission timer and takes
                 // note of a fast retransmission as made before it asks for room, so that a segment which found

@@ -345,6 +345,19 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
         &["client.yaml:1:1: found a list, where lines of `key: value` are expected"],
     ),
     (
+        "server: tcp://a:1\nlanes: 0",
+        &["client.yaml:2:8: lanes: `0` is out of range: write a number from 1 to 8"],
+    ),
+    (
+        "lanes: 9",
+        &["lanes: `9` is out of range: write a number from 1 to 8"],
+    ),
+    (
+        "lanes: three",
+        &["lanes: `three` is not a number: write one from 1 to 8"],
+    ),
+    ("lane: 3", &["unknown key `lane`: did you mean `lanes`?"]),
+    (
         "just words",
         &["found a single value, where lines of `key: value` are expected"],
     ),

@@ -10,12 +10,14 @@ use adit_netstack::Offload;
 
 use super::datagram::{Datagrams, Room};
 use super::event::{CarrierEvent, CarrierStats, LaneLoss};
+use super::several::Several;
 use super::sink::{LaneSink, Room as SinkRoom};
 use super::stream::{CarriedStream, QUIET};
 use crate::io::lane::StreamLane;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::datapath::{DatapathStats, Orphan};
+use crate::proto::spread::{Spread, SpreadStats};
 use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -25,6 +27,10 @@ pub struct Carrier {
     session: Session,
     streams: Vec<CarriedStream>,
     datagrams: Datagrams,
+    /// Which of the lanes side by side a packet takes; there while there are any.
+    spread: Option<Box<Spread>>,
+    /// Of what is copied.
+    scratch: Vec<u8>,
     events: VecDeque<CarrierEvent>,
     control: Vec<u8>,
     /// Until when a session that has closed may keep its lanes for its last word.
@@ -117,6 +123,12 @@ impl Carrier {
         self.datagrams.stats()
     }
 
+    /// Returns what was counted of lanes side by side, since there were some.
+    pub fn spread_stats(&self) -> SpreadStats {
+        let spread = self.spread.as_deref();
+        spread.map_or_else(SpreadStats::default, Spread::stats)
+    }
+
     /// Replaces the session and its lanes by those of `fresh`, of the same client; the counters go
     /// on.
     pub fn replace(&mut self, fresh: Self) {
@@ -192,6 +204,18 @@ impl Carrier {
     /// Lends room for packets on the lane that the session's scheduler names.
     pub fn sink(&mut self, now: Instant) -> LaneSink<'_> {
         let lane = self.session.lane_for(now, PacketMeta::default());
+        if lane.is_some() && self.follow_spread(now) {
+            let several = self.spread.as_deref_mut().map(|spread| {
+                let several = Several::new(spread, &mut self.streams, &mut self.scratch);
+                SinkRoom::Several(several)
+            });
+            return LaneSink {
+                session: &mut self.session,
+                room: several.unwrap_or(SinkRoom::None),
+                stats: &mut self.stats,
+                now,
+            };
+        }
         let room = match lane {
             Some(id) if self.datagrams.lanes.contains(&id) => {
                 SinkRoom::Datagrams(&mut self.datagrams)
@@ -206,14 +230,19 @@ impl Carrier {
         LaneSink {
             session: &mut self.session,
             room,
-            unsealed: &mut self.stats.unsealed,
+            stats: &mut self.stats,
             now,
         }
     }
 
-    /// Returns whether the scheduled lane has room for another packet.
+    /// Returns whether the scheduled lane, or one of several, has room for another packet.
     pub fn has_room(&mut self, now: Instant) -> bool {
-        match self.session.lane_for(now, PacketMeta::default()) {
+        let lane = self.session.lane_for(now, PacketMeta::default());
+        if lane.is_some() && self.follow_spread(now) {
+            let spread = self.spread.as_deref();
+            return spread.is_some_and(|spread| spread.room(now, MAX_PACKET).is_some());
+        }
+        match lane {
             // It makes room itself, at the cost of the flow that has most in it.
             Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.takes_packets(),
             Some(id) => {
@@ -228,6 +257,16 @@ impl Carrier {
     /// [`Carrier::has_room`]. A packet that cannot be sealed is dropped and counted.
     pub fn push(&mut self, now: Instant, mut buffer: Buffer, offload: Offload) {
         let id = self.session.lane_for(now, PacketMeta::default());
+        if id.is_some()
+            && self.follow_spread(now)
+            && let Some(spread) = self.spread.as_deref_mut()
+        {
+            let mut several = Several::new(spread, &mut self.streams, &mut self.scratch);
+            if !several.push(now, &mut self.session, &mut self.stats, buffer, offload) {
+                self.stats.unsealed += 1;
+            }
+            return;
+        }
         let taken = match id {
             Some(id) if self.datagrams.lanes.contains(&id) => {
                 self.datagrams.push(now, buffer, offload)
@@ -251,7 +290,7 @@ impl Carrier {
     /// Lets the session speak, and writes what is queued; returns whether a lane broke, or
     /// has room again that it had not before: nothing else will wake those who wait for it.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let had_room = self.has_room(now);
+        let had_room = self.rooms(now);
         self.speak(cx, now);
         self.hand_over(now);
         self.datagrams.poll_flush(cx, now, &mut self.session);
@@ -288,7 +327,7 @@ impl Carrier {
                 lost = true;
             }
         }
-        lost || (!had_room && self.has_room(now))
+        lost || self.rooms(now) & !had_room != 0
     }
 
     /// Returns when [`Carrier::handle_timeout`] is due.
@@ -297,10 +336,18 @@ impl Carrier {
         let over = self.session.closed().is_some() && self.lanes() == 0;
         let datagrams = self.datagrams.poll_timeout().filter(|_| !over);
         let last_word = self.last_word.filter(|_| !over);
-        [self.session.poll_timeout(), quiet, datagrams, last_word]
-            .into_iter()
-            .flatten()
-            .min()
+        let spread = self.spread.as_deref().filter(|_| !over);
+        let stall = spread.and_then(Spread::poll_timeout);
+        [
+            self.session.poll_timeout(),
+            quiet,
+            datagrams,
+            last_word,
+            stall,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Does what is due by `now`: the session's timers, and giving back what quiet lanes hold.
@@ -310,6 +357,9 @@ impl Carrier {
             lane.handle_timeout(now);
         }
         self.datagrams.handle_timeout(now);
+        if let Some(spread) = self.spread.as_deref_mut() {
+            spread.handle_timeout(now);
+        }
     }
 
     /// Returns the next thing that became of the session or a lane.
@@ -330,6 +380,8 @@ impl Carrier {
             session,
             streams: Vec::with_capacity(1),
             datagrams: Datagrams::new(pool),
+            spread: None,
+            scratch: Vec::new(),
             events: VecDeque::new(),
             control: Vec::new(),
             last_word: None,
@@ -437,6 +489,34 @@ impl Carrier {
         });
     }
 
+    /// Tells the lanes side by side how they stand; returns whether there are any.
+    fn follow_spread(&mut self, now: Instant) -> bool {
+        let beside = self.session.beside();
+        if beside.is_empty() {
+            if let Some(spread) = self.spread.take() {
+                tracing::debug!(counts = ?spread.stats(), "counters of lanes side by side");
+            }
+            return false;
+        }
+        let spread = self
+            .spread
+            .get_or_insert_with(|| Box::new(Spread::new(now, rand::random())));
+        let streams = self.streams.iter();
+        let members = streams.filter(|lane| lane.broken.is_none() && beside.contains(&lane.id));
+        spread.handle_lanes(now, members.map(CarriedStream::view));
+        true
+    }
+
+    /// Which lanes have room, as bits: the scheduled one, or each of several.
+    pub(super) fn rooms(&mut self, now: Instant) -> u32 {
+        let any = u32::from(self.has_room(now));
+        let Some(spread) = self.spread.as_deref() else {
+            return any;
+        };
+        let lanes = (1..u32::BITS).zip(spread.rooms());
+        any | lanes.fold(0, |bits, (at, room)| bits | u32::from(room) << at)
+    }
+
     fn has_lane(&self, id: LaneId) -> bool {
         self.datagrams.lanes.contains(&id) || self.streams.iter().any(|lane| lane.id == id)
     }
@@ -444,6 +524,8 @@ impl Carrier {
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
         if let Some(counts) = self.datagrams.lane_counts(id) {
             tracing::debug!(lane = %id, ?counts, "counters of a datagram lane");
+        } else if let Some(counts) = self.session.lane_stats(id) {
+            tracing::debug!(lane = %id, ?counts, "counters of a stream lane");
         }
         self.streams.retain(|lane| lane.id != id);
         self.datagrams.lanes.retain(|lane| *lane != id);
@@ -464,5 +546,9 @@ pub(super) const LAST_WORD: Duration = Duration::from_secs(1);
 /// How far doubts are apart that are told: one is enough to look whether the lane lives.
 const DOUBTS_APART: Duration = Duration::from_secs(1);
 
-/// The most lanes that carry one session at once.
-pub const MAX_LANES: usize = 8;
+/// The most lanes that carry one session at once: as many as the session has, so that neither refuses what the other
+/// took.
+pub const MAX_LANES: usize = crate::proto::MAX_LANES;
+
+/// What a lane has to have room for: the longest packet there is.
+const MAX_PACKET: usize = u16::MAX as usize;

@@ -66,6 +66,8 @@ pub struct CarrierStats {
     pub control_lost: u64,
     /// Handshake frames that followed a join and were not needed.
     pub surplus_handshakes: u64,
+    /// Copies of thin packets that a lane had no room for after all.
+    pub copies_refused: u64,
     /// Lanes lost.
     pub lanes_lost: u64,
     /// Datagrams of no session, or in the wrong place.

@@ -20,6 +20,10 @@
 //! leaves what belongs to this session in the carrier's inbox. There a Join that opens makes a
 //! lane, whatever the session's other lanes are.
 //!
+//! Where stream lanes stand **side by side** ([`Session::beside`](crate::proto::Session::beside)), each packet is given to
+//! the lane, or for thin ones to the lanes, that [`Spread`](crate::proto::spread::Spread) chooses: written where the first
+//! has room, and copied from there before it is sealed. A lane that is full is passed over.
+//!
 //! A lane that fails in any way is removed and reported; the session lives on without it.
 //! No room in the lane means back-pressure: the sink answers `None`.
 //!
@@ -37,6 +41,7 @@
 mod carrying;
 mod datagram;
 mod event;
+mod several;
 mod sink;
 mod stream;
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! Where a netstack writes its packets.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use adit_netstack::{Offload, PacketSink};
 
 use super::datagram::Datagrams;
+use super::event::CarrierStats;
+use super::several::Several;
 use super::stream::CarriedStream;
 use crate::proto::Session;
 use crate::wire::{DEFAULT_MTU, PACKET_HEADROOM, TAILROOM};
@@ -14,7 +17,7 @@ use crate::wire::{DEFAULT_MTU, PACKET_HEADROOM, TAILROOM};
 pub struct LaneSink<'a> {
     pub(super) session: &'a mut Session,
     pub(super) room: Room<'a>,
-    pub(super) unsealed: &'a mut u64,
+    pub(super) stats: &'a mut CarrierStats,
     pub(super) now: Instant,
 }
 
@@ -25,6 +28,8 @@ pub(super) enum Room<'a> {
     None,
     /// Into the write buffer of a stream lane, sealed there as they are committed.
     Stream(&'a mut CarriedStream),
+    /// Into the write buffers of several stream lanes.
+    Several(Several<'a>),
     /// To be cut, and sealed into datagrams.
     Datagrams(&'a mut Datagrams),
 }
@@ -37,6 +42,7 @@ impl PacketSink for LaneSink<'_> {
                 let room = lane.io.reserve(PACKET_HEADROOM + len + TAILROOM)?;
                 room.get_mut(PACKET_HEADROOM..PACKET_HEADROOM + len)
             }
+            Room::Several(several) => several.reserve(self.now, len),
             Room::Datagrams(datagrams) => datagrams.reserve(len),
         }
     }
@@ -56,10 +62,20 @@ impl PacketSink for LaneSink<'_> {
                 }
                 sealed
             }
+            Room::Several(several) => {
+                several.commit(self.now, self.session, self.stats, len, offload)
+            }
             Room::Datagrams(datagrams) => datagrams.commit(self.now, len, offload),
         };
         if !sealed {
-            *self.unsealed += 1;
+            self.stats.unsealed += 1;
+        }
+    }
+
+    fn admit(&mut self, local: SocketAddr, remote: SocketAddr) -> bool {
+        match &mut self.room {
+            Room::Several(several) => several.admit(self.now, local, remote),
+            Room::None | Room::Stream(_) | Room::Datagrams(_) => true,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::datagram::Datagrams;
 use super::event::{CarrierStats, LaneLoss};
 use crate::io::lane::StreamLane;
 use crate::proto::datapath::Received;
+use crate::proto::spread::LaneView;
 use crate::proto::{Opened, Scope, Session};
 use crate::wire::{FrameType, LaneId, MAX_FRAME, frame_type};
 
@@ -44,6 +45,15 @@ impl CarriedStream {
             quiet_at: None,
             broken: None,
             shut: false,
+        }
+    }
+
+    /// How it stands among others.
+    pub(super) fn view(&self) -> LaneView {
+        LaneView {
+            id: self.id,
+            queued: self.io.queued(),
+            taken: self.io.stats().bytes_written,
         }
     }
 

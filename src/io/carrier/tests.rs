@@ -546,3 +546,5 @@ async fn closed_session_says_so_and_lets_its_datagram_lane_go() {
     }
     assert_eq!(ends.client.poll_timeout(), None);
 }
+
+mod beside;

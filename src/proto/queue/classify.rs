@@ -1,7 +1,7 @@
 //! Tells which flow a packet belongs to, and whether losing it would be felt at once.
 
 use std::hash::{BuildHasher, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use adit_netstack::{Packet, protocol};
 use foldhash::SharedSeed;
@@ -23,9 +23,30 @@ pub enum Class {
 /// addresses and protocol alone. Without the seed nobody can make flows that meet.
 #[must_use]
 pub fn flow_hash(packet: &Packet, seed: u64) -> u64 {
+    let ports = packet.ports.filter(|_| packet.fragment.is_none());
+    hash(
+        (packet.source, packet.destination),
+        packet.protocol,
+        ports,
+        seed,
+    )
+}
+
+/// The same for a flow whose packet is still to be written.
+pub(in crate::proto) fn flow_hash_of(
+    source: SocketAddr,
+    destination: SocketAddr,
+    protocol: u8,
+    seed: u64,
+) -> u64 {
+    let ports = Some((source.port(), destination.port()));
+    hash((source.ip(), destination.ip()), protocol, ports, seed)
+}
+
+fn hash(addresses: (IpAddr, IpAddr), protocol: u8, ports: Option<(u16, u16)>, seed: u64) -> u64 {
     let state = SeedableRandomState::with_seed(seed, SharedSeed::global_fixed());
     let mut hasher = state.build_hasher();
-    match (packet.source, packet.destination) {
+    match addresses {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             hasher.write_u32(source.to_bits());
             hasher.write_u32(destination.to_bits());
@@ -37,8 +58,8 @@ pub fn flow_hash(packet: &Packet, seed: u64) -> u64 {
         // No packet has addresses of two families.
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {}
     }
-    hasher.write_u8(packet.protocol);
-    if let (Some((source, destination)), None) = (packet.ports, packet.fragment) {
+    hasher.write_u8(protocol);
+    if let Some((source, destination)) = ports {
         hasher.write_u32(u32::from(source) << 16 | u32::from(destination));
     }
     hasher.finish()
@@ -128,6 +149,19 @@ mod tests {
         assert_ne!(hash(&one, 1), hash(&udp(5_001, 200), 1));
         assert_ne!(hash(&one, 1), hash(&tcp(5_000, 0x10, 200), 1));
         assert_ne!(hash(&one, 1), hash(&one, 2));
+    }
+
+    #[test]
+    fn flow_has_the_hash_of_its_packets() {
+        let packet = tcp(5_000, 0x10, 200);
+        let parsed = Packet::parse(&packet).unwrap();
+        let (from, to) = parsed.ports.unwrap();
+        let source = SocketAddr::new(parsed.source, from);
+        let destination = SocketAddr::new(parsed.destination, to);
+        assert_eq!(
+            flow_hash_of(source, destination, protocol::TCP, 9),
+            flow_hash(&parsed, 9)
+        );
     }
 
     #[test]

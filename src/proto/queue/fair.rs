@@ -460,3 +460,5 @@ const USUAL_MTU: usize = 1_400;
 mod cubic;
 #[cfg(test)]
 pub(super) mod tests;
+#[cfg(test)]
+pub(in crate::proto) use tests::craft;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Measures a flow's rate over the last window or two.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meter {
+pub(in crate::proto) struct Meter {
     /// When the present window began.
     start: Instant,
     /// Bytes in it.
@@ -14,7 +14,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(now: Instant) -> Meter {
+    pub(in crate::proto) fn new(now: Instant) -> Meter {
         Meter {
             start: now,
             present: 0,
@@ -24,6 +24,11 @@ impl Meter {
 
     /// Counts a packet and says whether the flow's rate, this packet included, is low.
     pub(super) fn add(&mut self, now: Instant, bytes: usize) -> bool {
+        self.count(now, bytes) <= LOW_BYTES
+    }
+
+    /// Counts a packet and says how many bytes the flow has sent within [`WINDOW`], this packet included.
+    pub(in crate::proto) fn count(&mut self, now: Instant, bytes: usize) -> u64 {
         let elapsed = now.saturating_duration_since(self.start);
         if elapsed >= 2 * WINDOW {
             (self.start, self.present, self.past) = (now, 0, 0);
@@ -38,7 +43,7 @@ impl Meter {
         // The part of the past window that still lies within one window of now.
         let left = (WINDOW - elapsed).as_micros() as u64;
         let past = u64::from(self.past) * left / WINDOW.as_micros() as u64;
-        past + u64::from(self.present) <= LOW_BYTES
+        past + u64::from(self.present)
     }
 }
 
@@ -48,7 +53,7 @@ const WINDOW: Duration = Duration::from_millis(500);
 
 /// What a low rate may send in a window: 128 kbit/s, which holds a call with its headers and is what thin flows may
 /// have of redundancy.
-const LOW_BYTES: u64 = 8_000;
+pub(in crate::proto) const LOW_BYTES: u64 = 8_000;
 
 #[cfg(test)]
 mod tests {

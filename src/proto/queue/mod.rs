@@ -47,7 +47,12 @@ mod limits;
 mod meter;
 mod stats;
 
+#[cfg(test)]
+pub(super) use fair::craft;
+
+pub(super) use classify::flow_hash_of;
 pub use classify::{Class, flow_hash};
 pub use fair::{FairQueue, Producer, QueuePacket, Taken, WirePacket};
 pub use limits::QueueLimits;
+pub(super) use meter::{LOW_BYTES, Meter};
 pub use stats::{QueueDrops, QueueStats};

@@ -6,6 +6,7 @@ use super::error::OpenError;
 use super::event::SessionEvent;
 use super::state::{Session, State};
 use crate::proto::keys::Role;
+use crate::proto::lane::LaneKind;
 use crate::proto::outbox::{Message, Route};
 use crate::wire::{CloseReason, Control, InnerConfig, LaneId};
 
@@ -109,8 +110,15 @@ impl Session {
                     self.stats.drops.stray_answers += 1;
                 }
             }
+            (Control::Beside { first }, Role::Responder)
+                if self.lanes[index].kind == LaneKind::Stream =>
+            {
+                self.lanes[index].group = Some(*first);
+                self.regroup();
+            }
             (
                 Control::Config { .. }
+                | Control::Beside { .. }
                 | Control::RekeyAsk
                 | Control::RekeyReply { .. }
                 | Control::JoinOk { .. },
@@ -126,7 +134,10 @@ impl Session {
                 _,
             )
             | (
-                Control::ConfigOk { .. } | Control::RekeyInit { .. } | Control::JoinEcho { .. },
+                Control::ConfigOk { .. }
+                | Control::RekeyInit { .. }
+                | Control::JoinEcho { .. }
+                | Control::Beside { .. },
                 Role::Initiator,
             ) => {
                 return Err(OpenError::Misplaced {

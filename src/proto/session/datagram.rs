@@ -383,7 +383,8 @@ impl Session {
             | Control::RekeyInit { .. }
             | Control::RekeyReply { .. }
             | Control::JoinOk { .. }
-            | Control::JoinEcho { .. } => self.handle_control(now, index, control),
+            | Control::JoinEcho { .. }
+            | Control::Beside { .. } => self.handle_control(now, index, control),
         }
     }
 

@@ -76,6 +76,7 @@ impl Session {
             self.schedule.on_lane_down(now, lane);
         }
         self.lanes.swap_remove(index);
+        self.regroup();
         self.drop_waiting_for(lane);
         self.restart_rekey(now);
     }
@@ -220,6 +221,7 @@ impl Session {
         }
         let (id, kind) = (lane.id, lane.kind);
         self.schedule.on_lane_up(now, id, kind);
+        self.regroup();
         self.report(SessionEvent::LaneConfirmed(id));
         // Measures the lane; from a client it is also what confirms the session.
         self.queue(Route::Lane(id), Message::Ping);
@@ -238,6 +240,7 @@ impl Session {
             self.schedule.on_lane_down(now, id);
         }
         lane.state = LaneState::Dead;
+        self.regroup();
         self.drop_waiting_for(id);
     }
 

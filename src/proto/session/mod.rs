@@ -16,6 +16,7 @@
 //! | `rekeying` | the rekey handshake and the change of epochs |
 //! | `event`, `error` | what the driver is told |
 
+mod beside;
 mod control;
 mod datagram;
 mod error;

@@ -54,7 +54,13 @@ impl Session {
             Some([]) | None => return Err(SealedFormatError::Short { len: frame.len() }.into()),
         };
         match InnerType::from_byte(kind) {
-            Some(InnerType::Packet) => Ok(self.take_packet(body)),
+            Some(InnerType::Packet) => {
+                let known = self.stats.drops.duplicate_packets;
+                let opened = self.take_packet(body);
+                let again = self.stats.drops.duplicate_packets - known;
+                self.lanes[index].stats.duplicates_opened += again;
+                Ok(opened)
+            }
             Some(kind) if is_reserved(kind) => Err(OpenError::UnknownType { kind: kind.byte() }),
             Some(kind) => {
                 let control = Control::parse(kind, body)?;
@@ -249,6 +255,7 @@ pub(super) const fn is_reserved(kind: InnerType) -> bool {
         | InnerType::PathResponse
         | InnerType::Part
         | InnerType::Probe
-        | InnerType::ProbeOk => false,
+        | InnerType::ProbeOk
+        | InnerType::Beside => false,
     }
 }

@@ -48,6 +48,7 @@ impl Session {
             | Message::RekeyReply { .. }
             | Message::JoinEcho { .. }
             | Message::ProbeOk { .. }
+            | Message::Beside { .. }
             | Message::Rest { .. } => return,
         };
         retry.handle_sent(now, rtt, message.sendings());

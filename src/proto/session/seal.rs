@@ -49,7 +49,8 @@ impl Session {
         Ok(())
     }
 
-    /// The same for a packet that was sent before under `number`, on a lane that may have lost it.
+    /// The same for a packet that was sent before under `number`, on a lane that
+    /// may have lost it, or on another that may be slow.
     ///
     /// # Errors
     /// [`SealError`], with what stands in the way.
@@ -63,7 +64,11 @@ impl Session {
     ) -> Result<(), SealError> {
         let index = self.confirmed_lane(lane)?;
         match self.lanes[index].kind {
-            LaneKind::Stream => self.seal_numbered(now, index, number, buf, offload),
+            LaneKind::Stream => {
+                self.seal_numbered(now, index, number, buf, offload)?;
+                self.lanes[index].stats.copies_sealed += 1;
+                Ok(())
+            }
             LaneKind::Datagram => self.seal_source(now, lane, number, buf, offload),
         }
     }

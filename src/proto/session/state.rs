@@ -52,6 +52,8 @@ pub struct Session {
     pub(super) events: Events,
     pub(super) timers: Timers,
     pub(super) schedule: Box<dyn Schedule>,
+    /// The lanes that carry packets side by side; see `Session::beside`.
+    pub(super) beside: Vec<LaneId>,
     pub(super) stats: Stats,
     /// Packets in pieces, and control frames in parts.
     pub(super) pieces: Pieces,
@@ -130,6 +132,7 @@ impl Session {
             events: Events::default(),
             timers: Timers::default(),
             schedule: Box::new(PassThrough::default()),
+            beside: Vec::new(),
             stats: Stats::default(),
             pieces: Pieces::default(),
             parts: Parts::default(),
@@ -154,6 +157,7 @@ impl Session {
             schedule.on_lane_up(now, lane.id, lane.kind);
         }
         self.schedule = schedule;
+        self.regroup();
     }
 
     /// Does what is due at `now`.

@@ -7,7 +7,7 @@ use super::*;
 use craft::{seal, sequence, tcp, udp};
 
 /// Builds IPv4 packets between two hosts.
-pub(in crate::proto::queue) mod craft {
+pub(in crate::proto) mod craft {
     use adit_netstack::protocol;
 
     fn packet(protocol: u8, port: u16, header: &[u8], payload: usize) -> Vec<u8> {
@@ -27,13 +27,13 @@ pub(in crate::proto::queue) mod craft {
     }
 
     /// A TCP segment from `port` without options.
-    pub(in crate::proto::queue) fn tcp(port: u16, flags: u8, payload: usize) -> Vec<u8> {
+    pub(in crate::proto) fn tcp(port: u16, flags: u8, payload: usize) -> Vec<u8> {
         let header = [0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 99, 0, 0, 0, 0];
         packet(protocol::TCP, port, &header, payload)
     }
 
     /// A UDP datagram from `port`.
-    pub(in crate::proto::queue) fn udp(port: u16, payload: usize) -> Vec<u8> {
+    pub(in crate::proto) fn udp(port: u16, payload: usize) -> Vec<u8> {
         let [high, low] = (payload as u16 + 8).to_be_bytes();
         packet(protocol::UDP, port, &[high, low, 0, 0], payload)
     }

@@ -1,5 +1,6 @@
 //! Two sessions over an in-memory pipe, with virtual time.
 
+mod beside;
 mod datagrams;
 mod hostile;
 mod joins;
