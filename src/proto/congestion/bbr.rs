@@ -231,10 +231,12 @@ impl Bbr {
 
     fn in_startup(&mut self, sample: &Sample, ended: Option<&Round>) {
         // An application whose window grows slowly never fills a lane that may send at twice what it has seen, but it
-        // does fill the link. A lane that has carried less than its first window cannot have made the queue.
+        // does fill the link. A lane that has carried less than its first window has hardly made the queue, unless it
+        // stays with that: the window may be more than a slow link and its queue hold.
         let initial = INITIAL_DATAGRAMS * self.datagram;
-        let own =
-            !sample.application_limited || volume(self.model.bandwidth(), self.length()) > initial;
+        let own = !sample.application_limited
+            || volume(self.model.bandwidth(), self.length()) > initial
+            || self.model.rounds() > PATIENT_ROUNDS;
         let queue = sample.standing.is_some_and(|queue| queue > self.full());
         if queue && own && self.model.rounds() > 1 {
             self.phase = Phase::Drain {
@@ -627,6 +629,9 @@ const STARTUP_GAIN: f64 = 2.77;
 
 /// Rounds without a quarter more bandwidth after which the path is full (same draft).
 const PLATEAU_ROUNDS: u32 = 3;
+
+/// Rounds after which a queue that stands is the lane's, however little it carries.
+const PATIENT_ROUNDS: u64 = 16;
 
 /// A drain that has not ended by then never will: others have taken the place.
 const DRAIN_ROUNDS: u64 = 4;

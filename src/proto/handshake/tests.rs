@@ -569,9 +569,11 @@ fn debug_output_bears_no_secret() {
         ] {
             assert!(!text.contains(&**secret));
         }
-        assert!(
-            !text.contains(&bytes) && !text.contains("193, 193, 193") && !text.contains("81, 81")
-        );
+        // Few enough to show a secret that is cut short, and more than random bytes bring by chance.
+        for byte in [193, 81] {
+            assert!(!text.contains(&format!("{byte}, {byte}, {byte}, {byte}")));
+        }
+        assert!(!text.contains(&bytes));
     }
 }
 

@@ -232,14 +232,15 @@ fn a_packet_with_a_malformed_header_is_dropped_and_the_session_lives() {
 #[test]
 fn an_unknown_type_with_the_top_bit_is_skipped() {
     let mut pair = Pair::confirmed(Settings::default());
-    for kind in 0x80..=0xFF {
+    let unknown = (0x80..=0xFF).filter(|kind| *kind != InnerType::Beside.byte());
+    for kind in unknown {
         let mut frame = seal_raw(&mut pair.client, pair.now, FIRST, &[kind, 1, 2, 3]);
         assert_eq!(
             pair.server.open(pair.now, FIRST, &mut frame),
             Ok(Opened::Skipped)
         );
     }
-    assert_eq!(pair.server.stats().drops.skipped_frames, 128);
+    assert_eq!(pair.server.stats().drops.skipped_frames, 127);
     assert!(pair.server.is_confirmed());
 }
 
