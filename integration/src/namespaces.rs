@@ -57,7 +57,7 @@ pub struct Lab {
     /// What stands between client and server in a lab with a link.
     pub router: Option<Place>,
     /// The link in it, where this process emulates it.
-    _wire: Option<WireLink>,
+    pub wire: Option<WireLink>,
 }
 
 /// One host: a process that holds namespaces open.
@@ -395,7 +395,7 @@ impl Lab {
             server,
             internet,
             router,
-            _wire: wire,
+            wire,
         }
     }
 }
