@@ -433,7 +433,13 @@ impl Driver {
             debug!(counters = ?inside.counters(), "counters");
         }
         if let Some(carrier) = &self.carrier {
-            debug!(carrier = ?carrier.stats(), beside = ?carrier.spread_stats(), "counters");
+            debug!(
+                session = ?carrier.session().stats(),
+                datapath = ?carrier.datapath_stats(),
+                carrier = ?carrier.stats(),
+                beside = ?carrier.spread_stats(),
+                "counters"
+            );
         }
         Some(if self.commands_open {
             Exit::Stopped

@@ -81,10 +81,19 @@ fn client_of_a_bad_server_says_so_and_tries_on() {
     // whether it listens before it has a session or not: nothing is promised that cannot be kept
     let target = scene.echo.address();
     std::thread::sleep(Duration::from_secs(5));
-    for (name, adit, proxy) in &mut clients {
-        let proxy = *proxy;
-        let result =
-            runtime().block_on(async { timeout(PATIENCE, socks::connect(proxy, target)).await });
+    let attempt = |proxy| {
+        runtime().block_on(async { timeout(PATIENCE, socks::connect(proxy, target)).await })
+    };
+    // all at once, since each may wait as long as a flow may wait for a session
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let attempts: Vec<_> = clients
+            .iter()
+            .map(|&(_, _, proxy)| scope.spawn(move || attempt(proxy)))
+            .collect();
+        attempts.into_iter().map(|each| each.join()).collect()
+    });
+    for ((name, adit, _), result) in clients.iter_mut().zip(results) {
+        let result = result.expect("an attempt to connect does not panic");
         assert!(matches!(result, Ok(Err(_))), "{name}: {result:?}");
         assert!(
             adit.process().exited().is_none(),

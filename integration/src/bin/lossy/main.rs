@@ -1,7 +1,8 @@
 //! What a download and a stream of messages come to over a lossy link, with repair and without. As root.
 //!
 //!   cargo run --release -p adit-integration --bin lossy -- [loss=0,1,3,5,10] [burst=1] [repair=auto,off] [lane=udp]
-//!       [egress=tun] [secs=15] [seed=1] [link=delay=25,rate=50,limit=100ms]
+//!       [egress=tun] [secs=15] [seed=1] [counters=0]
+//!       [link=delay=25,rate=50,limit=100ms]
 //!
 //! The real programs in network namespaces, the server with a `tun` egress and the client an ordinary user, over a link
 //! that this process emulates between their devices, with losses both ways; the kernel's TCP, with CUBIC, at both
@@ -10,6 +11,8 @@
 //! - goodput of one download after two seconds, and the bytes on the wire towards the client for each byte of it;
 //! - the round trip of 200 bytes each 20 ms by TCP beside it, median and 99th percentile;
 //! - the same with nothing beside it, by TCP and by UDP, with how many were lost.
+//!
+//! With `counters=1` what client and server counted follows on standard error.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -48,6 +51,7 @@ struct Options {
     egress: String,
     secs: u32,
     seed: u64,
+    counters: bool,
     link: String,
 }
 
@@ -60,6 +64,7 @@ fn main() {
         egress: "tun".into(),
         secs: 15,
         seed: 1,
+        counters: false,
         link: "delay=25,rate=50,limit=100ms".into(),
     };
     for argument in std::env::args().skip(1) {
@@ -70,6 +75,7 @@ fn main() {
             "burst" => value.clone_into(&mut options.burst),
             "repair" => options.repairs = list(),
             "lane" => value.clone_into(&mut options.lane),
+            "counters" => options.counters = value == "1",
             "egress" => value.clone_into(&mut options.egress),
             "link" => value.clone_into(&mut options.link),
             "secs" if value.parse().is_ok_and(|secs: u32| secs > 0) => {
@@ -178,6 +184,14 @@ impl Options {
         });
         client.stop();
         server.stop();
+        if self.counters {
+            for (side, program) in [("client", &mut client), ("server", &mut server)] {
+                let text = program.process().text();
+                for line in text.lines().filter(|line| line.contains("counters")) {
+                    eprintln!("{side}: {line}");
+                }
+            }
+        }
         let bytes = (after.0 - before.0).max(1) as f64;
         format!(
             "{:.1} | {:.2} | {} | {} | {}",
