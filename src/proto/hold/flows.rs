@@ -1,19 +1,21 @@
 //! The TCP flows that the hold knows: where each stands, in a bounded table.
 
+use std::collections::VecDeque;
+
 /// Names a flow in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowIndex(u16);
 
 /// One direction of a TCP flow.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Flow {
     pub(super) hash: u64,
     /// The sequence number behind the latest that was delivered.
     pub(super) next: u32,
     /// The source number of the packet that made it so.
     pub(super) number: u64,
-    /// The first and the last held packet, in the order of source numbers.
-    pub(super) held: Option<(u32, u32)>,
+    /// The keys of the held packets, in the order of source numbers.
+    pub(super) held: VecDeque<u32>,
     /// When it was looked for last, on the table's own clock.
     used: u64,
 }
@@ -34,7 +36,7 @@ impl Flows {
         let entries = self.entries.get_mut(set..set + WAYS)?;
         let found = entries
             .iter_mut()
-            .position(|entry| entry.is_some_and(|flow| flow.hash == hash))?;
+            .position(|entry| entry.as_ref().is_some_and(|flow| flow.hash == hash))?;
         if let Some(flow) = &mut entries[found] {
             flow.used = self.clock;
         }
@@ -50,11 +52,11 @@ impl Flows {
         let best = (set..set + WAYS)
             .min_by_key(|at| match &self.entries[*at] {
                 None => (0, 0),
-                Some(flow) if flow.held.is_none() => (1, flow.used),
+                Some(flow) if flow.held.is_empty() => (1, flow.used),
                 Some(flow) => (2, flow.used),
             })
             .unwrap_or(set);
-        let holds = self.entries[best].is_some_and(|flow| flow.held.is_some());
+        let holds = (self.entries[best].as_ref()).is_some_and(|flow| !flow.held.is_empty());
         (FlowIndex(best as u16), holds)
     }
 
@@ -64,7 +66,7 @@ impl Flows {
             hash,
             next,
             number,
-            held: None,
+            held: VecDeque::new(),
             used: self.clock,
         });
     }
@@ -72,6 +74,15 @@ impl Flows {
     /// Forgets a flow that holds nothing.
     pub(super) fn remove(&mut self, index: FlowIndex) {
         self.entries[usize::from(index.0)] = None;
+    }
+
+    /// Gives back what flows that hold nothing have room for.
+    pub(super) fn release_memory(&mut self) {
+        for flow in self.entries.iter_mut().flatten() {
+            if flow.held.is_empty() {
+                flow.held = VecDeque::new();
+            }
+        }
     }
 
     pub(super) fn get(&self, index: FlowIndex) -> Option<&Flow> {
@@ -112,11 +123,11 @@ mod tests {
         for hash in [0, 3, 4, 5, 6, 7] {
             flows.find(hash);
         }
-        flows.get_mut(one).unwrap().held = Some((0, 0));
+        flows.get_mut(one).unwrap().held = [0].into();
         assert_eq!(flows.place(99), (two, false));
         for hash in 0..8 {
             let index = flows.find(hash).unwrap();
-            flows.get_mut(index).unwrap().held = Some((0, 0));
+            flows.get_mut(index).unwrap().held = [0].into();
         }
         assert_eq!(flows.place(99), (zero, true));
         flows.remove(one);

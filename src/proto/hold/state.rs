@@ -58,7 +58,7 @@ pub struct HoldStats {
     pub expired: u64,
     /// Released because there was no room for them, or for one before them.
     pub overflowed: u64,
-    /// Released because their flow began anew, was reset, or made way for another, or before a very late packet.
+    /// Released because their flow began anew, was reset, or made way for another.
     pub evicted: u64,
     /// The most bytes that were held at a time.
     pub most_bytes: u64,
@@ -115,8 +115,6 @@ struct Frame {
 struct Held {
     frame: Frame,
     segment: Segment,
-    previous: Option<u32>,
-    next: Option<u32>,
 }
 
 /// Whether a segment has to wait.
@@ -259,6 +257,7 @@ impl Hold {
         self.arm_trim(now);
         if self.trim_at.is_some_and(|due| now >= due) {
             self.spare = Vec::new();
+            self.flows.release_memory();
             self.trim_at = None;
         }
     }
@@ -349,49 +348,17 @@ impl Hold {
             // Nobody fetches what was released; then memory is dearer than order.
             return Offer::Deliver;
         }
-        let ends = self.flows.get(index).and_then(|flow| flow.held);
-        let mut previous = ends.map(|(_, last)| last);
-        for _ in 0..MAX_STEPS {
-            match previous.map(|key| &self.packets[key as usize]) {
-                Some(held) if held.frame.number > number => previous = held.previous,
-                Some(_) | None => break,
-            }
-        }
         let frame = self.copy(number, packet, offload);
-        if previous.is_some_and(|key| self.packets[key as usize].frame.number > number) {
-            // So late that finding its place would cost too much: all before it go, and it follows.
-            self.release_before(index, number);
-            self.advance(index, &segment, number);
-            self.push_released(frame);
-            self.release_flow(index, Why::Arrival);
-            return Offer::Held;
-        }
+        let Some(flow) = self.flows.get_mut(index) else {
+            return Offer::Deliver;
+        };
+        let packets = &self.packets;
+        let at = (flow.held).partition_point(|key| packets[*key as usize].frame.number < number);
         self.bytes += frame.bytes.len();
         self.stats.most_bytes = self.stats.most_bytes.max(self.bytes as u64);
-        let next = match previous {
-            Some(key) => self.packets[key as usize].next,
-            None => ends.map(|(first, _)| first),
-        };
-        let key = self.packets.insert(Held {
-            frame,
-            segment,
-            previous,
-            next,
-        }) as u32;
-        if let Some(before) = previous {
-            self.packets[before as usize].next = Some(key);
-        }
-        if let Some(after) = next {
-            self.packets[after as usize].previous = Some(key);
-        }
-        let (first, last) = ends.unwrap_or((key, key));
-        let ends = (
-            if previous.is_none() { key } else { first },
-            if next.is_none() { key } else { last },
-        );
-        if let Some(flow) = self.flows.get_mut(index)
-            && flow.held.replace(ends).is_none()
-        {
+        let key = self.packets.insert(Held { frame, segment }) as u32;
+        flow.held.insert(at, key);
+        if flow.held.len() == 1 {
             self.holding.push(index);
         }
         Offer::Held
@@ -458,17 +425,6 @@ impl Hold {
         self.holding.retain(|holding| *holding != index);
     }
 
-    /// Releases the held packets of a flow below a source number.
-    fn release_before(&mut self, index: FlowIndex, number: u64) {
-        while let Some(key) = self.first_held(index) {
-            if self.packets[key as usize].frame.number > number {
-                return;
-            }
-            self.release_first(index);
-            self.stats.evicted += 1;
-        }
-    }
-
     /// Releases the oldest packets until the bounds hold.
     fn shed(&mut self) {
         while self.bytes > self.limits.bytes || self.packets.len() > self.limits.packets {
@@ -488,14 +444,10 @@ impl Hold {
         let Some(flow) = self.flows.get_mut(index) else {
             return;
         };
-        let Some((key, last)) = flow.held else {
+        let Some(key) = flow.held.pop_front() else {
             return;
         };
         let held = self.packets.remove(key as usize);
-        flow.held = held.next.map(|next| (next, last));
-        if let Some(next) = held.next {
-            self.packets[next as usize].previous = None;
-        }
         self.bytes -= held.frame.bytes.len();
         self.advance(index, &held.segment, held.frame.number);
         self.push_released(held.frame);
@@ -507,8 +459,7 @@ impl Hold {
     }
 
     fn first_held(&self, index: FlowIndex) -> Option<u32> {
-        let flow = self.flows.get(index)?;
-        flow.held.map(|(first, _)| first)
+        self.flows.get(index)?.held.front().copied()
     }
 
     fn is_crowded(&self) -> bool {
@@ -548,9 +499,6 @@ pub fn hold_time(rtt: Duration, span: Duration) -> Duration {
 pub const MAX_HOLD: Duration = Duration::from_millis(150);
 /// How long spare buffers are kept when nothing is held.
 const IDLE: Duration = Duration::from_secs(10);
-/// Held packets that a late one is compared with to find its place: reordering within a gap is short, and a peer that
-/// numbers backwards must not make each packet cost a walk over all.
-const MAX_STEPS: usize = 64;
 
 #[cfg(test)]
 mod tests;

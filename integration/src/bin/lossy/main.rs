@@ -187,7 +187,7 @@ impl Options {
         if self.counters {
             for (side, program) in [("client", &mut client), ("server", &mut server)] {
                 let text = program.process().text();
-                for line in text.lines().filter(|line| line.contains("counters")) {
+                for line in text.lines().filter(|line| line.contains("counters") || line.contains("TRC")) {
                     eprintln!("{side}: {line}");
                 }
             }

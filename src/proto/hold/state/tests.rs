@@ -94,17 +94,14 @@ impl Bench {
         let (mut count, mut bytes) = (0, 0);
         for (at, index) in self.hold.holding.iter().enumerate() {
             assert!(!self.hold.holding[..at].contains(index));
-            let (first, last) = self.hold.flows.get(*index).unwrap().held.unwrap();
-            let (mut key, mut previous, mut number) = (Some(first), None, None);
-            while let Some(at) = key {
-                let held = &self.hold.packets[at as usize];
-                assert_eq!(held.previous, previous);
-                assert!(number <= Some(held.frame.number));
-                (previous, number) = (Some(at), Some(held.frame.number));
-                (count, bytes) = (count + 1, bytes + held.frame.bytes.len());
-                key = held.next;
-            }
-            assert_eq!(previous, Some(last));
+            let held = &self.hold.flows.get(*index).unwrap().held;
+            assert!(!held.is_empty());
+            let frames = held
+                .iter()
+                .map(|key| &self.hold.packets[*key as usize].frame);
+            assert!(frames.clone().is_sorted_by_key(|frame| frame.number));
+            count += held.len();
+            bytes += frames.map(|frame| frame.bytes.len()).sum::<usize>();
         }
         assert_eq!((count, bytes), (self.hold.packets.len(), self.hold.bytes));
         let released: usize = self
@@ -333,22 +330,28 @@ fn packets_that_nobody_fetches_do_not_pile_up() {
 }
 
 #[test]
-fn a_packet_that_comes_very_late_takes_those_before_it_along() {
+fn a_packet_that_comes_late_finds_its_place_among_any_number() {
     let mut bench = Bench::new();
     bench.offer(0, &data(1, 0));
-    assert!(bench.offer(2, &data(1, 200)).is_empty());
-    let late = 5;
-    for number in 6..100u64 {
+    for number in (2..1_000).filter(|number| number % 100 != 0) {
         assert!(
             bench
                 .offer(number, &data(1, 100 * number as u32))
                 .is_empty()
         );
     }
+    for late in [500, 100, 900] {
+        assert!(bench.offer(late, &data(1, 100 * late as u32)).is_empty());
+    }
+    assert_eq!(bench.offer(1, &data(1, 100)), Vec::from_iter(1..200));
+    for late in [300, 400, 600, 700, 800] {
+        assert!(bench.offer(late, &data(1, 100 * late as u32)).is_empty());
+    }
     assert_eq!(
-        bench.offer(late, &data(1, 500)),
-        [2, 5, 6].into_iter().chain(7..100).collect::<Vec<_>>()
+        bench.offer(200, &data(1, 20_000)),
+        Vec::from_iter(200..1_000)
     );
+    assert_eq!(bench.hold.stats().evicted, 0);
 }
 
 #[test]
