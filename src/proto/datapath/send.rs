@@ -651,8 +651,9 @@ pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
     GapLimits {
         // Parity brings most of what it brings within this time; a resend asked for sooner is mostly wasted.
         ask_after: (round_trip / 4).clamp(Duration::from_millis(4), Duration::from_millis(15)),
-        ask_again: round_trip * 5 / 4 + Duration::from_millis(10),
-        // One and a half round trips bring the answer to the first question, if it is not lost.
+        // From the repetition of the first question: its answer has come, or was lost.
+        ask_again: round_trip + Duration::from_millis(8),
+        // Two and a half round trips bring the answer to the second question.
         give_up_after: hold_time(round_trip, REPAIR_SPAN),
         // Smoothed, so that a shorter one is possible.
         late_within: round_trip * 3 / 4,

@@ -487,11 +487,12 @@ impl Hold {
     }
 }
 
-/// Says how long a gap may be hoped for: a resend takes one and a half round trips to be asked for and to come, a
-/// repair `span`, the time in which the packets that one repair covers are sent; and never longer than [`MAX_HOLD`].
+/// Says how long a gap may be hoped for: a resend takes one and a half round trips to be asked for and to come, and a
+/// round trip more where the first one was lost; a repair `span`, the time in which the packets that one repair covers
+/// are sent; and never longer than [`MAX_HOLD`].
 #[must_use]
 pub fn hold_time(rtt: Duration, span: Duration) -> Duration {
-    (rtt * 3 / 2).saturating_add(span).min(MAX_HOLD)
+    (rtt * 5 / 2).saturating_add(span).min(MAX_HOLD)
 }
 
 /// The longest hold: a sender that hears nothing for 200 ms beyond its round trip sends again (Linux; RFC 6298 has a

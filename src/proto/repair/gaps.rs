@@ -16,8 +16,8 @@
 //!                     [`GapLimits::give_up_after`]
 //! ```
 //!
-//! Parity usually comes first, which is why a number is asked for only after a while, and asked
-//! for again when a round trip brought no answer. Where packets overtake each other it is asked for only after
+//! Parity usually comes first, which is why a number is asked for only after a while. Each question
+//! stands in two reports, should one be lost, and is put again when a round trip brought no answer. Where packets overtake each other it is asked for only after
 //! what is late has usually come. A number that is hopeless holds nobody back any
 //! more; should it come all the same, it is delivered like any other.
 //!
@@ -210,9 +210,13 @@ impl Gaps {
 /// The most numbers that are known as missing: a second of 10 % loss at 100 Mbit/s.
 pub const MAX_GAPS: usize = 1024;
 
-/// How often a number is asked for. The answer to the first question is lost as often as any
-/// packet; a third would come after the hold has ended.
-const MAX_QUESTIONS: u8 = 2;
+/// How often a number is asked for: twice, in two reports each time, since a report is lost as often as
+/// any packet, and so is the answer to the first question. The answer to a third would come after the hold
+/// has ended.
+const MAX_QUESTIONS: u8 = 4;
+
+/// From a question to its repetition in a later report. The sender ignores it while its answer flies.
+const REPEATED_AFTER: Duration = Duration::from_millis(8);
 
 /// How many that are less late it takes until the latest is nearly forgotten.
 const LATENESS_FADES: u32 = 32;
@@ -232,6 +236,7 @@ impl Missing {
         }
         Some(match self.asked {
             None => self.since + limits.ask_after,
+            Some(asked) if self.questions % 2 == 1 => asked + REPEATED_AFTER,
             Some(asked) => asked + limits.ask_again,
         })
     }
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_asked_for_twice_and_given_up_after_150_ms() {
+    fn a_gap_is_asked_for_twice_in_two_reports_and_given_up_after_150_ms() {
         let start = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
         gaps.handle_received(start, 0);
@@ -290,14 +295,17 @@ mod tests {
         assert_eq!(gaps.poll_timeout(), Some(start + ms(10)));
         assert_eq!(asked(&mut gaps, start + ms(9)), [0; 0]);
         assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
-        assert_eq!(asked(&mut gaps, start + ms(69)), [0; 0]);
-        gaps.handle_received(start + ms(69), 2);
-        assert_eq!(asked(&mut gaps, start + ms(70)), [1]);
+        assert_eq!(asked(&mut gaps, start + ms(17)), [0; 0]);
+        assert_eq!(asked(&mut gaps, start + ms(18)), [1, 2]);
+        assert_eq!(asked(&mut gaps, start + ms(77)), [0; 0]);
+        gaps.handle_received(start + ms(77), 2);
+        assert_eq!(asked(&mut gaps, start + ms(78)), [1]);
+        assert_eq!(asked(&mut gaps, start + ms(86)), [1]);
         assert_eq!(asked(&mut gaps, start + ms(149)), [0; 0]);
         assert_eq!(gaps.poll_timeout(), Some(start + ms(150)));
         assert!(!gaps.handle_timeout(start + ms(149)));
         assert!(gaps.handle_timeout(start + ms(150)));
-        assert_eq!((gaps.len(), gaps.hopeless(), gaps.asked()), (0, 1, 3));
+        assert_eq!((gaps.len(), gaps.hopeless(), gaps.asked()), (0, 1, 6));
     }
 
     #[test]

@@ -375,7 +375,7 @@ fn buffers_are_used_again_and_given_back_after_ten_idle_seconds() {
 #[test]
 fn the_time_to_hope_grows_with_the_round_trip_up_to_150_ms() {
     let ms = Duration::from_millis;
-    assert_eq!(hold_time(ms(50), ms(10)), ms(85));
+    assert_eq!(hold_time(ms(50), ms(10)), ms(135));
     assert_eq!(hold_time(ms(300), ms(10)), MAX_HOLD);
 }
 
