@@ -111,6 +111,16 @@ impl Origin {
         })
     }
 
+    /// Starts a TCP server that reads what it gets and adds to `taken` how many bytes that were.
+    pub fn sink(place: &Place, bind: SocketAddr, taken: Arc<AtomicU64>) -> Self {
+        Self::tcp(place, bind, async move |mut stream, _| {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                taken.fetch_add(length as u64, Ordering::Relaxed);
+            }
+        })
+    }
+
     /// Starts a TCP server that accepts, and then neither reads nor writes until the caller goes.
     pub fn mute(place: &Place, bind: SocketAddr) -> Self {
         Self::tcp(place, bind, async |stream, _| {

@@ -1,14 +1,14 @@
-//! What a download and a stream of messages come to over a lossy link, with repair and without. As root.
+//! What a download or upload and a stream of messages come to over a lossy link, with repair and without. As root.
 //!
-//!   cargo run --release -p adit-integration --bin lossy -- [loss=0,1,3,5,10] [burst=1] [repair=auto,off] [lane=udp]
-//!       [egress=tun] [secs=15] [seed=1] [counters=0]
-//!       [link=delay=25,rate=50,limit=100ms]
+//!   cargo run --release -p adit-integration --bin lossy -- [loss=0,1,3,5,10] [burst=1] [repair=auto,off] [way=down]
+//!       [lane=udp] [egress=tun] [secs=15] [seed=1] [counters=0] [link=delay=25,rate=50,limit=100ms]
 //!
 //! The real programs in network namespaces, the server with a `tun` egress and the client an ordinary user, over a link
 //! that this process emulates between their devices, with losses both ways; the kernel's TCP, with CUBIC, at both
-//! ends of the tunnel. Prints a row of a table for each loss and setting:
+//! ends of the tunnel. Prints a row of a table for each loss, setting and way:
 //!
-//! - goodput of one download after two seconds, and the bytes on the wire towards the client for each byte of it;
+//! - goodput of one download, or upload, after two seconds, counted where it arrives, and the bytes on the wire in its
+//!   direction for each byte of it;
 //! - the round trip of 200 bytes each 20 ms by TCP beside it, median and 99th percentile;
 //! - the same with nothing beside it, by TCP and by UDP, with how many were lost.
 //!
@@ -32,7 +32,7 @@ use adit_integration::{
     origin::Origin,
     socks,
 };
-use tokio::time::sleep;
+use tokio::{io::AsyncWriteExt, time::sleep};
 
 const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 /// After this what is measured has found its pace.
@@ -47,6 +47,7 @@ struct Options {
     losses: Vec<String>,
     burst: String,
     repairs: Vec<String>,
+    ways: Vec<String>,
     lane: String,
     egress: String,
     secs: u32,
@@ -60,6 +61,7 @@ fn main() {
         losses: ["0", "1", "3", "5", "10"].map(String::from).into(),
         burst: "1".into(),
         repairs: ["auto", "off"].map(String::from).into(),
+        ways: ["down".into()].into(),
         lane: "udp".into(),
         egress: "tun".into(),
         secs: 15,
@@ -74,6 +76,9 @@ fn main() {
             "loss" => options.losses = list(),
             "burst" => value.clone_into(&mut options.burst),
             "repair" => options.repairs = list(),
+            "way" if value.split(',').all(|way| way == "down" || way == "up") => {
+                options.ways = list();
+            }
             "lane" => value.clone_into(&mut options.lane),
             "counters" => options.counters = value == "1",
             "egress" => value.clone_into(&mut options.egress),
@@ -95,19 +100,21 @@ fn main() {
         options.link, options.burst, options.lane
     );
     println!(
-        "| loss | repair | Mbit/s | wire/byte | beside it p50/p99 | TCP p50/p99, lost | UDP |"
+        "| loss | repair | way | Mbit/s | wire/byte | beside it p50/p99 | TCP p50/p99, lost | UDP |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for loss in &options.losses {
         for repair in &options.repairs {
-            let found = options.measure(loss, repair);
-            println!("| {loss} % | {repair} | {found} |");
+            for way in &options.ways {
+                let found = options.measure(loss, repair, way == "up");
+                println!("| {loss} % | {repair} | {way} | {found} |");
+            }
         }
     }
 }
 
 impl Options {
-    fn measure(&self, loss: &str, repair: &str) -> String {
+    fn measure(&self, loss: &str, repair: &str, up: bool) -> String {
         let text = format!("loss={loss},burst={},{}", self.burst, self.link);
         let link: Link = text.parse().expect("the description of a link");
         let mut lab = Lab::emulated(&link, self.seed);
@@ -117,7 +124,10 @@ impl Options {
         let http = Origin::http(&lab.internet, (ORIGIN4, 80).into());
         let tcp = Origin::echo(&lab.internet, (ORIGIN4, 7).into());
         let udp = Origin::udp_echo(&lab.internet, (ORIGIN4, 7).into());
-        let (origin, tcp, udp) = (http.address(), tcp.address(), udp.address());
+        let got = Arc::new(AtomicU64::new(0));
+        let sink = Origin::sink(&lab.internet, (ORIGIN4, 9).into(), got.clone());
+        let (tcp, udp) = (tcp.address(), udp.address());
+        let origin = if up { sink.address() } else { http.address() };
         let workdir = Workdir::new();
         let as_server = if self.egress == "tun" {
             User::Same
@@ -149,23 +159,27 @@ impl Options {
         let mut server = workdir.start_server(&lab.server, as_server, &server);
         let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
         let count = (self.secs * 1_000) as usize / APART.as_millis() as usize;
-        let got = Arc::new(AtomicU64::new(0));
         let marks = {
             let got = got.clone();
             let wire = lab.wire.take().expect("this process emulates the link");
             move || {
-                let wire = wire.counters().down.sent_bytes;
-                (got.load(Ordering::Relaxed), wire, Instant::now())
+                let counters = wire.counters();
+                let wire = if up { counters.up } else { counters.down };
+                (got.load(Ordering::Relaxed), wire.sent_bytes, Instant::now())
             }
         };
         let (before, after, beside, alone) = lab.client.block_on(move || async move {
             let by_tcp = messages::over_tcp(PROXY, tcp, count, PATIENCE);
             let by_udp = messages::over_udp(PROXY, udp, count, PATIENCE);
             let alone = tokio::try_join!(by_tcp, by_udp).expect("messages pass");
-            let stream = socks::connect(PROXY, origin).await.expect("connects");
-            let path = format!("/bytes/{LENGTH}?seed=5");
-            let mut download = Download::start(stream, &path).await.expect("begins");
-            let pull = async {
+            let mut stream = socks::connect(PROXY, origin).await.expect("connects");
+            let bulk = async {
+                if up {
+                    while stream.write_all(&[0x5A; 1 << 16]).await.is_ok() {}
+                    return;
+                }
+                let path = format!("/bytes/{LENGTH}?seed=5");
+                let mut download = Download::start(stream, &path).await.expect("begins");
                 while let Ok(more) = download.read_some().await {
                     got.fetch_add(more as u64, Ordering::Relaxed);
                 }
@@ -179,7 +193,7 @@ impl Options {
             tokio::select! {
                 biased;
                 (before, after, beside) = measure => (before, after, beside, alone),
-                () = pull => panic!("the download has ended"),
+                () = bulk => panic!("the download or upload has ended"),
             }
         });
         client.stop();
@@ -187,7 +201,10 @@ impl Options {
         if self.counters {
             for (side, program) in [("client", &mut client), ("server", &mut server)] {
                 let text = program.process().text();
-                for line in text.lines().filter(|line| line.contains("counters") || line.contains("TRC")) {
+                for line in text
+                    .lines()
+                    .filter(|line| line.contains("counters") || line.contains("TRC"))
+                {
                     eprintln!("{side}: {line}");
                 }
             }
