@@ -278,10 +278,10 @@ impl Received {
             }
             at += 1;
         }
-        let Some(tail) = self.runs.get_mut(at..) else {
+        // The oldest falls off when all places are taken; what is older than all of them is told no more.
+        let Some(tail) = self.runs.get_mut(at..).filter(|tail| !tail.is_empty()) else {
             return;
         };
-        // The oldest falls off when all places are taken.
         tail.rotate_right(1);
         if let Some(slot) = tail.first_mut() {
             *slot = Run {
@@ -487,6 +487,21 @@ mod tests {
         assert!(!poll(&mut received, now + ms(25)).asks);
         received.handle_datagram(now + ms(30), 1, 100, false, Class::Data);
         assert!(poll(&mut received, now + ms(60)).asks);
+    }
+
+    #[test]
+    fn what_is_older_than_all_that_can_be_told_changes_nothing() {
+        let (mut received, now) = new();
+        for run in 1..=KEPT_RUNS as u64 {
+            received.handle_datagram(now, run * 2, 100, false, Class::Data);
+        }
+        let runs = |received: &Received| -> Vec<(u64, u64)> {
+            received.runs().map(|run| (run.first, run.last)).collect()
+        };
+        let before = runs(&received);
+        assert_eq!(before.len(), KEPT_RUNS);
+        received.handle_datagram(now, 0, 100, false, Class::Data);
+        assert_eq!(runs(&received), before);
     }
 
     #[test]

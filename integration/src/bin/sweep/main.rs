@@ -1,12 +1,13 @@
 //! Plays many links with repair and without, and says where repair is worse.
 //!
 //!   cargo run --release -p adit-integration --bin sweep -- [cases=200] [first=0] [seeds=5] [seed=1] [threads=2]
-//!       [budget=600] [super=1] [against=off|direct] [report=1] [worst=5] [residual=1000000]
+//!       [budget=600] [super=1] [against=off|direct] [report=1] [worst=5] [each=1] [residual=1000000]
 //!
 //! `cases` links are drawn from `seed`, those before `first` left out, and played with the seeds from 1 to `seeds`
 //! through a session with repair `auto` and with what it is held `against`. After `budget` seconds nothing new begins.
 //! To look at one line of the outcome, play that case alone and print its reports: `first=N cases=1 report=1`.
-//! `worst` says how many of the worst lines are printed.
+//! `worst` says how many of the worst lines are printed, and `each=1` prints a line for every run: case, seed, setting,
+//! Mbit/s, ms of delay, share missed, bytes on the wire for each delivered.
 //!
 //! `residual=N` plays no cases: it plays N packets or more of a TCP flow and of a UDP flow at each of several rates of
 //! loss on one link, and prints what share their endpoints missed after repair.
@@ -59,6 +60,9 @@ fn main() -> ExitCode {
         options.tunnel(setting, scenario, epoch)
     });
     let grades = result.grades(chosen, 0, 1);
+    if options.each {
+        print_each(&result, &options);
+    }
     println!(
         "{} runs in {:.0} s, {} left out, {} packets",
         result.outcomes.len(),
@@ -76,6 +80,22 @@ fn main() -> ExitCode {
         result.worst(chosen, &grades, options.worst)
     );
     summary(&result, &grades)
+}
+
+/// Prints what each run measured.
+fn print_each(result: &SweepResult, options: &Options) {
+    for outcome in &result.outcomes {
+        println!(
+            "{} {} {} {:.3} {:.1} {:.1e} {:.3}",
+            options.first + outcome.case,
+            outcome.seed,
+            outcome.setting,
+            outcome.goodput / 1e6,
+            outcome.delay.as_secs_f64() * 1e3,
+            outcome.residual,
+            outcome.overhead
+        );
+    }
 }
 
 /// Prints the distribution, and judges.
@@ -149,6 +169,7 @@ struct Options {
     direct: bool,
     report: bool,
     worst: usize,
+    each: bool,
     residual: u64,
 }
 
@@ -165,6 +186,7 @@ impl Options {
             direct: false,
             report: false,
             worst: 5,
+            each: false,
             residual: 0,
         };
         for argument in arguments {
@@ -181,6 +203,7 @@ impl Options {
                 "super" => options.super_packets = number()? != 0,
                 "report" => options.report = number()? != 0,
                 "worst" => options.worst = count()?,
+                "each" => options.each = number()? != 0,
                 "residual" => options.residual = number()?,
                 "against" if value == "off" => options.direct = false,
                 "against" if value == "direct" => options.direct = true,
