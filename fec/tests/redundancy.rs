@@ -694,6 +694,37 @@ fn what_stays_unrepaired_moves_the_ratio_up_and_slowly_back() {
     assert!((later / usual - 1.0).abs() < 0.01, "{later} after {usual}");
 }
 
+/// A sender that starts finds the end of the queue before there was any calm to compare with.
+#[test]
+fn what_overflowed_at_the_beginning_is_not_remembered_as_the_links_loss() {
+    let mut now = Instant::now();
+    let mut redundancy = Redundancy::new(now, Settings::default());
+    let mut report = |redundancy: &mut Redundancy, lost, delay_rising| {
+        now += RTT;
+        let report = LossReport {
+            sent: 20,
+            lost,
+            bursts: lost / 2,
+            unrepaired: 0,
+            delay_rising,
+            rtt: RTT,
+        };
+        redundancy.on_report(now, &report);
+        now
+    };
+    for _ in 0..20 {
+        report(&mut redundancy, 8, true);
+    }
+    for _ in 0..100 {
+        report(&mut redundancy, 0, false);
+    }
+    for number in 0..50 {
+        let now = report(&mut redundancy, 0, false);
+        redundancy.on_source(now, number, 200, Class::Thin);
+        assert_eq!(redundancy.poll_repair(now), None, "{number}");
+    }
+}
+
 #[test]
 fn settings_and_reports_beyond_all_bounds_do_no_harm() {
     let now = Instant::now();

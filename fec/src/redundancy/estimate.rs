@@ -82,6 +82,16 @@ impl Faded {
         self.lost > expected + 4.0 * (expected * burst).sqrt() + 2.0 * burst
     }
 
+    /// Tells whether more was lost than at `calm` times beyond what chance would have it; false where those are not
+    /// known.
+    fn exceeds(&self, calm: &Self, burst: f64) -> bool {
+        // In share, and in number, since a few losses at a queue are soon chance.
+        let share = self.share(0.0) > 1.5 * calm.share(0.0) + 0.01;
+        let expected = self.sent * calm.share(0.0);
+        let number = self.lost > expected + 3.0 * (expected * burst).sqrt() + burst;
+        calm.sent >= KNOWN && share && number
+    }
+
     /// Returns the mean length of a burst, 1 if there was none.
     fn burst_len(&self) -> f64 {
         if self.bursts > 0.0 {
@@ -102,10 +112,12 @@ pub(super) struct Estimate {
     rising: Faded,
     /// Over a few round trips, without rising delay if there were any such.
     short: Faded,
-    /// Over [`MEMORY`], for what is decided by few packets; what a queue dropped counts as sent only.
-    memory: Faded,
-    /// Over [`MEMORY`], reports without rising delay, for when there were few of these lately.
+    /// Over [`MEMORY`], reports without rising delay: for what is decided by few packets, and for when there were few
+    /// of these lately.
     calm_memory: Faded,
+    /// Over [`MEMORY`], reports with rising delay. Whose these losses were is judged when it is asked: at the
+    /// beginning, when the queue overflows first, nothing is known yet of calm times.
+    rising_memory: Faded,
     /// Over [`MEMORY`], of the time that parity was sent as it should be.
     repairing: Faded,
     /// Whether loss has shown to be above [`WORTH_REPAIR`].
@@ -124,8 +136,8 @@ impl Estimate {
             calm: Faded::default(),
             rising: Faded::default(),
             short: Faded::default(),
-            memory: Faded::default(),
             calm_memory: Faded::default(),
+            rising_memory: Faded::default(),
             repairing: Faded::default(),
             active: false,
             rtt: None,
@@ -143,31 +155,24 @@ impl Estimate {
         self.calm.fade(elapsed, LONG);
         self.rising.fade(elapsed, LONG);
         self.short.fade(elapsed, short);
-        self.memory.fade(elapsed, MEMORY);
         self.calm_memory.fade(elapsed, MEMORY);
+        self.rising_memory.fade(elapsed, MEMORY);
         self.repairing.fade(elapsed, MEMORY);
         if !self.active {
             self.repairing = Faded::default();
         } else if !report.delay_rising && self.ease == 1.0 {
             self.repairing.add(report);
         }
-        let long = if report.delay_rising {
-            &mut self.rising
+        let (long, memory) = if report.delay_rising {
+            (&mut self.rising, &mut self.rising_memory)
         } else {
-            &mut self.calm
+            (&mut self.calm, &mut self.calm_memory)
         };
         long.add(report);
-        if !report.delay_rising {
-            self.calm_memory.add(report);
-        }
+        memory.add(report);
         if !report.delay_rising || !self.knows_calm() {
             self.short.add(report);
         }
-        let the_queues = report.delay_rising && self.queue_drops();
-        self.memory.add(&LossReport {
-            lost: if the_queues { 0 } else { report.lost },
-            ..*report
-        });
         self.ease_off(now, elapsed, report);
 
         if self.active {
@@ -207,12 +212,13 @@ impl Estimate {
     /// Tells whether losses come with rising delay beyond what chance would have it. Where it rises
     /// always, they are taken for the link's own.
     fn queue_drops(&self) -> bool {
-        // In share, and in number, since a few losses at a queue are soon chance.
-        let calm = self.known_calm();
-        let share = self.rising.share(0.0) > 1.5 * calm.share(0.0) + 0.01;
-        let (expected, burst) = (self.rising.sent * calm.share(0.0), self.burst_len());
-        let number = self.rising.lost > expected + 3.0 * (expected * burst).sqrt() + burst;
-        self.knows_calm() && share && number
+        self.rising.exceeds(&self.known_calm(), self.burst_len())
+    }
+
+    /// Tells the same of the time that is remembered.
+    fn queue_dropped(&self) -> bool {
+        self.rising_memory
+            .exceeds(&self.calm_memory, self.burst_len())
     }
 
     fn long(&self) -> Faded {
@@ -233,9 +239,12 @@ impl Estimate {
     }
 
     /// Returns the loss to go by for a packet that is copied at little cost: with a doubt of one per
-    /// cent that fades as the link shows itself.
+    /// cent that fades as the link shows itself. What a queue dropped counts as sent only.
     pub(super) fn doubted_loss(&self) -> f64 {
-        let memory = (self.memory.lost + DOUBT_LOST) / (self.memory.sent + DOUBT_SENT);
+        let (calm, rising) = (&self.calm_memory, &self.rising_memory);
+        let the_queues = self.queue_dropped();
+        let lost = calm.lost + if the_queues { 0.0 } else { rising.lost };
+        let memory = (lost + DOUBT_LOST) / (calm.sent + rising.sent + DOUBT_SENT);
         self.loss().max(memory)
     }
 

@@ -141,6 +141,18 @@ impl Trace {
         }
     }
 
+    /// The time within which 99 % of what counts came out; `None` if more than 1 % never did.
+    ///
+    /// **Only after [`Trace::finish`].** What never came is later than all that came: where repair brings late what would
+    /// have been missing, a percentile of arrivals alone would call that worse than nothing.
+    pub(super) fn p99_of_sent(&self) -> Option<Duration> {
+        let rank = (self.sent as f64 * 0.99).ceil() as usize;
+        let mut delays = self.delays.0.clone();
+        delays.sort_unstable();
+        let micros = delays.get(rank.max(1) - 1)?;
+        Some(Duration::from_micros((*micros).into()))
+    }
+
     /// Counts what has not come out as lost, but for what went in so late that it may still.
     pub(super) fn finish(&mut self, now: Instant) {
         for slot in &self.slots {
@@ -198,6 +210,22 @@ mod tests {
             (4, 1, 1, 1)
         );
         assert_eq!(trace.delays.percentiles().max, 25 * MS);
+    }
+
+    #[test]
+    fn what_never_came_is_later_than_all_that_came() {
+        let start = Instant::now();
+        for (lost, p99) in [(0, Some(99)), (1, Some(100)), (2, None)] {
+            let mut trace = Trace::new(start);
+            for ident in 0..100 + lost {
+                trace.on_sent(start, ident);
+            }
+            for ident in 0..100 {
+                trace.on_delivered(start + (u32::from(ident) + 1) * MS, ident);
+            }
+            trace.finish(start + Duration::from_secs(10));
+            assert_eq!(trace.p99_of_sent(), p99.map(|ms: u32| ms * MS), "{lost}");
+        }
     }
 
     #[test]

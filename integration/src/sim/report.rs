@@ -41,6 +41,8 @@ pub struct FlowReport {
     pub completed: Option<Duration>,
     /// One-way delay of packets: uplink and downlink.
     pub delay: [Percentiles; 2],
+    /// The time within which 99 % of the packets that went in came out, if so many did: uplink and downlink.
+    pub p99_of_sent: [Option<Duration>; 2],
     /// What went in and did not come out: uplink and downlink.
     pub residual: [Residual; 2],
     /// Round trips of messages.

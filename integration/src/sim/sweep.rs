@@ -61,8 +61,9 @@ pub struct Outcome {
     pub seed: u64,
     /// Bits a second of the bulk flow.
     pub goodput: f64,
-    /// One-way delay of a thin flow beside the bulk flow, in the same direction and also through the tunnel.
-    pub delay: Duration,
+    /// The one-way delay that 99 % of the packets of a thin flow kept, beside the bulk flow, in the same direction and
+    /// also through the tunnel; `None` if more than 1 % never came.
+    pub delay: Option<Duration>,
     /// The share of the bulk flow's packets that its endpoints missed.
     pub residual: f64,
     /// Bytes on the wire for each byte delivered, in the direction of the bulk flow.
@@ -94,7 +95,8 @@ pub struct Grade {
     /// The seed that gave it.
     pub seed: u64,
     /// The greatest one-way p99 of the setting judged, as a share of what is allowed: the larger of 1.1 times that of
-    /// the other with the same seed, and the delay of the empty link plus 30 ms.
+    /// the other with the same seed, and the delay of the empty link plus 30 ms. What never came is later than all that
+    /// came, so where the other loses more than 1 %, anything is allowed.
     pub delay: f64,
     /// The seed that gave it.
     pub delay_seed: u64,
@@ -264,11 +266,14 @@ impl SweepResult {
                 continue;
             };
             ratios.push((ours.goodput / theirs.goodput.max(1.0), ours.seed));
-            let allowed = theirs
-                .delay
-                .mul_f64(1.1)
-                .max(case.base_delay() + DELAY_MARGIN);
-            let share = ours.delay.as_secs_f64() / allowed.as_secs_f64();
+            let share = match (ours.delay, theirs.delay) {
+                (_, None) => 0.0,
+                (None, Some(_)) => f64::INFINITY,
+                (Some(ours), Some(theirs)) => {
+                    let least = case.base_delay() + DELAY_MARGIN;
+                    ours.as_secs_f64() / theirs.mul_f64(1.1).max(least).as_secs_f64()
+                }
+            };
             if share >= delay.0 {
                 delay = (share, ours.seed);
             }
@@ -297,7 +302,7 @@ fn outcome(report: &Report, case: &Case, index: usize, setting: usize, seed: u64
         setting,
         seed,
         goodput: bulk.goodput,
-        delay: thin.delay[direction].p99,
+        delay: thin.p99_of_sent[direction],
         residual: bulk.residual[direction].rate(),
         overhead: report.overhead(from),
         packets: report.packets,

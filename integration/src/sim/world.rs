@@ -306,6 +306,7 @@ impl<T: Tunnel> World<T> {
                         repeated: trace.repeated,
                     }
                 });
+                let p99_of_sent = [0, 1].map(|index| flow.traces[index].p99_of_sent());
                 let completed = flow.ends.iter().find_map(|end| end.completed);
                 let tcp = [flow.ends[0].tcp(), flow.ends[1].tcp()];
                 let mut talk = (super::measure::Samples::default(), 0, 0);
@@ -326,6 +327,7 @@ impl<T: Tunnel> World<T> {
                         / measured.as_secs_f64().max(1e-9),
                     completed: completed.map(|at| at.saturating_duration_since(flow.start)),
                     delay: flow.traces.map(|trace| trace.delays.percentiles()),
+                    p99_of_sent,
                     residual,
                     echo: talk.0.percentiles(),
                     messages: talk.1,

@@ -86,12 +86,15 @@ fn main() -> ExitCode {
 fn print_each(result: &SweepResult, options: &Options) {
     for outcome in &result.outcomes {
         println!(
-            "{} {} {} {:.3} {:.1} {:.1e} {:.3}",
+            "{} {} {} {:.3} {} {:.1e} {:.3}",
             options.first + outcome.case,
             outcome.seed,
             outcome.setting,
             outcome.goodput / 1e6,
-            outcome.delay.as_secs_f64() * 1e3,
+            outcome.delay.map_or("never".into(), |delay| format!(
+                "{:.1}",
+                delay.as_secs_f64() * 1e3
+            )),
             outcome.residual,
             outcome.overhead
         );
