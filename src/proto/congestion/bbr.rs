@@ -16,6 +16,8 @@ pub struct Bbr {
     rivalry: Option<Rivalry>,
     /// Pushes in a row after which the queue did not go.
     crowded: u32,
+    /// When cruising began.
+    cruising: Instant,
     /// In the last round the lane pushed, or the queue was long.
     pushed: bool,
     /// Window while starting.
@@ -38,6 +40,10 @@ enum Phase {
     Startup,
     Drain {
         since: u64,
+        began: Instant,
+        queue: Duration,
+        /// What the lane put there has left.
+        emptied: bool,
     },
     Down {
         since: u64,
@@ -72,6 +78,7 @@ impl Bbr {
             phase: Phase::Startup,
             rivalry: None,
             crowded: 0,
+            cruising: now,
             pushed: true,
             start_window: INITIAL_DATAGRAMS * datagram,
             plateau: (0, 0),
@@ -134,7 +141,8 @@ impl Bbr {
     fn gain(&self) -> f64 {
         match self.phase {
             Phase::Startup => STARTUP_GAIN,
-            Phase::Drain { .. } => 0.5,
+            Phase::Drain { emptied: true, .. } => 1.0,
+            Phase::Drain { emptied: false, .. } => 0.5,
             Phase::Down { since, .. } if self.model.rounds().saturating_sub(since) < 2 => 0.75,
             Phase::Down { .. } => 0.5,
             Phase::Cruise { .. } | Phase::Probe { .. } => 1.0,
@@ -150,13 +158,14 @@ impl Bbr {
         1.0 / (1.0 - 0.95 * self.model.usual_loss())
     }
 
-    fn cruise(&mut self) {
+    fn cruise(&mut self, now: Instant) {
         // SplitMix64.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let rounds = CRUISE_ROUNDS + (mixed >> 32) % CRUISE_SPREAD;
+        self.cruising = now;
         self.phase = Phase::Cruise {
             until: self.model.rounds() + rounds,
         };
@@ -171,6 +180,16 @@ impl Bbr {
             since: self.model.rounds(),
             began: now,
             free: 0,
+        };
+    }
+
+    fn drain(&mut self, sample: &Sample) {
+        self.model.begin_round(sample.delivered);
+        self.phase = Phase::Drain {
+            since: self.model.rounds(),
+            began: sample.now,
+            queue: sample.standing.unwrap_or(self.former_queue),
+            emptied: false,
         };
     }
 
@@ -204,14 +223,12 @@ impl Bbr {
     fn advance(&mut self, sample: &Sample, ended: Option<&Round>, seen: Option<Duration>) {
         match self.phase {
             Phase::Startup => self.in_startup(sample, ended),
-            Phase::Drain { since } => {
-                let rounds = self.model.rounds().saturating_sub(since);
-                let gone = sample.standing.is_some_and(|queue| queue <= self.drained());
-                let bdp = volume(self.model.bandwidth(), self.length());
-                if gone || sample.in_flight <= bdp || rounds >= DRAIN_ROUNDS {
-                    self.cruise();
-                }
-            }
+            Phase::Drain {
+                since,
+                began,
+                queue,
+                emptied,
+            } => self.in_drain(sample, since, began, queue, emptied),
             Phase::Down {
                 since,
                 began,
@@ -239,9 +256,7 @@ impl Bbr {
             || self.model.rounds() > PATIENT_ROUNDS;
         let queue = sample.standing.is_some_and(|queue| queue > self.full());
         if queue && own && self.model.rounds() > 1 {
-            self.phase = Phase::Drain {
-                since: self.model.rounds(),
-            };
+            self.drain(sample);
             return;
         }
         if sample.application_limited {
@@ -258,8 +273,38 @@ impl Bbr {
         let heavy = round.lost * 4 > round.decided && round.decided > 20;
         self.plateau.1 += if heavy { 2 } else { 1 };
         if self.plateau.1 >= PLATEAU_ROUNDS {
+            self.drain(sample);
+        }
+    }
+
+    /// The start has met a queue. If it is the lane's own, it goes as the lane holds back; if it stays, others are
+    /// there, and what the lane waits longer is what its flows lose to them for many seconds.
+    fn in_drain(
+        &mut self,
+        sample: &Sample,
+        since: u64,
+        began: Instant,
+        queue: Duration,
+        emptied: bool,
+    ) {
+        let rounds = self.model.rounds().saturating_sub(since);
+        let elapsed = sample.now.saturating_duration_since(began);
+        let standing = sample.standing.unwrap_or(self.former_queue);
+        let shrinks = queue.saturating_sub(standing) >= elapsed / 8;
+        let short = standing <= self.full();
+        let bdp = volume(self.model.bandwidth(), self.length());
+        let emptied = emptied || sample.in_flight <= bdp;
+        if standing <= self.drained() || emptied && (shrinks || short) || rounds >= DRAIN_ROUNDS {
+            self.cruise(sample.now);
+        } else if rounds >= TOLD_ROUNDS && !shrinks && !short && !sample.application_limited {
+            self.meet_rivals();
+            self.cruise(sample.now);
+        } else {
             self.phase = Phase::Drain {
-                since: self.model.rounds(),
+                since,
+                began,
+                queue,
+                emptied,
             };
         }
     }
@@ -274,7 +319,7 @@ impl Bbr {
         let nearly = standing <= self.full() && sample.in_flight <= bdp && rounds >= 1;
         if gone || nearly {
             self.crowded = 0;
-            self.cruise();
+            self.cruise(sample.now);
             return;
         }
         if rounds < DOWN_ROUNDS {
@@ -284,21 +329,19 @@ impl Bbr {
         let elapsed = sample.now.saturating_duration_since(began);
         if queue.saturating_sub(standing) >= elapsed / 8 {
             if rounds >= MAX_DOWN_ROUNDS {
-                self.cruise();
+                self.cruise(sample.now);
             }
             return;
         }
         if sample.application_limited || standing <= self.full() {
-            self.cruise();
+            self.cruise(sample.now);
             return;
         }
         self.crowded += 1;
         if self.crowded >= CROWDED {
-            let rate = self.model.highest_bandwidth();
-            let window = volume(rate, self.smoothed).max(self.least());
-            self.enter_rivalry(Rivalry::new(window));
+            self.meet_rivals();
         }
-        self.cruise();
+        self.cruise(sample.now);
     }
 
     fn in_cruise(&mut self, sample: &Sample, ended: Option<&Round>, until: u64) {
@@ -316,7 +359,10 @@ impl Bbr {
             // While a queue stands, the rate at which packets arrive is this lane's share.
             self.model.bound(round.rate);
             self.down(sample.now, sample);
-        } else if self.model.rounds() >= until && !sample.application_limited {
+        } else if self.model.rounds() >= until
+            && !sample.application_limited
+            && sample.now.saturating_duration_since(self.cruising) >= CRUISE_TIME
+        {
             self.up(sample.now, sample.delivered);
         }
     }
@@ -343,7 +389,7 @@ impl Bbr {
         }
         let Some(round) = ended else { return };
         if round.limited {
-            self.cruise();
+            self.cruise(sample.now);
             return;
         }
         let rounds = self.model.rounds().saturating_sub(since);
@@ -385,7 +431,7 @@ impl Bbr {
                 };
             } else if self.model.rounds() > since + PROBE_PATIENCE {
                 self.model.remeasure_length(sample.now);
-                self.cruise();
+                self.cruise(sample.now);
             }
             return;
         };
@@ -408,7 +454,13 @@ impl Bbr {
         if let Some(rivalry) = &mut self.rivalry {
             rivalry.on_look(sample, length);
         }
-        self.cruise();
+        self.cruise(sample.now);
+    }
+
+    fn meet_rivals(&mut self) {
+        let rate = self.model.highest_bandwidth();
+        let window = volume(rate, self.smoothed).max(self.least());
+        self.enter_rivalry(Rivalry::new(window));
     }
 
     fn enter_rivalry(&mut self, rivalry: Rivalry) {
@@ -453,6 +505,14 @@ impl Bbr {
         }
     }
 
+    /// Whether the queue was as long as it ever is: in a short one, what others make overflow is not what the path
+    /// loses of its own accord.
+    fn is_nearly_full(&self, round: &Round) -> bool {
+        let longest = self.model.longest_queue();
+        // Even jitter goes from nothing to three times its mean difference.
+        longest > self.drained() + self.jitter() * 3 && round.longest >= longest * 3 / 4
+    }
+
     /// Time that passes between an arrival and its report, and what bursts need, in bytes.
     fn slack(&self) -> u64 {
         let spacing = (self.length() / 8).clamp(REPORT_SPACING, MAX_REPORT_SPACING);
@@ -480,7 +540,7 @@ impl Bbr {
         let pushing = pushing
             || match self.rivalry {
                 Some(_) => round.longest >= self.model.longest_queue() / 2,
-                None => round.longest > self.too_long(),
+                None => round.longest > self.too_long() || self.is_nearly_full(round),
             };
         if !self.pushed && !pushing {
             self.model.on_calm(round);
@@ -592,8 +652,12 @@ impl Congestion for Bbr {
     }
 
     fn is_starting(&self) -> bool {
-        matches!(self.phase, Phase::Startup)
+        matches!(self.phase, Phase::Startup | Phase::Drain { .. })
             || (self.rivalry.as_ref()).is_some_and(Rivalry::is_starting)
+    }
+
+    fn has_rivals(&self) -> bool {
+        self.rivalry.is_some()
     }
 
     fn metrics(&self) -> Metrics {
@@ -636,9 +700,17 @@ const PATIENT_ROUNDS: u64 = 16;
 /// A drain that has not ended by then never will: others have taken the place.
 const DRAIN_ROUNDS: u64 = 4;
 
+/// Rounds after which a drain at half the rate must be seen to shrink a queue of the lane's own: the first is that of
+/// what was sent before.
+const TOLD_ROUNDS: u64 = 2;
+
 /// Rounds between pushes, and how many more at random, so that lanes do not push together.
 const CRUISE_ROUNDS: u64 = 5;
 const CRUISE_SPREAD: u64 = 4;
+
+/// And the least time: on a short path a push each few rounds would make a short queue overflow so often that the
+/// windows of others never grow.
+const CRUISE_TIME: Duration = Duration::from_millis(250);
 
 /// Rounds of holding back after which a queue must have shrunk.
 const DOWN_ROUNDS: u64 = 4;

@@ -21,7 +21,7 @@
 //!     │  └───────────────────────────────────┘                  │
 //!     │  ▲                                                      │ queue, or loss
 //!     │  └──────────────────────────────────────────────────────┘
-//!     │ twice: the queue does not go, whatever we do
+//!     │ twice, or once after the start: the queue does not go, whatever we do
 //!     ▼
 //!   Rivalry: a window as CUBIC's, within BBR's bound     any ──10 s (rivalry: 5 s)──▶ Probe
 //!                                                            of the least round trip
@@ -31,7 +31,8 @@
 //! 15 ms, and lets it drain. Pacing makes up for random loss, so what is delivered fills the link.
 //!
 //! **Beside flows that keep the queue full**, holding back would give them everything. If twice in a row
-//! the queue does not shrink although this lane sends far below its rate, others are filling it. The
+//! the queue does not shrink although this lane sends far below its rate, others are filling it; one that the
+//! start meets, and that does not shrink in two rounds of half the rate, shows it at once. The
 //! lane then does as they do ([`rivalry`](self)): a CUBIC window (RFC 9438) that is cut when the queue
 //! overflows, which is loss beyond the path's usual at a time when delay is near its highest; never when
 //! loss comes alone. The window stays within twice bandwidth times least round trip, as BBR's own, so
@@ -43,6 +44,9 @@
 //! **Idle or limited by the application** the model keeps: samples taken then raise it, never lower it.
 //!
 //! # Limits
+//!
+//! A queue that BBRv1 flows keep overflowing, as they do with one shorter than their paths, leaves a lane as little
+//! as it leaves CUBIC.
 //!
 //! Tried from 100 kbit/s to 20 Gbit/s; never less than 10 kbit/s and 4 datagrams in flight.
 
@@ -87,9 +91,12 @@ pub trait Congestion: Debug + Send {
     /// Bytes per second that may leave; at least 1.
     fn pacing_rate(&self) -> u64;
 
-    /// Whether the rate still grows toward what the path takes: what waits in front of the lane then waits for the
-    /// controller, and its sender is not to blame.
+    /// Whether the rate still grows toward what the path takes, or it is not known yet whose the queue is that the
+    /// start met: what waits in front of the lane then waits for the controller, and its sender is not to blame.
     fn is_starting(&self) -> bool;
+
+    /// Whether others keep the path's queue full, and this lane takes its part of it.
+    fn has_rivals(&self) -> bool;
 
     /// What the controller thinks, for counters and logs.
     fn metrics(&self) -> Metrics;

@@ -275,6 +275,38 @@ fn beside_cubic_on_other_queues_each_gets_between_half_and_twice_an_equal_share(
 }
 
 #[test]
+fn a_lane_that_meets_a_standing_queue_takes_its_part_within_3_s() {
+    let mut sim = Simulation::new(Link::default(), 1);
+    sim.add(Kind::Cubic);
+    sim.run(s(15));
+    let lane = sim.add(Kind::Lane);
+    sim.run(s(3));
+    let metrics = sim.metrics(lane);
+    assert!(metrics.rivalry, "{metrics:?}");
+}
+
+#[test]
+fn what_others_make_a_short_queue_lose_is_not_what_the_path_loses() {
+    let link = Link {
+        delay: ms(5),
+        queue: ms(5),
+        ..Link::default()
+    };
+    let mut sim = Simulation::new(link, 1);
+    let lane = sim.add(Kind::Lane);
+    sim.run(s(3));
+    for _ in 0..3 {
+        sim.add(Kind::Cubic);
+    }
+    sim.run(s(5));
+    let rates = sim.measure(s(20));
+    let metrics = sim.metrics(lane);
+    let share = rates[lane] / sim.link.rate;
+    let found = format!("{share:.3}, {metrics:?}");
+    assert!(metrics.usual_loss < 2_000 && share < 0.5, "{found}");
+}
+
+#[test]
 fn two_lanes_share_evenly_and_keep_the_queue_short() {
     for loss in [0.0, 0.05] {
         let link = Link {

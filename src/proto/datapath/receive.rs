@@ -236,9 +236,11 @@ impl<P: QueuePacket> Datapath<P> {
         let sent = lane.flight.sent();
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
         let starting = lane.flight.congestion().is_starting();
+        let rivals = lane.flight.congestion().has_rivals();
         lane.received.handle_round_trip(round_trip);
         self.queue.set_pace(rate, round_trip);
         self.queue.set_starting(starting);
+        self.queue.set_rivals(rivals);
         self.follow(round_trip);
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);

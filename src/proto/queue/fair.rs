@@ -115,6 +115,7 @@ impl<P: QueuePacket> FairQueue<P> {
             pace: Pace {
                 rate: 0,
                 rtt: Duration::ZERO,
+                rivals: false,
             },
             starting: false,
             flows: Flows::new(),
@@ -134,7 +135,16 @@ impl<P: QueuePacket> FairQueue<P> {
         self.pace = Pace {
             rate: bytes_per_s,
             rtt,
+            ..self.pace
         };
+    }
+
+    /// Learns whether others keep the queue of the lane's path full.
+    ///
+    /// CoDel's target is higher then: the lane's own window is cut now and then, and a flow that is told to halve its
+    /// window each time as well never takes the place that the lane has won.
+    pub fn set_rivals(&mut self, rivals: bool) {
+        self.pace.rivals = rivals;
     }
 
     /// Learns whether the lane's rate still grows toward what its path takes.
