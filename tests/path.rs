@@ -1,6 +1,5 @@
 //! The whole path in one process: client, lane, server with egress `user`, and an origin.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -15,28 +14,12 @@ use adit::io::tls::{ClientTls, Verify};
 use adit::proto::{ClientConfig as Handshake, SessionEvent};
 use adit::wire::CloseReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 #[path = "path/mod.rs"]
 mod path;
 
 use path::Path;
-
-/// An origin that sends back what it receives.
-async fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut reader, mut writer) = socket.split();
-                let _ = tokio::io::copy(&mut reader, &mut writer).await;
-                let _ = writer.shutdown().await;
-            });
-        }
-    });
-    address
-}
+use path::flow::echo;
 
 async fn bytes_go_both_ways(scheme: Scheme) {
     let path = Path::start(scheme).await;

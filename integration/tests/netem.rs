@@ -2,11 +2,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::mpsc::{Receiver, TryRecvError, channel},
     time::Duration,
 };
 
 use adit_integration::{
-    adit::{ClientConfig, ServerConfig, User, Workdir},
+    adit::{Adit, ClientConfig, ServerConfig, User, Workdir},
     flows::Download,
     link::Link,
     messages::{self, RoundTrips},
@@ -16,6 +17,7 @@ use adit_integration::{
     skip::{Need, can_run},
     socks, stream,
 };
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 const NEEDS: &[Need] = &[
     Need::Root,
@@ -43,49 +45,63 @@ fn link_loses_what_it_says_in_each_direction() {
         let lab = Lab::over(&link("loss=10,delay=5,rate=20"));
         const SENT: u32 = 1_000;
         let address = SocketAddr::from((SERVER4, 9000));
-        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (ready, is_ready) = channel();
+        let (all_sent, sending) = channel::<()>();
+        let (all_answered, answering) = channel::<()>();
         let echo = lab.server.spawn(move || {
-            let socket = UdpSocket::bind(address).expect("binds");
-            socket
-                .set_read_timeout(Some(Duration::from_secs(3)))
-                .expect("has a time-out");
+            let _until_the_end = all_answered;
+            let socket = roomy(address);
             ready.send(()).expect("somebody waits");
-            let mut heard = 0;
-            let mut buffer = [0; 64];
-            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                heard += 1;
-                socket.send_to(&buffer[..len], from).expect("sends");
-            }
-            heard
+            hear(&socket, &sending, |bytes, from| {
+                socket.send_to(bytes, from).expect("sends");
+            })
         });
         is_ready.recv().expect("the echo binds");
         let talk = lab.client.spawn(move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
-            socket.connect(address).expect("connects");
-            socket
-                .set_read_timeout(Some(Duration::from_millis(1)))
-                .expect("has a time-out");
-            let mut back = 0;
-            let mut buffer = [0; 64];
+            let socket = roomy(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
             for number in 0..SENT {
-                socket.send(&number.to_be_bytes()).expect("sends");
-                back += u32::from(socket.recv(&mut buffer).is_ok());
+                socket
+                    .send_to(&number.to_be_bytes(), address)
+                    .expect("sends");
+                std::thread::sleep(Duration::from_millis(1));
             }
-            socket
-                .set_read_timeout(Some(Duration::from_secs(1)))
-                .expect("has a time-out");
-            while socket.recv(&mut buffer).is_ok() {
-                back += 1;
-            }
-            back
+            drop(all_sent);
+            hear(&socket, &answering, |_, _| ())
         });
         let back = talk.join().expect("the client ends");
-        let heard: u32 = echo.join().expect("the echo ends");
+        let heard = echo.join().expect("the echo ends");
         // ten standard deviations of 1,000 packets at 10 % are 95
         assert!((805..=995).contains(&heard), "{heard} of {SENT}");
         let expected = heard * 9 / 10;
         assert!(back.abs_diff(expected) < 100, "{back} of {heard}");
     });
+}
+
+/// A socket with room for all that the test sends, so that only the link loses.
+fn roomy(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).expect("binds");
+    set_socket_recv_buffer_size_force(&socket, 4 << 20).expect("gets the buffer");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .expect("has a time-out");
+    socket
+}
+
+/// Counts what arrives until nothing more does although the other side has `ended`.
+fn hear(socket: &UdpSocket, ended: &Receiver<()>, answer: impl Fn(&[u8], SocketAddr)) -> u32 {
+    let mut heard = 0;
+    let mut buffer = [0; 64];
+    loop {
+        let had_ended = ended.try_recv() == Err(TryRecvError::Disconnected);
+        match socket.recv_from(&mut buffer) {
+            Ok((len, from)) => {
+                heard += 1;
+                answer(&buffer[..len], from);
+            }
+            Err(_) if had_ended => return heard,
+            Err(_) => {}
+        }
+    }
 }
 
 #[test]
@@ -174,32 +190,7 @@ fn talk(lab: &Lab, lanes: u32) -> (RoundTrips, RoundTrips) {
     let tcp = Origin::echo(&lab.internet, (ORIGIN4, 7).into());
     let udp = Origin::udp_echo(&lab.internet, (ORIGIN4, 7).into());
     let (tcp, udp) = (tcp.address(), udp.address());
-    let workdir = Workdir::new();
-    let server_key = workdir.key("server.key", User::Nobody);
-    let client_key = workdir.key("client.key", User::Nobody);
-    let lane = format!("tls://{SERVER4}:7443");
-    let server = workdir.server(
-        "server.yaml",
-        &server_key,
-        User::Nobody,
-        &ServerConfig {
-            listen: vec![lane.clone()],
-            clients: vec![("laptop".into(), client_key.public.clone())],
-            ..ServerConfig::user_egress()
-        },
-    );
-    let client = workdir.client(
-        "client.yaml",
-        &client_key,
-        &ClientConfig {
-            server: vec![lane],
-            server_key: server_key.public,
-            proxy: PROXY,
-            more: format!("lanes: {lanes}"),
-        },
-    );
-    let mut server = workdir.start_server(&lab.server, User::Nobody, &server);
-    let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
+    let mut ends = connected(lab, "tls", format!("lanes: {lanes}"));
     let (by_tcp, by_udp) = lab.client.block_on(move || async move {
         // the other lanes need a few round trips, and more if they lose some of their own
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -212,16 +203,26 @@ fn talk(lab: &Lab, lanes: u32) -> (RoundTrips, RoundTrips) {
     println!("{lanes} lanes, tcp: {by_tcp}");
     println!("{lanes} lanes, udp: {by_udp}");
     assert_eq!((by_tcp.came(), by_udp.came()), (count, count));
-    client.stop();
-    server.stop();
+    ends.stop();
     (by_tcp, by_udp)
 }
 
-/// Carries `length` bytes down over a lane of this scheme and checks them.
-fn transfer(scheme: &str, path: &str, length: u64) {
-    let lab = Lab::over(&link(path));
-    let origin = Origin::http(&lab.internet, (ORIGIN4, 80).into());
-    let target = origin.address();
+/// A server with egress `user` and a client of it, both without privileges.
+struct Ends {
+    server: Adit,
+    client: Adit,
+    _workdir: Workdir,
+}
+
+impl Ends {
+    fn stop(&mut self) {
+        self.client.stop();
+        self.server.stop();
+    }
+}
+
+/// Connects them by a lane of this scheme; `more` is the client's.
+fn connected(lab: &Lab, scheme: &str, more: String) -> Ends {
     let workdir = Workdir::new();
     let server_key = workdir.key("server.key", User::Nobody);
     let client_key = workdir.key("client.key", User::Nobody);
@@ -243,11 +244,22 @@ fn transfer(scheme: &str, path: &str, length: u64) {
             server: vec![lane],
             server_key: server_key.public,
             proxy: PROXY,
-            more: String::new(),
+            more,
         },
     );
-    let mut server = workdir.start_server(&lab.server, User::Nobody, &server);
-    let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
+    Ends {
+        server: workdir.start_server(&lab.server, User::Nobody, &server),
+        client: workdir.start_client(&lab.client, User::Nobody, &client),
+        _workdir: workdir,
+    }
+}
+
+/// Carries `length` bytes down over a lane of this scheme and checks them.
+fn transfer(scheme: &str, path: &str, length: u64) {
+    let lab = Lab::over(&link(path));
+    let origin = Origin::http(&lab.internet, (ORIGIN4, 80).into());
+    let target = origin.address();
+    let mut ends = connected(&lab, scheme, String::new());
     let got = lab.client.block_on(move || async move {
         let stream = socks::connect(PROXY, target).await.expect("connects");
         let download = Download::start(stream, &format!("/bytes/{length}?seed=5"))
@@ -259,6 +271,5 @@ fn transfer(scheme: &str, path: &str, length: u64) {
             .expect("lives")
     });
     assert_eq!(got, (length, stream::sha256(5, length)));
-    client.stop();
-    server.stop();
+    ends.stop();
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each program uses its part")]
 
+pub(crate) mod flow;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
