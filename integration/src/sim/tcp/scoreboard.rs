@@ -212,6 +212,13 @@ impl Scoreboard {
         self.in_flight
     }
 
+    /// How many segments are in flight for the second time or more.
+    pub(super) fn sent_again(&self) -> u32 {
+        let again =
+            |segment: &&Sent| segment.state == State::InFlight && segment.retransmissions > 0;
+        self.segments.iter().filter(again).count() as u32
+    }
+
     pub(super) fn sacked(&self) -> u32 {
         self.sacked
     }

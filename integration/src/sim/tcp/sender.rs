@@ -47,12 +47,16 @@ pub(super) struct Sender {
     /// Something could leave but for pacing.
     paced: bool,
     window_limited: bool,
+    /// The last acknowledgement was of originals that had been sent again: nothing more is until another comes.
+    doubted: bool,
     counters: TcpCounters,
 }
 
 /// What a reduction needs to be taken back.
 #[derive(Clone, Copy, Debug)]
 struct Undo {
+    /// What was acknowledged when the phase began: duplicates below tell of retransmissions before it.
+    marker: u64,
     /// Retransmissions that no duplicate has been reported for.
     outstanding: u32,
     /// The timestamp of the first retransmission.
@@ -127,6 +131,7 @@ impl Sender {
             next_send: None,
             paced: false,
             window_limited: false,
+            doubted: false,
             counters: TcpCounters::default(),
         }
     }
@@ -156,8 +161,12 @@ impl Sender {
         let advanced = ack.una > self.una;
         self.una = ack.una;
         self.measure(now, &progress);
-        let (found, timer) = self.detect(now);
-        self.reorder_at = timer;
+        let late = advanced && self.is_late(ack);
+        self.doubted = late && self.is_partial() && self.board.sent_again() > 0;
+        let mut found = 0;
+        if !self.doubted {
+            (found, self.reorder_at) = self.detect(now);
+        }
         let sample = self.sampler.on_delivered(
             now,
             progress.delivered,
@@ -168,7 +177,7 @@ impl Sender {
             self.rtt.min(),
         );
         self.judge_probe(now, ack, &progress, duplicate);
-        self.advance_phase(now, ack, advanced, duplicate);
+        self.advance_phase(now, late && !self.doubted, duplicate);
         let in_flight = self.board.in_flight();
         if let Some(reduction) = self.reduction.as_mut() {
             let newly_lost = self.board.lost() > lost_before || found > 0;
@@ -200,6 +209,7 @@ impl Sender {
 
     /// Does what is due.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.doubted &= self.timeout_at.is_none_or(|at| at > now);
         if self.reorder_at.is_some_and(|at| at <= now) {
             let (_, timer) = self.detect(now);
             self.reorder_at = timer;
@@ -239,13 +249,14 @@ impl Sender {
         }
         let window = self.window();
         let has_data = self.nxt < self.written;
+        let has_lost = self.board.lost() > 0 && !self.doubted;
         if self.board.in_flight() >= window {
-            if self.board.lost() > 0 || has_data {
+            if has_lost || has_data {
                 self.window_limited = true;
             }
             return None;
         }
-        if self.board.lost() > 0 {
+        if has_lost {
             if self.is_paced(now) {
                 return None;
             }
@@ -314,7 +325,7 @@ impl Sender {
         let duplicate = first.1 <= ack.una || rest.first().is_some_and(within);
         if duplicate {
             self.rack.on_duplicate(ack.una, self.nxt);
-            if let Some(undo) = self.undo.as_mut() {
+            if let Some(undo) = self.undo.as_mut().filter(|undo| first.1 > undo.marker) {
                 undo.outstanding = undo.outstanding.saturating_sub(1);
             }
         }
@@ -372,23 +383,22 @@ impl Sender {
         }
     }
 
-    fn advance_phase(
-        &mut self,
-        now: Instant,
-        ack: &Acknowledgement<'_>,
-        advanced: bool,
-        duplicate: bool,
-    ) {
-        let late = match (ack.echo, self.undo) {
-            // the original was acknowledged, not what was sent again (RFC 3522)
-            (
-                Some(echo),
-                Some(Undo {
-                    stamp: Some(stamp), ..
-                }),
-            ) => advanced && (echo.wrapping_sub(stamp) as i32) < 0,
-            (Some(_) | None, Some(_) | None) => false,
-        };
+    /// Tells whether what was acknowledged is the original, not what was sent again (RFC 3522).
+    fn is_late(&self, ack: &Acknowledgement<'_>) -> bool {
+        let stamp = self.undo.and_then(|undo| undo.stamp);
+        (ack.echo.zip(stamp)).is_some_and(|(echo, stamp)| (echo.wrapping_sub(stamp) as i32) < 0)
+    }
+
+    /// Tells whether a recovery goes on although the acknowledgement advanced. While segments sent again are in
+    /// flight, Linux then takes nothing back, and sends new segments only (`tcp_try_undo_partial`).
+    fn is_partial(&self) -> bool {
+        match self.phase {
+            Phase::Open | Phase::Loss => false,
+            Phase::Recovery => self.una < self.high,
+        }
+    }
+
+    fn advance_phase(&mut self, now: Instant, late: bool, duplicate: bool) {
         let in_vain = duplicate
             && self
                 .undo
@@ -430,7 +440,8 @@ impl Sender {
         self.high = self.nxt;
         self.probe_at = None;
         self.undo = Some(Undo {
-            outstanding: 0,
+            marker: self.una,
+            outstanding: self.board.sent_again(),
             stamp: None,
         });
     }
@@ -619,3 +630,83 @@ const SEND_BUFFER: u64 = 2 << 20;
 const PROBE_SLACK: Duration = Duration::from_millis(2);
 /// What the tunnel's own bound on segments in a super-packet allows.
 const MAX_BURST: u32 = 44;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MSS: u32 = 1_000;
+    const RTT: Duration = Duration::from_millis(100);
+
+    /// A sender that has sent its first ten segments, at its stamp 0.
+    fn sender(now: Instant) -> Sender {
+        let mut sender = Sender::new(now, ControlKind::Cubic, MSS, 1);
+        sender.on_handshake(RTT, 1 << 20, MSS);
+        sender.write(1 << 20);
+        assert_eq!(starts(&mut sender, now, 0).len(), 10);
+        sender
+    }
+
+    /// Where the packets begin that leave now.
+    fn starts(sender: &mut Sender, now: Instant, stamp: u32) -> Vec<u64> {
+        std::iter::from_fn(|| sender.poll_transmit(now, stamp, false))
+            .map(|transmit| transmit.start)
+            .collect()
+    }
+
+    fn ack(sender: &mut Sender, now: Instant, una: u64, blocks: &[(u64, u64)], echo: u32) {
+        let ack = Acknowledgement {
+            una,
+            edge: 1 << 20,
+            blocks,
+            echo: Some(echo),
+            bare: true,
+        };
+        sender.handle_ack(now, &ack);
+    }
+
+    #[test]
+    fn originals_that_were_late_stop_retransmissions_and_later_take_the_reduction_back() {
+        let start = Instant::now();
+        let mut sender = sender(start);
+        let now = start + RTT;
+        // The first five seem lost.
+        ack(&mut sender, now, 0, &[(5_000, 10_000)], 0);
+        for start in [0, 1_000] {
+            let again = sender.poll_transmit(now, 100, false);
+            assert_eq!(again.map(|transmit| transmit.start), Some(start));
+        }
+        // The original of the first comes, while the second flies again.
+        ack(&mut sender, now, 1_000, &[(5_000, 10_000)], 0);
+        assert_eq!(sender.counters().undone, 0);
+        let sent = starts(&mut sender, now, 101);
+        assert!(sent.iter().all(|start| *start >= 10_000), "{sent:?}");
+        ack(&mut sender, now, 2_000, &[(5_000, 10_000)], 0);
+        assert_eq!(sender.counters().undone, 1);
+    }
+
+    #[test]
+    fn duplicates_take_back_the_reduction_that_sent_them_and_no_later_one() {
+        let start = Instant::now();
+        let mut sender = sender(start);
+        let now = start + RTT;
+        ack(&mut sender, now, 0, &[(1_000, 10_000)], 0);
+        assert_eq!(starts(&mut sender, now, 100)[0], 0);
+        ack(&mut sender, now, 10_000, &[], 100);
+        starts(&mut sender, now, 101);
+        // The next loss, and a duplicate of what was sent again before.
+        let now = now + RTT;
+        ack(&mut sender, now, 10_000, &[(11_000, 15_000)], 101);
+        assert_eq!(starts(&mut sender, now, 200)[0], 10_000);
+        ack(
+            &mut sender,
+            now,
+            10_000,
+            &[(0, 1_000), (11_000, 15_000)],
+            101,
+        );
+        assert_eq!(sender.counters().undone, 0);
+        ack(&mut sender, now, 15_000, &[(10_000, 11_000)], 200);
+        assert_eq!(sender.counters().undone, 1);
+    }
+}
