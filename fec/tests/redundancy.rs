@@ -515,6 +515,23 @@ fn where_a_resend_is_as_quick_as_parity_little_loss_gets_none() {
 }
 
 #[test]
+fn parity_that_is_not_wanted_rests_and_copies_go_on() {
+    let mut direction = Direction::auto(0.05, 1.0, 22);
+    direction.bulk(8_000);
+    let mut grew = |wanted| {
+        direction.redundancy.set_parity(wanted);
+        let before = (direction.parity, direction.copies);
+        for _ in 0..40 {
+            direction.bulk(99);
+            direction.send(200, Class::Thin);
+        }
+        (direction.parity > before.0, direction.copies > before.1)
+    };
+    assert_eq!(grew(false), (false, true));
+    assert_eq!(grew(true), (true, true));
+}
+
+#[test]
 fn rising_delay_alone_takes_no_parity_away() {
     let mut direction = Direction::auto(0.05, 1.0, 9);
     direction.bulk(40_000);

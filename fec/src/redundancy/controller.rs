@@ -121,6 +121,8 @@ pub struct RedundancyStats {
 #[derive(Clone, Debug)]
 pub struct Redundancy {
     settings: Settings,
+    /// Whether parity is sent in [`Mode::Auto`].
+    parity: bool,
     estimate: Estimate,
     bucket: Bucket,
     waiting: Waiting,
@@ -165,6 +167,7 @@ impl Redundancy {
         };
         Self {
             settings,
+            parity: true,
             estimate: Estimate::new(now),
             bucket: Bucket::new(now),
             waiting: Waiting::new(),
@@ -203,6 +206,12 @@ impl Redundancy {
             self.flush = None;
             self.uncovered = 0;
         }
+        self.decide();
+    }
+
+    /// Says whether parity is wanted in [`Mode::Auto`], at first it is; copies are made in any case.
+    pub fn set_parity(&mut self, wanted: bool) {
+        self.parity = wanted;
         self.decide();
     }
 
@@ -470,7 +479,7 @@ impl Redundancy {
                 self.span = self.wanted_span(burst);
                 let resent =
                     loss <= RESEND_MOST && self.estimate.resends_within(RESEND_INSTEAD_OF_PARITY);
-                self.ratio = if loss > 0.0 && self.span >= MIN_SPAN && !resent {
+                self.ratio = if self.parity && loss > 0.0 && self.span >= MIN_SPAN && !resent {
                     self.wanted_ratio(loss, burst)
                 } else {
                     0.0

@@ -225,6 +225,23 @@ fn session_repairs_what_a_link_loses_so_that_cubic_hardly_notices() {
 }
 
 #[test]
+fn flow_in_a_session_takes_its_place_beside_cubic_itself() {
+    let link = "delay=4,rate=18,limit=115ms";
+    let share = |mode| {
+        let scenario = Scenario::new(link.parse().unwrap(), 3)
+            .with(CUBIC)
+            .beside(CUBIC)
+            .beside(CUBIC)
+            .beside(CUBIC)
+            .lasting(Duration::from_secs(20));
+        let (report, _) = run_session(mode, scenario);
+        report.goodput() / 18e6 * 4.0
+    };
+    let (auto, off) = (share(Mode::Auto), share(Mode::Off));
+    assert!(auto > 0.6 && auto > 0.85 * off, "{auto:.2} and {off:.2}");
+}
+
+#[test]
 fn super_packets_come_out_of_a_session_as_the_segments_they_are() {
     let mut scenario = Scenario::new(LOSSY_SUITE.parse().unwrap(), 2)
         .with(CUBIC)

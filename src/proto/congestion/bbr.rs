@@ -22,6 +22,7 @@ pub struct Bbr {
     pushed: bool,
     /// Window while starting.
     start_window: u64,
+    flood: Flood,
     /// The highest bandwidth of a round while starting or pushing, and rounds since it grew.
     plateau: (u64, u32),
     former_queue: Duration,
@@ -33,6 +34,17 @@ pub struct Bbr {
     smoothed: Duration,
     datagram: u64,
     random: u64,
+    /// The flows inside hold back for what the path loses.
+    exposed: bool,
+}
+
+/// What the start has lost.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flood {
+    decided: u64,
+    lost: u64,
+    /// A quarter was lost of those before.
+    before: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +93,7 @@ impl Bbr {
             cruising: now,
             pushed: true,
             start_window: INITIAL_DATAGRAMS * datagram,
+            flood: Flood::default(),
             plateau: (0, 0),
             former_queue: Duration::ZERO,
             noise: Duration::ZERO,
@@ -89,6 +102,7 @@ impl Bbr {
             smoothed: round_trip.max(MIN_GUESS),
             datagram,
             random: seed,
+            exposed: false,
         }
     }
 
@@ -259,6 +273,10 @@ impl Bbr {
             self.drain(sample);
             return;
         }
+        if ended.is_some_and(|round| self.is_flooded(round)) {
+            self.drain(sample);
+            return;
+        }
         if sample.application_limited {
             return;
         }
@@ -275,6 +293,27 @@ impl Bbr {
         if self.plateau.1 >= PLATEAU_ROUNDS {
             self.drain(sample);
         }
+    }
+
+    /// Whether the start makes a queue of a few datagrams overflow before it is seen, by the bursts of an application
+    /// that fills no window: half is lost of some datagrams, or a quarter twice in a row.
+    fn is_flooded(&mut self, round: &Round) -> bool {
+        let flood = &mut self.flood;
+        flood.decided += round.decided;
+        flood.lost += round.lost;
+        if flood.decided < FLOOD_DATAGRAMS {
+            return false;
+        }
+        let (quarter, half) = (
+            flood.lost * 4 > flood.decided,
+            flood.lost * 2 > flood.decided,
+        );
+        let flooded = half || quarter && flood.before;
+        *flood = Flood {
+            before: quarter,
+            ..Flood::default()
+        };
+        flooded
     }
 
     /// The start has met a queue. If it is the lane's own, it goes as the lane holds back; if it stays, others are
@@ -337,6 +376,8 @@ impl Bbr {
             self.cruise(sample.now);
             return;
         }
+        // It was not this lane's queue, and what came while it held back is not its share.
+        self.model.unbound();
         self.crowded += 1;
         if self.crowded >= CROWDED {
             self.meet_rivals();
@@ -519,6 +560,15 @@ impl Bbr {
         volume(self.model.bandwidth(), spacing + BURST_TIME) + 3 * self.datagram
     }
 
+    /// The window beside rivals: where the flows inside take their place themselves, only a bound.
+    fn place(&self, rivalry: &Rivalry) -> u64 {
+        if self.exposed {
+            rivalry.window().saturating_mul(EXPOSED_GAIN)
+        } else {
+            rivalry.window()
+        }
+    }
+
     fn least(&self) -> u64 {
         LEAST_DATAGRAMS * self.datagram
     }
@@ -597,7 +647,7 @@ impl Congestion for Bbr {
             (
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 Some(rivalry),
-            ) => rivalry.window(),
+            ) => self.place(rivalry),
             (
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 None,
@@ -638,7 +688,7 @@ impl Congestion for Bbr {
                 | Phase::Cruise { .. }
                 | Phase::Up { .. },
                 Some(rivalry),
-            ) => RIVALRY_GAIN * rivalry.window() as f64 / self.smoothed.as_secs_f64().max(1e-6),
+            ) => RIVALRY_GAIN * self.place(rivalry) as f64 / self.smoothed.as_secs_f64().max(1e-6),
             (
                 Phase::Startup
                 | Phase::Drain { .. }
@@ -658,6 +708,10 @@ impl Congestion for Bbr {
 
     fn has_rivals(&self) -> bool {
         self.rivalry.is_some()
+    }
+
+    fn set_exposed(&mut self, exposed: bool) {
+        self.exposed = exposed;
     }
 
     fn metrics(&self) -> Metrics {
@@ -693,6 +747,10 @@ const STARTUP_GAIN: f64 = 2.77;
 
 /// Rounds without a quarter more bandwidth after which the path is full (same draft).
 const PLATEAU_ROUNDS: u32 = 3;
+
+/// Datagrams by which it is judged whether the start makes a short queue overflow. Of so many, a link that loses 5 % in
+/// bursts of four loses a quarter of its own accord once in thirty times.
+const FLOOD_DATAGRAMS: u64 = 48;
 
 /// Rounds after which a queue that stands is the lane's, however little it carries.
 const PATIENT_ROUNDS: u64 = 16;
@@ -755,6 +813,10 @@ const PROBE_PATIENCE: u64 = 4;
 
 /// Beside rivals the window sets the rate; pacing only breaks up bursts.
 const RIVALRY_GAIN: f64 = 1.2;
+
+/// Flows inside that hold back themselves may take as much as two of CUBIC would: an equal share for one of them, and
+/// for many what is still fair.
+const EXPOSED_GAIN: u64 = 2;
 
 /// Reports are an eighth of a round trip apart, within these bounds.
 const REPORT_SPACING: Duration = Duration::from_millis(5);

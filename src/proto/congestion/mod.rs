@@ -39,7 +39,10 @@
 //! beside BBR flows, which never make the queue overflow, it behaves as one of them. Every 5 s the lane looks what is left
 //! of the queue when it holds back, at the same time as other lanes do, and goes back to keeping it short
 //! when it is gone. That may have been its own part of the queue: if one stands again before anything was
-//! pushed, the rivals are still there, and the lane takes its former window again.
+//! pushed, the rivals are still there, and the lane takes its former window again. Where the flows inside see what
+//! is lost and hold back themselves ([`Congestion::set_exposed`]), the window only bounds what they take together.
+//!
+//! **A queue of a few datagrams** overflows before any delay is seen. What the start loses there ends it.
 //!
 //! **Idle or limited by the application** the model keeps: samples taken then raise it, never lower it.
 //!
@@ -97,6 +100,9 @@ pub trait Congestion: Debug + Send {
 
     /// Whether others keep the path's queue full, and this lane takes its part of it.
     fn has_rivals(&self) -> bool;
+
+    /// Learns whether what the path loses is left to the flows inside, which then hold back for it themselves.
+    fn set_exposed(&mut self, exposed: bool);
 
     /// What the controller thinks, for counters and logs.
     fn metrics(&self) -> Metrics;

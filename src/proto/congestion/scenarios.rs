@@ -76,6 +76,28 @@ fn an_application_that_never_fills_the_start_does_not_keep_the_queue_full() {
 }
 
 #[test]
+fn a_start_that_overflows_a_queue_of_a_few_datagrams_ends() {
+    // The application never fills the window of the start, and its bursts never wait for long.
+    let link = Link {
+        rate: 2e6,
+        delay: ms(30),
+        queue: ms(14),
+        ..Link::default()
+    };
+    for seed in 1..=3 {
+        let mut sim = Simulation::new(link.clone(), seed);
+        let lane = sim.add(Kind::Thin(1_200, Duration::from_micros(3_600)));
+        sim.run(s(5));
+        let dropped = sim.flows[lane].dropped;
+        let rate = sim.measure(s(10))[lane];
+        let dropped = (sim.flows[lane].dropped - dropped) as f64 * 8.0 / 10.0;
+        let state = sim.metrics(lane).state;
+        let found = format!("seed {seed}, {state}: {rate:.0} arrive, {dropped:.0} dropped");
+        assert!(state != "startup" && dropped < rate / 10.0, "{found}");
+    }
+}
+
+#[test]
 fn losses_in_bursts_are_no_congestion() {
     for loss in [0.02, 0.05] {
         let link = Link {

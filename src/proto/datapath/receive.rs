@@ -11,7 +11,7 @@ use crate::proto::delivery::{Class, Fate};
 use crate::proto::hold::Offer;
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::QueuePacket;
-use crate::proto::repair::GapLimits;
+use crate::proto::repair::{Circumstances, GapLimits, RepairScope};
 use crate::proto::session::{OpenError, Opened, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
 
@@ -206,10 +206,11 @@ impl<P: QueuePacket> Datapath<P> {
             return;
         };
         // Where there is no parity to wait for, what is lost is sent again unasked.
+        let left = self.judge.scope() == RepairScope::Copies;
         let unasked = self
             .outgoing
             .as_deref_mut()
-            .filter(|outgoing| outgoing.ratio() == 0.0);
+            .filter(|outgoing| outgoing.ratio() == 0.0 && !left);
         let mut resend = unasked;
         lane.flight
             .handle_report(now, report, |Datagram { len, content }, fate| match fate {
@@ -244,6 +245,38 @@ impl<P: QueuePacket> Datapath<P> {
         self.follow(round_trip);
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
+        }
+        if self.carrier == Some(id) {
+            self.judge(now, id);
+        }
+    }
+
+    /// Decides anew what is repaired of the packets on a lane.
+    fn judge(&mut self, now: Instant, id: LaneId) {
+        let queue = self.queue.stats();
+        let loss = self
+            .outgoing
+            .as_ref()
+            .map_or(0.0, |outgoing| outgoing.loss());
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
+            return;
+        };
+        let congestion = lane.flight.congestion();
+        let bytes = congestion.metrics().bandwidth as f64 * self.round_trip.as_secs_f64();
+        let flying = bytes / congestion.datagram_size() as f64;
+        let circumstances = Circumstances {
+            sent: queue.sent,
+            dropped: queue.drops.codel,
+            own: queue.own,
+            rivals: congestion.has_rivals(),
+            flying,
+            loss,
+        };
+        self.judge.judge(now, &circumstances);
+        let scope = self.judge.scope();
+        lane.flight.set_exposed(scope == RepairScope::Copies);
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.set_parity(scope == RepairScope::All);
         }
     }
 

@@ -12,7 +12,8 @@ use crate::proto::delivery::{Class, Permit};
 use crate::proto::hold::{Hold, HoldLimits, HoldStats, hold_time};
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket, QueueStats};
 use crate::proto::repair::{
-    Extra, GapLimits, Incoming, IncomingStats, Outgoing, OutgoingStats, RING,
+    Extra, GapLimits, Incoming, IncomingStats, Outgoing, OutgoingStats, RING, RepairScope,
+    ScopeJudge,
 };
 use crate::proto::session::Session;
 use crate::wire::{
@@ -25,6 +26,9 @@ pub struct Datapath<P> {
     pub(super) queue: FairQueue<P>,
     repair: RepairSettings,
     pub(super) outgoing: Option<Box<Outgoing>>,
+    pub(super) judge: ScopeJudge,
+    /// The lane that takes packets.
+    pub(super) carrier: Option<LaneId>,
     /// What former ones of those counted.
     past: OutgoingStats,
     /// When a packet was last sent.
@@ -115,6 +119,8 @@ impl<P: QueuePacket> Datapath<P> {
             queue: FairQueue::new(seed, QueueLimits::default()),
             repair,
             outgoing: None,
+            judge: ScopeJudge::new(now, repair.mode),
+            carrier: None,
             past: OutgoingStats::default(),
             sourced_at: now,
             incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
@@ -243,6 +249,9 @@ impl<P: QueuePacket> Datapath<P> {
         out: &mut [u8],
     ) -> Option<usize> {
         let index = self.lanes.iter().position(|lane| lane.id == id)?;
+        if packets {
+            self.carrier = Some(id);
+        }
         if let Some(len) = self.poll_report(session, now, index, out) {
             return Some(len);
         }
@@ -358,6 +367,15 @@ impl<P: QueuePacket> Datapath<P> {
             self.past = self.outgoing_stats();
             self.outgoing = None;
         }
+    }
+
+    /// Whether what is sent now is kept, and worth the far end's waiting and asking for it.
+    fn keeps(&self) -> bool {
+        self.outgoing.is_some()
+            && match self.judge.scope() {
+                RepairScope::All | RepairScope::Resends => true,
+                RepairScope::Copies => false,
+            }
     }
 
     fn outgoing_stats(&self) -> OutgoingStats {
@@ -523,7 +541,7 @@ impl<P: QueuePacket> Datapath<P> {
             let header = DatagramPacketHeader {
                 source: number as u32,
                 checksum,
-                kept: self.outgoing.is_some(),
+                kept: self.keeps(),
                 piece,
             };
             if session.seal_piece(now, id, header, room).is_err() {
@@ -558,7 +576,7 @@ impl<P: QueuePacket> Datapath<P> {
         let header = DatagramPacketHeader {
             source: rest.number as u32,
             checksum: rest.checksum,
-            kept: self.outgoing.is_some(),
+            kept: self.keeps(),
             piece: Piece::Last,
         };
         let sealed = session.seal_piece(now, id, header, room);

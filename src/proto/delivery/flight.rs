@@ -156,6 +156,11 @@ impl<T: Copy> Flight<T> {
         &self.sent
     }
 
+    /// Learns whether the flows inside see what the path loses.
+    pub fn set_exposed(&mut self, exposed: bool) {
+        self.congestion.set_exposed(exposed);
+    }
+
     /// The congestion controller.
     #[must_use]
     pub fn congestion(&self) -> &dyn Congestion {

@@ -209,6 +209,7 @@ impl<P: QueuePacket> FairQueue<P> {
             List::New | List::Old => {}
         }
         self.stats.enqueued += 1;
+        self.stats.own += u64::from(producer == Producer::Stack);
         self.stats.shared += u64::from(shared);
         self.shed();
         self.packets.contains(key as usize)

@@ -6,6 +6,8 @@
 pub struct QueueStats {
     /// Packets taken in, each super-packet one.
     pub enqueued: u64,
+    /// Of them, those of our own stack.
+    pub own: u64,
     /// Wire packets given to lanes, and super-packets taken whole.
     pub sent: u64,
     /// Their bytes.

@@ -21,7 +21,8 @@
 //!
 //! [`Outgoing`] holds what was sent; its parity is decided by [`adit_fec::Redundancy`]. A packet that
 //! the receiver asks for is sent again, [`MAX_RESENDS_OF_ONE`] times at most. [`Incoming`] holds what
-//! came, as long as the far end sends repairs; who asks for what is missing is [`Gaps`].
+//! came, as long as the far end sends repairs; who asks for what is missing is [`Gaps`]. What is better left to the
+//! flows inside is judged by [`ScopeJudge`]; packets that are not to be waited for say so in their header.
 //!
 //! # Limits
 //!
@@ -32,6 +33,7 @@
 mod gaps;
 mod incoming;
 mod outgoing;
+mod scope;
 #[cfg(test)]
 mod tests;
 
@@ -40,3 +42,4 @@ pub use incoming::{Arrived, DECODER_IDLE, EQUATIONS, Incoming, IncomingStats};
 pub use outgoing::{
     Extra, MAX_RESENDS_OF_ONE, MAX_WAITING_RESENDS, Outgoing, OutgoingStats, RING, SHARD_CAPACITY,
 };
+pub use scope::{Circumstances, RepairScope, ScopeJudge};

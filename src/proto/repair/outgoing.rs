@@ -202,6 +202,17 @@ impl Outgoing {
         &self.stats
     }
 
+    /// Tells whether parity is to be sent as the link's loss asks for.
+    pub fn set_parity(&mut self, wanted: bool) {
+        self.redundancy.set_parity(wanted);
+    }
+
+    /// The share of datagrams that the link loses, 0 while that is not worth parity.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.redundancy.loss()
+    }
+
     /// Repairs sent for each source at present.
     #[must_use]
     pub fn ratio(&self) -> f64 {
