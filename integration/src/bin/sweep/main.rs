@@ -1,10 +1,11 @@
 //! Plays many links with repair and without, and says where repair is worse.
 //!
 //!   cargo run --release -p adit-integration --bin sweep -- [cases=200] [first=0] [seeds=5] [seed=1] [threads=2]
-//!       [budget=600] [super=1] [against=off|direct] [report=1] [worst=5] [each=1] [residual=1000000]
+//!       [budget=600] [super=1] [against=off|direct|chance] [report=1] [worst=5] [each=1] [residual=1000000]
 //!
 //! `cases` links are drawn from `seed`, those before `first` left out, and played with the seeds from 1 to `seeds`
-//! through a session with repair `auto` and with what it is held `against`. After `budget` seconds nothing new begins.
+//! through a session with repair `auto` and with what it is held `against`; `chance` holds repair `off` against itself
+//! with other seeds, to show what the same bounds make of nothing but chance. After `budget` seconds nothing new begins.
 //! To look at one line of the outcome, play that case alone and print its reports: `first=N cases=1 report=1`.
 //! `worst` says how many of the worst lines are printed, and `each=1` prints a line for every run: case, seed, setting,
 //! Mbit/s, ms of delay, share missed, bytes on the wire for each delivered.
@@ -160,6 +161,14 @@ fn print_reports(case: &Case, seeds: &[u64], options: &Options) {
     }
 }
 
+/// What is compared with.
+#[derive(Clone, Copy)]
+enum Against {
+    Off,
+    Direct,
+    Chance,
+}
+
 /// What was asked for.
 struct Options {
     cases: usize,
@@ -169,7 +178,7 @@ struct Options {
     threads: usize,
     budget: u64,
     super_packets: bool,
-    direct: bool,
+    against: Against,
     report: bool,
     worst: usize,
     each: bool,
@@ -186,7 +195,7 @@ impl Options {
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             budget: 600,
             super_packets: false,
-            direct: false,
+            against: Against::Off,
             report: false,
             worst: 5,
             each: false,
@@ -208,8 +217,14 @@ impl Options {
                 "worst" => options.worst = count()?,
                 "each" => options.each = number()? != 0,
                 "residual" => options.residual = number()?,
-                "against" if value == "off" => options.direct = false,
-                "against" if value == "direct" => options.direct = true,
+                "against" => {
+                    options.against = match value {
+                        "off" => Against::Off,
+                        "direct" => Against::Direct,
+                        "chance" => Against::Chance,
+                        _ => return Err(argument),
+                    }
+                }
                 _ => return Err(argument),
             }
         }
@@ -217,10 +232,11 @@ impl Options {
     }
 
     fn name(&self, setting: usize) -> &'static str {
-        match (setting, self.direct) {
-            (0, true) => "direct",
-            (0, false) => "repair off",
-            _ => "repair auto",
+        match (setting, self.against) {
+            (0, Against::Direct) => "direct",
+            (0, Against::Off | Against::Chance) => "repair off",
+            (_, Against::Off | Against::Direct) => "repair auto",
+            (_, Against::Chance) => "repair off, another seed",
         }
     }
 
@@ -228,10 +244,14 @@ impl Options {
     fn tunnel(&self, setting: usize, scenario: &mut Scenario, epoch: Instant) -> Either {
         scenario.mtu = 1400;
         scenario.super_packets = self.super_packets;
-        let mode = match (setting, self.direct) {
-            (0, true) => return Either::Direct(Direct::default()),
-            (0, false) => Mode::Off,
-            _ => Mode::Auto,
+        let mode = match (setting, self.against) {
+            (0, Against::Direct) => return Either::Direct(Direct::default()),
+            (0, Against::Off | Against::Chance) => Mode::Off,
+            (_, Against::Off | Against::Direct) => Mode::Auto,
+            (_, Against::Chance) => {
+                scenario.seed += self.seeds;
+                Mode::Off
+            }
         };
         let settings = Settings {
             mode,
