@@ -27,7 +27,7 @@ pub struct Datapath<P> {
     repair: RepairSettings,
     pub(super) outgoing: Option<Box<Outgoing>>,
     pub(super) judge: ScopeJudge,
-    /// The lane that takes packets.
+    /// The lane that takes packets; `None` while one of another kind does.
     pub(super) carrier: Option<LaneId>,
     /// What former ones of those counted.
     past: OutgoingStats,
@@ -251,19 +251,18 @@ impl<P: QueuePacket> Datapath<P> {
         let index = self.lanes.iter().position(|lane| lane.id == id)?;
         if packets {
             self.carrier = Some(id);
+        } else if self.carrier == Some(id) {
+            self.carrier = None;
         }
         if let Some(len) = self.poll_report(session, now, index, out) {
             return Some(len);
         }
         let lane = &mut self.lanes[index];
-        lane.release = None;
         let thin = packets && self.queue.is_next_thin(now);
-        match lane.flight.permit(now, lane.datagram) {
+        lane.permit = lane.flight.permit(now, lane.datagram);
+        match lane.permit {
             Permit::Now => {}
-            permit @ (Permit::At(_) | Permit::Full) => {
-                if let Permit::At(at) = permit {
-                    lane.release = Some(at);
-                }
+            Permit::At(_) | Permit::Full => {
                 // Somebody waits for it, and it is no part of what fills the lane.
                 let lent =
                     thin && self.rest.is_none() && lane.flight.permit_thin(now, SMALL_DATAGRAM);
@@ -317,15 +316,18 @@ impl<P: QueuePacket> Datapath<P> {
             [
                 lane.flight.poll_timeout(),
                 lane.received.poll_timeout(),
-                lane.release,
+                lane.release(),
             ]
         });
         let extra = self
             .outgoing
             .as_ref()
             .and_then(|outgoing| outgoing.poll_timeout())
-            // While no lane lets anything go, nothing can be done about it.
-            .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
+            // While the lane that it goes on lets nothing go, or there is none, nothing can be done about it.
+            .filter(|_| {
+                self.carrier()
+                    .is_some_and(|lane| lane.permit == Permit::Now)
+            });
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes
             .chain([
@@ -367,6 +369,11 @@ impl<P: QueuePacket> Datapath<P> {
             self.past = self.outgoing_stats();
             self.outgoing = None;
         }
+    }
+
+    fn carrier(&self) -> Option<&DatapathLane> {
+        let id = self.carrier?;
+        self.lanes.iter().find(|lane| lane.id == id)
     }
 
     /// Whether what is sent now is kept, and worth the far end's waiting and asking for it.

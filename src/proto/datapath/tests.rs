@@ -383,3 +383,68 @@ fn without_repair_what_is_lost_stays_lost_and_nothing_is_added() {
     );
     assert!(outcome.thin_lost > 5);
 }
+
+/// The server's end of a session of one datagram lane, and the client's.
+fn ends(repair: RepairSettings) -> (Instant, Session, Datapath<Owned>, Session) {
+    let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
+    pair.pass(Duration::from_secs(3));
+    let (server, client) = (pair.server.take(), pair.client.take());
+    let (server, client) = (server.expect("is there"), client.expect("is there"));
+    let mut datapath = Datapath::new(pair.now, 9, 0, repair);
+    datapath.follow_lanes(&server, pair.now, 3);
+    (pair.now, server, datapath, client)
+}
+
+/// Sends so many packets and returns how many datagrams that made.
+fn send(session: &mut Session, datapath: &mut Datapath<Owned>, now: Instant, packets: u32) -> u32 {
+    for number in 0..packets {
+        let packet = udp_packet(1, number, 1_200);
+        datapath.enqueue(now, Owned(packet), Producer::Other);
+    }
+    polled(session, datapath, now, true)
+}
+
+/// Polls until there is none, and returns how many datagrams came.
+fn polled(
+    session: &mut Session,
+    datapath: &mut Datapath<Owned>,
+    now: Instant,
+    packets: bool,
+) -> u32 {
+    let mut out = [0; 2_048];
+    let mut count = 0;
+    while datapath
+        .poll_datagram(session, now, LANE, packets, &mut out)
+        .is_some()
+    {
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn resends_that_no_lane_may_send_wake_nobody() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    now += Duration::from_millis(10);
+    let ask = |datapath: &mut Datapath<Owned>, now| {
+        let outgoing = datapath.outgoing.as_mut().expect("there were packets");
+        assert!(outgoing.handle_request(now, 0));
+    };
+    // A lane of another kind takes the packets now.
+    assert_eq!(polled(&mut session, &mut datapath, now, false), 0);
+    ask(&mut datapath, now);
+    assert_eq!(polled(&mut session, &mut datapath, now, false), 0);
+    assert!(datapath.poll_timeout() > Some(now));
+    // And this one again.
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
+    // Nobody reports, and the window is full.
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    for _ in 0..200 {
+        send(&mut session, &mut datapath, now, 1);
+        now += Duration::from_millis(1);
+    }
+    ask(&mut datapath, now);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
+    assert!(datapath.poll_timeout() > Some(now));
+}
