@@ -159,19 +159,24 @@ impl<P: QueuePacket> Datapath<P> {
         }
         self.rest_when_idle(now);
         self.incoming.handle_timeout(now);
-        if self
-            .incoming
-            .gaps()
-            .poll_timeout()
-            .is_some_and(|due| due <= now)
-        {
+        if self.question_at().is_some_and(|due| due <= now) {
             // Something is to be asked for, and the next report may be far off.
-            if let Some(lane) = self.lanes.last_mut() {
+            let mut lanes = self.lanes.iter_mut().rev();
+            if let Some(lane) = lanes.find(|lane| lane.received.highest().is_some()) {
                 lane.received.handle_missing();
             }
         }
         self.hold.handle_timeout(now);
         self.release(deliver);
+    }
+
+    /// When a lane is to be told that there is something to ask for: not while none has anything to report on, nor while
+    /// one was told and has not reported yet.
+    pub(super) fn question_at(&self) -> Option<Instant> {
+        let mut lanes = self.lanes.iter().map(|lane| &lane.received);
+        let wanted = lanes.clone().any(|received| received.highest().is_some())
+            && !lanes.any(|received| received.is_urgent());
+        self.incoming.gaps().question_at().filter(|_| wanted)
     }
 
     /// Takes note of whether the far end keeps what it sends. Where it does not, no packet is held

@@ -334,6 +334,7 @@ impl<P: QueuePacket> Datapath<P> {
                 extra,
                 idle,
                 self.incoming.poll_timeout(),
+                self.question_at(),
                 self.hold.poll_timeout(),
             ])
             .flatten()

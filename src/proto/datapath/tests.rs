@@ -448,3 +448,50 @@ fn resends_that_no_lane_may_send_wake_nobody() {
     assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
     assert!(datapath.poll_timeout() > Some(now));
 }
+
+#[test]
+fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() {
+    let (mut now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
+    let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
+    let mut sender = Datapath::new(now, 9, 0, RepairSettings::default());
+    sender.follow_lanes(&client, now, 3);
+    // The first of three packets comes over a lane of another kind, and so does the third.
+    for number in [0, 2] {
+        let mut packet = udp_packet(1, number, 228);
+        let range = 0..packet.len();
+        let received = Received {
+            number: number.into(),
+            frame: &mut packet,
+            range,
+            offload: Offload::default(),
+        };
+        datapath.take(&mut session, now, received, &mut deliver);
+    }
+    datapath.kept = true;
+    for _ in 0..20 {
+        now += Duration::from_millis(1);
+        datapath.handle_timeout(now, &mut deliver);
+        assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
+        assert!(datapath.poll_timeout() > Some(now));
+    }
+    // Something comes over the first lane, nothing over the last.
+    let path = session.datagram_path(LANE).expect("a datagram lane");
+    let mut out = [0; 2_048];
+    sender.enqueue(now, Owned(udp_packet(1, 3, 228)), Producer::Other);
+    client.alloc_source(0);
+    client.alloc_source(0);
+    client.alloc_source(0);
+    let len = sender.poll_datagram(&mut client, now, LANE, true, &mut out);
+    let datagram = &mut out[..len.expect("there is a packet")];
+    datapath
+        .open(&mut session, now, path, datagram, false, &mut deliver)
+        .expect("opens");
+    let round_trip = Duration::from_millis(50);
+    let last = lane::DatapathLane::new(now, LaneId(9), 1_200, round_trip, 1);
+    datapath.lanes.push(last);
+    now += Duration::from_millis(2);
+    datapath.handle_timeout(now, &mut deliver);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
+    assert_eq!(datapath.stats().asked, 1);
+    assert!(datapath.poll_timeout() > Some(now));
+}

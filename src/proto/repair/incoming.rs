@@ -160,7 +160,7 @@ impl Incoming {
         self.gaps.handle_timeout(now)
     }
 
-    /// When [`Incoming::handle_timeout`] or a question is due.
+    /// When [`Incoming::handle_timeout`] is due; [`Gaps::question_at`] says when a question is.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let idle = self
