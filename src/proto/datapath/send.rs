@@ -456,6 +456,8 @@ impl<P: QueuePacket> Datapath<P> {
     ) -> Option<usize> {
         let lane = &self.lanes[index];
         let (id, datagram) = (lane.id, lane.datagram);
+        // Told of a copy that comes in place of its packet, the far end would wait and ask for others too.
+        let kept = self.keeps();
         let outgoing = self.outgoing.as_mut()?;
         if let Some(orphan) = self.orphans.pop_front() {
             outgoing.handle_request(now, orphan);
@@ -478,7 +480,7 @@ impl<P: QueuePacket> Datapath<P> {
                     let header = DatagramPacketHeader {
                         source: number as u32,
                         checksum: checksum_of(offload),
-                        kept: true,
+                        kept,
                         piece: Piece::Whole,
                     };
                     let sealed = session.seal_piece(now, id, header, room);

@@ -12,6 +12,7 @@ use super::*;
 use crate::proto::lossy_pair::{LossyPair, Way};
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::{Producer, QueuePacket};
+use crate::proto::repair::Circumstances;
 use crate::proto::session::{Session, Settings};
 use crate::wire::LaneId;
 
@@ -494,4 +495,36 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
     assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
     assert_eq!(datapath.stats().asked, 1);
     assert!(datapath.poll_timeout() > Some(now));
+}
+
+#[test]
+fn what_leaves_again_is_worth_waiting_for_only_where_packets_are() {
+    for (rivals, kept) in [(false, true), (true, false)] {
+        let (now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
+        let circumstances = Circumstances {
+            sent: 0,
+            dropped: 0,
+            own: 0,
+            rivals,
+            flying: 10.0,
+            loss: 0.0,
+        };
+        datapath.judge.judge(now, &circumstances);
+        let mut out = [0; 2_048];
+        // The packet itself is lost, its copy comes.
+        datapath.enqueue(now, Owned(udp_packet(1, 0, 228)), Producer::Other);
+        let mut poll = || datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+        assert!(poll().is_some());
+        let len = poll().expect("there is a copy");
+        assert_eq!(datapath.stats().outgoing.copied, 1);
+        let path = client.datagram_path(LANE).expect("a datagram lane");
+        let mut receiver = Datapath::<Owned>::new(now, 9, 0, RepairSettings::default());
+        receiver.follow_lanes(&client, now, 3);
+        receiver.kept = !kept;
+        let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
+        receiver
+            .open(&mut client, now, path, &mut out[..len], false, &mut deliver)
+            .expect("opens");
+        assert_eq!(receiver.kept, kept);
+    }
 }
