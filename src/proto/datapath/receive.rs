@@ -206,7 +206,13 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
-    fn handle_report(&mut self, session: &mut Session, now: Instant, id: LaneId, report: &Report) {
+    pub(super) fn handle_report(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        id: LaneId,
+        report: &Report,
+    ) {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
         };
@@ -244,10 +250,13 @@ impl<P: QueuePacket> Datapath<P> {
         let starting = lane.flight.congestion().is_starting();
         let rivals = lane.flight.congestion().has_rivals();
         lane.received.handle_round_trip(round_trip);
-        self.queue.set_pace(rate, round_trip);
-        self.queue.set_starting(starting);
-        self.queue.set_rivals(rivals);
-        self.follow(round_trip);
+        // Nothing waits for a lane beside the one that takes packets.
+        if self.carrier.is_none_or(|carrier| carrier == id) {
+            self.queue.set_pace(rate, round_trip);
+            self.queue.set_starting(starting);
+            self.queue.set_rivals(rivals);
+            self.follow(round_trip);
+        }
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.handle_report(now, &loss);
         }

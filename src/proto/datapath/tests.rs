@@ -14,7 +14,7 @@ use crate::proto::path::DatagramPath;
 use crate::proto::queue::{Producer, QueuePacket};
 use crate::proto::repair::Circumstances;
 use crate::proto::session::{Session, Settings};
-use crate::wire::LaneId;
+use crate::wire::{LaneId, Report};
 
 const LANE: LaneId = LaneId::FIRST;
 
@@ -527,4 +527,20 @@ fn what_leaves_again_is_worth_waiting_for_only_where_packets_are() {
             .expect("opens");
         assert_eq!(receiver.kept, kept);
     }
+}
+
+#[test]
+fn a_lane_that_carries_no_packets_sets_no_pace() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    let other = LaneId(9);
+    let round_trip = Duration::from_millis(1);
+    let lane = lane::DatapathLane::new(now, other, 1_200, round_trip, 1);
+    datapath.lanes.push(lane);
+    let before = (datapath.room(), datapath.round_trip);
+    datapath.handle_report(&mut session, now, other, &Report::default());
+    assert_eq!((datapath.room(), datapath.round_trip), before);
+    datapath.carrier = Some(other);
+    datapath.handle_report(&mut session, now, other, &Report::default());
+    assert!(datapath.room() > before.0 && datapath.round_trip == round_trip);
 }
