@@ -459,7 +459,9 @@ impl<P: QueuePacket> Datapath<P> {
         // Told of a copy that comes in place of its packet, the far end would wait and ask for others too.
         let kept = self.keeps();
         let outgoing = self.outgoing.as_mut()?;
-        if let Some(orphan) = self.orphans.pop_front() {
+        while !outgoing.has_resends()
+            && let Some(orphan) = self.orphans.pop_front()
+        {
             outgoing.handle_request(now, orphan);
         }
         loop {

@@ -544,3 +544,16 @@ fn a_lane_that_carries_no_packets_sets_no_pace() {
     datapath.handle_report(&mut session, now, other, &Report::default());
     assert!(datapath.room() > before.0 && datapath.round_trip == round_trip);
 }
+
+#[test]
+fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
+    datapath.outgoing = None;
+    now += Duration::from_millis(10);
+    assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
+    datapath.abandon(LANE);
+    now += Duration::from_millis(10);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 2);
+    assert_eq!(datapath.stats().outgoing.resends_too_late, 2);
+}
