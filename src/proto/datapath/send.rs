@@ -40,6 +40,8 @@ pub struct Datapath<P> {
     orphans: VecDeque<u64>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
+    /// Room for it.
+    spare: Vec<u8>,
     /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
     pub(super) kept: bool,
     pub(super) round_trip: Duration,
@@ -91,6 +93,8 @@ pub struct DatapathDrops {
     pub unsealed: u64,
     /// Packets too long for two datagrams of the lane.
     pub too_long: u64,
+    /// Second halves of packets whose lane was gone, or had to wait too long, before they could leave.
+    pub halves: u64,
     /// Reports that were malformed.
     pub malformed_reports: u64,
     /// Repairs that were malformed.
@@ -128,6 +132,7 @@ impl<P: QueuePacket> Datapath<P> {
             lanes: Vec::new(),
             orphans: VecDeque::new(),
             rest: None,
+            spare: Vec::new(),
             kept: false,
             round_trip: FIRST_ROUND_TRIP,
             duplicates: 0,
@@ -148,6 +153,7 @@ impl<P: QueuePacket> Datapath<P> {
         {
             self.abandon(id);
             self.lanes.retain(|lane| lane.id != id);
+            self.drop_rest(|lane| lane == id);
         }
         for id in session.lanes() {
             let Some(datagram) = session.max_datagram(id) else {
@@ -537,7 +543,10 @@ impl<P: QueuePacket> Datapath<P> {
                     self.drops.too_long += 1;
                     continue;
                 }
-                let bytes = out[from + first..from + packet.len].to_vec();
+                // One of another lane, which takes packets no more and is full.
+                self.drop_rest(|_| true);
+                let mut bytes = std::mem::take(&mut self.spare);
+                bytes.extend_from_slice(&out[from + first..from + packet.len]);
                 self.rest = Some((
                     id,
                     Rest {
@@ -558,7 +567,7 @@ impl<P: QueuePacket> Datapath<P> {
             };
             if session.seal_piece(now, id, header, room).is_err() {
                 self.drops.unsealed += 1;
-                self.rest = None;
+                self.drop_rest(|_| piece == Piece::First);
                 continue;
             }
             self.note_sent(
@@ -599,8 +608,19 @@ impl<P: QueuePacket> Datapath<P> {
         let content = Content::Source {
             number: rest.number,
         };
+        self.spare = rest.bytes;
+        self.spare.clear();
         self.note_sent(session, now, index, &out[..whole], Class::Data, content);
         Some(whole)
+    }
+
+    /// Drops the piece that waits, if its lane is such a one.
+    fn drop_rest(&mut self, gone: impl FnOnce(LaneId) -> bool) {
+        if let Some((_, rest)) = self.rest.take_if(|(lane, _)| gone(*lane)) {
+            self.drops.halves += 1;
+            self.spare = rest.bytes;
+            self.spare.clear();
+        }
     }
 
     fn note_sent(

@@ -557,3 +557,16 @@ fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
     assert_eq!(polled(&mut session, &mut datapath, now, true), 2);
     assert_eq!(datapath.stats().outgoing.resends_too_late, 2);
 }
+
+#[test]
+fn the_second_half_of_a_packet_goes_with_its_lane_and_is_counted() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    datapath.lanes[0].datagram = 1_200;
+    let mut out = [0; 2_048];
+    datapath.enqueue(now, Owned(udp_packet(1, 0, 1_400)), Producer::Other);
+    let first = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+    assert_eq!(first, Some(1_200));
+    session.remove_lane(now, LANE);
+    datapath.follow_lanes(&session, now, 3);
+    assert_eq!(datapath.stats().drops.halves, 1);
+}
