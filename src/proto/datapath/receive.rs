@@ -152,7 +152,9 @@ impl<P: QueuePacket> Datapath<P> {
             if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
                 lane.probe |= lane.flight.handle_timeout(now, |_, _| {});
                 let report = lane.loss_report(0);
-                if let Some(outgoing) = &mut self.outgoing {
+                if let Some(outgoing) = &mut self.outgoing
+                    && self.carrier.is_none_or(|carrier| carrier == lane.id)
+                {
                     outgoing.handle_report(now, &report);
                 }
             }
@@ -250,15 +252,15 @@ impl<P: QueuePacket> Datapath<P> {
         let starting = lane.flight.congestion().is_starting();
         let rivals = lane.flight.congestion().has_rivals();
         lane.received.handle_round_trip(round_trip);
-        // Nothing waits for a lane beside the one that takes packets.
+        // What another lane is like says nothing of the one that takes packets.
         if self.carrier.is_none_or(|carrier| carrier == id) {
             self.queue.set_pace(rate, round_trip);
             self.queue.set_starting(starting);
             self.queue.set_rivals(rivals);
             self.follow(round_trip);
-        }
-        if let Some(outgoing) = &mut self.outgoing {
-            outgoing.handle_report(now, &loss);
+            if let Some(outgoing) = &mut self.outgoing {
+                outgoing.handle_report(now, &loss);
+            }
         }
         if self.carrier == Some(id) {
             self.judge(now, id);

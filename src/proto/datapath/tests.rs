@@ -546,6 +546,26 @@ fn a_lane_that_carries_no_packets_sets_no_pace() {
 }
 
 #[test]
+fn a_lane_that_carries_no_packets_tells_repair_nothing() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    let other = LaneId(9);
+    let round_trip = Duration::from_secs(1);
+    let lane = lane::DatapathLane::new(now, other, 1_200, round_trip, 1);
+    datapath.lanes.push(lane);
+    let mut resends = |datapath: &mut Datapath<Owned>, after_ms, lane| {
+        let now = now + Duration::from_millis(after_ms);
+        datapath.handle_report(&mut session, now, lane, &Report::default());
+        let outgoing = datapath.outgoing.as_mut().expect("there were packets");
+        outgoing.handle_request(now, 0);
+        polled(&mut session, datapath, now, true)
+    };
+    assert_eq!(resends(&mut datapath, 20, other), 1);
+    // By the other lane's round trip that resend would still be on its way.
+    assert_eq!(resends(&mut datapath, 500, other), 1);
+}
+
+#[test]
 fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
     let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
     assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
