@@ -306,7 +306,7 @@ impl Lanes {
                     attempt.joining.clear();
                 }
                 self.notices.connected();
-                self.link.handle_connected(now, server);
+                self.link.handle_fresh(now, server);
                 self.beside.forget();
                 self.joining_beside = None;
                 if let Some(carrier) = carrier.as_mut() {
