@@ -13,7 +13,8 @@
 //!
 //! An Init beside the Join, as streams have it, would make the server begin a session that nobody
 //! needs; so over datagrams it follows later, and only when the session has no lane that is of use.
-//! A lane joins by every family of addresses the server has; the first that is confirmed stays.
+//! A lane joins by every family of addresses the server has; the first that is confirmed stays, or the last of those
+//! that are confirmed at once.
 //!
 //! Of streams there may be several side by side: [`Beside`] says when another is opened beside the link's, and each
 //! joins as above, without an Init.
@@ -306,7 +307,7 @@ impl Lanes {
                     attempt.joining.clear();
                 }
                 self.notices.connected();
-                self.link.handle_connected(now, server);
+                self.link.handle_fresh(now, server);
                 self.beside.forget();
                 self.joining_beside = None;
                 if let Some(carrier) = carrier.as_mut() {
@@ -377,6 +378,16 @@ impl Lanes {
         {
             attempt.joining.retain(|joining| *joining != lane);
             let server = attempt.server;
+            let joining = &attempt.joining;
+            if carrier
+                .session()
+                .lanes()
+                .any(|other| joining.contains(&other))
+            {
+                // Another way has answered since, before anybody looked: the server has both echoes
+                // and uses the lane that it confirmed last.
+                return carrier.remove_lane(now, lane, LaneLoss::Replaced);
+            }
             self.joined(now, carrier, server, lane);
         }
     }
@@ -539,3 +550,125 @@ const JOIN_ALONE: Duration = Duration::from_millis(600);
 
 /// How long a join is waited for while another lane serves: the session repeats it four times.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::io::carrier::CarrierEvent;
+    use crate::io::lane::{LaneStream, StreamLane};
+    use crate::io::pool::Pool;
+    use crate::io::tls::{ClientTls, Verify};
+    use crate::io::udp::{Receiver, UdpIo};
+    use crate::proto::{
+        Answer, ChallengeState, ClientConfig, ClientEntry, DatagramPath, Initiator, PacketMeta,
+        Reply, Responder, SecretKey, Session, Settings,
+    };
+    use crate::wire::{DatagramType, datagram_type};
+
+    fn lanes(now: Instant, handshake: ClientConfig, pool: Arc<Pool>) -> Lanes {
+        let connector = Connector {
+            servers: vec!["udp://127.0.0.1:9".parse().unwrap()],
+            tls: ClientTls::new(&Verify::Unchecked).unwrap(),
+            handshake,
+            time: Duration::from_secs(1),
+            lanes: 1,
+            pool,
+        };
+        Lanes::new(now, Arc::new(connector), 7)
+    }
+
+    fn sessions(now: Instant) -> (ClientConfig, Session, Session) {
+        let mut rng = rand::rng();
+        let secret = SecretKey::generate(&mut rng);
+        let config =
+            ClientConfig::new(SecretKey::generate(&mut rng), secret.public(), *b"instance");
+        let responder = Responder::new(vec![secret], &[], Settings::default(), UNIX_EPOCH);
+        let unix = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let (mut initiator, init) = Initiator::new(&config, unix, &mut rng).unwrap();
+        let mut challenge = ChallengeState::default();
+        let entry = |_: &_| Some(ClientEntry::default());
+        let answer = responder.handle_init(now, &init, &mut challenge, &mut rng, entry);
+        let Ok(Answer::Accept { reply, session, .. }) = answer else {
+            panic!("{answer:?}");
+        };
+        let Ok(Reply::Established(client)) = initiator.handle(now, unix, &reply) else {
+            panic!("no session");
+        };
+        (config, *client, *session)
+    }
+
+    async fn stream(pool: Arc<Pool>) -> StreamLane {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        StreamLane::new(LaneStream::Tcp(near.unwrap()), pool)
+    }
+
+    /// Hands over what one end has to say; `path` is what each datagram came by.
+    fn carry(now: Instant, from: &mut Session, to: &mut Session) {
+        let mut out = Vec::new();
+        while let Some(lane) = from.poll_control(now, &mut out) {
+            let Some(path) = from.datagram_path(lane) else {
+                to.open(now, lane, &mut out).unwrap();
+                continue;
+            };
+            match datagram_type(&out) {
+                Some(DatagramType::Join) => {
+                    to.handle_join_datagram(now, path, &out).unwrap();
+                }
+                Some(_) | None => {
+                    to.open_datagram(now, path, &mut out).unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_ways_that_answer_at_once_the_one_stays_that_the_server_uses() {
+        let now = Instant::now();
+        let pool = Pool::new("test", 4, 4);
+        let (config, client, mut server) = sessions(now);
+        let mut lanes = lanes(now, config, pool.clone());
+        let mut carrier = Carrier::new(client, LaneId::FIRST, stream(pool.clone()).await);
+        carry(now, carrier.session_mut(), &mut server);
+        carry(now, &mut server, carrier.session_mut());
+        // An attempt that joins by two ways.
+        assert_eq!(lanes.link.poll_attempt(now), Some(0));
+        let mut joining = Vec::new();
+        for port in [9, 10] {
+            let remote = ([127, 0, 0, 1], port).into();
+            let io = Arc::new(UdpIo::for_remote(remote).unwrap());
+            let path = DatagramPath {
+                socket: io.id(),
+                ..DatagramPath::to(remote)
+            };
+            let receiver = Receiver::new(io, pool.clone());
+            joining.extend(carrier.join_datagrams(now, receiver, path));
+        }
+        assert_eq!(joining.len(), 2);
+        lanes.attempts.push(Attempt {
+            server: 0,
+            future: None,
+            joining,
+            deadline: None,
+            greets: false,
+        });
+        // Both are answered, and both echoes leave, before the driver looks at events.
+        carry(now, carrier.session_mut(), &mut server);
+        carry(now, &mut server, carrier.session_mut());
+        carry(now, carrier.session_mut(), &mut server);
+        let mut carrier = Some(carrier);
+        while let Some(event) = carrier.as_mut().and_then(|one| one.poll_event(now)) {
+            if let CarrierEvent::Session(event) = event {
+                lanes.handle_event(now, &mut carrier, &event);
+            }
+        }
+        let used = server.lane_for(now, PacketMeta::default()).unwrap();
+        let session = carrier.as_ref().unwrap().session();
+        assert!(session.lanes().any(|lane| lane == used), "{used} is gone");
+        assert_eq!(lanes.server_of(used), Some(0));
+    }
+}

@@ -176,6 +176,14 @@ impl Link {
         self.arm_probe(now);
     }
 
+    /// An attempt has brought a lane of a new session: the lanes of the one before are gone.
+    pub(super) fn handle_fresh(&mut self, now: Instant, server: usize) {
+        for entry in &mut self.servers {
+            entry.lane = None;
+        }
+        self.handle_connected(now, server);
+    }
+
     /// An attempt has failed.
     pub(super) fn handle_failed(&mut self, now: Instant, server: usize) {
         let trying = self.servers.get_mut(server).map(|entry| &mut entry.trying);
@@ -640,6 +648,25 @@ mod tests {
         link.handle_heard(now, 0);
         assert!(!link.is_trying(1));
         assert_eq!(link.poll_attempt(now + HEAD_START_ANOTHER), None);
+    }
+
+    #[test]
+    fn lane_of_a_session_that_was_replaced_is_not_relied_on() {
+        let (mut link, now) = ranked();
+        fail(&mut link, now, 0);
+        fail(&mut link, now, 1);
+        link.poll_attempt(now);
+        link.handle_connected(now, 2);
+        let later = now + wait(&link, now);
+        assert_eq!(link.poll_attempt(later), Some(0));
+        // The third may stay until this one has proven itself, which it does not.
+        link.handle_connected(later, 0);
+        link.handle_silent(later, 0);
+        assert_eq!(link.poll_attempt(later), Some(1));
+        link.handle_fresh(later, 1);
+        while link.poll_retired(later).is_some() {}
+        assert!(link.handle_lost(later, 1), "there is no other");
+        assert!(wait(&link, later) <= BACKOFF_MIN);
     }
 
     #[test]

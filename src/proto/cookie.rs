@@ -250,7 +250,7 @@ impl MacKeys {
 }
 
 /// Keyed BLAKE2s with 16 bytes of output (RFC 7693, section 2.9), over the parts in a row.
-fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_LEN] {
+pub(super) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_LEN] {
     let mut mac = Blake2sMac::<consts::U16>::new_from_slice(key)
         .unwrap_or_else(|_| unreachable!("blake2s key of {} bytes", key.len()));
     for part in parts {
@@ -264,7 +264,7 @@ fn split_mac(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Address and port, in a form that no two addresses share.
-fn address_bytes(source: SocketAddr) -> ([u8; 16], [u8; 2]) {
+pub(super) fn address_bytes(source: SocketAddr) -> ([u8; 16], [u8; 2]) {
     let address = match source.ip() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::aead::same_secret;
+use super::cookie::{address_bytes, mac};
 use super::liveness::{Liveness, LivenessLimits};
 use super::lossy::Lossy;
 use super::path::DatagramPath;
@@ -28,7 +29,7 @@ pub(super) enum LaneState {
     Unproven,
     /// Server: the Join opened; the challenge is to come back.
     Challenged {
-        /// What JoinOk carries.
+        /// What JoinOk carries; on a datagram lane, what that is made from for each address.
         challenge: [u8; JOIN_CHALLENGE_LEN],
     },
     /// Both ends know that the other is there.
@@ -111,19 +112,47 @@ impl Lane {
         }
     }
 
-    /// Server: takes the echo of a challenge; whether it is the right one.
-    pub(super) fn accept_echo(&mut self, echo: &[u8; JOIN_CHALLENGE_LEN]) -> bool {
-        match &self.state {
-            LaneState::Challenged { challenge } if same_secret(challenge, echo) => {
-                self.state = LaneState::Confirmed;
-                true
+    /// Server: what JoinOk carries now; `None` if no echo is waited for.
+    ///
+    /// Each address from which the Join of a datagram lane comes is sent another: a Join can be
+    /// sent on from anywhere, and the echo shows which of them receives.
+    pub(super) fn join_challenge(&self) -> Option<[u8; JOIN_CHALLENGE_LEN]> {
+        let challenge = self.challenge()?;
+        let lossy = self.lossy.as_ref();
+        Some(lossy.map_or(challenge, |lossy| {
+            challenge_for(&challenge, lossy.paths.current())
+        }))
+    }
+
+    /// Server: takes the echo of a challenge, which came by `from` if in a datagram; whether it is
+    /// a right one. A datagram lane then goes where it is proven that somebody receives.
+    pub(super) fn accept_echo(
+        &mut self,
+        from: Option<DatagramPath>,
+        echo: &[u8; JOIN_CHALLENGE_LEN],
+    ) -> bool {
+        let Some(challenge) = self.challenge() else {
+            return false;
+        };
+        let right = match (&mut self.lossy, from) {
+            (None, None) => same_secret(&challenge, echo),
+            (Some(lossy), Some(from)) => {
+                let current = lossy.paths.current();
+                let received = |path| same_secret(&challenge_for(&challenge, path), echo);
+                if from.remote != current.remote && received(from) {
+                    // Its Join came by another way as well, or somebody sent on a copy.
+                    lossy.paths.set(from);
+                    true
+                } else {
+                    received(current)
+                }
             }
-            LaneState::Challenged { .. }
-            | LaneState::Joining
-            | LaneState::Unproven
-            | LaneState::Confirmed
-            | LaneState::Dead => false,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if right {
+            self.state = LaneState::Confirmed;
         }
+        right
     }
 
     /// Gives the next counter to seal with. 2^64 frames do not pass in an epoch; its limits are
@@ -190,6 +219,15 @@ impl Lane {
         self.counters(epoch).send = to;
     }
 
+    fn challenge(&self) -> Option<[u8; JOIN_CHALLENGE_LEN]> {
+        match &self.state {
+            LaneState::Challenged { challenge } => Some(*challenge),
+            LaneState::Joining | LaneState::Unproven | LaneState::Confirmed | LaneState::Dead => {
+                None
+            }
+        }
+    }
+
     fn counters(&mut self, epoch: u64) -> &mut Counters {
         let counters = &mut self.counters[slot(epoch)];
         if counters.epoch != epoch {
@@ -208,6 +246,15 @@ struct Counters {
     epoch: u64,
     send: u64,
     receive: u64,
+}
+
+/// The challenge of a joining lane for one address: a MAC, so that nothing need be kept for it.
+fn challenge_for(
+    challenge: &[u8; JOIN_CHALLENGE_LEN],
+    path: DatagramPath,
+) -> [u8; JOIN_CHALLENGE_LEN] {
+    let (address, port) = address_bytes(path.remote);
+    mac(challenge, &[&address, &port])
 }
 
 fn slot(epoch: u64) -> usize {
@@ -284,11 +331,11 @@ mod tests {
     #[test]
     fn only_the_right_echo_confirms() {
         let mut lane = lane(LaneState::Challenged { challenge: [7; 16] });
-        assert!(!lane.accept_echo(&[8; 16]));
+        assert!(!lane.accept_echo(None, &[8; 16]));
         assert!(!lane.is_confirmed());
-        assert!(lane.accept_echo(&[7; 16]));
+        assert!(lane.accept_echo(None, &[7; 16]));
         assert!(lane.is_confirmed());
-        assert!(!lane.accept_echo(&[7; 16]), "an echo confirms once");
+        assert!(!lane.accept_echo(None, &[7; 16]), "an echo confirms once");
     }
 
     #[test]

@@ -46,7 +46,9 @@ impl Pieces {
         bytes: &[u8],
     ) -> Pieced {
         let known = self.waiting.iter().position(|half| half.number == number);
-        let Some(mut half) = known.and_then(|index| self.waiting.swap_remove_back(index)) else {
+        let Some((index, mut half)) =
+            known.and_then(|index| Some((index, self.waiting.remove(index)?)))
+        else {
             return self.keep(number, header, bytes);
         };
         match (half.piece, header.piece) {
@@ -58,7 +60,7 @@ impl Pieces {
                 half.offload = header.offload();
             }
             (Piece::First | Piece::Last | Piece::Whole, _) => {
-                self.waiting.push_back(half);
+                self.waiting.insert(index, half);
                 return Pieced::Duplicate;
             }
         }
@@ -207,6 +209,27 @@ mod tests {
             pieces.take(999, &header(Piece::Last), b"y"),
             Pieced::Whole { len: 2 }
         );
+    }
+
+    #[test]
+    fn who_is_oldest_stays_so_when_another_is_whole_or_comes_again() {
+        let mut pieces = Pieces::default();
+        for number in 0..MAX_WAITING as u64 {
+            pieces.take(number, &header(Piece::First), b"x");
+        }
+        pieces.take(0, &header(Piece::Last), b"y");
+        pieces.take(1, &header(Piece::First), b"x");
+        for number in 100..102 {
+            pieces.take(number, &header(Piece::First), b"x");
+        }
+        // Number 1 was the oldest, and is the only one that has gone.
+        for number in 2..MAX_WAITING as u64 {
+            assert_eq!(
+                pieces.take(number, &header(Piece::Last), b"y"),
+                Pieced::Whole { len: 2 },
+                "{number}"
+            );
+        }
     }
 
     #[test]

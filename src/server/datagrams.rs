@@ -20,7 +20,7 @@
 //!
 //! # Limits
 //!
-//! [`HANDSHAKES`] messages with handshakes wait, [`MAX_UNCONFIRMED`] sessions that no client has
+//! [`HANDSHAKES`] handshakes wait, [`MAX_UNCONFIRMED`] sessions that no client has
 //! confirmed, each for [`CONFIRM_TIMEOUT`] at most. What is beyond that is dropped and counted.
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ use super::leases::Owner;
 use super::run::Shared;
 use super::session::SessionDriver;
 use crate::io::clock;
-use crate::io::pool::Pool;
+use crate::io::pool::{Pool, SMALL};
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
     Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Silence, StrangerDrop,
@@ -181,10 +181,12 @@ impl Sorter {
         let Some(first) = datagrams.next().map(whose) else {
             return;
         };
-        if datagrams.all(|datagram| whose(datagram) == first) {
+        let alone = arrival.buffer.len() <= arrival.stride;
+        if alone || first != Whose::Stranger && datagrams.all(|datagram| whose(datagram) == first) {
             return self.deliver(first, arrival);
         }
-        // Of several sessions, or of one and of none: one by one.
+        // Of several sessions, or of one and of none: one by one. Handshakes too, since what waits of
+        // them is counted, and a whole message would be 64 KiB for one.
         for datagram in arrival.buffer.chunks(arrival.stride) {
             let mut buffer = self.pool.sized(datagram.len());
             buffer.copy_from_slice(datagram);
@@ -200,6 +202,7 @@ impl Sorter {
 
     fn deliver(&mut self, whose: Whose, arrival: Arrival) {
         let stats = &self.stats;
+        let datagrams = arrival.buffer.len().div_ceil(arrival.stride.max(1)) as u64;
         match whose {
             Whose::Session(handle) => match self.inboxes.find(handle) {
                 Some(inbox) => {
@@ -209,7 +212,7 @@ impl Sorter {
                     }
                 }
                 None => {
-                    stats.no_session.fetch_add(1, Ordering::Relaxed);
+                    stats.no_session.fetch_add(datagrams, Ordering::Relaxed);
                 }
             },
             Whose::Stranger => {
@@ -218,7 +221,7 @@ impl Sorter {
                 }
             }
             Whose::Nobody => {
-                stats.garbage.fetch_add(1, Ordering::Relaxed);
+                stats.garbage.fetch_add(datagrams, Ordering::Relaxed);
             }
         }
     }
@@ -242,6 +245,8 @@ fn whose(datagram: &[u8]) -> Whose {
         }
         Some(DatagramType::Join) => join_datagram_session(datagram)
             .map_or(Whose::Nobody, |session| Whose::Session(session.handle())),
+        // Longer than any handshake is.
+        Some(DatagramType::Init) if datagram.len() > SMALL => Whose::Nobody,
         Some(DatagramType::Init) => Whose::Stranger,
         Some(DatagramType::Reply | DatagramType::Challenge | DatagramType::Cookie) | None => {
             Whose::Nobody
@@ -363,7 +368,7 @@ impl Desk {
     }
 
     fn send(&mut self, path: DatagramPath, bytes: &[u8]) {
-        // Emptied after each message, which holds fewer Inits than the batch answers.
+        // Emptied after each handshake.
         if let Some(room) = self.batch.reserve(bytes.len()) {
             room.copy_from_slice(bytes);
             self.batch.commit(
@@ -378,8 +383,7 @@ impl Desk {
     }
 }
 
-/// Messages with handshakes that may wait: half a second of work, in 2 MiB at most of small
-/// buffers.
+/// Handshakes that may wait: half a second of work, in 2 MiB of small buffers.
 pub const HANDSHAKES: usize = 1024;
 
 /// Sessions of a socket that may wait for their first sealed frame.
@@ -539,6 +543,29 @@ mod tests {
         assert_eq!(read(&sorter.stats.handshakes_full), 998);
         sorter.sort(message(&sorter, &[sealed(session, 100)]));
         assert_eq!(taken(&inbox), [(100, 100)]);
+    }
+
+    #[tokio::test]
+    async fn handshakes_that_came_joined_wait_in_small_buffers() {
+        let (mut sorter, mut handshakes) = sorter(64);
+        sorter.sort(message(&sorter, &vec![init(1300); 40]));
+        sorter.sort(message(&sorter, &[init(SMALL + 1)]));
+        let mut waiting = 0;
+        while let Ok(arrival) = handshakes.try_recv() {
+            assert_eq!(arrival.buffer.capacity(), SMALL);
+            waiting += 1;
+        }
+        assert_eq!(waiting, 40);
+        assert_eq!(read(&sorter.stats.garbage), 1, "longer than any handshake");
+    }
+
+    #[tokio::test]
+    async fn datagrams_that_came_joined_are_counted_one_by_one() {
+        let (mut sorter, _handshakes) = sorter(1);
+        sorter.sort(message(&sorter, &vec![vec![0xFF; 100]; 5]));
+        sorter.sort(message(&sorter, &vec![sealed(SessionId(9), 100); 3]));
+        assert_eq!(read(&sorter.stats.garbage), 5);
+        assert_eq!(read(&sorter.stats.no_session), 3);
     }
 
     #[test]

@@ -344,6 +344,7 @@ impl Server {
         }
         debug!(
             accept = ?shared.accept_stats,
+            datagrams = ?shared.datagram_stats,
             dns = ?shared.dns.stats(),
             no_route = shared.router.no_route(),
             still_queued = shared.router.queued_bytes(),

@@ -331,11 +331,13 @@
 //!
 //! **Lossy lanes say it again.** Until it is answered, and at most 16 times: Join until JoinOk, JoinOk until JoinEcho,
 //! Config until ConfigOk, RekeyInit until RekeyReply. What answers is said again when what it
-//! answers comes again, and a copy changes nothing: the same Join is answered by the same JoinOk,
+//! answers comes again, and a copy changes nothing: the same Join from the same address is answered by the same JoinOk,
 //! the same JoinOk by JoinEcho, the same RekeyInit by the same RekeyReply. A Close is said three times.
 //!
 //! **Join.** Sealed with counter 0 of the new lane, as on a stream lane, so what the lane seals
-//! begins with 1. It is padded to 1,200 bytes: a lane that joins carries that much.
+//! begins with 1. It is padded to 1,200 bytes: a lane that joins carries that much. Until it is confirmed the lane
+//! goes where its Join came from last. Each address is sent a JoinOk of its own, and the lane then goes to the one
+//! whose challenge has come back.
 //!
 //! **Paths.** When a datagram opens that has the highest counter yet and came from another address,
 //! that address is sent a PathChallenge, three at most, and no more than three times the bytes that

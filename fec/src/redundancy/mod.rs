@@ -44,11 +44,14 @@
 //! that never come. Those they are short of are sent then, on credit.
 //!
 //! **Thin flows** (a call, a game, a keystroke) and urgent packets (SYN, DNS) cannot wait for
-//! parity over other packets. Each gets a repair of its own at once: over itself, and over the
-//! packet or two before it when little else is sent, which costs no more and gives the former ones
+//! parity over other packets. Each gets a repair of its own at once: over itself, and over up to five
+//! packets before it when little else is sent, which costs no more and gives the former ones
 //! a second chance. From 7 % on there is another some milliseconds later. They are paid from a bucket of
 //! 15 % of the bytes sent, or 128 kbit/s. They start before anything is known about the
 //! link, and end when it has shown to be clean.
+//!
+//! **Who knows better** that parity is of no use at present says so by [`Redundancy::set_parity`]; copies are made all
+//! the same.
 //!
 //! # Measured
 //!

@@ -313,7 +313,9 @@ impl Datagrams {
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> bool {
         if self.datapath.is_none() && !self.lanes.is_empty() {
-            let next = session.highest_source().map_or(0, |highest| highest + 1);
+            // The last number there is has none after it; who sends it harms itself.
+            let highest = session.highest_source();
+            let next = highest.map_or(0, |highest| highest.saturating_add(1));
             let repair = RepairSettings {
                 mode: session.settings().repair,
                 ..RepairSettings::default()

@@ -467,6 +467,16 @@ async fn super_packet_crosses_as_wire_packets_that_the_lane_carries() {
 }
 
 #[tokio::test]
+async fn last_source_number_there_is_breaks_nothing() {
+    let now = Instant::now();
+    let mut ends = Datagrammers::new(now);
+    // As over a stream lane, where numbers are sent whole.
+    assert!(ends.server.session_mut().take_source(u64::MAX, 0));
+    ends.turn().await;
+    assert_eq!(ends.server.datapath_stats().missing, 0);
+}
+
+#[tokio::test]
 async fn packet_longer_than_a_datagram_crosses_in_two_pieces() {
     let now = Instant::now();
     let mut ends = Datagrammers::new(now);

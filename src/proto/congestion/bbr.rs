@@ -663,7 +663,8 @@ impl Congestion for Bbr {
                 // What is lost flies on until it is missed, which is one more round trip.
                 let unnoticed = 1.0 + 2.0 * self.model.usual_loss();
                 let bdp = volume(bandwidth, self.length()) as f64;
-                (bdp * push * unnoticed) as u64 + self.slack() + volume(bandwidth, WINDOW_QUEUE)
+                ((bdp * push * unnoticed) as u64)
+                    .saturating_add(self.slack() + volume(bandwidth, WINDOW_QUEUE))
             }
         };
         window.max(self.least())
@@ -839,3 +840,20 @@ const MAX_DATAGRAM: u64 = 65_507;
 
 /// 10 kbit/s: whatever happened, something is sent that may bring news.
 const MIN_RATE: u64 = 1250;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hostile_far_end_reports_makes_no_window_overflow() {
+        let now = Instant::now();
+        let mut bbr = Bbr::new(now, 1_400, Duration::from_millis(50), 1);
+        let mut sample = Sample::new(now);
+        sample.rate = Some(u64::MAX / 64);
+        sample.round_trip = Some(Duration::from_secs(60));
+        bbr.on_report(&sample);
+        bbr.cruise(now);
+        assert_eq!(bbr.window(), u64::MAX);
+    }
+}

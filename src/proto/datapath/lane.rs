@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use adit_fec::LossReport;
 
 use crate::proto::congestion::{Bbr, Metrics};
-use crate::proto::delivery::{Flight, LossCounts, Received, SentCounts};
+use crate::proto::delivery::{Flight, LossCounts, Permit, Received, SentCounts};
 use crate::wire::LaneId;
 
 /// A datagram lane of a [`Datapath`](super::Datapath).
@@ -16,8 +16,8 @@ pub(super) struct DatapathLane {
     pub(super) received: Received,
     /// Longest datagram.
     pub(super) datagram: usize,
-    /// When the pacer lets the next datagram go, as it last said.
-    pub(super) release: Option<Instant>,
+    /// What window and pacer last said of the next datagram.
+    pub(super) permit: Permit,
     /// A probe is to be sent, whatever there is to say.
     pub(super) probe: bool,
     /// What repair was told of its losses.
@@ -88,9 +88,17 @@ impl DatapathLane {
             flight: Flight::new(now, round_trip, Box::new(bbr)),
             received: Received::new(now, round_trip),
             datagram,
-            release: None,
+            permit: Permit::Now,
             probe: false,
             told: LossCounts::default(),
+        }
+    }
+
+    /// When the pacer lets the next datagram go, if that is what it waits for.
+    pub(super) fn release(&self) -> Option<Instant> {
+        match self.permit {
+            Permit::At(at) => Some(at),
+            Permit::Now | Permit::Full => None,
         }
     }
 

@@ -152,26 +152,33 @@ impl<P: QueuePacket> Datapath<P> {
             if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
                 lane.probe |= lane.flight.handle_timeout(now, |_, _| {});
                 let report = lane.loss_report(0);
-                if let Some(outgoing) = &mut self.outgoing {
+                if let Some(outgoing) = &mut self.outgoing
+                    && self.carrier.is_none_or(|carrier| carrier == lane.id)
+                {
                     outgoing.handle_report(now, &report);
                 }
             }
         }
         self.rest_when_idle(now);
         self.incoming.handle_timeout(now);
-        if self
-            .incoming
-            .gaps()
-            .poll_timeout()
-            .is_some_and(|due| due <= now)
-        {
+        if self.question_at().is_some_and(|due| due <= now) {
             // Something is to be asked for, and the next report may be far off.
-            if let Some(lane) = self.lanes.last_mut() {
+            let mut lanes = self.lanes.iter_mut().rev();
+            if let Some(lane) = lanes.find(|lane| lane.received.highest().is_some()) {
                 lane.received.handle_missing();
             }
         }
         self.hold.handle_timeout(now);
         self.release(deliver);
+    }
+
+    /// When a lane is to be told that there is something to ask for: not while none has anything to report on, nor while
+    /// one was told and has not reported yet.
+    pub(super) fn question_at(&self) -> Option<Instant> {
+        let mut lanes = self.lanes.iter().map(|lane| &lane.received);
+        let wanted = lanes.clone().any(|received| received.highest().is_some())
+            && !lanes.any(|received| received.is_urgent());
+        self.incoming.gaps().question_at().filter(|_| wanted)
     }
 
     /// Takes note of whether the far end keeps what it sends. Where it does not, no packet is held
@@ -201,7 +208,13 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
-    fn handle_report(&mut self, session: &mut Session, now: Instant, id: LaneId, report: &Report) {
+    pub(super) fn handle_report(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        id: LaneId,
+        report: &Report,
+    ) {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
         };
@@ -239,12 +252,15 @@ impl<P: QueuePacket> Datapath<P> {
         let starting = lane.flight.congestion().is_starting();
         let rivals = lane.flight.congestion().has_rivals();
         lane.received.handle_round_trip(round_trip);
-        self.queue.set_pace(rate, round_trip);
-        self.queue.set_starting(starting);
-        self.queue.set_rivals(rivals);
-        self.follow(round_trip);
-        if let Some(outgoing) = &mut self.outgoing {
-            outgoing.handle_report(now, &loss);
+        // What another lane is like says nothing of the one that takes packets.
+        if self.carrier.is_none_or(|carrier| carrier == id) {
+            self.queue.set_pace(rate, round_trip);
+            self.queue.set_starting(starting);
+            self.queue.set_rivals(rivals);
+            self.follow(round_trip);
+            if let Some(outgoing) = &mut self.outgoing {
+                outgoing.handle_report(now, &loss);
+            }
         }
         if self.carrier == Some(id) {
             self.judge(now, id);

@@ -27,7 +27,7 @@ pub struct Datapath<P> {
     repair: RepairSettings,
     pub(super) outgoing: Option<Box<Outgoing>>,
     pub(super) judge: ScopeJudge,
-    /// The lane that takes packets.
+    /// The lane that takes packets; `None` while one of another kind does.
     pub(super) carrier: Option<LaneId>,
     /// What former ones of those counted.
     past: OutgoingStats,
@@ -40,6 +40,8 @@ pub struct Datapath<P> {
     orphans: VecDeque<u64>,
     /// The second piece of a packet that no datagram takes whole, and its lane.
     rest: Option<(LaneId, Rest)>,
+    /// Room for it.
+    spare: Vec<u8>,
     /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
     pub(super) kept: bool,
     pub(super) round_trip: Duration,
@@ -91,6 +93,8 @@ pub struct DatapathDrops {
     pub unsealed: u64,
     /// Packets too long for two datagrams of the lane.
     pub too_long: u64,
+    /// Second halves of packets whose lane was gone, or had to wait too long, before they could leave.
+    pub halves: u64,
     /// Reports that were malformed.
     pub malformed_reports: u64,
     /// Repairs that were malformed.
@@ -128,6 +132,7 @@ impl<P: QueuePacket> Datapath<P> {
             lanes: Vec::new(),
             orphans: VecDeque::new(),
             rest: None,
+            spare: Vec::new(),
             kept: false,
             round_trip: FIRST_ROUND_TRIP,
             duplicates: 0,
@@ -148,6 +153,7 @@ impl<P: QueuePacket> Datapath<P> {
         {
             self.abandon(id);
             self.lanes.retain(|lane| lane.id != id);
+            self.drop_rest(|lane| lane == id);
         }
         for id in session.lanes() {
             let Some(datagram) = session.max_datagram(id) else {
@@ -251,19 +257,18 @@ impl<P: QueuePacket> Datapath<P> {
         let index = self.lanes.iter().position(|lane| lane.id == id)?;
         if packets {
             self.carrier = Some(id);
+        } else if self.carrier == Some(id) {
+            self.carrier = None;
         }
         if let Some(len) = self.poll_report(session, now, index, out) {
             return Some(len);
         }
         let lane = &mut self.lanes[index];
-        lane.release = None;
         let thin = packets && self.queue.is_next_thin(now);
-        match lane.flight.permit(now, lane.datagram) {
+        lane.permit = lane.flight.permit(now, lane.datagram);
+        match lane.permit {
             Permit::Now => {}
-            permit @ (Permit::At(_) | Permit::Full) => {
-                if let Permit::At(at) = permit {
-                    lane.release = Some(at);
-                }
+            Permit::At(_) | Permit::Full => {
                 // Somebody waits for it, and it is no part of what fills the lane.
                 let lent =
                     thin && self.rest.is_none() && lane.flight.permit_thin(now, SMALL_DATAGRAM);
@@ -317,21 +322,25 @@ impl<P: QueuePacket> Datapath<P> {
             [
                 lane.flight.poll_timeout(),
                 lane.received.poll_timeout(),
-                lane.release,
+                lane.release(),
             ]
         });
         let extra = self
             .outgoing
             .as_ref()
             .and_then(|outgoing| outgoing.poll_timeout())
-            // While no lane lets anything go, nothing can be done about it.
-            .filter(|_| self.lanes.iter().any(|lane| lane.release.is_none()));
+            // While the lane that it goes on lets nothing go, or there is none, nothing can be done about it.
+            .filter(|_| {
+                self.carrier()
+                    .is_some_and(|lane| lane.permit == Permit::Now)
+            });
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes
             .chain([
                 extra,
                 idle,
                 self.incoming.poll_timeout(),
+                self.question_at(),
                 self.hold.poll_timeout(),
             ])
             .flatten()
@@ -367,6 +376,11 @@ impl<P: QueuePacket> Datapath<P> {
             self.past = self.outgoing_stats();
             self.outgoing = None;
         }
+    }
+
+    fn carrier(&self) -> Option<&DatapathLane> {
+        let id = self.carrier?;
+        self.lanes.iter().find(|lane| lane.id == id)
     }
 
     /// Whether what is sent now is kept, and worth the far end's waiting and asking for it.
@@ -448,8 +462,12 @@ impl<P: QueuePacket> Datapath<P> {
     ) -> Option<usize> {
         let lane = &self.lanes[index];
         let (id, datagram) = (lane.id, lane.datagram);
+        // Told of a copy that comes in place of its packet, the far end would wait and ask for others too.
+        let kept = self.keeps();
         let outgoing = self.outgoing.as_mut()?;
-        if let Some(orphan) = self.orphans.pop_front() {
+        while !outgoing.has_resends()
+            && let Some(orphan) = self.orphans.pop_front()
+        {
             outgoing.handle_request(now, orphan);
         }
         loop {
@@ -470,7 +488,7 @@ impl<P: QueuePacket> Datapath<P> {
                     let header = DatagramPacketHeader {
                         source: number as u32,
                         checksum: checksum_of(offload),
-                        kept: true,
+                        kept,
                         piece: Piece::Whole,
                     };
                     let sealed = session.seal_piece(now, id, header, room);
@@ -525,7 +543,10 @@ impl<P: QueuePacket> Datapath<P> {
                     self.drops.too_long += 1;
                     continue;
                 }
-                let bytes = out[from + first..from + packet.len].to_vec();
+                // One of another lane, which takes packets no more and is full.
+                self.drop_rest(|_| true);
+                let mut bytes = std::mem::take(&mut self.spare);
+                bytes.extend_from_slice(&out[from + first..from + packet.len]);
                 self.rest = Some((
                     id,
                     Rest {
@@ -546,7 +567,7 @@ impl<P: QueuePacket> Datapath<P> {
             };
             if session.seal_piece(now, id, header, room).is_err() {
                 self.drops.unsealed += 1;
-                self.rest = None;
+                self.drop_rest(|_| piece == Piece::First);
                 continue;
             }
             self.note_sent(
@@ -587,8 +608,19 @@ impl<P: QueuePacket> Datapath<P> {
         let content = Content::Source {
             number: rest.number,
         };
+        self.spare = rest.bytes;
+        self.spare.clear();
         self.note_sent(session, now, index, &out[..whole], Class::Data, content);
         Some(whole)
+    }
+
+    /// Drops the piece that waits, if its lane is such a one.
+    fn drop_rest(&mut self, gone: impl FnOnce(LaneId) -> bool) {
+        if let Some((_, rest)) = self.rest.take_if(|(lane, _)| gone(*lane)) {
+            self.drops.halves += 1;
+            self.spare = rest.bytes;
+            self.spare.clear();
+        }
     }
 
     fn note_sent(

@@ -12,8 +12,9 @@ use super::*;
 use crate::proto::lossy_pair::{LossyPair, Way};
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::{Producer, QueuePacket};
+use crate::proto::repair::Circumstances;
 use crate::proto::session::{Session, Settings};
-use crate::wire::LaneId;
+use crate::wire::{LaneId, Report};
 
 const LANE: LaneId = LaneId::FIRST;
 
@@ -382,4 +383,210 @@ fn without_repair_what_is_lost_stays_lost_and_nothing_is_added() {
         "{outcome:?}"
     );
     assert!(outcome.thin_lost > 5);
+}
+
+/// The server's end of a session of one datagram lane, and the client's.
+fn ends(repair: RepairSettings) -> (Instant, Session, Datapath<Owned>, Session) {
+    let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
+    pair.pass(Duration::from_secs(3));
+    let (server, client) = (pair.server.take(), pair.client.take());
+    let (server, client) = (server.expect("is there"), client.expect("is there"));
+    let mut datapath = Datapath::new(pair.now, 9, 0, repair);
+    datapath.follow_lanes(&server, pair.now, 3);
+    (pair.now, server, datapath, client)
+}
+
+/// Sends so many packets and returns how many datagrams that made.
+fn send(session: &mut Session, datapath: &mut Datapath<Owned>, now: Instant, packets: u32) -> u32 {
+    for number in 0..packets {
+        let packet = udp_packet(1, number, 1_200);
+        datapath.enqueue(now, Owned(packet), Producer::Other);
+    }
+    polled(session, datapath, now, true)
+}
+
+/// Polls until there is none, and returns how many datagrams came.
+fn polled(
+    session: &mut Session,
+    datapath: &mut Datapath<Owned>,
+    now: Instant,
+    packets: bool,
+) -> u32 {
+    let mut out = [0; 2_048];
+    let mut count = 0;
+    while datapath
+        .poll_datagram(session, now, LANE, packets, &mut out)
+        .is_some()
+    {
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn resends_that_no_lane_may_send_wake_nobody() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    now += Duration::from_millis(10);
+    let ask = |datapath: &mut Datapath<Owned>, now| {
+        let outgoing = datapath.outgoing.as_mut().expect("there were packets");
+        assert!(outgoing.handle_request(now, 0));
+    };
+    // A lane of another kind takes the packets now.
+    assert_eq!(polled(&mut session, &mut datapath, now, false), 0);
+    ask(&mut datapath, now);
+    assert_eq!(polled(&mut session, &mut datapath, now, false), 0);
+    assert!(datapath.poll_timeout() > Some(now));
+    // And this one again.
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
+    // Nobody reports, and the window is full.
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    for _ in 0..200 {
+        send(&mut session, &mut datapath, now, 1);
+        now += Duration::from_millis(1);
+    }
+    ask(&mut datapath, now);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
+    assert!(datapath.poll_timeout() > Some(now));
+}
+
+#[test]
+fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() {
+    let (mut now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
+    let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
+    let mut sender = Datapath::new(now, 9, 0, RepairSettings::default());
+    sender.follow_lanes(&client, now, 3);
+    // The first of three packets comes over a lane of another kind, and so does the third.
+    for number in [0, 2] {
+        let mut packet = udp_packet(1, number, 228);
+        let range = 0..packet.len();
+        let received = Received {
+            number: number.into(),
+            frame: &mut packet,
+            range,
+            offload: Offload::default(),
+        };
+        datapath.take(&mut session, now, received, &mut deliver);
+    }
+    datapath.kept = true;
+    for _ in 0..20 {
+        now += Duration::from_millis(1);
+        datapath.handle_timeout(now, &mut deliver);
+        assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
+        assert!(datapath.poll_timeout() > Some(now));
+    }
+    // Something comes over the first lane, nothing over the last.
+    let path = session.datagram_path(LANE).expect("a datagram lane");
+    let mut out = [0; 2_048];
+    sender.enqueue(now, Owned(udp_packet(1, 3, 228)), Producer::Other);
+    client.alloc_source(0);
+    client.alloc_source(0);
+    client.alloc_source(0);
+    let len = sender.poll_datagram(&mut client, now, LANE, true, &mut out);
+    let datagram = &mut out[..len.expect("there is a packet")];
+    datapath
+        .open(&mut session, now, path, datagram, false, &mut deliver)
+        .expect("opens");
+    let round_trip = Duration::from_millis(50);
+    let last = lane::DatapathLane::new(now, LaneId(9), 1_200, round_trip, 1);
+    datapath.lanes.push(last);
+    now += Duration::from_millis(2);
+    datapath.handle_timeout(now, &mut deliver);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
+    assert_eq!(datapath.stats().asked, 1);
+    assert!(datapath.poll_timeout() > Some(now));
+}
+
+#[test]
+fn what_leaves_again_is_worth_waiting_for_only_where_packets_are() {
+    for (rivals, kept) in [(false, true), (true, false)] {
+        let (now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
+        let circumstances = Circumstances {
+            sent: 0,
+            dropped: 0,
+            own: 0,
+            rivals,
+            flying: 10.0,
+            loss: 0.0,
+        };
+        datapath.judge.judge(now, &circumstances);
+        let mut out = [0; 2_048];
+        // The packet itself is lost, its copy comes.
+        datapath.enqueue(now, Owned(udp_packet(1, 0, 228)), Producer::Other);
+        let mut poll = || datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+        assert!(poll().is_some());
+        let len = poll().expect("there is a copy");
+        assert_eq!(datapath.stats().outgoing.copied, 1);
+        let path = client.datagram_path(LANE).expect("a datagram lane");
+        let mut receiver = Datapath::<Owned>::new(now, 9, 0, RepairSettings::default());
+        receiver.follow_lanes(&client, now, 3);
+        receiver.kept = !kept;
+        let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
+        receiver
+            .open(&mut client, now, path, &mut out[..len], false, &mut deliver)
+            .expect("opens");
+        assert_eq!(receiver.kept, kept);
+    }
+}
+
+#[test]
+fn a_lane_that_carries_no_packets_sets_no_pace() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    let other = LaneId(9);
+    let round_trip = Duration::from_millis(1);
+    let lane = lane::DatapathLane::new(now, other, 1_200, round_trip, 1);
+    datapath.lanes.push(lane);
+    let before = (datapath.room(), datapath.round_trip);
+    datapath.handle_report(&mut session, now, other, &Report::default());
+    assert_eq!((datapath.room(), datapath.round_trip), before);
+    datapath.carrier = Some(other);
+    datapath.handle_report(&mut session, now, other, &Report::default());
+    assert!(datapath.room() > before.0 && datapath.round_trip == round_trip);
+}
+
+#[test]
+fn a_lane_that_carries_no_packets_tells_repair_nothing() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    send(&mut session, &mut datapath, now, 2);
+    let other = LaneId(9);
+    let round_trip = Duration::from_secs(1);
+    let lane = lane::DatapathLane::new(now, other, 1_200, round_trip, 1);
+    datapath.lanes.push(lane);
+    let mut resends = |datapath: &mut Datapath<Owned>, after_ms, lane| {
+        let now = now + Duration::from_millis(after_ms);
+        datapath.handle_report(&mut session, now, lane, &Report::default());
+        let outgoing = datapath.outgoing.as_mut().expect("there were packets");
+        outgoing.handle_request(now, 0);
+        polled(&mut session, datapath, now, true)
+    };
+    assert_eq!(resends(&mut datapath, 20, other), 1);
+    // By the other lane's round trip that resend would still be on its way.
+    assert_eq!(resends(&mut datapath, 500, other), 1);
+}
+
+#[test]
+fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
+    datapath.outgoing = None;
+    now += Duration::from_millis(10);
+    assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
+    datapath.abandon(LANE);
+    now += Duration::from_millis(10);
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 2);
+    assert_eq!(datapath.stats().outgoing.resends_too_late, 2);
+}
+
+#[test]
+fn the_second_half_of_a_packet_goes_with_its_lane_and_is_counted() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    datapath.lanes[0].datagram = 1_200;
+    let mut out = [0; 2_048];
+    datapath.enqueue(now, Owned(udp_packet(1, 0, 1_400)), Producer::Other);
+    let first = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+    assert_eq!(first, Some(1_200));
+    session.remove_lane(now, LANE);
+    datapath.follow_lanes(&session, now, 3);
+    assert_eq!(datapath.stats().drops.halves, 1);
 }

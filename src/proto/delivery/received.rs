@@ -123,6 +123,12 @@ impl Received {
         self.fresh.urgent = true;
     }
 
+    /// Whether [`handle_missing`](Self::handle_missing) was called since the last report.
+    #[must_use]
+    pub const fn is_urgent(&self) -> bool {
+        self.fresh.urgent
+    }
+
     /// Takes a report if one is due.
     ///
     /// `missing` are the source numbers to be sent again, ascending. `may_ask` says whether the sender

@@ -35,8 +35,8 @@
 //!
 //! [`HoldLimits`] bound bytes and packets; beyond them the oldest packet is released, with what it lets go. 1,024
 //! gaps and 512 flows are known at most: a forgotten gap is hopeless, a forgotten flow unknown. Packets are copied
-//! into buffers of the hold's own only if they are held; buffers are used again, and given back after ten idle
-//! seconds.
+//! into buffers of the hold's own only if they are held; buffers of wire packets are used again, and given back after
+//! ten idle seconds.
 
 mod flows;
 mod gaps;

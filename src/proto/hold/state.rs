@@ -226,7 +226,10 @@ impl Hold {
     /// Lends the next packet whose wait is over. **Call until `None`** after every mutation.
     pub fn poll_deliver(&mut self) -> Option<Delivery<'_>> {
         if let Some(frame) = self.lent.take() {
-            self.spare.push(frame.bytes);
+            // Short packets would come to lie in the memory of long ones, until all of it was long.
+            if frame.bytes.capacity() <= SPARE_LEN {
+                self.spare.push(frame.bytes);
+            }
         }
         let frame = self.released.pop_front()?;
         self.released_bytes -= frame.bytes.len();
@@ -498,6 +501,8 @@ pub fn hold_time(rtt: Duration, span: Duration) -> Duration {
 /// The longest hold: a sender that hears nothing for 200 ms beyond its round trip sends again (Linux; RFC 6298 has a
 /// second), and a hold must not be taken for a loss itself.
 pub const MAX_HOLD: Duration = Duration::from_millis(150);
+/// The longest buffer that is used again: a wire packet's. Super-packets come over stream lanes, where gaps are rare.
+const SPARE_LEN: usize = 2_048;
 /// How long spare buffers are kept when nothing is held.
 const IDLE: Duration = Duration::from_secs(10);
 

@@ -165,18 +165,20 @@ impl Gaps {
         before != self.missing.len()
     }
 
-    /// When something is due: a question ([`Gaps::poll_ask`]) or the end of a hope
-    /// ([`Gaps::handle_timeout`]).
+    /// When the end of a hope is due: [`Gaps::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let end = self.missing.front()?.since + self.limits.give_up_after;
+        Some(self.missing.front()?.since + self.limits.give_up_after)
+    }
+
+    /// When a question is due: [`Gaps::poll_ask`], once a report can be made.
+    #[must_use]
+    pub fn question_at(&self) -> Option<Instant> {
         let limits = self.patient_limits();
-        let ask = self
-            .missing
+        self.missing
             .iter()
             .filter_map(|missing| missing.ask_at(&limits))
-            .min();
-        Some(ask.map_or(end, |ask| ask.min(end)))
+            .min()
     }
 
     fn fill(&mut self, number: u64) -> Option<Missing> {
@@ -282,7 +284,7 @@ mod tests {
             gaps.handle_received(now, number);
         }
         assert_eq!(gaps.len(), 0);
-        assert_eq!(gaps.poll_timeout(), None);
+        assert_eq!((gaps.poll_timeout(), gaps.question_at()), (None, None));
     }
 
     #[test]
@@ -292,7 +294,7 @@ mod tests {
         gaps.handle_received(start, 0);
         gaps.handle_received(start, 3);
         assert_eq!(missing(&gaps), [1, 2]);
-        assert_eq!(gaps.poll_timeout(), Some(start + ms(10)));
+        assert_eq!(gaps.question_at(), Some(start + ms(10)));
         assert_eq!(asked(&mut gaps, start + ms(9)), [0; 0]);
         assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
         assert_eq!(asked(&mut gaps, start + ms(17)), [0; 0]);
@@ -302,6 +304,7 @@ mod tests {
         assert_eq!(asked(&mut gaps, start + ms(78)), [1]);
         assert_eq!(asked(&mut gaps, start + ms(86)), [1]);
         assert_eq!(asked(&mut gaps, start + ms(149)), [0; 0]);
+        assert_eq!(gaps.question_at(), None);
         assert_eq!(gaps.poll_timeout(), Some(start + ms(150)));
         assert!(!gaps.handle_timeout(start + ms(149)));
         assert!(gaps.handle_timeout(start + ms(150)));

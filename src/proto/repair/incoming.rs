@@ -94,7 +94,7 @@ impl Incoming {
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             none => {
-                // What came before it began is unknown to it, so it begins with what is covered.
+                // What came before it began is unknown to it, so it begins with what is to come.
                 let len = WindowDecoder::<Vec<u8>>::work_len(RING, EQUATIONS, SHARD_CAPACITY);
                 let from = self.gaps.next();
                 let work = vec![0; len];
@@ -160,7 +160,7 @@ impl Incoming {
         self.gaps.handle_timeout(now)
     }
 
-    /// When [`Incoming::handle_timeout`] or a question is due.
+    /// When [`Incoming::handle_timeout`] is due; [`Gaps::question_at`] says when a question is.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let idle = self

@@ -196,6 +196,12 @@ impl Outgoing {
         }
     }
 
+    /// Whether there is something to be sent again.
+    #[must_use]
+    pub fn has_resends(&self) -> bool {
+        !self.resends.is_empty()
+    }
+
     /// What was counted.
     #[must_use]
     pub const fn stats(&self) -> &OutgoingStats {

@@ -105,9 +105,10 @@ impl ScopeJudge {
         let elapsed = now.saturating_duration_since(self.judged);
         let keep = (-elapsed.as_secs_f64() / HORIZON.as_secs_f64()).exp();
         let news = |now: u64, before: u64| now.saturating_sub(before) as f64;
-        self.recent_sent = self.recent_sent * keep + news(circumstances.sent, self.sent);
+        // Long ago there was a lane of another kind, and nothing to judge.
+        self.recent_sent = (self.recent_sent + news(circumstances.sent, self.sent)) * keep;
         self.recent_dropped =
-            self.recent_dropped * keep + news(circumstances.dropped, self.dropped);
+            (self.recent_dropped + news(circumstances.dropped, self.dropped)) * keep;
         if circumstances.own > self.own {
             self.own_at = Some(now);
         }
@@ -230,6 +231,20 @@ mod tests {
             }
             assert_eq!(judge.scope(), RepairScope::All);
         }
+    }
+
+    #[test]
+    fn what_the_queue_dropped_while_nothing_was_judged_counts_as_long_ago() {
+        let start = Instant::now();
+        let mut judge = ScopeJudge::new(start, Mode::Auto);
+        let later = Circumstances {
+            sent: 10_000,
+            dropped: 1_000,
+            rivals: false,
+            ..RIVALS
+        };
+        judge.judge(start + ms(60_000), &later);
+        assert_eq!(judge.scope(), RepairScope::All);
     }
 
     #[test]

@@ -104,11 +104,7 @@ impl Session {
                 self.handle_join_ok(now, index, *challenge)?;
             }
             (Control::JoinEcho { challenge }, Role::Responder) => {
-                if self.lanes[index].accept_echo(challenge) {
-                    self.confirm_lane(now, index);
-                } else {
-                    self.stats.drops.stray_answers += 1;
-                }
+                self.handle_join_echo(now, index, None, challenge);
             }
             (Control::Beside { first }, Role::Responder)
                 if self.lanes[index].kind == LaneKind::Stream =>

@@ -11,6 +11,7 @@ use super::error::{OpenError, SealError};
 use super::open::Opened;
 use super::state::{Session, State};
 use crate::proto::epoch::Which;
+use crate::proto::keys::Role;
 use crate::proto::lane::LaneKind;
 use crate::proto::outbox::Message;
 use crate::proto::path::DatagramPath;
@@ -356,6 +357,10 @@ impl Session {
             }
             Control::PathResponse { challenge } => {
                 self.handle_path_response(now, index, challenge);
+                Ok(())
+            }
+            Control::JoinEcho { challenge } if self.role == Role::Responder => {
+                self.handle_join_echo(now, index, Some(path), challenge);
                 Ok(())
             }
             Control::Probe { serial, .. } => {

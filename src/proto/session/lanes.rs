@@ -9,6 +9,7 @@ use crate::proto::keys::Role;
 use crate::proto::lane::{Lane, LaneState};
 use crate::proto::liveness::Due;
 use crate::proto::outbox::{Message, Route};
+use crate::proto::path::DatagramPath;
 use crate::proto::timers::Timer;
 use crate::wire::{
     InnerType, JOIN_CHALLENGE_LEN, JOIN_HEADER_LEN, JOIN_LEN, JoinHeader, LaneId, nonce,
@@ -160,6 +161,21 @@ impl Session {
             | LaneState::Dead => Err(OpenError::Misplaced {
                 kind: InnerType::JoinOk,
             }),
+        }
+    }
+
+    /// `from` is how it came, if in a datagram.
+    pub(super) fn handle_join_echo(
+        &mut self,
+        now: Instant,
+        index: usize,
+        from: Option<DatagramPath>,
+        challenge: &[u8; JOIN_CHALLENGE_LEN],
+    ) {
+        if self.lanes[index].accept_echo(from, challenge) {
+            self.confirm_lane(now, index);
+        } else {
+            self.stats.drops.stray_answers += 1;
         }
     }
 

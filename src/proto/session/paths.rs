@@ -370,8 +370,8 @@ impl Session {
         self.handle_opened(now, index, which, datagram.len());
         self.limit_datagrams();
         self.stats.lanes_joined += 1;
-        self.queue(Route::Lane(header.lane), Message::JoinOk { challenge });
         if let Some(index) = self.lane_index(header.lane) {
+            self.challenge_lane(index);
             self.arm_liveness(index);
         }
         Ok(header.lane)
@@ -390,13 +390,20 @@ impl Session {
             return Err(refused);
         };
         match lane.state {
-            LaneState::Challenged { challenge } => {
+            LaneState::Challenged { .. } => {
                 lossy.paths.set(path);
-                self.queue(Route::Lane(id), Message::JoinOk { challenge });
+                self.challenge_lane(index);
                 Ok(id)
             }
             LaneState::Confirmed => Ok(id),
             LaneState::Joining | LaneState::Unproven | LaneState::Dead => Err(refused),
+        }
+    }
+
+    fn challenge_lane(&mut self, index: usize) {
+        let lane = &self.lanes[index];
+        if let Some(challenge) = lane.join_challenge() {
+            self.queue(Route::Lane(lane.id), Message::JoinOk { challenge });
         }
     }
 

@@ -78,9 +78,12 @@ impl Session {
             }
             let message = match (self.state, &lane.state) {
                 (State::Open, LaneState::Joining) => Message::Join,
-                (State::Open, LaneState::Challenged { challenge }) => Message::JoinOk {
-                    challenge: *challenge,
-                },
+                (State::Open, LaneState::Challenged { .. }) => {
+                    let Some(challenge) = lane.join_challenge() else {
+                        continue;
+                    };
+                    Message::JoinOk { challenge }
+                }
                 (State::Closed { reason }, LaneState::Confirmed) => Message::Close { reason },
                 (
                     State::Open | State::Closed { .. } | State::Unconfirmed,

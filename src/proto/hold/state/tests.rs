@@ -129,6 +129,17 @@ impl Bench {
 }
 
 #[test]
+fn long_packets_leave_no_memory_behind_that_short_ones_would_hold() {
+    let mut bench = Bench::new();
+    bench.offer(0, &data(1, 0));
+    bench.offer(2, &packet(6, 1, 200, ACK, 60_000));
+    bench.offer(3, &packet(6, 1, 60_200, ACK, 100));
+    assert_eq!(bench.offer(1, &data(1, 100)), [1, 2, 3]);
+    let spare = bench.hold.spare.iter().map(Vec::capacity);
+    assert_eq!((spare.clone().count(), spare.max()), (1, Some(150)));
+}
+
+#[test]
 fn segments_behind_a_gap_wait_for_its_repair_and_follow_it() {
     let mut bench = Bench::new();
     assert_eq!(bench.offer(0, &data(1, 0)), [0]);

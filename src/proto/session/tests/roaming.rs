@@ -4,7 +4,7 @@ use adit_netstack::Offload;
 
 use super::{millis, secs};
 use crate::proto::lane::LaneKind;
-use crate::proto::lossy_pair::{LossyPair, Way, address, room, server_at};
+use crate::proto::lossy_pair::{Flying, LossyPair, Way, address, room, server_at};
 use crate::proto::pair::Pair;
 use crate::proto::path::DatagramPath;
 use crate::proto::rekey::RekeyLimits;
@@ -104,6 +104,54 @@ fn an_unproven_lane_is_sent_less_than_it_sent() {
     }
     assert!(sent > 0 && sent <= copy.len(), "{sent} bytes");
     assert!(pair.server().datagram_path(lane).is_some());
+}
+
+#[test]
+fn a_lane_leads_to_who_has_echoed_whoever_repeats_its_join() {
+    let mut pair = good(16);
+    let lane = join(&mut pair);
+    pair.drain();
+    let copy = pair.flying.last().unwrap().bytes.clone();
+    // The JoinOk is on its way to the client.
+    pair.pass(millis(30));
+    let now = pair.now;
+    let elsewhere = DatagramPath::to(address(66, 6));
+    assert_eq!(
+        pair.server().handle_join_datagram(now, elsewhere, &copy),
+        Ok(lane)
+    );
+    // Until its echo is there, and not until an answer to another challenge could be.
+    pair.pass(millis(46));
+    assert!(
+        pair.server_events
+            .contains(&SessionEvent::LaneConfirmed(lane))
+    );
+    assert_eq!(
+        pair.server().datagram_path(lane).map(|path| path.remote),
+        Some(pair.client_at)
+    );
+    pair.send(false, lane, b"down");
+    pair.pass(millis(50));
+    assert_eq!(pair.at_client, [b"down"]);
+}
+
+#[test]
+fn an_echo_that_was_not_asked_for_there_moves_no_lane() {
+    let mut pair = good(17);
+    let lane = join(&mut pair);
+    pair.pass(millis(55));
+    // The client's echo; somebody sends it on from elsewhere, and is faster.
+    let echoes = |flying: &Flying| flying.to == server_at();
+    let thief = DatagramPath::to(address(66, 6));
+    let echo = pair.flying.iter().find(|flying| echoes(flying)).unwrap();
+    let mut echo = echo.bytes.clone();
+    let now = pair.now;
+    pair.server().open_datagram(now, thief, &mut echo).unwrap();
+    assert!(pair.server().lanes().any(|known| known == lane));
+    assert_eq!(
+        pair.server().datagram_path(lane).map(|path| path.remote),
+        Some(pair.client_at)
+    );
 }
 
 #[test]
