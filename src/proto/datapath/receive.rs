@@ -251,12 +251,14 @@ impl<P: QueuePacket> Datapath<P> {
         let (round_trip, rate) = (sent.round_trip(), lane.flight.congestion().pacing_rate());
         let starting = lane.flight.congestion().is_starting();
         let rivals = lane.flight.congestion().has_rivals();
+        let held = self.judge.scope() == RepairScope::All
+            && (self.outgoing.as_ref()).is_some_and(|outgoing| outgoing.makes_flows_wait(now));
         lane.received.handle_round_trip(round_trip);
         // What another lane is like says nothing of the one that takes packets.
         if self.carrier.is_none_or(|carrier| carrier == id) {
             self.queue.set_pace(rate, round_trip);
             self.queue.set_starting(starting);
-            self.queue.set_rivals(rivals);
+            self.queue.set_patient(rivals || held);
             self.follow(round_trip);
             if let Some(outgoing) = &mut self.outgoing {
                 outgoing.handle_report(now, &loss);

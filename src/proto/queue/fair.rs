@@ -115,7 +115,7 @@ impl<P: QueuePacket> FairQueue<P> {
             pace: Pace {
                 rate: 0,
                 rtt: Duration::ZERO,
-                rivals: false,
+                patient: false,
             },
             starting: false,
             flows: Flows::new(),
@@ -139,12 +139,13 @@ impl<P: QueuePacket> FairQueue<P> {
         };
     }
 
-    /// Learns whether others keep the queue of the lane's path full.
+    /// Learns whether flows need a queue of a round trip to keep the lane busy.
     ///
-    /// CoDel's target is higher then: the lane's own window is cut now and then, and a flow that is told to halve its
-    /// window each time as well never takes the place that the lane has won.
-    pub fn set_rivals(&mut self, rivals: bool) {
-        self.pace.rivals = rivals;
+    /// CoDel's target is higher then. Beside others who keep the path's queue full, the lane's own window is cut now and
+    /// then, and a flow that is told to halve its window each time as well never takes the place that the lane has won.
+    /// While losses are sent again, their flows are held for a round trip each, in which they send nothing.
+    pub fn set_patient(&mut self, patient: bool) {
+        self.pace.patient = patient;
     }
 
     /// Learns whether the lane's rate still grows toward what its path takes.
