@@ -105,8 +105,9 @@ pub enum ConnectFailure {
     },
     /// The server did not answer.
     #[error(
-        "{server}: no answer to the handshake: either this is not an Adit server, or `server_key` \
-         is not its key, or it does not list this client's public key {public_key}"
+        "{server}: no answer to the handshake: either {}this is not an Adit server, or `server_key` \
+         is not its key, or it does not list this client's public key {public_key}",
+        unheard(server)
     )]
     Silent {
         /// The server.
@@ -346,6 +347,14 @@ impl Connector {
     }
 }
 
+/// Adds what may be the matter where not even a connection shows that the server is there.
+fn unheard(server: &LaneAddr) -> &'static str {
+    match server.scheme {
+        Scheme::Udp => "no UDP passes, or the server is down, or ",
+        Scheme::Tcp | Scheme::Tls => "",
+    }
+}
+
 /// Adds what may be the matter where a frame's length is the beginning of a TLS record: type 21 (alert) or 22
 /// (handshake), version 3 (RFC 8446, section 5.1).
 fn other_scheme(error: &FrameError) -> &'static str {
@@ -360,3 +369,23 @@ fn other_scheme(error: &FrameError) -> &'static str {
 /// What the handshake's answer gets of an attempt at least, however long dialling took: two
 /// round trips of a very slow link.
 pub const HANDSHAKE_LEAST: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_by_udp_may_be_the_way_and_by_a_connection_may_not() {
+        let silent = |server: &str| {
+            let server = server.parse().expect("an address");
+            let public_key = "KEY".to_owned();
+            ConnectFailure::Silent { server, public_key }.to_string()
+        };
+        assert!(
+            silent("udp://h:1").contains("either no UDP passes, or the server is down, or this")
+        );
+        for stream in ["tcp://h:1", "tls://h:1"] {
+            assert!(silent(stream).contains("either this is not an Adit server"));
+        }
+    }
+}

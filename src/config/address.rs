@@ -59,8 +59,14 @@ impl FromStr for LaneAddr {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(AddressError::NoScheme {
                 found: text.to_owned(),
+                rest: without_scheme(text).to_owned(),
             });
         };
+        if text.contains(',') {
+            return Err(AddressError::Several {
+                found: text.to_owned(),
+            });
+        }
         let scheme = scheme.parse()?;
         // A pasted URL often ends in a slash, which changes nothing.
         let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -96,7 +102,11 @@ impl FromStr for Host {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(inner) = text.strip_prefix('[') {
-            let inner = inner.strip_suffix(']').unwrap_or(inner);
+            let Some(inner) = inner.strip_suffix(']') else {
+                return Err(AddressError::OpenBracket {
+                    found: text.to_owned(),
+                });
+            };
             return match inner.parse::<Ipv6Addr>() {
                 Ok(ip) => Ok(Self::Ip(ip.into())),
                 Err(_) => Err(AddressError::NotIpv6 {
@@ -160,9 +170,17 @@ impl fmt::Display for Host {
 pub enum AddressError {
     /// There is no `://`.
     #[error(
-        "`{found}` does not say how to connect: write udp://{found}, tcp://{found} or tls://{found}"
+        "`{found}` does not say how to connect: write udp://{rest}, tcp://{rest} or tls://{rest}"
     )]
     NoScheme {
+        /// The text.
+        found: String,
+        /// The host and the port in it.
+        rest: String,
+    },
+    /// A comma: a list where one address is expected.
+    #[error("`{found}` is more than one address: give each by itself, in a file as [one, two]")]
+    Several {
         /// The text.
         found: String,
     },
@@ -196,6 +214,12 @@ pub enum AddressError {
         /// The address.
         found: String,
     },
+    /// A bracket is opened and not closed.
+    #[error("`{found}` lacks the bracket at its end: write one like [2001:db8::1]:7443")]
+    OpenBracket {
+        /// The host.
+        found: String,
+    },
     /// What stands in brackets is not an IPv6 address.
     #[error("`{found}` is not an IPv6 address: write one like [2001:db8::1]:7443")]
     NotIpv6 {
@@ -210,6 +234,16 @@ pub enum AddressError {
         /// The text.
         found: String,
     },
+}
+
+/// The host and the port, where a scheme stands before them but not `://` in between.
+fn without_scheme(text: &str) -> &str {
+    match text.split_once(':') {
+        Some((word, rest)) if word.parse::<Scheme>().is_ok() && rest.contains(':') => {
+            rest.trim_start_matches('/')
+        }
+        Some(_) | None => text,
+    }
 }
 
 /// Splits `host:port`, where an IPv6 host stands in brackets.
@@ -298,10 +332,16 @@ mod tests {
     fn each_mistake_is_answered_with_what_would_be_right() {
         for (text, right) in [
             ("vpn.example.com:7443", "write udp://vpn.example.com:7443"),
+            ("udp:/h:7443", "write udp://h:7443"),
+            ("udp:h:7443", "write udp://h:7443"),
+            ("udp:7443", "write udp://udp:7443"),
+            ("udp://a:1, tls://b:2", "more than one address"),
+            ("udp://a:1,b:2", "more than one address"),
             ("sctp://h:1", "`sctp` is not a kind of lane"),
             ("tcp://h", "write h:7443"),
             ("tcp://[::1]", "write [::1]:7443"),
             ("tcp://::1", "without brackets"),
+            ("tcp://[::1:5", "lacks the bracket at its end"),
             ("tcp://h:", "`` is not a port"),
             ("tcp://h:+1", "`+1` is not a port"),
             ("tcp://h:65536", "from 1 to 65535"),

@@ -29,11 +29,13 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
 /// A percentage within bounds, both allowed.
 pub(super) fn percentage(text: &str, least: u8, most: u8) -> Parsed<u8> {
     let digits = text.strip_suffix('%').map(str::trim_end);
-    match digits.map(str::parse::<u8>) {
-        Some(Ok(value)) if (least..=most).contains(&value) => Ok(value),
-        Some(Ok(_)) => Err(format!(
-            "`{text}` is out of range: write a percentage from {least}% to {most}%"
-        )),
+    match digits.map(str::parse::<u32>) {
+        Some(Ok(value)) => u8::try_from(value)
+            .ok()
+            .filter(|value| (least..=most).contains(value))
+            .ok_or_else(|| {
+                format!("`{text}` is out of range: write a percentage from {least}% to {most}%")
+            }),
         Some(Err(_)) | None => Err(format!(
             "`{text}` is not a percentage: write one from {least}% to {most}%, such as 20%"
         )),

@@ -31,6 +31,10 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
         &["repair.overhead: `0%` is out of range: write a percentage from 1% to 100%"],
     ),
     (
+        "repair: {mode: fixed, overhead: 300%}",
+        &["repair.overhead: `300%` is out of range: write a percentage from 1% to 100%"],
+    ),
+    (
         "repair: {mode: fixed, overhead: 0.2}",
         &["repair.overhead: `0.2` is not a percentage: write one from 1% to 100%, such as 20%"],
     ),

@@ -524,7 +524,10 @@ impl Carrier {
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
         if let Some(counts) = self.datagrams.lane_counts(id) {
             tracing::debug!(lane = %id, ?counts, "counters of a datagram lane");
-        } else if let Some(counts) = self.session.lane_stats(id) {
+        } else if self.session.datagram_path(id).is_none()
+            // A datagram lane that was never confirmed has carried nothing.
+            && let Some(counts) = self.session.lane_stats(id)
+        {
             tracing::debug!(lane = %id, ?counts, "counters of a stream lane");
         }
         self.streams.retain(|lane| lane.id != id);

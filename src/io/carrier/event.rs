@@ -49,8 +49,8 @@ pub enum LaneLoss {
     /// The session is over.
     #[error("the session is closed: {0}")]
     SessionClosed(CloseReason),
-    /// Another lane has taken its place, or none is wanted any more.
-    #[error("another lane has taken its place")]
+    /// Another lane has taken its place, or it was tried for beside one that serves.
+    #[error("another lane serves instead")]
     Replaced,
     /// The far end no longer answers.
     #[error("the far end no longer answers")]
