@@ -337,6 +337,11 @@ impl Redundancy {
         self.estimate.loss()
     }
 
+    /// Returns the share of datagrams that the link loses while no queue stands, also where that is not worth parity.
+    pub fn calm_loss(&self) -> f64 {
+        self.estimate.calm_loss()
+    }
+
     /// Returns the mean length of the link's bursts of losses.
     pub fn burst_len(&self) -> f64 {
         self.estimate.burst_len()

@@ -238,6 +238,16 @@ impl Estimate {
         self.long().share(0.0).max(self.short.share(-1.0))
     }
 
+    /// Returns the share of datagrams that were lost at times without rising delay, be it ever so small; 0 while there
+    /// were few such times.
+    pub(super) fn calm_loss(&self) -> f64 {
+        if self.knows_calm() {
+            self.known_calm().share(0.0)
+        } else {
+            0.0
+        }
+    }
+
     /// Returns the loss to go by for a packet that is copied at little cost: with a doubt of one per
     /// cent that fades as the link shows itself. What a queue dropped counts as sent only.
     pub(super) fn doubted_loss(&self) -> f64 {

@@ -252,7 +252,7 @@ impl<P: QueuePacket> Datapath<P> {
         let starting = lane.flight.congestion().is_starting();
         let rivals = lane.flight.congestion().has_rivals();
         let held = self.judge.scope() == RepairScope::All
-            && (self.outgoing.as_ref()).is_some_and(|outgoing| outgoing.makes_flows_wait(now));
+            && (self.outgoing.as_ref()).is_some_and(|outgoing| outgoing.makes_flows_wait());
         lane.received.handle_round_trip(round_trip);
         // What another lane is like says nothing of the one that takes packets.
         if self.carrier.is_none_or(|carrier| carrier == id) {

@@ -137,7 +137,7 @@ mod tests {
             pace.law(1_400, &QueueLimits::default())
         };
         assert_eq!(law(50).target, Duration::from_millis(50));
-        assert_eq!(law(300).target, MOST_RIVAL_TARGET);
+        assert_eq!(law(300).target, MOST_PATIENT_TARGET);
         assert_eq!(law(300).interval, Duration::from_millis(600));
     }
 

@@ -21,8 +21,6 @@ pub struct Outgoing {
     resent: Box<[u8]>,
     /// When that was last.
     resent_at: Box<[Instant]>,
-    /// When any was.
-    resent_last: Option<Instant>,
     /// The smoothed round-trip time; zero while unknown.
     round_trip: Duration,
     stats: OutgoingStats,
@@ -99,7 +97,6 @@ impl Outgoing {
             asked_at: now,
             resent: vec![0; RING].into_boxed_slice(),
             resent_at: vec![now; RING].into_boxed_slice(),
-            resent_last: None,
             round_trip: Duration::ZERO,
             stats: OutgoingStats::default(),
         })
@@ -167,7 +164,6 @@ impl Outgoing {
             };
             self.resent[place(number)] += 1;
             self.resent_at[place(number)] = now;
-            self.resent_last = Some(now);
             self.stats.resent += 1;
             return Some(extra);
         }
@@ -212,11 +208,10 @@ impl Outgoing {
         &self.stats
     }
 
-    /// Tells whether flows are held for what is sent again: no parity spares them that, and something was lately.
+    /// Tells whether flows are held for what is sent again: the link loses too little for parity to spare them that.
     #[must_use]
-    pub fn makes_flows_wait(&self, now: Instant) -> bool {
-        let lately = |at: Instant| now.saturating_duration_since(at) < LATELY;
-        self.ratio() == 0.0 && self.resent_last.is_some_and(lately)
+    pub fn makes_flows_wait(&self) -> bool {
+        self.ratio() == 0.0 && self.redundancy.calm_loss() > LITTLE
     }
 
     /// Tells whether parity is to be sent as the link's loss asks for.
@@ -302,8 +297,8 @@ pub const SHARD_CAPACITY: usize = 1_536;
 /// How often one packet is sent again. A second time, because the first is lost as often as any.
 pub const MAX_RESENDS_OF_ONE: u8 = 2;
 
-/// A link that loses so seldom that nothing was sent again for so long makes nobody wait: of 50 Mbit/s one in 10,000.
-const LATELY: Duration = Duration::from_secs(2);
+/// A link that loses less makes nobody wait: 50 Mbit/s then lose a packet in two seconds.
+const LITTLE: f64 = 1e-4;
 
 /// Resends that wait for the lane: a report's worth, twice.
 pub const MAX_WAITING_RESENDS: usize = 128;

@@ -242,7 +242,7 @@ fn lines() -> Vec<Line> {
         direct: false,
     };
     let mut lines = Vec::new();
-    for loss in ["0", "1", "3", "5", "10"] {
+    for loss in ["0", "0.1", "0.2", "1", "3", "5", "10"] {
         let link = || format!("loss={loss},delay=25,rate=50,limit=100ms");
         for (kind, messages) in [("udp", udp), ("tcp", tcp)] {
             let name = format!("bulk beside {kind} messages at {loss} %");
