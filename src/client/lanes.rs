@@ -12,7 +12,9 @@
 //! ```
 //!
 //! An Init beside the Join, as streams have it, would make the server begin a session that nobody
-//! needs; so over datagrams it follows later, and only when the session has no lane that is of use.
+//! needs; so over datagrams it follows later, and only when the session has no lane that is of use. Its answer may be
+//! the first sign that the way is open again, and says nothing of whether the server still has the session: so the
+//! Joins are repeated then, and the fresh session is begun only if they stay unanswered for [`RESUME_PATIENCE`].
 //! A lane joins by every family of addresses the server has; the first that is confirmed stays, or the last of those
 //! that are confirmed at once.
 //!
@@ -51,6 +53,15 @@ pub(super) struct Lanes {
     joining_beside: Option<(LaneId, Pending)>,
     /// What people have been told.
     notices: Notices,
+    /// A fresh session that waits for joins.
+    offer: Option<Offer>,
+}
+
+/// A fresh session, which the server begins with the first that the client sends in it.
+struct Offer {
+    server: usize,
+    carrier: Box<Carrier>,
+    until: Instant,
 }
 
 /// An attempt that has not come to anything yet.
@@ -83,6 +94,7 @@ impl Lanes {
             connector,
             attempts: Vec::new(),
             known: Vec::new(),
+            offer: None,
         }
     }
 
@@ -183,7 +195,7 @@ impl Lanes {
                 }
             }
         }
-        if let Some(server) = failed {
+        if let Some(server) = failed.filter(|_| self.offer.is_none()) {
             self.link.handle_failed(now, server);
         }
         let lost = self.server_of(lane);
@@ -217,12 +229,19 @@ impl Lanes {
     /// Returns when [`Lanes::handle_timeout`] or [`Lanes::poll`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = self.attempts.iter().filter_map(|attempt| attempt.deadline);
-        let others = [self.link.poll_timeout(), self.beside.poll_timeout()];
+        let others = [
+            self.link.poll_timeout(),
+            self.beside.poll_timeout(),
+            self.offer.as_ref().map(|offer| offer.until),
+        ];
         deadlines.chain(others.into_iter().flatten()).min()
     }
 
     /// Goes on from joins that nobody has answered.
     pub(super) fn handle_timeout(&mut self, now: Instant, carrier: &mut Option<Carrier>) {
+        if let Some(offer) = self.offer.take_if(|offer| offer.until <= now) {
+            self.begin(now, carrier, offer.server, *offer.carrier);
+        }
         let mut at = 0;
         while let Some(attempt) = self.attempts.get_mut(at) {
             at += 1;
@@ -296,22 +315,18 @@ impl Lanes {
     ) {
         match outcome {
             Ok(Connected::Fresh(fresh)) => {
-                info!(session = %fresh.session().id(), server = %self.connector.servers[server], "session established");
-                match carrier.as_mut() {
-                    Some(carrier) => carrier.replace(*fresh),
-                    None => *carrier = Some(*fresh),
-                }
-                self.known = vec![(LaneId::FIRST, server)];
-                for attempt in &mut self.attempts {
-                    // They were of the session before.
-                    attempt.joining.clear();
-                }
-                self.notices.connected();
-                self.link.handle_fresh(now, server);
-                self.beside.forget();
-                self.joining_beside = None;
-                if let Some(carrier) = carrier.as_mut() {
-                    self.begin_beside(now, carrier, server, LaneId::FIRST);
+                if self.repeat_joins(carrier, server) {
+                    debug!(
+                        server,
+                        "a fresh session is offered; asking once more for the one there is"
+                    );
+                    self.offer = Some(Offer {
+                        server,
+                        carrier: fresh,
+                        until: now + RESUME_PATIENCE,
+                    });
+                } else {
+                    self.begin(now, carrier, server, *fresh);
                 }
             }
             Ok(Connected::Joined {
@@ -341,6 +356,49 @@ impl Lanes {
                 self.link.handle_failed(now, server);
             }
         }
+    }
+
+    /// Sends the datagram Joins to a server again; returns whether there are any.
+    fn repeat_joins(&mut self, carrier: &mut Option<Carrier>, server: usize) -> bool {
+        let attempt = self.attempts.iter().find(|one| one.server == server);
+        let (Some(attempt), Some(carrier)) = (attempt, carrier.as_mut()) else {
+            return false;
+        };
+        let session = carrier.session_mut();
+        let mut any = false;
+        for lane in &attempt.joining {
+            any |= session.repeat_join(*lane);
+        }
+        any
+    }
+
+    /// Begins a fresh session in place of the one there may be.
+    fn begin(
+        &mut self,
+        now: Instant,
+        carrier: &mut Option<Carrier>,
+        server: usize,
+        fresh: Carrier,
+    ) {
+        info!(session = %fresh.session().id(), server = %self.connector.servers[server], "session established");
+        let carrier = match carrier {
+            Some(carrier) => {
+                carrier.replace(fresh);
+                carrier
+            }
+            None => carrier.insert(fresh),
+        };
+        self.known = vec![(LaneId::FIRST, server)];
+        for attempt in &mut self.attempts {
+            // They were of the session before.
+            attempt.joining.clear();
+        }
+        self.offer = None;
+        self.notices.connected();
+        self.link.handle_fresh(now, server);
+        self.beside.forget();
+        self.joining_beside = None;
+        self.begin_beside(now, carrier, server, LaneId::FIRST);
     }
 
     /// Joins a lane by each of the ways.
@@ -397,6 +455,7 @@ impl Lanes {
         for attempt in &mut self.attempts {
             attempt.joining.retain(|joining| *joining != lane);
         }
+        self.offer = None;
         // The lane there was to the same server is not needed any more.
         let former = self.known.iter().position(|(_, known)| *known == server);
         if let Some(former) = former {
@@ -548,6 +607,10 @@ enum NoLane {
 /// session answers within a round trip, one that was restarted never does.
 const JOIN_ALONE: Duration = Duration::from_millis(600);
 
+/// How long a fresh session waits for joins that were repeated when it was offered: the way is open, so it takes a
+/// round trip.
+const RESUME_PATIENCE: Duration = Duration::from_millis(500);
+
 /// How long a join is waited for while another lane serves: the session repeats it four times.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -626,20 +689,19 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn of_two_ways_that_answer_at_once_the_one_stays_that_the_server_uses() {
-        let now = Instant::now();
+    /// A client with a session whose first lane both ends use, the server's end, and an attempt that joins by so many
+    /// ways.
+    async fn joining(now: Instant, ways: u16) -> (Lanes, Option<Carrier>, Session) {
         let pool = Pool::new("test", 4, 4);
         let (config, client, mut server) = sessions(now);
         let mut lanes = lanes(now, config, pool.clone());
         let mut carrier = Carrier::new(client, LaneId::FIRST, stream(pool.clone()).await);
         carry(now, carrier.session_mut(), &mut server);
         carry(now, &mut server, carrier.session_mut());
-        // An attempt that joins by two ways.
         assert_eq!(lanes.link.poll_attempt(now), Some(0));
         let mut joining = Vec::new();
-        for port in [9, 10] {
-            let remote = ([127, 0, 0, 1], port).into();
+        for port in 0..ways {
+            let remote = ([127, 0, 0, 1], 9 + port).into();
             let io = Arc::new(UdpIo::for_remote(remote).unwrap());
             let path = DatagramPath {
                 socket: io.id(),
@@ -648,7 +710,7 @@ mod tests {
             let receiver = Receiver::new(io, pool.clone());
             joining.extend(carrier.join_datagrams(now, receiver, path));
         }
-        assert_eq!(joining.len(), 2);
+        assert_eq!(joining.len(), usize::from(ways));
         lanes.attempts.push(Attempt {
             server: 0,
             future: None,
@@ -656,19 +718,73 @@ mod tests {
             deadline: None,
             greets: false,
         });
-        // Both are answered, and both echoes leave, before the driver looks at events.
-        carry(now, carrier.session_mut(), &mut server);
-        carry(now, &mut server, carrier.session_mut());
-        carry(now, carrier.session_mut(), &mut server);
-        let mut carrier = Some(carrier);
+        (lanes, Some(carrier), server)
+    }
+
+    fn handle_events(now: Instant, lanes: &mut Lanes, carrier: &mut Option<Carrier>) {
         while let Some(event) = carrier.as_mut().and_then(|one| one.poll_event(now)) {
             if let CarrierEvent::Session(event) = event {
-                lanes.handle_event(now, &mut carrier, &event);
+                lanes.handle_event(now, carrier, &event);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn of_two_ways_that_answer_at_once_the_one_stays_that_the_server_uses() {
+        let now = Instant::now();
+        let (mut lanes, mut carrier, mut server) = joining(now, 2).await;
+        // Both are answered, and both echoes leave, before the driver looks at events.
+        let client = carrier.as_mut().unwrap().session_mut();
+        carry(now, client, &mut server);
+        carry(now, &mut server, client);
+        carry(now, client, &mut server);
+        handle_events(now, &mut lanes, &mut carrier);
         let used = server.lane_for(now, PacketMeta::default()).unwrap();
         let session = carrier.as_ref().unwrap().session();
         assert!(session.lanes().any(|lane| lane == used), "{used} is gone");
         assert_eq!(lanes.server_of(used), Some(0));
+    }
+
+    /// Takes away what the session has to say, as a way does that is closed.
+    fn lose(now: Instant, session: &mut Session) {
+        let mut out = Vec::new();
+        while session.poll_control(now, &mut out).is_some() {}
+    }
+
+    #[tokio::test]
+    async fn session_is_resumed_though_a_fresh_one_is_offered_first() {
+        let now = Instant::now();
+        let (mut lanes, mut carrier, mut server) = joining(now, 1).await;
+        lose(now, carrier.as_mut().unwrap().session_mut());
+        let (_, fresh, _) = sessions(now);
+        let fresh = Carrier::new(fresh, LaneId::FIRST, stream(Pool::new("fresh", 4, 4)).await);
+        let former = carrier.as_ref().unwrap().session().id();
+        lanes.ended(now, &mut carrier, 0, Ok(Connected::Fresh(Box::new(fresh))));
+        let client = carrier.as_mut().unwrap().session_mut();
+        carry(now, client, &mut server);
+        carry(now, &mut server, client);
+        handle_events(now, &mut lanes, &mut carrier);
+        lanes.handle_timeout(now + RESUME_PATIENCE, &mut carrier);
+        let session = carrier.as_ref().unwrap().session();
+        assert_eq!(session.id(), former);
+        assert!(session.lanes().any(|lane| lanes.server_of(lane) == Some(0)));
+    }
+
+    #[tokio::test]
+    async fn fresh_session_begins_where_repeated_joins_stay_unanswered() {
+        let now = Instant::now();
+        let (mut lanes, mut carrier, _) = joining(now, 1).await;
+        let (_, fresh, _) = sessions(now);
+        let id = fresh.id();
+        let fresh = Carrier::new(fresh, LaneId::FIRST, stream(Pool::new("fresh", 4, 4)).await);
+        lanes.ended(now, &mut carrier, 0, Ok(Connected::Fresh(Box::new(fresh))));
+        assert_ne!(carrier.as_ref().unwrap().session().id(), id);
+        assert!(
+            lanes
+                .poll_timeout()
+                .is_some_and(|due| due <= now + RESUME_PATIENCE)
+        );
+        lanes.handle_timeout(now + RESUME_PATIENCE, &mut carrier);
+        assert_eq!(carrier.as_ref().unwrap().session().id(), id);
     }
 }

@@ -42,6 +42,18 @@ impl Session {
         Some(lane)
     }
 
+    /// Client: sends the Join of a datagram lane again now, if the lane is still joining; returns whether it is.
+    pub fn repeat_join(&mut self, lane: LaneId) -> bool {
+        let joins = self.lane_index(lane).is_some_and(|index| {
+            let lane = &self.lanes[index];
+            lane.lossy.is_some() && matches!(lane.state, LaneState::Joining)
+        });
+        if joins {
+            self.queue(Route::Lane(lane), Message::Join);
+        }
+        joins
+    }
+
     /// Server: takes a whole Join datagram that came by `path`. On success the lane exists, and its
     /// JoinOk is next from [`Session::poll_control`]; a repeated Join is answered again.
     ///
