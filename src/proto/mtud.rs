@@ -17,7 +17,8 @@
 //! that long datagrams are lost, again and again, while short ones arrive
 //! ([`MtuDiscovery::handle_lost`]). Silence proves nothing about length, so nothing is concluded
 //! while the lane hears nothing at all; nor does one run of losses, which is what a full queue makes.
-//! Whatever it was, the ceiling is tried again at once, so a mistake costs a round trip.
+//! Whatever it was, the ceiling is tried again at once, so a mistake costs a round trip. What the network says
+//! is too big is not sent until the search begins again ([`MtuDiscovery::handle_too_big`]).
 
 use std::time::{Duration, Instant};
 
@@ -222,6 +223,18 @@ impl MtuDiscovery {
         hole
     }
 
+    /// The network says that no more than `len` bytes pass. Anybody could say so, so it is believed until the search
+    /// begins again, and not below the base (RFC 8899, section 4.6).
+    pub(super) fn handle_too_big(&mut self, len: usize) {
+        let len = len.max(BASE_DATAGRAM);
+        if len >= self.ceiling {
+            return;
+        }
+        self.current = self.current.min(len);
+        self.failing = self.failing.min(len + 1);
+        self.probe = None;
+    }
+
     /// When [`MtuDiscovery::poll`] has something next.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         match (&self.probe, self.phase) {
@@ -386,6 +399,29 @@ mod tests {
             "{discovery:?}"
         );
         assert_eq!(discovery.stats().black_holes, 1);
+    }
+
+    #[test]
+    fn what_the_network_says_is_too_big_is_not_sent_until_the_search_begins_again() {
+        let mut now = Instant::now();
+        let mut discovery = MtuDiscovery::new(1464);
+        discovery.begin();
+        search(&mut discovery, &mut now, 1464);
+        for (said, believed) in [(1500, 1464), (1300, 1300), (1400, 1300), (68, 1200)] {
+            discovery.handle_too_big(said);
+            assert_eq!(discovery.current(), believed, "{said}");
+        }
+        search(&mut discovery, &mut now, 1464);
+        assert_eq!(discovery.current(), 1200);
+        now += AGAIN;
+        search(&mut discovery, &mut now, 1464);
+        assert_eq!(discovery.current(), 1464);
+        // Or while it goes on.
+        discovery.restart();
+        discovery.handle_too_big(1300);
+        let sizes = search(&mut discovery, &mut now, 1464);
+        assert!(sizes.iter().all(|size| *size <= 1300), "{sizes:?}");
+        assert!(discovery.current() > 1300 - PRECISION, "{discovery:?}");
     }
 
     #[test]

@@ -16,9 +16,7 @@ use crate::proto::datapath::{
     DELIVERY_HEADROOM, Datapath, DatapathStats, LaneCounts, Orphan, Received,
 };
 use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
-use crate::wire::{
-    BASE_DATAGRAM, DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type,
-};
+use crate::wire::{DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type};
 
 /// The datagram lanes of a session.
 #[derive(Debug)]
@@ -478,9 +476,7 @@ impl Datagrams {
             .collect();
         if let Feedback::TooBig { mtu: Some(mtu) } = feedback {
             for lane in &concerned {
-                // What everybody carries is not made less by what anybody says.
-                let least = BASE_DATAGRAM;
-                session.set_datagram_limit(*lane, mtu.saturating_sub(IP_UDP).max(least));
+                session.handle_too_big(*lane, mtu.saturating_sub(IP_UDP));
             }
         }
         Some((concerned.into_iter(), feedback))

@@ -114,15 +114,14 @@ impl Session {
         Some(lossy.mtu.stats())
     }
 
-    /// Sets the longest datagram the interface takes that a lane leaves by; Ethernet's 1,500 bytes
-    /// less headers unless told.
-    pub fn set_datagram_limit(&mut self, lane: LaneId, bytes: usize) {
+    /// The network says that a lane carries no datagram of more than `bytes`. It may be anybody who says so: it is
+    /// believed for the ten minutes until longer ones are tried again, and not below what everybody carries.
+    pub fn handle_too_big(&mut self, lane: LaneId, bytes: usize) {
         if let Some(index) = self.lane_index(lane)
             && let Some(lossy) = &mut self.lanes[index].lossy
         {
-            lossy.interface = bytes;
+            lossy.mtu.handle_too_big(bytes);
         }
-        self.limit_datagrams();
     }
 
     /// The other end has a datagram of `len` bytes that was sent on the lane.

@@ -363,9 +363,10 @@ fn long_datagrams_lost_among_short_ones_bring_the_base_back_at_once() {
 }
 
 #[test]
-fn an_interface_that_takes_less_is_believed() {
+fn what_the_network_says_is_too_big_is_believed_of_that_direction() {
     let mut pair = good(13);
-    pair.client().set_datagram_limit(FIRST, 1300);
+    pair.pass(secs(2));
+    pair.client().handle_too_big(FIRST, 1300);
     pair.pass(secs(2));
     assert_eq!(pair.client().max_datagram(FIRST), Some(1300));
     assert_eq!(pair.server().max_datagram(FIRST), Some(1464));
