@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
@@ -120,12 +121,8 @@ pub struct DatagramStats {
 /// Serves one socket until the server stops.
 pub async fn serve(shared: Arc<Shared>, io: Arc<UdpIo>, tasks: TaskTracker) {
     let (queue, handshakes) = mpsc::channel(HANDSHAKES);
-    tasks.spawn(answer(
-        shared.clone(),
-        io.clone(),
-        handshakes,
-        tasks.clone(),
-    ));
+    let mut answering = JoinSet::new();
+    answering.spawn(answer(shared.clone(), io.clone(), handshakes, tasks));
     let mut sorter = Sorter {
         receiver: Receiver::new(io, shared.pool.clone()),
         queue,
@@ -138,6 +135,12 @@ pub async fn serve(shared: Arc<Shared>, io: Arc<UdpIo>, tasks: TaskTracker) {
         () = shared.stop.cancelled() => {}
         // The turns are bounded by the sorter itself.
         () = tokio::task::unconstrained(poll_fn(|cx| sorter.poll(cx))) => {}
+        Some(Err(error)) = answering.join_next() => {
+            // Deaf to handshakes, the socket is of no use: whoever watches this task is to know.
+            if let Ok(panic) = error.try_into_panic() {
+                std::panic::resume_unwind(panic);
+            }
+        }
     }
     debug!(socket = ?sorter.receiver.io().stats(), "counters");
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -304,7 +305,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When the TUN device is gone before: what was set up has been undone all the same.
+    /// When the TUN device is gone before, or what serves a socket has failed: what was set up has been undone all the
+    /// same.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self {
             shared,
@@ -314,15 +316,16 @@ impl Server {
             state,
         } = self;
         let tasks = TaskTracker::new();
+        let mut listeners = JoinSet::new();
         let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
             match socket {
                 Socket::Stream(scheme, listener) => {
-                    tasks.spawn(accept_all(shared, scheme, listener, strangers, all));
+                    listeners.spawn(accept_all(shared, scheme, listener, strangers, all));
                 }
                 Socket::Datagram(io) => {
-                    tasks.spawn(datagrams::serve(shared, io, all));
+                    listeners.spawn(datagrams::serve(shared, io, all));
                 }
             }
         }
@@ -332,10 +335,15 @@ impl Server {
             () = keep_leases(&shared, &state) => Ok(()),
             () = follow_own_addresses(&shared) => Ok(()),
             error = draining => Err(error),
+            error = failure(&mut listeners) => Err(RunError::Listener(error)),
         };
         shared.stop.cancel();
         tasks.close();
-        if timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
+        let ended = async {
+            while listeners.join_next().await.is_some() {}
+            tasks.wait().await;
+        };
+        if timeout(CLOSE_TIMEOUT, ended).await.is_err() {
             warn!(left = tasks.len(), "not everything ended in time");
         }
         write_leases(&shared, &state);
@@ -363,6 +371,9 @@ pub enum RunError {
     /// The TUN device can no longer be read.
     #[error("the TUN device is gone ({0}): was it deleted, or taken down?")]
     Tun(std::io::Error),
+    /// A socket is no longer served: a defect of the program.
+    #[error("a socket is no longer served ({0}); this is a defect: please report it")]
+    Listener(JoinError),
 }
 
 /// Why a server does not start.
@@ -526,6 +537,17 @@ async fn look_at_own_addresses(shared: &Shared) {
     }
 }
 
+/// Waits for a task that has panicked; those that end are no failure.
+async fn failure(tasks: &mut JoinSet<()>) -> JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) => return error,
+            Some(Ok(())) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
 async fn accept_all(
     shared: Arc<Shared>,
     scheme: Scheme,
@@ -581,3 +603,18 @@ const POOL_SMALL: usize = 1024;
 
 /// Free large buffers kept: 8 MiB, twice what one client may have queued.
 const POOL_LARGE: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn task_that_panics_is_noticed_and_one_that_ends_is_no_failure() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        let ended = timeout(Duration::from_millis(50), failure(&mut tasks)).await;
+        assert!(ended.is_err());
+        tasks.spawn(async { panic!("a defect") });
+        assert!(failure(&mut tasks).await.is_panic());
+    }
+}
