@@ -1,5 +1,6 @@
 //! The program as a script sees it: what it prints where, and its exit status.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -203,6 +204,8 @@ fn check_accepts_what_is_right_and_tells_which_kind_it_is() {
 struct Running {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Lines that nobody has asked for yet: the order of lines of different streams is chance.
+    passed: RefCell<Vec<String>>,
 }
 
 impl Running {
@@ -228,20 +231,29 @@ impl Running {
                 }
             });
         }
-        Self { child, lines }
+        let passed = RefCell::default();
+        Self {
+            child,
+            lines,
+            passed,
+        }
     }
 
-    /// Waits for a line that has all of `parts`.
+    /// Waits for a line that has all of `parts`, and takes it.
     fn expect(&self, parts: &[&str]) -> String {
-        let mut seen = Vec::new();
+        let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+        let mut passed = self.passed.borrow_mut();
+        if let Some(index) = passed.iter().position(has_all) {
+            return passed.remove(index);
+        }
         loop {
             let Ok(line) = self.lines.recv_timeout(HANG) else {
-                panic!("no line with {parts:?} in {seen:#?}");
+                panic!("no line with {parts:?} in {passed:#?}");
             };
-            if parts.iter().all(|part| line.contains(part)) {
+            if has_all(&line) {
                 return line;
             }
-            seen.push(line);
+            passed.push(line);
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn install(context: &Context) -> Result<(), String> {
         .map(|(_, _, package)| *package)
         .collect();
     if packages.is_empty() {
-        println!("everything is there");
+        context.say("everything is there");
         return Ok(());
     }
     let wanted = packages.join(" ");
@@ -52,14 +52,14 @@ pub(crate) fn install(context: &Context) -> Result<(), String> {
         } else {
             "this is not root"
         };
-        println!("{reason}, so please install: {wanted}");
+        context.say(&format!("{reason}, so please install: {wanted}"));
         return if context.strict {
             Err(format!("not installed: {wanted}"))
         } else {
             Ok(())
         };
     }
-    println!("installing {wanted}");
+    context.say(&format!("installing {wanted}"));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command

@@ -7,27 +7,37 @@
 //! ```
 //!
 //! A step that fails does not keep the others from running; the summary says which failed, and how
-//! long each took. With `CI=true` in the environment nothing may be skipped: a test that needs what
+//! long each took. Steps that nothing needs at once (the packages, the program as it is released) run beside the others
+//! from the beginning, as compilers and package managers seldom fill two cores; what they print is shown when they are
+//! waited for. With `CI=true` in the environment nothing may be skipped: a test that needs what
 //! is not there fails. Elsewhere it is skipped, and the summary says why.
 
 use std::{
-    env, fs, io,
+    env,
+    fmt::Write as _,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
+    sync::Mutex,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
 mod licences;
 mod packages;
+mod suites;
 
 /// One step.
 struct Step {
     name: &'static str,
     what: &'static str,
+    /// Begins with the first step, and is waited for when its turn comes.
+    early: bool,
     run: fn(&Context) -> Result<(), String>,
 }
 
-/// What the steps share.
+/// What a step knows.
 struct Context {
     /// The root of the workspace.
     root: PathBuf,
@@ -37,49 +47,59 @@ struct Context {
     skipped: PathBuf,
     /// Nothing may be skipped.
     strict: bool,
+    /// What a step printed while others had the terminal.
+    kept: Option<Mutex<String>>,
 }
 
 /// In the order in which they run: what fails soonest comes first.
 const STEPS: &[Step] = &[
     Step {
-        name: "packages",
-        what: "installs what the tests need (root on Debian or Ubuntu)",
-        run: packages::install,
-    },
-    Step {
         name: "fmt",
         what: "cargo fmt --check",
+        early: false,
         run: fmt,
     },
     Step {
         name: "licences",
         what: "licences of all dependencies, and advisories where they are at hand",
+        early: false,
         run: licences::check,
     },
     Step {
         name: "clippy",
         what: "cargo clippy, warnings denied",
+        early: false,
         run: clippy,
     },
     Step {
         name: "doc",
         what: "cargo doc, warnings denied",
+        early: false,
         run: doc,
+    },
+    Step {
+        name: "packages",
+        what: "installs what the tests need (root on Debian or Ubuntu)",
+        early: true,
+        run: packages::install,
     },
     Step {
         name: "test",
         what: "unit, property and documentation tests",
-        run: test,
+        early: false,
+        run: suites::unit,
     },
     Step {
         name: "build",
         what: "the program, as it is released",
+        early: true,
         run: build,
     },
     Step {
         name: "integration",
         what: "end-to-end tests of that program",
-        run: integration,
+        early: false,
+        run: suites::integration,
     },
 ];
 
@@ -132,27 +152,54 @@ fn run(only: &[String]) -> io::Result<bool> {
         .to_owned();
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     fs::create_dir_all(&target)?;
-    let context = Context {
-        root,
+    let context = |kept| Context {
+        root: root.clone(),
         cargo: env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
         skipped: target.join("skipped-tests.txt"),
         strict: env::var("CI").is_ok_and(|value| value == "true" || value == "1"),
+        kept,
     };
-    fs::write(&context.skipped, "")?;
+    let shared = context(None);
+    fs::write(&shared.skipped, "")?;
     let began = Instant::now();
-    let mut results = Vec::new();
-    for step in STEPS
+    let wanted: Vec<_> = STEPS
         .iter()
         .filter(|step| only.is_empty() || only.iter().any(|name| name == step.name))
-    {
-        println!("\n━━━━ {}: {}", step.name, step.what);
-        let began = Instant::now();
-        let result = (step.run)(&context);
-        if let Err(error) = &result {
-            println!("━━━━ {} failed: {error}", step.name);
+        .collect();
+    let results = thread::scope(|scope| {
+        let mut early: Vec<_> = wanted
+            .iter()
+            .filter(|step| step.early)
+            .map(|step| {
+                let context = context(Some(Mutex::default()));
+                scope.spawn(move || {
+                    let (took, result) = step.timed(&context);
+                    (took, result, context.printed())
+                })
+            })
+            .collect();
+        early.reverse();
+        let mut results = Vec::new();
+        for step in &wanted {
+            println!("\n━━━━ {}: {}", step.name, step.what);
+            let (took, result) = if step.early {
+                let (took, result, printed) = early
+                    .pop()
+                    .map(ScopedJoinHandle::join)
+                    .expect("as many as there are early steps")
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                print!("{printed}");
+                (took, result)
+            } else {
+                step.timed(&shared)
+            };
+            if let Err(error) = &result {
+                println!("━━━━ {} failed: {error}", step.name);
+            }
+            results.push((step.name, took, result));
         }
-        results.push((step.name, began.elapsed(), result));
-    }
+        results
+    });
     println!("\n━━━━ summary");
     for (name, took, result) in &results {
         let outcome = match result {
@@ -162,12 +209,20 @@ fn run(only: &[String]) -> io::Result<bool> {
         println!("{name:12} {:>8}  {outcome}", seconds(*took));
     }
     println!("{:12} {:>8}", "all", seconds(began.elapsed()));
-    let skipped = fs::read_to_string(&context.skipped)?;
+    let skipped = fs::read_to_string(&shared.skipped)?;
     if !skipped.is_empty() {
         println!("\n{} tests were skipped:", skipped.lines().count());
         print!("{skipped}");
     }
     Ok(results.iter().all(|(_, _, result)| result.is_ok()))
+}
+
+impl Step {
+    fn timed(&self, context: &Context) -> (Duration, Result<(), String>) {
+        let began = Instant::now();
+        let result = (self.run)(context);
+        (began.elapsed(), result)
+    }
 }
 
 fn fmt(context: &Context) -> Result<(), String> {
@@ -192,18 +247,6 @@ fn doc(context: &Context) -> Result<(), String> {
     context.cargo(&arguments, &[("RUSTDOCFLAGS", "--deny warnings")])
 }
 
-fn test(context: &Context) -> Result<(), String> {
-    let arguments = [
-        "test",
-        "--workspace",
-        "--exclude",
-        "adit-integration",
-        "--no-fail-fast",
-        "--locked",
-    ];
-    context.cargo(&arguments, &[])
-}
-
 fn build(context: &Context) -> Result<(), String> {
     context.cargo(
         &[
@@ -213,19 +256,6 @@ fn build(context: &Context) -> Result<(), String> {
             "adit",
             "--bin",
             "adit",
-            "--locked",
-        ],
-        &[],
-    )
-}
-
-fn integration(context: &Context) -> Result<(), String> {
-    context.cargo(
-        &[
-            "test",
-            "--package",
-            "adit-integration",
-            "--no-fail-fast",
             "--locked",
         ],
         &[],
@@ -242,18 +272,47 @@ impl Context {
 
     /// Runs a command in the workspace, its output passed on.
     fn run(&self, mut command: Command) -> Result<(), String> {
-        command
-            .current_dir(&self.root)
-            .env("ADIT_SKIPPED", &self.skipped);
-        if self.strict {
-            command.env("ADIT_CI", "1");
-        }
+        command.current_dir(&self.root);
+        self.equip(&mut command);
         let shown = show(&command);
-        println!("$ {shown}");
-        match command.status() {
+        self.say(&format!("$ {shown}"));
+        let status = match &self.kept {
+            None => command.status(),
+            Some(_) => captured(command).map(|(printed, status)| {
+                self.say(printed.trim_end());
+                status
+            }),
+        };
+        match status {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(format!("{shown}: {status}")),
             Err(error) => Err(format!("{shown}: {error}")),
+        }
+    }
+
+    /// Prints a line, now or when the step's turn has come.
+    fn say(&self, line: &str) {
+        match &self.kept {
+            None => println!("{line}"),
+            Some(kept) => {
+                let mut kept = kept.lock().expect("nobody panics while holding it");
+                writeln!(kept, "{line}").expect("a string takes all");
+            }
+        }
+    }
+
+    /// What was kept back.
+    fn printed(self) -> String {
+        self.kept
+            .map(|kept| kept.into_inner().expect("nobody panics while holding it"))
+            .unwrap_or_default()
+    }
+
+    /// Tells tests whether they may be skipped, and where to write why.
+    fn equip(&self, command: &mut Command) {
+        command.env("ADIT_SKIPPED", &self.skipped);
+        if self.strict {
+            command.env("ADIT_CI", "1");
         }
     }
 
@@ -270,6 +329,19 @@ impl Context {
         }
         String::from_utf8(output.stdout).map_err(|error| format!("{shown}: {error}"))
     }
+}
+
+/// Runs a command; returns what it printed, both streams as they came, and how it ended.
+fn captured(mut command: Command) -> io::Result<(String, ExitStatus)> {
+    let (mut reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // its ends of the pipe, or reading would never end
+    drop(command);
+    let mut printed = Vec::new();
+    reader.read_to_end(&mut printed)?;
+    let status = child.wait()?;
+    Ok((String::from_utf8_lossy(&printed).into_owned(), status))
 }
 
 fn show(command: &Command) -> String {
