@@ -1,5 +1,10 @@
 //! Goodput of the whole path in one process: an application, the client, a lane, the server with
 //! egress `user`, an origin, all on loopback and sharing the processors.
+//!
+//! ```text
+//! cargo bench --bench path                    every lane, 1 and 64 flows, down and up
+//! cargo bench --bench path -- udp 1 down      of these, what is named
+//! ```
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,12 +18,29 @@ use adit::config::Scheme;
 mod path;
 
 fn main() {
-    for scheme in [Scheme::Tcp, Scheme::Tls] {
-        for flows in [1, 64] {
-            for up in [false, true] {
-                let rate = goodput(scheme, flows, up);
-                let way = if up { "up" } else { "down" };
-                println!("{scheme:?} lane, {flows:2} flows {way:4}: {rate:6.0} Mbit/s");
+    // cargo adds flags of its own
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let is_wanted = |all: &[&str], this: &str| {
+        wanted.iter().any(|word| word == this)
+            || !wanted.iter().any(|word| all.contains(&word.as_str()))
+    };
+    for (lane, scheme) in [
+        ("tcp", Scheme::Tcp),
+        ("tls", Scheme::Tls),
+        ("udp", Scheme::Udp),
+    ] {
+        for (flows, count) in [("1", 1), ("64", 64)] {
+            for (way, up) in [("down", false), ("up", true)] {
+                if is_wanted(&["tcp", "tls", "udp"], lane)
+                    && is_wanted(&["1", "64"], flows)
+                    && is_wanted(&["down", "up"], way)
+                {
+                    let rate = goodput(scheme, count, up);
+                    println!("{lane} lane, {flows:2} flows {way:4}: {rate:6.0} Mbit/s");
+                }
             }
         }
     }

@@ -38,6 +38,9 @@ const SOON: Duration = Duration::from_secs(20);
 /// The hang guard of a transfer, in which every call of both programs takes a detour.
 const HANG: Duration = Duration::from_secs(180);
 
+/// Transfers of which one must keep the bounds.
+const ATTEMPTS: usize = 3;
+
 /// One program may trace another, and the lab can be made.
 const NEEDS: &[Need] = &[Need::Root, Need::Tool("strace")];
 
@@ -167,28 +170,40 @@ impl Scene<'_> {
         });
     }
 
+    /// A wake-up finds less to do where another program has the processor at the wrong moment; a call too many for
+    /// each 64 KiB is there every time. So the bound holds if it does so for one transfer of [`ATTEMPTS`].
     fn transfer<F: Future<Output = ()>>(
         &mut self,
         what: &str,
         bound: (f64, f64),
-        run: impl FnOnce() -> F + Send + 'static,
+        run: impl Fn() -> F + Clone + Send + 'static,
     ) {
-        let client = Trace::start(self.folder, self.client);
-        let server = Trace::start(self.folder, self.server);
-        self.place.block_on(move || async move {
-            let ended = tokio::time::timeout(HANG, run()).await;
-            assert!(ended.is_ok(), "the transfer is not over after {HANG:?}");
-        });
-        for (who, trace, most) in [("client", client, bound.0), ("server", server, bound.1)] {
-            let calls = trace.end();
-            let per_unit = |count: &u64| *count as f64 / (BYTES / 65_536) as f64;
-            let all = per_unit(&calls.values().sum());
-            println!("{what}, {who}: {all:.2} per 64 KiB");
-            assert!(
-                all <= most,
-                "{what}, {who}: {all:.2} system calls per 64 KiB, {most} at most: {calls:?}"
-            );
+        let mut broken = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let client = Trace::start(self.folder, self.client);
+            let server = Trace::start(self.folder, self.server);
+            let run = run.clone();
+            self.place.block_on(move || async move {
+                let ended = tokio::time::timeout(HANG, run()).await;
+                assert!(ended.is_ok(), "the transfer is not over after {HANG:?}");
+            });
+            let kept = broken.len();
+            for (who, trace, most) in [("client", client, bound.0), ("server", server, bound.1)] {
+                let calls = trace.end();
+                let per_unit = |count: &u64| *count as f64 / (BYTES / 65_536) as f64;
+                let all = per_unit(&calls.values().sum());
+                println!("{what}, {who}: {all:.2} per 64 KiB");
+                if all > most {
+                    broken.push(format!(
+                        "{what}, {who}: {all:.2} system calls per 64 KiB, {most} at most: {calls:?}"
+                    ));
+                }
+            }
+            if broken.len() == kept {
+                return;
+            }
         }
+        panic!("{broken:#?}");
     }
 }
 
