@@ -119,7 +119,7 @@
 //! | a stranger's challenges | [`proto::MAX_CHALLENGES`] a connection | silence |
 //! | newest handshake times that are remembered | 8,192 (key, instance) pairs | the oldest goes; older handshakes are then challenged |
 //! | handshakes by datagrams that wait | [`server::datagrams::HANDSHAKES`] messages | dropped, counted |
-//! | sessions begun by datagrams that no client has confirmed | [`server::datagrams::MAX_UNCONFIRMED`], for [`server::datagrams::CONFIRM_TIMEOUT`] | dropped, counted; cookies are asked for at half of that |
+//! | sessions begun by datagrams that no client has confirmed | [`server::unconfirmed::MAX_UNCONFIRMED`], of one client [`server::unconfirmed::MAX_UNCONFIRMED_OF_CLIENT`], for [`server::datagrams::CONFIRM_TIMEOUT`] | dropped, counted; cookies are asked for at half of the former |
 //! | datagrams that wait for a session | [`io::udp::INBOX_MEMORY`] of buffers | dropped, counted |
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |

@@ -20,8 +20,12 @@
 //!
 //! # Limits
 //!
-//! [`HANDSHAKES`] handshakes wait, [`MAX_UNCONFIRMED`] sessions that no client has
-//! confirmed, each for [`CONFIRM_TIMEOUT`] at most. What is beyond that is dropped and counted.
+//! [`HANDSHAKES`] handshakes wait, and [`MAX_UNCONFIRMED`] sessions that no client has confirmed,
+//! [`MAX_UNCONFIRMED_OF_CLIENT`] of one client, each for [`CONFIRM_TIMEOUT`] at most. What is beyond that is dropped and
+//! counted.
+//!
+//! [`MAX_UNCONFIRMED`]: super::unconfirmed::MAX_UNCONFIRMED
+//! [`MAX_UNCONFIRMED_OF_CLIENT`]: super::unconfirmed::MAX_UNCONFIRMED_OF_CLIENT
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -30,7 +34,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
@@ -38,6 +42,7 @@ use tracing::{debug, info, trace};
 use super::leases::Owner;
 use super::run::Shared;
 use super::session::SessionDriver;
+use super::unconfirmed::{Full, Unconfirmed};
 use crate::io::clock;
 use crate::io::pool::{Pool, SMALL};
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
@@ -116,6 +121,8 @@ pub struct DatagramStats {
     pub short_answers: AtomicU64,
     /// Handshakes dropped because too many sessions wait to be confirmed.
     pub unconfirmed_full: AtomicU64,
+    /// Handshakes dropped because too many sessions of their client wait to be confirmed.
+    pub unconfirmed_of_client_full: AtomicU64,
 }
 
 /// Serves one socket until the server stops.
@@ -270,7 +277,7 @@ async fn answer(
             LoadLimits::default(),
             &mut rand::rng(),
         ),
-        unconfirmed: Arc::new(Semaphore::new(MAX_UNCONFIRMED)),
+        unconfirmed: Unconfirmed::default(),
         sender: Sender::new(io),
         batch: SendBatch::new(shared.pool.clone()),
         tasks,
@@ -298,7 +305,7 @@ async fn answer(
 /// Where handshakes are answered.
 struct Desk {
     responder: DatagramResponder,
-    unconfirmed: Arc<Semaphore>,
+    unconfirmed: Unconfirmed,
     sender: Sender,
     batch: SendBatch,
     tasks: TaskTracker,
@@ -309,7 +316,7 @@ impl Desk {
     fn handle(&mut self, path: DatagramPath, datagram: &[u8]) {
         let (now, shared) = (clock::now(), &self.shared);
         let stats = &shared.datagram_stats;
-        let waiting = MAX_UNCONFIRMED - self.unconfirmed.available_permits();
+        let waiting = self.unconfirmed.len();
         let reception = self.responder.handle(now, path, datagram, waiting, |key| {
             shared.handshake_entry(key)
         });
@@ -325,16 +332,23 @@ impl Desk {
                 instance,
                 ..
             }) => {
-                let Ok(permit) = self.unconfirmed.clone().try_acquire_owned() else {
-                    stats.unconfirmed_full.fetch_add(1, Ordering::Relaxed);
-                    return;
+                let place = match self.unconfirmed.admit(peer) {
+                    Ok(place) => place,
+                    Err(full) => {
+                        let dropped = match full {
+                            Full::All => &stats.unconfirmed_full,
+                            Full::Client => &stats.unconfirmed_of_client_full,
+                        };
+                        dropped.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
                 };
                 let owner = Owner {
                     key: peer,
                     instance,
                 };
                 let Some(driver) =
-                    SessionDriver::over_datagrams(shared.clone(), *session, owner, permit)
+                    SessionDriver::over_datagrams(shared.clone(), *session, owner, place)
                 else {
                     stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
                     return;
@@ -388,9 +402,6 @@ impl Desk {
 
 /// Handshakes that may wait: half a second of work, in 2 MiB of small buffers.
 pub const HANDSHAKES: usize = 1024;
-
-/// Sessions of a socket that may wait for their first sealed frame.
-pub const MAX_UNCONFIRMED: usize = 1024;
 
 /// How long they may wait: an honest client's ping follows the reply by one round trip, or comes
 /// again within two seconds.

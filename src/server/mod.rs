@@ -12,4 +12,5 @@ pub mod registry;
 pub mod router;
 pub mod run;
 pub mod session;
+pub mod unconfirmed;
 pub mod unlisted;

@@ -39,6 +39,7 @@ use super::local::Local;
 use super::registry::{Entrant, Join, addresses};
 use super::router::{Downlink, Queued};
 use super::run::Shared;
+use super::unconfirmed::Place;
 use crate::io::carrier::{Carrier, CarrierEvent};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
@@ -76,10 +77,18 @@ enum State {
     Unconfirmed {
         until: Instant,
         /// Given back once the session counts as a client's.
-        _permit: OwnedSemaphorePermit,
+        _seat: Seat,
     },
     Live,
     Ended,
+}
+
+/// What a session takes up while it is unconfirmed.
+enum Seat {
+    /// Of a stranger's connection.
+    Connection { _permit: OwnedSemaphorePermit },
+    /// Among the sessions of handshakes over datagrams.
+    Datagrams { _place: Place },
 }
 
 /// Uplink packets of one session, dropped or passed.
@@ -114,7 +123,8 @@ impl SessionDriver {
         permit: OwnedSemaphorePermit,
     ) -> Option<Self> {
         let carrier = Carrier::new(session, LaneId::FIRST, lane);
-        Self::driving(shared, carrier, owner, permit, CONFIRM_TIMEOUT)
+        let seat = Seat::Connection { _permit: permit };
+        Self::driving(shared, carrier, owner, seat, CONFIRM_TIMEOUT)
     }
 
     /// The same for a handshake over datagrams. From now on the session is found by those that
@@ -123,18 +133,19 @@ impl SessionDriver {
         shared: Arc<Shared>,
         session: Session,
         owner: Owner,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Option<Self> {
         let pool = shared.pool.clone();
         let carrier = Carrier::over_datagrams(session, LaneId::FIRST, None, pool);
-        Self::driving(shared, carrier, owner, permit, datagrams::CONFIRM_TIMEOUT)
+        let seat = Seat::Datagrams { _place: place };
+        Self::driving(shared, carrier, owner, seat, datagrams::CONFIRM_TIMEOUT)
     }
 
     fn driving(
         shared: Arc<Shared>,
         mut carrier: Carrier,
         owner: Owner,
-        permit: OwnedSemaphorePermit,
+        seat: Seat,
         patience: Duration,
     ) -> Option<Self> {
         let now = clock::now();
@@ -158,7 +169,7 @@ impl SessionDriver {
             replaced,
             state: State::Unconfirmed {
                 until: now + patience,
-                _permit: permit,
+                _seat: seat,
             },
             addresses: Vec::new(),
             local: None,
