@@ -87,7 +87,7 @@ impl CookieChecker {
     }
 
     /// The challenge that whoever sends a stale Init from `source` is to answer: a MAC over who it
-    /// is, so that nothing need be kept. It is good until the secret changes.
+    /// is, so that nothing need be kept. It is good until the secret changes, or what is in `who`.
     pub(super) fn challenge(
         &mut self,
         now: Instant,

@@ -13,6 +13,8 @@ use crate::wire::{CHALLENGE_LEN, INSTANCE_LEN};
 pub(super) struct Whose {
     pub(super) peer: PublicKey,
     pub(super) instance: [u8; INSTANCE_LEN],
+    /// The time of its message 1 that was accepted last.
+    pub(super) last: u64,
 }
 
 /// How a lane shows that a stale message 1 is no copy.
@@ -69,6 +71,12 @@ impl NewestTimes {
         }
     }
 
+    /// The time accepted last from an instance, or before which everything is stale where nothing was.
+    pub(super) fn last(&self, key: PublicKey, instance: [u8; INSTANCE_LEN]) -> u64 {
+        let known = self.newest.get(&(key, instance));
+        known.map_or(self.floor, |times| times.last)
+    }
+
     /// Takes the time of a message 1, whose sender is `proven` alive or not; `false` if it might be
     /// a message seen before. Two equal messages at once get `true` once.
     pub(super) fn admit(
@@ -79,7 +87,7 @@ impl NewestTimes {
         proven: bool,
     ) -> bool {
         let known = self.newest.get(&(key, instance));
-        // A challenge of an address is good for a while, and so would be a copy of its answer.
+        // A challenge of an address is good until one answer to it is accepted: of two at once, too.
         let repeated = known.is_some_and(|times| times.last == time);
         let fresh = !repeated && (proven || !self.is_stale(&key, &instance, time));
         if fresh {
@@ -139,6 +147,7 @@ mod tests {
     const WHOSE: Whose = Whose {
         peer: A,
         instance: [0; 8],
+        last: 0,
     };
 
     #[test]

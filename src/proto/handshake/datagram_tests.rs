@@ -199,6 +199,30 @@ fn the_answer_to_a_challenge_is_good_once_and_from_its_address() {
 }
 
 #[test]
+fn copies_of_answers_to_challenges_are_worth_nothing_however_many_there_are() {
+    let (mut strangers, now) = (strangers(), Instant::now());
+    let newer = init(&mut caller(now, 7), now, 200);
+    accepted(strangers.handle(now, from(1), &newer, 0, known));
+    let mut copies = Vec::new();
+    // The same instance, whose clock went back, begins a few sessions.
+    for clock in [101, 103, 105] {
+        let mut caller = caller(now, 7);
+        let stale = init(&mut caller, now, clock);
+        let Reception::Answer(challenge) = strangers.handle(now, from(1), &stale, 0, known) else {
+            panic!("not challenged");
+        };
+        caller.handle(now, challenge.as_bytes()).unwrap();
+        let proven = init(&mut caller, now, clock + 1);
+        accepted(strangers.handle(now, from(1), &proven, 0, known));
+        copies.push(proven);
+    }
+    for copy in copies.iter().chain(&copies) {
+        let again = strangers.handle(now, from(1), copy, 0, known);
+        assert!(matches!(again, Reception::Answer(_)), "{again:?}");
+    }
+}
+
+#[test]
 fn a_refusal_ends_the_handshake_and_nonsense_does_not() {
     let now = Instant::now();
     let mut caller = caller(now, 8);

@@ -112,8 +112,12 @@ impl Responder {
         }
         let peer = heard.peer;
         let instance = heard.hello.instance;
-        let whose = Whose { peer, instance };
         let entry = lookup(&peer).ok_or(Silence::UnknownKey { key: peer })?;
+        let whose = Whose {
+            peer,
+            instance,
+            last: self.times().last(peer, instance),
+        };
         let answer = heard.hello.challenge.as_ref();
         let proven = answer.is_some_and(|answer| freshness.accept(&whose, answer));
         let whole = |frame_type, body: &[u8]| {

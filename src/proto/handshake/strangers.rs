@@ -249,7 +249,8 @@ impl StrangerStats {
     }
 }
 
-/// Challenges that are a MAC over who is asked, so that nothing is kept.
+/// Challenges that are a MAC over who is asked, so that nothing is kept; and over what was accepted last, so that an
+/// answer, once accepted, is worth nothing any more, and neither is a copy of it.
 struct AddressChallenge<'a> {
     checker: &'a mut CookieChecker,
     now: Instant,
@@ -258,7 +259,8 @@ struct AddressChallenge<'a> {
 
 impl AddressChallenge<'_> {
     fn expected(&mut self, whose: &Whose) -> [u8; CHALLENGE_LEN] {
-        let who: [&[u8]; 2] = [whose.peer.as_bytes(), &whose.instance];
+        let last = whose.last.to_be_bytes();
+        let who: [&[u8]; 3] = [whose.peer.as_bytes(), &whose.instance, &last];
         self.checker.challenge(self.now, self.source, &who)
     }
 }
