@@ -245,6 +245,7 @@ impl Connector {
                         batch.commit(init.len(), target);
                     }
                     poll_fn(|cx| sender.poll_flush(cx, &mut batch)).await;
+                    doubt(&mut initiator, remote, sender.take_feedback())?;
                 }
                 Ok(false) => {}
                 Err(error) => return Ok(Err(error)),
@@ -252,18 +253,9 @@ impl Connector {
             let again = sleep_until(initiator.poll_timeout().into());
             tokio::select! {
                 () = again => {}
-                received = poll_fn(|cx| receiver.poll_recv(cx)) => match received {
-                    Ok(()) => {}
-                    // If it is not true, whoever says so stands in the way and could as well let
-                    // nothing pass.
-                    Err(Feedback::Refused) => return Err(io::ErrorKind::ConnectionRefused.into()),
-                    Err(Feedback::Unreachable) => {
-                        return Err(io::ErrorKind::NetworkUnreachable.into());
-                    }
-                    Err(Feedback::TooBig { mtu }) => {
-                        tracing::debug!(%remote, mtu, "a handshake is too long for its way");
-                    }
-                },
+                received = poll_fn(|cx| receiver.poll_recv(cx)) => {
+                    doubt(&mut initiator, remote, received.err())?;
+                }
             }
             while let Some(datagram) = receiver.next_datagram() {
                 if datagram.from != remote {
@@ -345,6 +337,32 @@ impl Connector {
             }
         }
     }
+}
+
+/// Takes what the network says about a handshake that is sent to `remote`.
+///
+/// # Errors
+///
+/// Nobody is there, or there is no way, and that is to be believed.
+fn doubt(
+    initiator: &mut DatagramInitiator,
+    remote: SocketAddr,
+    feedback: Option<Feedback>,
+) -> io::Result<()> {
+    let said = match feedback {
+        None => return Ok(()),
+        Some(Feedback::TooBig { mtu }) => {
+            tracing::debug!(%remote, mtu, "a handshake is too long for its way");
+            return Ok(());
+        }
+        Some(Feedback::Refused) => io::ErrorKind::ConnectionRefused,
+        Some(Feedback::Unreachable) => io::ErrorKind::NetworkUnreachable,
+    };
+    if initiator.handle_refused() {
+        return Err(said.into());
+    }
+    tracing::debug!(%remote, %said, "the network says a handshake does not arrive");
+    Ok(())
 }
 
 /// Adds what may be the matter where not even a connection shows that the server is there.

@@ -8,7 +8,8 @@
 //!
 //! Whoever can send from the server's address can send nonsense, so nothing that fails to open ends the
 //! handshake; only the server's own refusal does. A cookie or a challenge brings the next Init forward, a
-//! bounded number of times.
+//! bounded number of times. That nobody takes what is sent, anybody may say too, so it is believed once it was said of
+//! several Inits in a row, and nothing was heard of the server meanwhile.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,6 +35,10 @@ pub struct DatagramInitiator {
     challenge: Option<[u8; CHALLENGE_LEN]>,
     next: Instant,
     sent: u32,
+    /// Inits in a row that the network says nobody took.
+    refused: u32,
+    /// How many were sent when it said so last.
+    refused_at: u32,
     hurried: u8,
     complaint: Option<HandshakeError>,
 }
@@ -64,6 +69,8 @@ impl DatagramInitiator {
             challenge: None,
             next: now,
             sent: 0,
+            refused: 0,
+            refused_at: 0,
             hurried: 0,
             complaint: None,
         })
@@ -125,6 +132,7 @@ impl DatagramInitiator {
         match datagram_type(datagram) {
             Some(DatagramType::Cookie) => {
                 if self.jar.handle_reply(now, datagram) {
+                    self.refused = 0;
                     self.hurry(now);
                 }
                 Ok(None)
@@ -145,6 +153,16 @@ impl DatagramInitiator {
             }
             Some(DatagramType::Init | DatagramType::Sealed | DatagramType::Join) | None => Ok(None),
         }
+    }
+
+    /// The network says that nobody takes what is sent to the server. Returns whether that is to be believed: after
+    /// [`MAX_REFUSED`] Inits in a row of which it was said, whatever it says of one.
+    pub const fn handle_refused(&mut self) -> bool {
+        if self.refused_at != self.sent {
+            self.refused_at = self.sent;
+            self.refused += 1;
+        }
+        self.refused >= MAX_REFUSED
     }
 
     /// What the last answer that was ignored had to say, for whoever wants to know why nothing
@@ -199,6 +217,10 @@ const MAX_OPENINGS: usize = 4;
 
 /// Inits brought forward by a cookie or a challenge: a cookie and two challenges, as on a stream.
 const MAX_HURRIES: u8 = MAX_CHALLENGES + 1;
+
+/// Inits refused in a row before the handshake is given up. The third leaves after 0.75 s: a port that is closed is told
+/// in half of what datagrams have as their head start, and one word of somebody else's ends nothing.
+const MAX_REFUSED: u32 = 3;
 
 /// Before the second Init: most round trips are shorter.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

@@ -293,6 +293,39 @@ fn no_two_sessions_of_a_server_share_a_handle() {
 }
 
 #[test]
+fn that_nobody_is_there_is_believed_of_three_inits_in_a_row_and_not_of_one() {
+    let (mut strangers, now) = (
+        with(
+            responder(Settings::default()),
+            LoadLimits {
+                inits_per_second: 0,
+                unconfirmed: 0,
+            },
+        ),
+        Instant::now(),
+    );
+    let mut caller = caller(now, 14);
+    let mut first = Vec::new();
+    for clock in 100..102 {
+        first = init(&mut caller, now, clock);
+        for _ in 0..10 {
+            assert!(!caller.handle_refused(), "however often it is said of one");
+        }
+    }
+    // The server's own word, which only it can say, counts for more.
+    let Reception::Answer(cookie) = strangers.handle(now, from(0), &first, 0, known) else {
+        panic!("no cookie");
+    };
+    caller.handle(now, cookie.as_bytes()).unwrap();
+    for clock in 102..104 {
+        init(&mut caller, now, clock);
+        assert!(!caller.handle_refused());
+    }
+    init(&mut caller, now, 104);
+    assert!(caller.handle_refused());
+}
+
+#[test]
 fn keys_too_long_for_a_datagram_are_refused_before_anything_is_sent() {
     let mut config = client_config();
     config.kem = KemKind::MlKem1024;
