@@ -22,12 +22,12 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{debug, info, trace};
 
 use super::leases::Owner;
-use super::registry::Join;
+use super::registry::{Join, Joined};
 use super::run::Shared;
 use super::session::SessionDriver;
 use crate::config::Scheme;
@@ -45,7 +45,7 @@ pub struct AcceptStats {
     pub handshakes: AtomicU64,
     /// Lanes that joined a session.
     pub joins: AtomicU64,
-    /// Joins whose proof did not hold, or whose session is not there.
+    /// Joins whose proof did not hold, or whose session is not there or has no room.
     pub joins_refused: AtomicU64,
     /// Handshakes that were not in order.
     pub handshakes_refused: AtomicU64,
@@ -134,22 +134,17 @@ async fn authenticate(
                     stats.joins_refused.fetch_add(1, Ordering::Relaxed);
                     continue;
                 };
-                let (back, returned) = oneshot::channel();
-                let join = Join {
-                    frame,
-                    lane: Box::new(lane),
-                    back,
-                };
-                // Send fails when the session ends at this moment; the lane goes with it,
-                // and the client dials again.
-                joins.send(join).await.ok()?;
-                match returned.await {
-                    Ok(given_back) => {
+                match Join::ask(&joins, frame, lane).await {
+                    Joined::Taken => {
+                        stats.joins.fetch_add(1, Ordering::Relaxed);
+                        return None;
+                    }
+                    Joined::Refused(given_back) => {
                         stats.joins_refused.fetch_add(1, Ordering::Relaxed);
                         lane = *given_back;
                     }
-                    Err(_) => {
-                        stats.joins.fetch_add(1, Ordering::Relaxed);
+                    Joined::Gone => {
+                        stats.joins_refused.fetch_add(1, Ordering::Relaxed);
                         return None;
                     }
                 }

@@ -31,15 +31,44 @@ use crate::server::leases::{Lease, LeaseError, Leases, Owner};
 use crate::server::router::{Downlink, Router};
 use crate::wire::{CloseReason, SessionId};
 
-/// A new lane that asks a session's driver to join; it comes back if its proof does not hold.
+/// A new lane that asks a session's driver to join.
 #[derive(Debug)]
 pub struct Join {
     /// The join frame.
     pub frame: Vec<u8>,
     /// The lane it arrived on.
     pub lane: Box<StreamLane>,
-    /// Where the lane goes if it may not join.
-    pub back: oneshot::Sender<Box<StreamLane>>,
+    /// Where the driver says what became of it.
+    pub answer: oneshot::Sender<Joined>,
+}
+
+/// What became of a lane that asked to join.
+#[derive(Debug)]
+pub enum Joined {
+    /// It is a lane of the session.
+    Taken,
+    /// Its proof does not hold, and it is given back.
+    Refused(Box<StreamLane>),
+    /// It is gone: the session has ended, or has as many lanes as it may.
+    Gone,
+}
+
+impl Join {
+    /// Asks the driver behind `joins` to take `lane`, whose join frame is `frame`.
+    pub async fn ask(joins: &mpsc::Sender<Self>, frame: Vec<u8>, lane: StreamLane) -> Joined {
+        let (answer, answered) = oneshot::channel();
+        let lane = Box::new(lane);
+        let join = Self {
+            frame,
+            lane,
+            answer,
+        };
+        // A session that ends takes with it what waits to join; the client dials again.
+        match joins.send(join).await {
+            Ok(()) => answered.await.unwrap_or(Joined::Gone),
+            Err(_) => Joined::Gone,
+        }
+    }
 }
 
 /// A confirmed session that asks to be entered.
@@ -254,6 +283,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::io::lane::LaneStream;
+    use crate::io::pool::Pool;
     use crate::proto::PublicKey;
     use crate::server::leases::{Fixed, Settings};
 
@@ -386,5 +417,25 @@ mod tests {
         assert!(registry.changed_leases(NOW).is_some());
         registry.remove(SessionId(1), NOW, true);
         registry.changed().await;
+    }
+
+    #[tokio::test]
+    async fn lane_that_waits_for_a_session_that_ends_has_not_joined() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let lane = async || {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            StreamLane::new(LaneStream::Tcp(stream), Pool::new("test", 1, 1))
+        };
+        let (joins, mut driver) = mpsc::channel(1);
+        let ends = async {
+            // It has been handed over, and nobody looks at it any more.
+            drop(driver.recv().await.unwrap());
+        };
+        let (joined, ()) = tokio::join!(Join::ask(&joins, Vec::new(), lane().await), ends);
+        assert!(matches!(joined, Joined::Gone), "{joined:?}");
+        drop(driver);
+        let joined = Join::ask(&joins, Vec::new(), lane().await).await;
+        assert!(matches!(joined, Joined::Gone), "{joined:?}");
     }
 }

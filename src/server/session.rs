@@ -36,7 +36,7 @@ use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
 use super::local::Local;
-use super::registry::{Entrant, Join, addresses};
+use super::registry::{Entrant, Join, Joined, addresses};
 use super::router::{Downlink, Queued};
 use super::run::Shared;
 use super::unconfirmed::Place;
@@ -244,21 +244,29 @@ impl SessionDriver {
     }
 
     fn join(&mut self, now: Instant, join: Join) {
-        let Join { frame, lane, back } = join;
-        match self.carrier.session_mut().handle_join(now, &frame) {
+        let Join {
+            frame,
+            lane,
+            answer,
+        } = join;
+        let joined = match self.carrier.session_mut().handle_join(now, &frame) {
             Ok(id) => {
                 info!(lane = %id, "lane joined");
                 self.laneless_since = None;
-                if !self.carrier.add_lane(id, *lane, true) {
+                if self.carrier.add_lane(id, *lane, true) {
+                    Joined::Taken
+                } else {
                     self.carrier.session_mut().remove_lane(now, id);
+                    Joined::Gone
                 }
             }
             Err(error) => {
                 debug!(%error, "a join was refused");
-                // The connection may have ended meanwhile.
-                let _ = back.send(lane);
+                Joined::Refused(lane)
             }
-        }
+        };
+        // The connection may have ended meanwhile.
+        let _ = answer.send(joined);
     }
 
     /// Closes the session; the driver ends when its carrier has let the lanes go.
