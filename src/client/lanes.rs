@@ -14,7 +14,8 @@
 //! An Init beside the Join, as streams have it, would make the server begin a session that nobody
 //! needs; so over datagrams it follows later, and only when the session has no lane that is of use. Its answer may be
 //! the first sign that the way is open again, and says nothing of whether the server still has the session: so the
-//! Joins are repeated then, and the fresh session is begun only if they stay unanswered for [`RESUME_PATIENCE`].
+//! Joins are repeated then, and the fresh session is begun only if they stay unanswered for [`RESUME_PATIENCE`]. Where the
+//! server answers by closing the session, the fresh one is dropped: whether and when to come back is the link's to say.
 //! A lane joins by every family of addresses the server has; the first that is confirmed stays, or the last of those
 //! that are confirmed at once.
 //!
@@ -210,6 +211,7 @@ impl Lanes {
         self.known.clear();
         self.beside.forget();
         self.joining_beside = None;
+        self.offer = None;
         self.link.handle_closed(now, reason);
         self.drop_unwanted(now, &mut None);
     }
@@ -786,5 +788,24 @@ mod tests {
         );
         lanes.handle_timeout(now + RESUME_PATIENCE, &mut carrier);
         assert_eq!(carrier.as_ref().unwrap().session().id(), id);
+    }
+
+    #[tokio::test]
+    async fn fresh_session_that_was_offered_is_not_begun_once_the_server_has_closed_the_former() {
+        let now = Instant::now();
+        for reason in [CloseReason::Revoked, CloseReason::ShuttingDown] {
+            let (mut lanes, mut carrier, _) = joining(now, 1).await;
+            let (_, fresh, _) = sessions(now);
+            let fresh = Carrier::new(fresh, LaneId::FIRST, stream(Pool::new("fresh", 4, 4)).await);
+            lanes.ended(now, &mut carrier, 0, Ok(Connected::Fresh(Box::new(fresh))));
+            lanes.handle_closed(now, reason);
+            let mut carrier = None;
+            lanes.handle_timeout(now + RESUME_PATIENCE, &mut carrier);
+            assert!(
+                carrier.is_none(),
+                "{reason}: when to come back is the link's to say"
+            );
+            assert!(lanes.poll_timeout().is_some(), "it does say when");
+        }
     }
 }
