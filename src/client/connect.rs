@@ -20,7 +20,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout};
@@ -206,20 +206,33 @@ impl Connector {
     async fn datagrams(&self, server: LaneAddr) -> Result<Connected, ConnectFailure> {
         let deadline = clock::now() + self.time;
         let found = addresses(&server, self.time).await?;
-        let greet = |remote| self.greet(remote);
-        match race(found, &server, deadline.into(), greet).await {
+        let complaint = Mutex::new(None);
+        let greet = |remote| self.greet(remote, &complaint);
+        let outcome = race(found, &server, deadline.into(), greet).await;
+        let complaint = complaint
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        match outcome {
             Ok((Ok(carrier), _)) => Ok(Connected::Fresh(carrier)),
             Ok((Err(error), _)) => Err(ConnectFailure::Handshake { server, error }),
-            Err(error) if error.is_silence() => Err(ConnectFailure::Silent {
-                server,
-                public_key: self.handshake.secret.public().to_string(),
+            Err(error) if error.is_silence() => Err(match complaint {
+                Some(error) => ConnectFailure::Handshake { server, error },
+                None => ConnectFailure::Silent {
+                    server,
+                    public_key: self.handshake.secret.public().to_string(),
+                },
             }),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// A handshake over datagrams with one address; ends when it is answered.
-    async fn greet(&self, remote: SocketAddr) -> io::Result<Result<Box<Carrier>, HandshakeError>> {
+    /// A handshake over datagrams with one address; ends when it is answered. What there was to say against answers that
+    /// did not do is left in `complaint`.
+    async fn greet(
+        &self,
+        remote: SocketAddr,
+        complaint: &Mutex<Option<HandshakeError>>,
+    ) -> io::Result<Result<Box<Carrier>, HandshakeError>> {
         let Way { path, mut receiver } = self.way(remote)?;
         let io = receiver.io().clone();
         // An Init may be larger than the path takes whole.
@@ -269,7 +282,11 @@ impl Connector {
                         let carrier = Carrier::over_datagrams(*session, first, receiver, pool);
                         return Ok(Ok(Box::new(carrier)));
                     }
-                    Ok(None) => {}
+                    Ok(None) => {
+                        if let Some(error) = initiator.take_complaint() {
+                            *complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        }
+                    }
                     Err(error) => return Ok(Err(error)),
                 }
             }
@@ -390,7 +407,13 @@ pub const HANDSHAKE_LEAST: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
+    use crate::proto::{
+        Answer, ClientEntry, DatagramResponder, LoadLimits, PresharedKey, PublicKey, Reception,
+        Responder, SecretKey, Settings,
+    };
 
     #[test]
     fn silence_by_udp_may_be_the_way_and_by_a_connection_may_not() {
@@ -405,5 +428,67 @@ mod tests {
         for stream in ["tcp://h:1", "tls://h:1"] {
             assert!(silent(stream).contains("either this is not an Adit server"));
         }
+    }
+
+    /// An attempt of half a second at a server with `server_psk`, by a client that has none.
+    async fn attempt_at(server_psk: Option<PresharedKey>) -> ConnectFailure {
+        let mut rng = rand::rng();
+        let (secret, own) = (SecretKey::generate(&mut rng), SecretKey::generate(&mut rng));
+        let connector = Connector {
+            servers: Vec::new(),
+            tls: ClientTls::new(&crate::io::tls::Verify::Unchecked).unwrap(),
+            handshake: ClientConfig::new(own, secret.public(), *b"instance"),
+            time: Duration::from_millis(500),
+            lanes: 1,
+            pool: Pool::new("test", 4, 4),
+        };
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("udp://{}", socket.local_addr().unwrap());
+        let answering = async move {
+            let responder = Responder::new(vec![secret], &[], Settings::default(), UNIX_EPOCH);
+            let limits = LoadLimits::default();
+            let mut strangers = DatagramResponder::new(Arc::new(responder), limits, &mut rng);
+            let mut init = [0; 2048];
+            loop {
+                let (len, from) = socket.recv_from(&mut init).await.unwrap();
+                let entry = |_: &PublicKey| {
+                    server_psk.as_ref().map(|psk| ClientEntry {
+                        psk: Some(psk.clone()),
+                        ..ClientEntry::default()
+                    })
+                };
+                let path = DatagramPath::to(from);
+                let reception = strangers.handle(clock::now(), path, &init[..len], 0, entry);
+                if let Reception::Handshake(Answer::Accept { reply, .. }) = reception {
+                    socket.send_to(&reply, from).await.unwrap();
+                }
+            }
+        };
+        let attempt = Arc::new(connector).attempt(server.parse().unwrap(), None, true);
+        tokio::select! {
+            outcome = attempt => outcome.expect_err("no session"),
+            () = answering => unreachable!("it answers for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_by_udp_that_does_not_open_is_not_called_silence() {
+        let psk = PresharedKey::from_bytes([7; 32]);
+        let failure = attempt_at(Some(psk)).await;
+        assert!(
+            matches!(
+                failure,
+                ConnectFailure::Handshake {
+                    error: HandshakeError::Rejected,
+                    ..
+                }
+            ),
+            "{failure}"
+        );
+        let failure = attempt_at(None).await;
+        assert!(
+            matches!(failure, ConnectFailure::Silent { .. }),
+            "{failure}"
+        );
     }
 }

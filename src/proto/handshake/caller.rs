@@ -165,11 +165,10 @@ impl DatagramInitiator {
         self.refused >= MAX_REFUSED
     }
 
-    /// What the last answer that was ignored had to say, for whoever wants to know why nothing
+    /// Takes what there was to say against the last answer that was ignored, for whoever wants to know why nothing
     /// comes about. Anybody may have sent it.
-    #[must_use]
-    pub const fn complaint(&self) -> Option<&HandshakeError> {
-        self.complaint.as_ref()
+    pub const fn take_complaint(&mut self) -> Option<HandshakeError> {
+        self.complaint.take()
     }
 
     fn handle_reply(

@@ -245,11 +245,12 @@ fn a_refusal_ends_the_handshake_and_nonsense_does_not() {
             .unwrap()
             .is_none()
     );
-    assert_eq!(caller.complaint(), Some(&HandshakeError::Rejected));
+    assert_eq!(caller.take_complaint(), Some(HandshakeError::Rejected));
+    assert_eq!(caller.take_complaint(), None);
     assert!(caller.handle(now, &[2, 9, 1, 0]).unwrap().is_none());
     assert_eq!(
-        caller.complaint(),
-        Some(&HandshakeError::Format(HandshakeFormatError::Version {
+        caller.take_complaint(),
+        Some(HandshakeError::Format(HandshakeFormatError::Version {
             found: 9
         }))
     );
