@@ -81,6 +81,8 @@ struct Attempt {
     deadline: Option<Instant>,
     /// A fresh session is asked for besides.
     greets: bool,
+    /// When people are told that nobody has answered; only datagrams can be sent to nobody at all.
+    quiet_at: Option<Instant>,
 }
 
 impl Lanes {
@@ -230,19 +232,30 @@ impl Lanes {
 
     /// Returns when [`Lanes::handle_timeout`] or [`Lanes::poll`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let deadlines = self.attempts.iter().filter_map(|attempt| attempt.deadline);
+        let attempts = self.attempts.iter();
+        let deadlines = attempts.flat_map(|attempt| [attempt.deadline, attempt.quiet_at]);
         let others = [
             self.link.poll_timeout(),
             self.beside.poll_timeout(),
             self.offer.as_ref().map(|offer| offer.until),
         ];
-        deadlines.chain(others.into_iter().flatten()).min()
+        deadlines.chain(others).flatten().min()
     }
 
     /// Goes on from joins that nobody has answered.
     pub(super) fn handle_timeout(&mut self, now: Instant, carrier: &mut Option<Carrier>) {
         if let Some(offer) = self.offer.take_if(|offer| offer.until <= now) {
             self.begin(now, carrier, offer.server, *offer.carrier);
+        }
+        for attempt in &mut self.attempts {
+            let quiet = attempt.quiet_at.take_if(|at| *at <= now).is_some();
+            if quiet && self.known.is_empty() && self.notices.unanswered(attempt.server) {
+                info!(
+                    server = %self.connector.servers[attempt.server],
+                    "no answer yet; if it stays so: no UDP passes on the way, or the server is down, or this is not its \
+                     address and port, or `server_key` is not its key"
+                );
+            }
         }
         let mut at = 0;
         while let Some(attempt) = self.attempts.get_mut(at) {
@@ -290,15 +303,18 @@ impl Lanes {
             joining: Vec::new(),
             deadline: None,
             greets: fresh,
+            quiet_at: None,
         };
         attempt.future = Some(match (address.scheme, open) {
             (Scheme::Udp, Some(_)) => {
                 attempt.greets = false;
                 Box::pin(connector.ways(address))
             }
-            (Scheme::Udp | Scheme::Tcp | Scheme::Tls, None) => {
+            (Scheme::Udp, None) => {
+                attempt.quiet_at = Some(now + QUIET);
                 Box::pin(connector.attempt(address, None, true))
             }
+            (Scheme::Tcp | Scheme::Tls, None) => Box::pin(connector.attempt(address, None, true)),
             (Scheme::Tcp | Scheme::Tls, Some(session)) => {
                 let join = session.join_frame(now);
                 attempt.joining.extend(join.as_ref().map(|(lane, _)| *lane));
@@ -605,6 +621,9 @@ enum NoLane {
     Other,
 }
 
+/// How long nobody answers an attempt before people hear of it: four Inits, and sooner than they wonder.
+const QUIET: Duration = Duration::from_secs(3);
+
 /// How long a join is waited for before a new session is asked for as well: a server that has the
 /// session answers within a round trip, one that was restarted never does.
 const JOIN_ALONE: Duration = Duration::from_millis(600);
@@ -719,6 +738,7 @@ mod tests {
             joining,
             deadline: None,
             greets: false,
+            quiet_at: None,
         });
         (lanes, Some(carrier), server)
     }
@@ -807,5 +827,19 @@ mod tests {
             );
             assert!(lanes.poll_timeout().is_some(), "it does say when");
         }
+    }
+
+    #[tokio::test]
+    async fn people_are_told_once_and_soon_that_nobody_answers_by_udp() {
+        let now = Instant::now();
+        let (config, ..) = sessions(now);
+        let mut lanes = lanes(now, config, Pool::new("test", 4, 4));
+        assert_eq!(lanes.link.poll_attempt(now), Some(0));
+        lanes.start(now, &mut None, 0);
+        assert_eq!(lanes.poll_timeout(), Some(now + QUIET));
+        lanes.handle_timeout(now + QUIET, &mut None);
+        assert!(!lanes.notices.unanswered(0), "it has been told");
+        assert_eq!(lanes.poll_timeout(), None);
+        assert!(lanes.link.is_trying(0), "the attempt goes on");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A client tries again every few seconds for as long as it takes, and that belongs into the log at
 //! debug. What is told at the default level is, for each server of the list: that it is being
-//! connected to, once; that it cannot be reached, at first and then each [`AGAIN_AFTER`] while that
-//! lasts, so that whoever looks at the end of the log sees why nothing works.
+//! connected to, once; that it has not answered yet, once before there is a connection; that it cannot be reached, at
+//! first and then each [`AGAIN_AFTER`] while that lasts, so that whoever looks at the end of the log sees why nothing
+//! works.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ pub(super) struct Notices {
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
     connecting: bool,
+    unanswered: bool,
     failed: Option<Instant>,
 }
 
@@ -34,6 +36,13 @@ impl Notices {
             .is_some_and(|told| !std::mem::replace(&mut told.connecting, true))
     }
 
+    /// Returns whether it is news that `server` has not answered yet.
+    pub(super) fn unanswered(&mut self, server: usize) -> bool {
+        self.servers
+            .get_mut(server)
+            .is_some_and(|told| !std::mem::replace(&mut told.unanswered, true))
+    }
+
     /// Returns whether it is news that `server` cannot be reached.
     pub(super) fn failed(&mut self, now: Instant, server: usize) -> bool {
         let Some(told) = self.servers.get_mut(server) else {
@@ -49,6 +58,7 @@ impl Notices {
     /// A server was reached: the next failure of any is news.
     pub(super) fn connected(&mut self) {
         for told in &mut self.servers {
+            told.unanswered = false;
             told.failed = None;
         }
     }
@@ -76,8 +86,9 @@ mod tests {
         let now = Instant::now();
         let mut notices = Notices::new(1);
         assert!(notices.failed(now, 0) && !notices.failed(now, 0));
+        assert!(notices.unanswered(0) && !notices.unanswered(0));
         notices.connected();
-        assert!(notices.failed(now, 0));
+        assert!(notices.failed(now, 0) && notices.unanswered(0));
     }
 
     #[test]
