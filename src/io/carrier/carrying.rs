@@ -523,7 +523,9 @@ impl Carrier {
 
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
         if let Some(counts) = self.datagrams.lane_counts(id) {
-            tracing::debug!(lane = %id, ?counts, "counters of a datagram lane");
+            let mtu = self.session.mtu_stats(id);
+            let datagram = self.session.max_datagram(id);
+            tracing::debug!(lane = %id, ?counts, ?mtu, ?datagram, "counters of a datagram lane");
         } else if self.session.datagram_path(id).is_none()
             // A datagram lane that was never confirmed has carried nothing.
             && let Some(counts) = self.session.lane_stats(id)

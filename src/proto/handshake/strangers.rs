@@ -105,12 +105,6 @@ impl DatagramResponder {
         &self.stats
     }
 
-    /// Whether Inits need a cookie now.
-    #[must_use]
-    pub fn is_loaded(&self, now: Instant) -> bool {
-        self.load.is_loaded(now)
-    }
-
     fn handle_init(
         &mut self,
         now: Instant,

@@ -6,7 +6,7 @@ use super::error::OpenError;
 use super::event::SessionEvent;
 use super::state::{Session, State};
 use crate::proto::keys::Role;
-use crate::proto::lane::{Lane, LaneKind, LaneState};
+use crate::proto::lane::{Lane, LaneState};
 use crate::proto::lossy::{earliest, patience};
 use crate::proto::mtud::MtuStats;
 use crate::proto::outbox::{Message, Route};
@@ -148,12 +148,6 @@ impl Session {
     pub fn is_silent(&self, lane: LaneId) -> bool {
         self.lane_index(lane)
             .is_some_and(|index| self.lanes[index].liveness.is_silent())
-    }
-
-    /// What kind of pipe a lane is; `None` if there is none of that id.
-    #[must_use]
-    pub fn lane_kind(&self, lane: LaneId) -> Option<LaneKind> {
-        self.lane_index(lane).map(|index| self.lanes[index].kind)
     }
 
     /// Writes the next datagram that probes a path or its MTU into `out`, which it clears first,

@@ -151,15 +151,6 @@ impl Session {
         session
     }
 
-    /// Replaces the scheduling policy; it is told of the lanes there are.
-    pub fn set_schedule(&mut self, now: Instant, mut schedule: Box<dyn Schedule>) {
-        for lane in self.lanes.iter().filter(|lane| lane.is_confirmed()) {
-            schedule.on_lane_up(now, lane.id, lane.kind);
-        }
-        self.schedule = schedule;
-        self.regroup();
-    }
-
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.expired(now) {

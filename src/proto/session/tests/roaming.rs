@@ -3,7 +3,6 @@
 use adit_netstack::Offload;
 
 use super::{millis, secs};
-use crate::proto::lane::LaneKind;
 use crate::proto::lossy_pair::{Flying, LossyPair, Way, address, room, server_at};
 use crate::proto::pair::Pair;
 use crate::proto::path::DatagramPath;
@@ -396,12 +395,12 @@ fn carry(pair: &mut Pair, path: DatagramPath) {
             };
             while let Some(lane) = from.poll_control(now, &mut out) {
                 quiet = false;
-                let opened = match (from.lane_kind(lane).unwrap(), datagram_type(&out)) {
-                    (LaneKind::Datagram, Some(DatagramType::Join)) => {
+                let opened = match (from.datagram_path(lane), datagram_type(&out)) {
+                    (Some(_), Some(DatagramType::Join)) => {
                         to.handle_join_datagram(now, path, &out).map(|_| ())
                     }
-                    (LaneKind::Datagram, _) => to.open_datagram(now, path, &mut out).map(|_| ()),
-                    (LaneKind::Stream, _) => to.open(now, lane, &mut out).map(|_| ()),
+                    (Some(_), _) => to.open_datagram(now, path, &mut out).map(|_| ()),
+                    (None, _) => to.open(now, lane, &mut out).map(|_| ()),
                 };
                 assert_eq!(opened, Ok(()));
             }
@@ -432,7 +431,7 @@ fn a_session_of_a_stream_goes_on_over_datagrams_and_back() {
     let lane = pair.client.join_datagram(pair.now, path).unwrap();
     carry(&mut pair, path);
     for session in [&mut pair.client, &mut pair.server] {
-        assert_eq!(session.lane_kind(lane), Some(LaneKind::Datagram));
+        assert!(session.datagram_path(lane).is_some());
         assert_eq!(session.lane_for(pair.now, Default::default()), Some(lane));
         session.remove_lane(pair.now, FIRST);
     }
@@ -440,16 +439,19 @@ fn a_session_of_a_stream_goes_on_over_datagrams_and_back() {
     let mut exchange = |pair: &mut Pair, lane: LaneId| {
         number += 1;
         let now = pair.now;
-        let mut buf = match pair.client.lane_kind(lane).unwrap() {
-            LaneKind::Datagram => room(&[number]),
-            LaneKind::Stream => crate::proto::pair::room(&[number]),
+        let by_datagrams = pair.client.datagram_path(lane).is_some();
+        let mut buf = if by_datagrams {
+            room(&[number])
+        } else {
+            crate::proto::pair::room(&[number])
         };
         pair.client
             .seal_packet(now, lane, &mut buf, Offload::default())
             .unwrap();
-        let opened = match pair.client.lane_kind(lane).unwrap() {
-            LaneKind::Datagram => pair.server.open_datagram(now, path, &mut buf),
-            LaneKind::Stream => pair.server.open(now, lane, &mut buf),
+        let opened = if by_datagrams {
+            pair.server.open_datagram(now, path, &mut buf)
+        } else {
+            pair.server.open(now, lane, &mut buf)
         };
         let Ok(Opened::Packet { range, .. }) = opened else {
             panic!("{opened:?}");
