@@ -22,10 +22,14 @@
 //! Of streams there may be several side by side: [`Beside`] says when another is opened beside the link's, and each
 //! joins as above, without an Init.
 //!
+//! After a change of the network, lanes that leave from another address of this host than before look anew for what
+//! their way carries. Changes that move nothing, of which there may be many, cost nothing.
+//!
 //! # Limits
 //!
 //! One attempt for each server of the list, two joining lanes for each attempt, and one attempt beside them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -39,7 +43,8 @@ use super::link::{Change, Link};
 use super::notices::Notices;
 use crate::config::Scheme;
 use crate::io::carrier::{Carrier, LaneLoss};
-use crate::proto::{OpenError, SessionEvent};
+use crate::io::network::source_towards;
+use crate::proto::{OpenError, Session, SessionEvent};
 use crate::wire::{CloseReason, LaneId};
 
 /// The lanes of a client.
@@ -49,6 +54,8 @@ pub(super) struct Lanes {
     attempts: Vec<Attempt>,
     /// Which server each lane leads to.
     known: Vec<(LaneId, usize)>,
+    /// From where the datagrams to each remote leave.
+    sources: Vec<(SocketAddr, IpAddr)>,
     beside: Beside,
     /// The attempt at a lane beside, and the lane.
     joining_beside: Option<(LaneId, Pending)>,
@@ -97,6 +104,7 @@ impl Lanes {
             connector,
             attempts: Vec::new(),
             known: Vec::new(),
+            sources: Vec::new(),
             offer: None,
         }
     }
@@ -224,6 +232,7 @@ impl Lanes {
             Change::Retry => self.drop_unwanted(now, carrier),
             Change::Probe => {
                 if let Some(carrier) = carrier.as_mut() {
+                    self.follow_sources(now, carrier.session_mut());
                     carrier.session_mut().probe();
                 }
             }
@@ -407,6 +416,7 @@ impl Lanes {
             None => carrier.insert(fresh),
         };
         self.known = vec![(LaneId::FIRST, server)];
+        self.follow_sources(now, carrier.session_mut());
         for attempt in &mut self.attempts {
             // They were of the session before.
             attempt.joining.clear();
@@ -481,6 +491,7 @@ impl Lanes {
             carrier.remove_lane(now, former, LaneLoss::Replaced);
         }
         self.known.push((lane, server));
+        self.follow_sources(now, carrier.session_mut());
         self.notices.connected();
         self.link.handle_connected(now, server);
         self.begin_beside(now, carrier, server, lane);
@@ -602,6 +613,30 @@ impl Lanes {
             }
             wanted
         });
+    }
+
+    /// Has datagram lanes whose way leads by another address of this host than before look for what it carries.
+    fn follow_sources(&mut self, now: Instant, session: &mut Session) {
+        let former = std::mem::take(&mut self.sources);
+        let lanes: Vec<LaneId> = session.lanes().collect();
+        for lane in lanes {
+            let Some(remote) = session.datagram_path(lane).map(|path| path.remote) else {
+                continue;
+            };
+            let known = former.iter().find(|(known, _)| *known == remote);
+            // Without a way, the one that comes back is compared with the one there was.
+            let Some(source) = source_towards(remote)
+                .ok()
+                .or_else(|| known.map(|(_, source)| *source))
+            else {
+                continue;
+            };
+            if known.is_some_and(|(_, known)| *known != source) {
+                debug!(%lane, "the lane leaves from another address of this host");
+                session.handle_way_changed(now, lane);
+            }
+            self.sources.push((remote, source));
+        }
     }
 
     fn server_of(&self, lane: LaneId) -> Option<usize> {
@@ -841,5 +876,30 @@ mod tests {
         assert!(!lanes.notices.unanswered(0), "it has been told");
         assert_eq!(lanes.poll_timeout(), None);
         assert!(lanes.link.is_trying(0), "the attempt goes on");
+    }
+
+    #[tokio::test]
+    async fn lane_that_leaves_from_another_address_of_this_host_asks_what_its_way_carries() {
+        let now = Instant::now();
+        let (mut lanes, mut carrier, mut server) = joining(now, 1).await;
+        let client = carrier.as_mut().unwrap().session_mut();
+        carry(now, client, &mut server);
+        carry(now, &mut server, client);
+        carry(now, client, &mut server);
+        handle_events(now, &mut lanes, &mut carrier);
+        let session = carrier.as_mut().unwrap().session_mut();
+        let pings = |session: &mut Session| {
+            let mut out = Vec::new();
+            std::iter::from_fn(|| session.poll_control(now, &mut out)).count()
+        };
+        pings(session);
+        let remote: SocketAddr = ([127, 0, 0, 1], 9).into();
+        assert_eq!(lanes.sources, [(remote, remote.ip())]);
+        lanes.follow_sources(now, session);
+        assert_eq!(pings(session), 0, "nothing has changed");
+        lanes.sources = vec![(remote, [192, 0, 2, 1].into())];
+        lanes.follow_sources(now, session);
+        assert_eq!(pings(session), 1);
+        assert_eq!(lanes.sources, [(remote, remote.ip())]);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::time::Duration;
 
@@ -65,6 +66,22 @@ impl Default for NetworkWatch {
     fn default() -> Self {
         NetworkWatch::new()
     }
+}
+
+/// Returns the address from which this host sends to `remote`, as its routes are now. Nothing is sent.
+///
+/// # Errors
+///
+/// There is no way there.
+pub fn source_towards(remote: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Of a datagram socket it only looks up the route.
+    socket.connect(remote)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn subscribe() -> io::Result<UnixDatagram> {

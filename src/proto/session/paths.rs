@@ -72,17 +72,16 @@ impl Session {
         result
     }
 
-    /// Sends a lane's datagrams elsewhere from now, by another socket for example because the host's
-    /// network has changed, and pings so that the other end follows.
-    pub fn move_datagram_lane(&mut self, now: Instant, lane: LaneId, path: DatagramPath) {
+    /// A lane's datagrams take another way to the same address from now, since the host's network has changed: how long
+    /// they may be is to be found out anew, and a ping has the other end follow.
+    pub fn handle_way_changed(&mut self, now: Instant, lane: LaneId) {
         let Some(index) = self.lane_index(lane) else {
             return;
         };
         let Some(lossy) = &mut self.lanes[index].lossy else {
             return;
         };
-        lossy.paths.set(path);
-        lossy.interface = path.ethernet_datagram();
+        lossy.interface = lossy.paths.current().ethernet_datagram();
         lossy.mtu.restart();
         self.limit_datagrams();
         if self.lanes[index].is_confirmed() {

@@ -251,14 +251,12 @@ fn a_client_that_moves_is_followed_within_two_round_trips() {
 }
 
 #[test]
-fn a_client_that_takes_another_socket_is_followed_though_it_has_nothing_to_say() {
+fn a_client_on_another_network_is_followed_though_it_has_nothing_to_say() {
     let mut pair = good(15);
     pair.pass(secs(2));
     let now = pair.now;
-    let mut path = DatagramPath::to(server_at());
-    path.socket = 2;
     pair.client_at = address(2, 2000);
-    pair.client().move_datagram_lane(now, FIRST, path);
+    pair.client().handle_way_changed(now, FIRST);
     assert_eq!(pair.client().max_datagram(FIRST), Some(1200));
     pair.pass(secs(1));
     assert_eq!(
