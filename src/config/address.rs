@@ -75,7 +75,7 @@ impl FromStr for LaneAddr {
                 found: text.to_owned(),
             });
         }
-        let (host, port) = split_port(rest)?;
+        let (host, port) = split_port(scheme, rest)?;
         Ok(Self {
             scheme,
             host: host.parse()?,
@@ -197,10 +197,12 @@ pub enum AddressError {
         found: String,
     },
     /// The port is missing.
-    #[error("`{found}` has no port: write {found}:7443")]
+    #[error("`{scheme}://{host}` has no port: write {scheme}://{host}:7443")]
     NoPort {
+        /// How to connect.
+        scheme: Scheme,
         /// The host.
-        found: String,
+        host: String,
     },
     /// The port is not a number of 16 bits.
     #[error("`{found}` is not a port: write a number from 1 to 65535")]
@@ -209,8 +211,10 @@ pub enum AddressError {
         found: String,
     },
     /// An IPv6 address stands without its brackets.
-    #[error("`{found}` is an IPv6 address without brackets: write [{found}]:7443")]
+    #[error("`{found}` is an IPv6 address without brackets: write {scheme}://[{found}]:7443")]
     NoBrackets {
+        /// How to connect.
+        scheme: Scheme,
         /// The address.
         found: String,
     },
@@ -247,14 +251,16 @@ fn without_scheme(text: &str) -> &str {
 }
 
 /// Splits `host:port`, where an IPv6 host stands in brackets.
-fn split_port(text: &str) -> Result<(&str, u16), AddressError> {
+fn split_port(scheme: Scheme, text: &str) -> Result<(&str, u16), AddressError> {
     if text.parse::<Ipv6Addr>().is_ok() {
         return Err(AddressError::NoBrackets {
+            scheme,
             found: text.to_owned(),
         });
     }
     let no_port = || AddressError::NoPort {
-        found: text.to_owned(),
+        scheme,
+        host: text.to_owned(),
     };
     if text.ends_with(']') {
         return Err(no_port());
@@ -338,9 +344,9 @@ mod tests {
             ("udp://a:1, tls://b:2", "more than one address"),
             ("udp://a:1,b:2", "more than one address"),
             ("sctp://h:1", "`sctp` is not a kind of lane"),
-            ("tcp://h", "write h:7443"),
-            ("tcp://[::1]", "write [::1]:7443"),
-            ("tcp://::1", "without brackets"),
+            ("udp://h", "`udp://h` has no port: write udp://h:7443"),
+            ("tcp://[::1]", "write tcp://[::1]:7443"),
+            ("tcp://::1", "without brackets: write tcp://[::1]:7443"),
             ("tcp://[::1:5", "lacks the bracket at its end"),
             ("tcp://h:", "`` is not a port"),
             ("tcp://h:+1", "`+1` is not a port"),

@@ -73,7 +73,7 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     ),
     (
         "listen: [tcp://0.0.0.0]",
-        &["2:10: listen[0]: `0.0.0.0` has no port: write 0.0.0.0:7443"],
+        &["2:10: listen[0]: `tcp://0.0.0.0` has no port: write tcp://0.0.0.0:7443"],
     ),
     (
         "listen: [0.0.0.0:7443]",
