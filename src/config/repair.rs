@@ -45,7 +45,7 @@ enum Mode {
     Fixed,
 }
 
-/// Reads `repair: auto | off | fixed` or `repair: {mode: fixed, overhead: 20%}`.
+/// Reads `repair: auto | off | fixed` or `repair: {mode: fixed, overhead: 20%}`. What YAML calls a boolean is auto or off.
 pub(super) fn read(settings: &mut Settings<'_>) -> Repair {
     let mode = settings.choice("repair", "mode", mode);
     let overhead = settings.detail("repair", "overhead", |text| {
@@ -77,6 +77,9 @@ fn mode(text: &str) -> Result<Mode, String> {
         "auto" | "on" | "true" | "yes" => Ok(Mode::Auto),
         "off" | "false" | "no" => Ok(Mode::Off),
         "fixed" => Ok(Mode::Fixed),
+        word if word.ends_with('%') => Err(format!(
+            "`{text}` is an overhead: write {{mode: fixed, overhead: {text}}}"
+        )),
         word => Err(match nearest(word, ["auto", "off", "fixed"].into_iter()) {
             Some(near) => format!("`{text}` is no way to repair: did you mean {near}?"),
             None => format!("`{text}` is no way to repair: write auto, off or fixed"),

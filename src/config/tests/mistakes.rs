@@ -23,6 +23,10 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
         &["2:9: repair: `sometimes` is no way to repair: write auto, off or fixed"],
     ),
     (
+        "repair: 30%",
+        &["2:9: repair: `30%` is an overhead: write {mode: fixed, overhead: 30%}"],
+    ),
+    (
         "repair: {mode: fixd}",
         &["2:16: repair.mode: `fixd` is no way to repair: did you mean fixed?"],
     ),
