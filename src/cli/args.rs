@@ -170,6 +170,9 @@ pub(super) struct ClientArgs {
     /// How many connections to a tcp:// or tls:// server carry the session side by side
     #[arg(long, value_name = "NUMBER")]
     lanes: Option<String>,
+    /// How losses of what is sent by udp:// are repaired: auto, off or fixed
+    #[arg(long, value_name = "MODE")]
+    repair: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -251,6 +254,7 @@ impl ClientArgs {
                 self.connect_timeout.as_slice(),
             ),
             flag("lanes", "--lanes", self.lanes.as_slice()),
+            flag("repair", "--repair", self.repair.as_slice()),
         ]
         .into_iter()
         .flatten()

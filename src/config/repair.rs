@@ -1,7 +1,8 @@
 //! How much a datagram lane spends on repairing losses.
 
+use super::error::Place;
 use super::parse;
-use super::settings::{Settings, nearest};
+use super::settings::{Located, Settings, nearest};
 
 /// What is sent beside the packets so that losses can be repaired; on datagram lanes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,12 +53,18 @@ pub(super) fn read(settings: &mut Settings<'_>) -> Repair {
         parse::percentage(text, LEAST_OVERHEAD, MOST_OVERHEAD)
     });
     let wrong = settings.has_problem("repair") || settings.has_problem("repair.mode");
-    match (mode.map(|at| at.value), overhead) {
+    let (mode, chosen) = mode.map(|at| (at.value, at.place)).unzip();
+    match (mode, overhead) {
         (Some(Mode::Fixed), overhead) => Repair::Fixed(FixedRepair {
             overhead_percent: overhead.map_or(DEFAULT_OVERHEAD, |at| at.value),
         }),
         (mode @ (Some(Mode::Auto | Mode::Off) | None), overhead) => {
-            if let Some(at) = overhead.filter(|_| !wrong) {
+            // A mode that was given outside of the file is for this run, whatever the file's is like.
+            let overridden = |at: &Located<u8>| {
+                let from_file = |place: &Place| matches!(place, Place::File(_));
+                from_file(&at.place) && chosen.as_ref().is_some_and(|place| !from_file(place))
+            };
+            if let Some(at) = overhead.filter(|at| !wrong && !overridden(at)) {
                 let message = format!(
                     "is used only with `mode: fixed`: write {{mode: fixed, overhead: {}%}}",
                     at.value

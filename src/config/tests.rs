@@ -508,6 +508,15 @@ fn repair_is_a_word_or_a_group_or_a_variable() {
     let bench = Bench::new().set("ADIT_REPAIR", "off");
     let text = "key_file: own.key\nrepair: {mode: auto}\n";
     assert_eq!(bench.server(text).expect(text).config.repair, Repair::Off);
+    let own = format!("{CLIENT}repair: {{mode: fixed, overhead: 35%}}\n");
+    for (mode, repair) in [
+        ("off", Repair::Off),
+        ("auto", Repair::Auto),
+        ("fixed", fixed(35)),
+    ] {
+        let bench = Bench::new().flag("repair", "--repair", &[mode]);
+        assert_eq!(bench.client(&own).expect(mode).config.repair, repair);
+    }
     let bench = Bench::new()
         .set("ADIT_REPAIR", "fixed")
         .set("ADIT_REPAIR_OVERHEAD", "7%");
