@@ -283,9 +283,15 @@ pub(super) fn upstream(text: &str) -> Parsed<SocketAddr> {
 }
 
 pub(super) fn public_key(text: &str) -> Parsed<PublicKey> {
-    text.parse().map_err(|error| {
+    let key: PublicKey = text.parse().map_err(|error| {
         format!("`{text}` is not a public key: {error}; `adit pubkey` shows that of a key file")
-    })
+    })?;
+    if key.is_nobodys() {
+        return Err(format!(
+            "`{text}` can be nobody's public key; `adit pubkey` shows that of a key file"
+        ));
+    }
+    Ok(key)
 }
 
 pub(super) fn egress(text: &str) -> Parsed<EgressKind> {

@@ -80,6 +80,15 @@ impl FromStr for SecretKey {
 pub struct PublicKey([u8; KEY_LEN]);
 
 impl PublicKey {
+    /// Whether nobody can have it: it is one of the few points with which every secret key agrees on zero (RFC 7748,
+    /// section 6.1).
+    #[must_use]
+    pub fn is_nobodys(&self) -> bool {
+        let any = x25519_dalek::StaticSecret::from([1; KEY_LEN]);
+        !any.diffie_hellman(&x25519_dalek::PublicKey::from(self.0))
+            .was_contributory()
+    }
+
     /// Takes the 32 bytes of a key as they are.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {

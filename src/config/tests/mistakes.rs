@@ -390,6 +390,10 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "server_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n",
+        &["1:13: server_key: `AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=` can be nobody's"],
+    ),
+    (
         "server_key: OWN\nkey_file: own.key\n",
         &["1:13: server_key: this is the key of the client itself"],
     ),
