@@ -159,7 +159,11 @@ impl Lanes {
             SessionEvent::LaneConfirmed(lane) => self.confirmed(now, carrier, *lane),
             SessionEvent::LaneSilent(lane) => {
                 if let Some(server) = self.server_of(*lane) {
-                    info!(%lane, server = %self.connector.servers[server], "nobody answers; trying others");
+                    let next = match self.connector.servers.len() {
+                        1 => "nobody answers; trying again",
+                        _ => "nobody answers; trying others",
+                    };
+                    info!(%lane, server = %self.connector.servers[server], "{next}");
                     self.link.handle_silent(now, server);
                 }
             }
