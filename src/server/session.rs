@@ -330,11 +330,10 @@ impl SessionDriver {
             any = true;
             match event {
                 CarrierEvent::LaneLost { lane, cause, left } => {
+                    // Often the client's wish: it has moved to another.
+                    debug!(%lane, %cause, left, "lane lost");
                     if left == 0 {
-                        debug!(%lane, %cause, "lane lost");
                         self.laneless_since = Some(now);
-                    } else {
-                        info!(%lane, %cause, left, "lane lost");
                     }
                 }
                 CarrierEvent::LaneDoubtful { lane, feedback } => {
