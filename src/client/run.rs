@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::connect::Connector;
 use super::driver::{Driver, Exit};
@@ -65,7 +65,7 @@ impl Client {
     /// When the settings of TLS cannot be used.
     pub fn start(config: &ClientConfig) -> Result<Self, StartError> {
         match raise_open_files() {
-            Ok(limit) => info!(limit, "descriptors"),
+            Ok(limit) => debug!(limit, "descriptors"),
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
         }
         let mut handshake = proto::ClientConfig::new(

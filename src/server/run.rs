@@ -206,7 +206,7 @@ impl Server {
     /// What kept it from starting; nothing that was set up on the way stays.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         match raise_open_files() {
-            Ok(limit) => info!(limit, "descriptors"),
+            Ok(limit) => debug!(limit, "descriptors"),
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
         }
         let state = StateDir::open(&config.state_dir)?;
