@@ -30,6 +30,9 @@ pub trait Schedule: Send {
     /// A lane may no longer be sent on.
     fn on_lane_down(&mut self, now: Instant, lane: LaneId);
 
+    /// Nobody answers on a lane just now; or, where `silent` is false, somebody does again.
+    fn on_lane_silent(&mut self, now: Instant, lane: LaneId, silent: bool);
+
     /// A lane's smoothed round-trip time changed.
     fn on_rtt(&mut self, now: Instant, lane: LaneId, rtt: Duration);
 
@@ -46,23 +49,38 @@ pub trait Schedule: Send {
     fn frame_limit(&self, lane: LaneId) -> usize;
 }
 
-/// Everything at once, whole, on the lane that was confirmed last.
+/// Everything at once, whole, on the lane that was confirmed last of those on which somebody answers; on the last of all
+/// where nobody does on any.
 ///
 /// The newest, since a client that opens another lane does so because the older one fails it, and
-/// the other end may take 20 s longer to notice.
+/// the other end may take 20 s longer to notice. Not a silent one: an older lane may still stand beside it, and the two
+/// ends may differ about which of two was confirmed last.
 #[derive(Clone, Debug, Default)]
 pub struct PassThrough {
-    lanes: Vec<LaneId>,
+    lanes: Vec<Known>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    lane: LaneId,
+    silent: bool,
 }
 
 impl Schedule for PassThrough {
     fn on_lane_up(&mut self, _now: Instant, lane: LaneId, _kind: LaneKind) {
-        self.lanes.retain(|known| *known != lane);
-        self.lanes.push(lane);
+        self.lanes.retain(|known| known.lane != lane);
+        let silent = false;
+        self.lanes.push(Known { lane, silent });
     }
 
     fn on_lane_down(&mut self, _now: Instant, lane: LaneId) {
-        self.lanes.retain(|known| *known != lane);
+        self.lanes.retain(|known| known.lane != lane);
+    }
+
+    fn on_lane_silent(&mut self, _now: Instant, lane: LaneId, silent: bool) {
+        if let Some(known) = self.lanes.iter_mut().find(|known| known.lane == lane) {
+            known.silent = silent;
+        }
     }
 
     fn on_rtt(&mut self, _now: Instant, _lane: LaneId, _rtt: Duration) {}
@@ -70,7 +88,9 @@ impl Schedule for PassThrough {
     fn on_sent(&mut self, _now: Instant, _lane: LaneId, _bytes: usize) {}
 
     fn lane(&self, _now: Instant, _packet: &PacketMeta) -> Option<LaneId> {
-        self.lanes.last().copied()
+        let newest = || self.lanes.iter().rev();
+        let speaks = newest().find(|known| !known.silent);
+        speaks.or_else(|| newest().next()).map(|known| known.lane)
     }
 
     fn release_at(&self, now: Instant, _lane: LaneId) -> Instant {
@@ -85,6 +105,23 @@ impl Schedule for PassThrough {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silent_lane_is_passed_over_while_another_speaks() {
+        let now = Instant::now();
+        let mut policy = PassThrough::default();
+        let packet = PacketMeta::default();
+        policy.on_lane_up(now, LaneId(0), LaneKind::Datagram);
+        policy.on_lane_up(now, LaneId(1), LaneKind::Datagram);
+        policy.on_lane_silent(now, LaneId(1), true);
+        assert_eq!(policy.lane(now, &packet), Some(LaneId(0)));
+        policy.on_lane_silent(now, LaneId(0), true);
+        assert_eq!(policy.lane(now, &packet), Some(LaneId(1)), "all are silent");
+        policy.on_lane_silent(now, LaneId(0), false);
+        assert_eq!(policy.lane(now, &packet), Some(LaneId(0)));
+        policy.on_lane_silent(now, LaneId(1), false);
+        assert_eq!(policy.lane(now, &packet), Some(LaneId(1)));
+    }
 
     #[test]
     fn the_lane_confirmed_last_is_taken_and_the_one_before_it_when_it_goes() {

@@ -19,7 +19,7 @@ pub enum SessionEvent {
     /// [`Session::remove_lane`](super::Session::remove_lane).
     LaneDead(LaneId),
     /// Nobody answers on a datagram lane, for a second or so: it may be worth trying another. It is
-    /// still asked, and sent on.
+    /// still asked, and packets take it where no other lane speaks.
     LaneSilent(LaneId),
     /// A datagram lane that was silent is not any more.
     LaneHeard(LaneId),

@@ -283,6 +283,7 @@ impl Session {
                         lossy.mtu.handle_silence();
                     }
                     self.stats.lanes_silent += 1;
+                    self.schedule.on_lane_silent(now, id, true);
                     self.report(SessionEvent::LaneSilent(id));
                 }
                 Due::Ping => {

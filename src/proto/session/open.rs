@@ -118,6 +118,7 @@ impl Session {
         lane.stats.frames_opened += 1;
         lane.stats.bytes_opened += len as u64;
         if was_silent {
+            self.schedule.on_lane_silent(now, id, false);
             self.report(SessionEvent::LaneHeard(id));
         }
         self.handle_epoch_used(now, which);

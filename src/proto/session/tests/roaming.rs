@@ -186,6 +186,25 @@ fn a_silent_lane_that_speaks_again_says_so_within_two_seconds() {
 }
 
 #[test]
+fn packets_leave_by_another_lane_while_the_newest_is_silent() {
+    let mut pair = good(18);
+    let lane = join(&mut pair);
+    pair.pass(secs(1));
+    let now = pair.now;
+    let used = pair.client().lane_for(now, Default::default());
+    assert_eq!(used, Some(lane));
+    let index = pair.client().lane_index(lane).unwrap();
+    let lossy = pair.client().lanes[index].lossy.as_mut().unwrap();
+    lossy.paths.set(DatagramPath::to(address(99, 9)));
+    pair.send(true, lane, b"anybody?");
+    pair.pass(secs(2));
+    assert!(pair.client().is_silent(lane));
+    let now = pair.now;
+    let used = pair.client().lane_for(now, Default::default());
+    assert_eq!(used, Some(FIRST));
+}
+
+#[test]
 fn a_silent_lane_dies_sooner_when_another_speaks() {
     let mut pair = good(6);
     let lane = join(&mut pair);
