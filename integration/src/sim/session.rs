@@ -206,7 +206,7 @@ impl Tunnel for SessionTunnel {
             let mut deliver = |frame: &mut [u8], range: Range<usize>, offload: Offload| {
                 delivered.push_back(whole(&frame[range], offload));
             };
-            datapath.handle_timeout(now, &mut deliver);
+            datapath.handle_timeout(session, now, &mut deliver);
         }
     }
 }

@@ -307,7 +307,7 @@ impl Datagrams {
     fn settle(
         &mut self,
         now: Instant,
-        session: &Session,
+        session: &mut Session,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> bool {
         if self.datapath.is_none() && !self.lanes.is_empty() {
@@ -326,7 +326,7 @@ impl Datagrams {
         datapath.follow_lanes(session, now, self.seed);
         let due = datapath.poll_timeout().is_some_and(|due| due <= now);
         if due {
-            datapath.handle_timeout(now, deliver);
+            datapath.handle_timeout(session, now, deliver);
         }
         due
     }

@@ -11,7 +11,7 @@ use crate::proto::delivery::{Class, Fate};
 use crate::proto::hold::Offer;
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::QueuePacket;
-use crate::proto::repair::{Circumstances, GapLimits, RepairScope};
+use crate::proto::repair::{Circumstances, GapLimits, Outgoing, RepairScope, ScopeJudge};
 use crate::proto::session::{OpenError, Opened, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
 
@@ -145,12 +145,17 @@ impl<P: QueuePacket> Datapath<P> {
     /// Does what is due by `now`; packets that were held may go then.
     pub fn handle_timeout(
         &mut self,
+        session: &mut Session,
         now: Instant,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
         for lane in &mut self.lanes {
             if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
-                lane.probe |= lane.flight.handle_timeout(now, |_, _| {});
+                let id = lane.id;
+                let mut unasked = unasked(&mut self.outgoing, &self.judge);
+                lane.probe |= lane.flight.handle_timeout(now, |datagram, fate| {
+                    follow_fate(session, unasked.as_deref_mut(), now, id, datagram, fate);
+                });
                 let report = lane.loss_report(0);
                 if let Some(outgoing) = &mut self.outgoing
                     && self.carrier.is_none_or(|carrier| carrier == lane.id)
@@ -218,28 +223,10 @@ impl<P: QueuePacket> Datapath<P> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
         };
-        // Where there is no parity to wait for, what is lost is sent again unasked.
-        let left = self.judge.scope() == RepairScope::Copies;
-        let unasked = self
-            .outgoing
-            .as_deref_mut()
-            .filter(|outgoing| outgoing.ratio() == 0.0 && !left);
-        let mut resend = unasked;
-        lane.flight
-            .handle_report(now, report, |Datagram { len, content }, fate| match fate {
-                Fate::Delivered => session.handle_datagram_acknowledged(id, len.into()),
-                Fate::Late => {}
-                Fate::Lost => {
-                    session.handle_datagram_lost(id, len.into());
-                    if let (
-                        Content::Source { number } | Content::Resend { number },
-                        Some(outgoing),
-                    ) = (content, resend.as_deref_mut())
-                    {
-                        outgoing.handle_request(now, number);
-                    }
-                }
-            });
+        let mut unasked = unasked(&mut self.outgoing, &self.judge);
+        lane.flight.handle_report(now, report, |datagram, fate| {
+            follow_fate(session, unasked.as_deref_mut(), now, id, datagram, fate);
+        });
         let mut unrepaired = 0;
         if let Some(outgoing) = &mut self.outgoing {
             for number in report.missing.below(session.next_source()) {
@@ -368,6 +355,40 @@ impl<P: QueuePacket> Datapath<P> {
     fn release(&mut self, deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload)) {
         while let Some(delivery) = self.hold.poll_deliver() {
             deliver(delivery.frame, delivery.range, delivery.offload);
+        }
+    }
+}
+
+/// What sends again unasked what is lost: the ring of what was sent, where there is no parity to wait for.
+fn unasked<'a>(
+    outgoing: &'a mut Option<Box<Outgoing>>,
+    judge: &ScopeJudge,
+) -> Option<&'a mut Outgoing> {
+    let left = judge.scope() == RepairScope::Copies;
+    outgoing
+        .as_deref_mut()
+        .filter(|outgoing| outgoing.ratio() == 0.0 && !left)
+}
+
+/// Tells path MTU discovery, and what sends again unasked, what became of a datagram.
+fn follow_fate(
+    session: &mut Session,
+    unasked: Option<&mut Outgoing>,
+    now: Instant,
+    id: LaneId,
+    Datagram { len, content }: Datagram,
+    fate: Fate,
+) {
+    match fate {
+        Fate::Delivered => session.handle_datagram_acknowledged(id, len.into()),
+        Fate::Late => {}
+        Fate::Lost => {
+            session.handle_datagram_lost(id, len.into());
+            if let (Content::Source { number } | Content::Resend { number }, Some(outgoing)) =
+                (content, unasked)
+            {
+                outgoing.handle_request(now, number);
+            }
         }
     }
 }

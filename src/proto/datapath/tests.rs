@@ -14,7 +14,7 @@ use crate::proto::path::DatagramPath;
 use crate::proto::queue::{Producer, QueuePacket};
 use crate::proto::repair::Circumstances;
 use crate::proto::session::{Session, Settings};
-use crate::wire::{LaneId, Report};
+use crate::wire::{DatagramHeader, LaneId, Ranges, Report};
 
 const LANE: LaneId = LaneId::FIRST;
 
@@ -243,7 +243,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
             if session.poll_timeout().is_some_and(|due| due <= now) {
                 session.handle_timeout(now);
             }
-            datapath.handle_timeout(now, &mut deliver);
+            datapath.handle_timeout(session, now, &mut deliver);
         }
     }
     let [server, client] = &mut ends;
@@ -471,7 +471,7 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
     datapath.kept = true;
     for _ in 0..20 {
         now += Duration::from_millis(1);
-        datapath.handle_timeout(now, &mut deliver);
+        datapath.handle_timeout(&mut session, now, &mut deliver);
         assert_eq!(polled(&mut session, &mut datapath, now, true), 0);
         assert!(datapath.poll_timeout() > Some(now));
     }
@@ -491,7 +491,7 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
     let last = lane::DatapathLane::new(now, LaneId(9), 1_200, round_trip, 1);
     datapath.lanes.push(last);
     now += Duration::from_millis(2);
-    datapath.handle_timeout(now, &mut deliver);
+    datapath.handle_timeout(&mut session, now, &mut deliver);
     assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
     assert_eq!(datapath.stats().asked, 1);
     assert!(datapath.poll_timeout() > Some(now));
@@ -589,4 +589,44 @@ fn the_second_half_of_a_packet_goes_with_its_lane_and_is_counted() {
     session.remove_lane(now, LANE);
     datapath.follow_lanes(&session, now, 3);
     assert_eq!(datapath.stats().drops.halves, 1);
+}
+
+/// A report that so many datagrams came, up to the one with the number.
+fn came_up_to(highest: u32, oldest: u64) -> Report {
+    Report {
+        highest,
+        ranges: Ranges::new(oldest),
+        ..Report::default()
+    }
+}
+
+#[test]
+fn what_is_called_lost_when_its_time_is_up_leaves_again_and_counts_for_the_path_mtu() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    let long = session.max_datagram(LANE).expect("a datagram lane");
+    // One long datagram more that is lost, and they pass no longer.
+    for _ in 0..9 {
+        session.handle_datagram_acknowledged(LANE, 100);
+        session.handle_datagram_lost(LANE, long);
+    }
+    // A long packet is lost and a short one behind it arrives, too near to overtake it.
+    let mut out = [0; 2_048];
+    let mut counter = 0;
+    for len in [1_400, 228] {
+        datapath.enqueue(now, Owned(udp_packet(1, 0, len)), Producer::Other);
+        let polled = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+        let header = DatagramHeader::parse(&out[..polled.expect("there is a packet")]);
+        counter = header.expect("is one").counter;
+    }
+    now += Duration::from_millis(50);
+    datapath.handle_report(&mut session, now, LANE, &came_up_to(counter, 0));
+    let lost = |datapath: &Datapath<Owned>| datapath.lane_counts(LANE).map(|lane| lane.sent.lost);
+    assert_eq!(lost(&datapath), Some(0));
+    now = datapath.lanes[0].flight.poll_timeout().expect("one flies");
+    let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
+    datapath.handle_timeout(&mut session, now, &mut deliver);
+    assert_eq!(lost(&datapath), Some(1));
+    assert!(session.max_datagram(LANE) < Some(long));
+    let outgoing = datapath.outgoing.as_ref();
+    assert!(outgoing.is_some_and(|outgoing| outgoing.has_resends()));
 }
