@@ -11,7 +11,7 @@ use crate::proto::delivery::{Class, Fate};
 use crate::proto::hold::Offer;
 use crate::proto::path::DatagramPath;
 use crate::proto::queue::QueuePacket;
-use crate::proto::repair::{Circumstances, GapLimits, Outgoing, RepairScope, ScopeJudge};
+use crate::proto::repair::{Circumstances, Outgoing, RepairScope, ScopeJudge};
 use crate::proto::session::{OpenError, Opened, Session};
 use crate::wire::{LaneId, RepairHeader, Report, expand_source};
 
@@ -188,11 +188,12 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// Takes note of whether the far end keeps what it sends. Where it does not, no packet is held
     /// back for another, and none is asked for.
-    fn set_kept(&mut self, kept: bool) {
+    pub(super) fn set_kept(&mut self, kept: bool) {
         if self.kept == kept {
             return;
         }
         self.kept = kept;
+        self.incoming.gaps_mut().set_asking(kept);
         self.follow(self.round_trip);
     }
 
@@ -200,17 +201,13 @@ impl<P: QueuePacket> Datapath<P> {
     fn follow(&mut self, round_trip: Duration) {
         self.round_trip = round_trip;
         let limits = gap_limits(round_trip);
-        if self.kept {
-            self.incoming.set_limits(limits);
-            self.hold.set_wait(limits.give_up_after);
+        // Where nothing is kept late packets still count as late, not as lost, but nobody waits for them.
+        self.incoming.set_limits(limits);
+        self.hold.set_wait(if self.kept {
+            limits.give_up_after
         } else {
-            // Late packets still count as late, not as lost, but nobody waits for them.
-            self.incoming.set_limits(GapLimits {
-                ask_after: limits.give_up_after * 2,
-                ..limits
-            });
-            self.hold.set_wait(Duration::ZERO);
-        }
+            Duration::ZERO
+        });
     }
 
     pub(super) fn handle_report(

@@ -116,9 +116,11 @@ impl<P: QueuePacket> Datapath<P> {
     /// packet will have.
     #[must_use]
     pub fn new(now: Instant, seed: u64, next_source: u64, repair: RepairSettings) -> Self {
-        // Until the far end says that it keeps what it sends, nothing is worth waiting for.
+        // Until the far end says that it keeps what it sends, nothing is worth waiting or asking for.
         let mut hold = Hold::new(seed, DELIVERY_HEADROOM, HoldLimits::default());
         hold.set_wait(Duration::ZERO);
+        let mut incoming = Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP));
+        incoming.gaps_mut().set_asking(false);
         Self {
             queue: FairQueue::new(seed, QueueLimits::default()),
             repair,
@@ -127,7 +129,7 @@ impl<P: QueuePacket> Datapath<P> {
             carrier: None,
             past: OutgoingStats::default(),
             sourced_at: now,
-            incoming: Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP)),
+            incoming,
             hold,
             lanes: Vec::new(),
             orphans: VecDeque::new(),

@@ -456,6 +456,7 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
     let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
     let mut sender = Datapath::new(now, 9, 0, RepairSettings::default());
     sender.follow_lanes(&client, now, 3);
+    datapath.set_kept(true);
     // The first of three packets comes over a lane of another kind, and so does the third.
     for number in [0, 2] {
         let mut packet = udp_packet(1, number, 228);
@@ -468,7 +469,6 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
         };
         datapath.take(&mut session, now, received, &mut deliver);
     }
-    datapath.kept = true;
     for _ in 0..20 {
         now += Duration::from_millis(1);
         datapath.handle_timeout(&mut session, now, &mut deliver);

@@ -46,6 +46,8 @@ pub struct GapLimits {
 #[derive(Debug)]
 pub struct Gaps {
     limits: GapLimits,
+    /// Whether what is missed now is asked for.
+    asking: bool,
     /// The number after the highest that came; `None` after the last there is.
     next: Option<u64>,
     /// In the order of numbers, which is that of being missed.
@@ -62,6 +64,7 @@ impl Gaps {
     pub fn new(first: u64, limits: GapLimits) -> Self {
         Self {
             limits,
+            asking: true,
             next: Some(first),
             missing: VecDeque::with_capacity(MAX_GAPS),
             lateness: Duration::ZERO,
@@ -73,6 +76,17 @@ impl Gaps {
     /// Changes the limits, of gaps that are open too: they follow the round-trip time.
     pub fn set_limits(&mut self, limits: GapLimits) {
         self.limits = limits;
+    }
+
+    /// Sets whether what is missed from now on is asked for. What is missing when it no longer is, is asked for no more:
+    /// its loss was left to others, and is when it is known as such by all.
+    pub fn set_asking(&mut self, asking: bool) {
+        self.asking = asking;
+        if !asking {
+            for missing in &mut self.missing {
+                missing.questions = MAX_QUESTIONS;
+            }
+        }
     }
 
     /// Takes note of a number that parity brought.
@@ -105,7 +119,7 @@ impl Gaps {
                 number: missed,
                 since: now,
                 asked: None,
-                questions: 0,
+                questions: if self.asking { 0 } else { MAX_QUESTIONS },
             });
         }
         self.next = number.checked_add(1);
@@ -332,6 +346,25 @@ mod tests {
         gaps.handle_received(now + ms(60), 0);
         gaps.handle_received(now + ms(61), 4);
         assert_eq!(asked(&mut gaps, now + ms(71)), [3]);
+    }
+
+    #[test]
+    fn what_is_left_to_the_flows_inside_is_asked_for_neither_again_nor_later() {
+        let start = Instant::now();
+        let mut gaps = Gaps::new(0, LIMITS);
+        gaps.handle_received(start, 0);
+        gaps.handle_received(start, 3);
+        assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
+        gaps.set_asking(false);
+        gaps.handle_received(start + ms(12), 5);
+        assert_eq!(gaps.question_at(), None);
+        assert_eq!(asked(&mut gaps, start + ms(100)), [0; 0]);
+        gaps.set_asking(true);
+        assert_eq!(gaps.question_at(), None);
+        gaps.handle_received(start + ms(100), 7);
+        assert_eq!(asked(&mut gaps, start + ms(110)), [6]);
+        // It is missing all the same, and late if it comes.
+        assert_eq!(missing(&gaps), [1, 2, 4, 6]);
     }
 
     #[test]
