@@ -129,7 +129,11 @@ impl ScopeJudge {
     }
 
     fn drops_much(&self) -> bool {
-        self.recent_dropped > FEW_DROPS && self.recent_dropped > MUCH * self.recent_sent
+        let (few, much) = match self.scope {
+            RepairScope::Resends => (FEW_DROPS_STAY, MUCH_STAYS),
+            RepairScope::All | RepairScope::Copies => (FEW_DROPS, MUCH),
+        };
+        self.recent_dropped > few && self.recent_dropped > much * self.recent_sent
     }
 }
 
@@ -139,9 +143,15 @@ const HORIZON: Duration = Duration::from_secs(4);
 /// Fewer drops are chance.
 const FEW_DROPS: f64 = 10.0;
 
+/// And fewer than this that they have ended, once there were more.
+const FEW_DROPS_STAY: f64 = 5.0;
+
 /// The share dropped of what is sent beyond which flows do not slow down for it. CUBIC flows through links of 1 to 180
 /// Mbit/s have up to 1.7 %, and the more the slower the link; BBR flows on slow links 5 to 10 %.
 const MUCH: f64 = 0.02;
+
+/// And the share below which they do again: at drops of about that share parity would come and go.
+const MUCH_STAYS: f64 = 0.015;
 
 /// A flow that losses at random alone hold back has a window whose square times their share is 1.5 (Mathis et al. 1997),
 /// CUBIC a larger one: it is left to itself while its place beside rivals is below six tenths of that.
@@ -231,6 +241,26 @@ mod tests {
             }
             assert_eq!(judge.scope(), RepairScope::All);
         }
+    }
+
+    #[test]
+    fn parity_does_not_come_and_go_with_drops_of_about_2_percent() {
+        let start = Instant::now();
+        let mut judge = ScopeJudge::new(start, Mode::Auto);
+        let mut circumstances = Circumstances {
+            rivals: false,
+            ..RIVALS
+        };
+        let (mut changes, mut scope) = (0, judge.scope());
+        for at in (0..30_000).step_by(20) {
+            circumstances.sent += 200;
+            // Seconds of 2.5 % and of 1.5 %.
+            circumstances.dropped += if at / 1_000 % 2 == 0 { 5 } else { 3 };
+            judge.judge(start + ms(at), &circumstances);
+            changes += u32::from(judge.scope() != scope);
+            scope = judge.scope();
+        }
+        assert_eq!((changes, scope), (1, RepairScope::Resends));
     }
 
     #[test]
