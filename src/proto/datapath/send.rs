@@ -526,6 +526,12 @@ impl<P: QueuePacket> Datapath<P> {
             let room = out.get_mut(DATAGRAM_PACKET_HEADROOM..)?;
             let packet = self.queue.poll(now, mtu, room)?;
             let from = DATAGRAM_PACKET_HEADROOM;
+            let most = datagram - from - TAG_LEN;
+            if packet.len > 2 * most {
+                // Before it has a number, which the far end would wait for.
+                self.drops.too_long += 1;
+                continue;
+            }
             let number = session.alloc_source(packet.len);
             let checksum = packet.offload.checksum;
             self.sourced_at = now;
@@ -539,16 +545,11 @@ impl<P: QueuePacket> Datapath<P> {
             }
             let mut len = packet.len;
             let mut piece = Piece::Whole;
-            if from + packet.len + TAG_LEN > datagram {
-                let first = datagram - from - TAG_LEN;
-                if packet.len - first > first {
-                    self.drops.too_long += 1;
-                    continue;
-                }
+            if packet.len > most {
                 // One of another lane, which takes packets no more and is full.
                 self.drop_rest(|_| true);
                 let mut bytes = std::mem::take(&mut self.spare);
-                bytes.extend_from_slice(&out[from + first..from + packet.len]);
+                bytes.extend_from_slice(&out[from + most..from + packet.len]);
                 self.rest = Some((
                     id,
                     Rest {
@@ -557,7 +558,7 @@ impl<P: QueuePacket> Datapath<P> {
                         bytes,
                     },
                 ));
-                (len, piece) = (first, Piece::First);
+                (len, piece) = (most, Piece::First);
             }
             let whole = from + len + TAG_LEN;
             let room = &mut out[..whole];

@@ -591,6 +591,20 @@ fn the_second_half_of_a_packet_goes_with_its_lane_and_is_counted() {
     assert_eq!(datapath.stats().drops.halves, 1);
 }
 
+#[test]
+fn a_packet_too_long_for_two_datagrams_is_counted_and_leaves_no_hole() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    datapath.lanes[0].datagram = 1_200;
+    let next = session.next_source();
+    datapath.enqueue(now, Owned(udp_packet(1, 0, 2_400)), Producer::Other);
+    datapath.enqueue(now, Owned(udp_packet(1, 1, 228)), Producer::Other);
+    let mut out = [0; 4_096];
+    let len = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+    assert!(len.is_some_and(|len| len < 300), "{len:?}");
+    assert_eq!(session.next_source(), next + 1);
+    assert_eq!(datapath.stats().drops.too_long, 1);
+}
+
 /// A report that so many datagrams came, up to the one with the number.
 fn came_up_to(highest: u32, oldest: u64) -> Report {
     Report {
