@@ -274,7 +274,8 @@
 //! same serial. Only the newest serial is waited for, and a Part is never in Parts.
 //!
 //! **Repair.** What is repaired of a packet is its shard, `length (2) ‖ offload (1) ‖ packet`, with
-//! zeros behind it as far as the longest; of offload only bit 2 counts. The parity is the sum over
+//! zeros behind it as far as the longest; of offload only bit 2 counts. A packet of more than 1,533 bytes has the
+//! shard of one of no length, and is not repaired. The parity is the sum over
 //! GF(2^8), polynomial 0x11D, of the shards of `span` source numbers from `first` (the low half) on,
 //! each times its coefficient, a function of its whole number n and the key, with all
 //! numbers modulo 2^64:

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use adit_fec::{DecoderStats, StreamDecoder, StreamError, WindowDecoder};
 
 use super::gaps::{GapLimits, Gaps};
-use super::outgoing::{RING, SHARD_CAPACITY};
+use super::outgoing::{MAX_HELD_PACKET, RING, SHARD_CAPACITY};
 use crate::wire::{RepairHeader, SHARD_PREFIX_LEN};
 
 /// Repairs missing packets of a direction and knows which are missing still.
@@ -40,7 +40,7 @@ pub struct IncomingStats {
     pub repairs_wasted: u64,
     /// Repairs that contradicted themselves.
     pub repairs_malformed: u64,
-    /// Repaired shards that are no packet.
+    /// Repaired shards that are no packet: of those too long to be held, or malformed.
     pub malformed: u64,
 }
 
@@ -68,10 +68,12 @@ impl Incoming {
         let Some(decoder) = &mut self.decoder else {
             return;
         };
-        let Ok(len) = u16::try_from(packet.len()) else {
-            return;
+        // Of one that the sender could not hold, parity covers an empty shard.
+        let packet = match packet.len() {
+            ..=MAX_HELD_PACKET => packet,
+            _ => &[],
         };
-        let [high, low] = len.to_be_bytes();
+        let [high, low] = (packet.len() as u16).to_be_bytes();
         self.shard.clear();
         self.shard.extend_from_slice(&[high, low, offload]);
         self.shard.extend_from_slice(packet);

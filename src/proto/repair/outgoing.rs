@@ -54,7 +54,7 @@ pub struct OutgoingStats {
     pub copied: u64,
     /// Repairs that were sent.
     pub repairs: u64,
-    /// Packets asked for that are no longer held.
+    /// Packets asked for that are not held, or no longer.
     pub resends_too_late: u64,
     /// Packets asked for more often than they are sent.
     pub resends_refused: u64,
@@ -62,7 +62,7 @@ pub struct OutgoingStats {
     pub resends_overflow: u64,
     /// Repairs left out because the lane fits less.
     pub repairs_too_long: u64,
-    /// Packets too long to be held.
+    /// Packets too long to be held: neither sent again nor repaired.
     pub unheld: u64,
 }
 
@@ -111,13 +111,20 @@ impl Outgoing {
         packet: &[u8],
         class: Class,
     ) {
+        let (packet, class) = match packet.len() {
+            ..=MAX_HELD_PACKET => (packet, class),
+            // It has its place all the same, an empty one: the others are repaired as if it were none.
+            _ => {
+                self.stats.unheld += 1;
+                (&[][..], Class::Bulk)
+            }
+        };
         let shard_len = SHARD_PREFIX_LEN + packet.len();
-        let prefix = u16::try_from(packet.len()).map(u16::to_be_bytes);
-        let (Ok([high, low]), Ok(shard)) = (prefix, self.encoder.reserve(number, shard_len)) else {
-            self.stats.unheld += 1;
+        let Ok(shard) = self.encoder.reserve(number, shard_len) else {
             return;
         };
         let (head, body) = shard.split_at_mut(SHARD_PREFIX_LEN);
+        let [high, low] = (packet.len() as u16).to_be_bytes();
         head.copy_from_slice(&[high, low, offload]);
         body.copy_from_slice(packet);
         self.resent[place(number)] = 0;
@@ -133,7 +140,7 @@ impl Outgoing {
     /// Takes the receiver's question for a packet, or the news of its loss; returns whether it is the first
     /// for this packet.
     pub fn handle_request(&mut self, now: Instant, number: u64) -> bool {
-        if !self.encoder.held().contains(&number) {
+        if self.held(number).is_none() {
             self.stats.resends_too_late += 1;
         } else if self.resends.contains(&number) {
             // It is on its way already.
@@ -236,7 +243,7 @@ impl Outgoing {
     pub fn held(&self, number: u64) -> Option<(u8, &[u8])> {
         let shard = self.encoder.shard(number)?;
         let (head, packet) = shard.split_at_checked(SHARD_PREFIX_LEN)?;
-        Some((head[2], packet))
+        (!packet.is_empty()).then_some((head[2], packet))
     }
 
     /// Whether the packet was sent again less than a round trip ago, about.
@@ -293,6 +300,9 @@ pub const RING: usize = 512;
 
 /// The longest shard: the prefix and the largest packet that a datagram lane carries whole.
 pub const SHARD_CAPACITY: usize = 1_536;
+
+/// The longest packet that is held. A longer one has an empty shard at both ends.
+pub(super) const MAX_HELD_PACKET: usize = SHARD_CAPACITY - SHARD_PREFIX_LEN;
 
 /// How often one packet is sent again. A second time, because the first is lost as often as any.
 pub const MAX_RESENDS_OF_ONE: u8 = 2;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use adit_fec::{Class, LossReport, Settings, StreamEncoder, WindowEncoder};
+use adit_fec::{Class, LossReport, Mode, Settings, StreamEncoder, WindowEncoder};
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
@@ -297,4 +297,73 @@ fn parity_that_yields_no_packet_is_counted_and_dropped() {
     }
     let stats = incoming.stats();
     assert_eq!((stats.malformed, stats.repaired), (3, 3));
+}
+
+/// Two ends with a repair after each ten packets, over the last `span`.
+fn fixed(now: Instant, span: u16) -> (Outgoing, Incoming) {
+    let settings = Settings {
+        mode: Mode::Fixed {
+            repairs: 1,
+            sources: 10,
+            span,
+        },
+        ..Settings::default()
+    };
+    let outgoing = Outgoing::new(now, settings).expect("constants");
+    (outgoing, Incoming::new(now, 0, LIMITS))
+}
+
+/// Sends a packet of that length, which comes or not, and returns what the parity that follows it brings back.
+fn pass(
+    now: Instant,
+    (outgoing, incoming): &mut (Outgoing, Incoming),
+    number: u64,
+    len: usize,
+    comes: bool,
+) -> Vec<(u64, usize)> {
+    let packet = vec![number as u8 | 1; len];
+    outgoing.handle_source(now, number, 0, &packet, Class::Bulk);
+    if comes {
+        incoming.handle_source(now, number, 0, &packet);
+    }
+    let mut out = [0; 2_000];
+    let mut repaired = Vec::new();
+    while let Some(extra) = outgoing.poll(now, &mut out) {
+        let Extra::Repair { len } = extra else {
+            panic!("nobody asked for {extra:?}");
+        };
+        let (header, parity) = RepairHeader::parse(&out[..len]).expect("is one");
+        incoming
+            .handle_repair(now, u64::from(header.first), header, parity)
+            .expect("constants");
+        while let Some(arrived) = incoming.poll_repaired(now) {
+            repaired.push((arrived.number, arrived.packet.len()));
+        }
+    }
+    repaired
+}
+
+#[test]
+fn a_packet_too_long_to_be_held_does_not_keep_the_others_from_being_repaired() {
+    let now = Instant::now();
+    let longest = SHARD_CAPACITY - crate::wire::SHARD_PREFIX_LEN;
+    let mut ends = fixed(now, 10);
+    let mut repaired = Vec::new();
+    for number in 0..45 {
+        let len = match number {
+            17 | 33 => longest + 1,
+            _ => longest,
+        };
+        let comes = !matches!(number, 12 | 25 | 33);
+        repaired.extend(pass(now, &mut ends, number, len, comes));
+    }
+    assert_eq!(repaired, [(12, longest), (25, longest)]);
+    let (outgoing, incoming) = &mut ends;
+    // Nobody waits for the one that nothing will bring back.
+    assert_eq!(incoming.gaps().len(), 0);
+    assert!(outgoing.handle_request(now, 12) && !outgoing.handle_request(now, 17));
+    let stats = outgoing.stats();
+    assert_eq!((stats.unheld, stats.resends_too_late), (2, 1));
+    let stats = incoming.stats();
+    assert_eq!((stats.repaired, stats.malformed), (3, 1));
 }
