@@ -21,7 +21,8 @@
 //!
 //! [`Outgoing`] holds what was sent; its parity is decided by [`adit_fec::Redundancy`]. A packet that
 //! the receiver asks for is sent again, [`MAX_RESENDS_OF_ONE`] times at most. [`Incoming`] holds what
-//! came, as long as the far end sends repairs; who asks for what is missing is [`Gaps`]. What is better left to the
+//! came, as long as the far end sends repairs: from the first of them on, which is why those that follow it cover
+//! nothing older; who asks for what is missing is [`Gaps`]. What is better left to the
 //! flows inside is judged by [`ScopeJudge`]; packets that are not to be waited for say so in their header.
 //!
 //! # Limits

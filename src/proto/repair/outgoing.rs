@@ -8,6 +8,7 @@ use adit_fec::{
     Class, LossReport, Redundancy, RepairPlan, Settings, StreamEncoder, StreamError, WindowEncoder,
 };
 
+use super::incoming::DECODER_IDLE;
 use crate::wire::{REPAIR_HEADER_LEN, RepairHeader, SHARD_PREFIX_LEN};
 
 /// Holds the last source packets of a direction, makes repairs over them, and sends them again.
@@ -23,6 +24,10 @@ pub struct Outgoing {
     resent_at: Box<[Instant]>,
     /// The smoothed round-trip time; zero while unknown.
     round_trip: Duration,
+    /// When the last repair was sent.
+    repaired_at: Option<Instant>,
+    /// The first number that the far end's decoder can know: it begins with what follows the first repair.
+    decoded_from: u64,
     stats: OutgoingStats,
 }
 
@@ -98,6 +103,8 @@ impl Outgoing {
             resent: vec![0; RING].into_boxed_slice(),
             resent_at: vec![now; RING].into_boxed_slice(),
             round_trip: Duration::ZERO,
+            repaired_at: None,
+            decoded_from: 0,
             stats: OutgoingStats::default(),
         })
     }
@@ -182,8 +189,10 @@ impl Outgoing {
                 }
                 continue;
             }
+            let plan = self.within_decoder(now, plan);
             match self.repair(plan, out) {
                 Some(extra) => {
+                    self.repaired_at = Some(now);
                     self.stats.repairs += 1;
                     return Some(extra);
                 }
@@ -250,6 +259,26 @@ impl Outgoing {
     fn is_on_its_way(&self, now: Instant, number: u64) -> bool {
         let since = now.saturating_duration_since(self.resent_at[place(number)]);
         self.resent[place(number)] > 0 && since < self.round_trip * 7 / 8
+    }
+
+    /// Leaves out of a repair what the far end cannot know because its decoder was made only now: that would make it
+    /// useless.
+    fn within_decoder(&mut self, now: Instant, plan: RepairPlan) -> RepairPlan {
+        let alive =
+            (self.repaired_at).is_some_and(|at| now.saturating_duration_since(at) < DECODER_IDLE);
+        if !alive {
+            self.decoded_from = self.encoder.held().end;
+        }
+        let known = (plan.first + u64::from(plan.span)).saturating_sub(self.decoded_from);
+        match u16::try_from(known) {
+            Ok(known @ 1..) if known < plan.span => RepairPlan {
+                first: self.decoded_from,
+                span: known,
+                ..plan
+            },
+            // Covered whole, or of no use but to say that repairs have begun.
+            Ok(_) | Err(_) => plan,
+        }
     }
 
     fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {
