@@ -175,7 +175,7 @@ impl<P: QueuePacket> Datapath<P> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
             return;
         };
-        let orphans = &mut self.orphans;
+        let (orphans, outgoing) = (&mut self.orphans, &mut self.outgoing);
         lane.flight
             .abandon(|Datagram { content, .. }, _| match content {
                 Content::Source { number } | Content::Resend { number } => {
@@ -183,6 +183,9 @@ impl<P: QueuePacket> Datapath<P> {
                         orphans.pop_front();
                     }
                     orphans.push_back(number);
+                    if let Some(outgoing) = outgoing {
+                        outgoing.handle_abandoned(number);
+                    }
                 }
                 Content::Repair | Content::Control | Content::Report => {}
             });

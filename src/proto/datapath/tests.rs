@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
-use adit_fec::{Mode, Settings as RepairSettings};
+use adit_fec::{LossReport, Mode, Settings as RepairSettings};
 use adit_netstack::Offload;
 use rand::{RngExt as _, SeedableRng, rngs::StdRng};
 
@@ -576,6 +576,30 @@ fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
     now += Duration::from_millis(10);
     assert_eq!(polled(&mut session, &mut datapath, now, true), 2);
     assert_eq!(datapath.stats().outgoing.resends_too_late, 2);
+}
+
+#[test]
+fn what_a_dead_lane_had_just_sent_again_leaves_on_another() {
+    let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
+    let first = session.next_source() - 2;
+    for number in [first, first, first + 1] {
+        now += Duration::from_millis(200);
+        let outgoing = datapath.outgoing.as_mut().expect("there were packets");
+        let rtt = Duration::from_millis(50);
+        let report = LossReport {
+            rtt,
+            ..LossReport::default()
+        };
+        outgoing.handle_report(now, &report);
+        outgoing.handle_request(now, number);
+        assert_eq!(polled(&mut session, &mut datapath, now, true), 1);
+    }
+    datapath.abandon(LANE);
+    now += Duration::from_millis(1);
+    // One was sent again as often as may be, the other a moment ago.
+    assert_eq!(polled(&mut session, &mut datapath, now, true), 2);
+    assert_eq!(datapath.stats().outgoing.resends_refused, 0);
 }
 
 #[test]

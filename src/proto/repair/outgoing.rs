@@ -167,6 +167,14 @@ impl Outgoing {
         false
     }
 
+    /// Takes the news that a packet flew on a lane which was given up: nobody waits for what was sent again of it there,
+    /// nor does that count.
+    pub fn handle_abandoned(&mut self, number: u64) {
+        if self.held(number).is_some() {
+            self.resent[place(number)] = 0;
+        }
+    }
+
     /// Writes what is due next at `now` to the front of `out`, if anything is: what follows the
     /// inner type and source header of a packet, or the inner type of a repair. `out` is the room
     /// that a packet has on the lane. **Call until `None`.**
