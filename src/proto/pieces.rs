@@ -33,8 +33,9 @@ pub(super) enum Pieced {
     Waits { dropped: u64 },
     /// This half came before.
     Duplicate,
-    /// With it a packet of `len` bytes is whole: see [`Pieces::poll`].
-    Whole { len: usize },
+    /// With it a packet of `len` bytes is whole: see [`Pieces::poll`]. This many others that nobody fetched were given
+    /// up for it.
+    Whole { len: usize, dropped: u64 },
 }
 
 impl Pieces {
@@ -66,13 +67,15 @@ impl Pieces {
         }
         half.piece = Piece::Whole;
         let len = half.bytes.len();
+        let mut dropped = 0;
         if self.whole.len() >= MAX_WHOLE
             && let Some(lost) = self.whole.pop_front()
         {
             self.recycle(lost);
+            dropped = 1;
         }
         self.whole.push_back(half);
-        Pieced::Whole { len }
+        Pieced::Whole { len, dropped }
     }
 
     /// The next whole packet.
@@ -159,6 +162,10 @@ mod tests {
         }
     }
 
+    fn whole(len: usize) -> Pieced {
+        Pieced::Whole { len, dropped: 0 }
+    }
+
     #[test]
     fn halves_make_a_packet_in_either_order() {
         let mut pieces = Pieces::default();
@@ -174,10 +181,7 @@ mod tests {
                 }
             };
             let took = order.map(|piece| pieces.take(number, &header(piece), bytes(piece)));
-            assert_eq!(
-                took,
-                [Pieced::Waits { dropped: 0 }, Pieced::Whole { len: 12 }]
-            );
+            assert_eq!(took, [Pieced::Waits { dropped: 0 }, whole(12)]);
             assert_eq!(pieces.poll().unwrap().1, b"front behind");
             assert!(pieces.poll().is_none());
         }
@@ -191,10 +195,7 @@ mod tests {
             pieces.take(1, &header(Piece::First), b"front "),
             Pieced::Duplicate
         );
-        assert_eq!(
-            pieces.take(1, &header(Piece::Last), b"behind"),
-            Pieced::Whole { len: 12 }
-        );
+        assert_eq!(pieces.take(1, &header(Piece::Last), b"behind"), whole(12));
     }
 
     #[test]
@@ -205,10 +206,22 @@ mod tests {
         });
         assert_eq!(dropped.count(), 1000 - MAX_WAITING);
         assert!(pieces.spare.len() <= 1, "memory is used again");
-        assert_eq!(
-            pieces.take(999, &header(Piece::Last), b"y"),
-            Pieced::Whole { len: 2 }
-        );
+        assert_eq!(pieces.take(999, &header(Piece::Last), b"y"), whole(2));
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_whole_packets_that_nobody_fetches_is_given_up_and_told() {
+        let mut pieces = Pieces::default();
+        let mut told = 0;
+        for number in 0..10 {
+            pieces.take(number, &header(Piece::First), b"x");
+            if let Pieced::Whole { dropped, .. } = pieces.take(number, &header(Piece::Last), b"y") {
+                told += dropped;
+            }
+        }
+        let fetched = std::iter::from_fn(|| pieces.poll().map(|(number, ..)| number));
+        assert_eq!(fetched.collect::<Vec<_>>(), [6, 7, 8, 9]);
+        assert_eq!(told, 6);
     }
 
     #[test]
@@ -226,9 +239,10 @@ mod tests {
         for number in 2..MAX_WAITING as u64 {
             assert_eq!(
                 pieces.take(number, &header(Piece::Last), b"y"),
-                Pieced::Whole { len: 2 },
+                whole(2),
                 "{number}"
             );
+            assert!(pieces.poll().is_some());
         }
     }
 

@@ -74,6 +74,8 @@ pub struct Drops {
     pub control_without_key: u64,
     /// Halves of packets whose other half did not come in time.
     pub lost_pieces: u64,
+    /// Packets put together from halves that nobody fetched before too many others were.
+    pub unfetched_packets: u64,
     /// Events not reported because nobody took them.
     pub event_overflow: u64,
 }

@@ -312,7 +312,8 @@ impl Session {
                     Pieced::Waits { dropped } => self.stats.drops.lost_pieces += dropped,
                     Pieced::Duplicate => self.stats.drops.duplicate_packets += 1,
                     // Its number was free a moment ago.
-                    Pieced::Whole { len } => {
+                    Pieced::Whole { len, dropped } => {
+                        self.stats.drops.unfetched_packets += dropped;
                         self.take_source(number, len);
                     }
                 }
