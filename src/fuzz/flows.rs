@@ -126,7 +126,8 @@ pub fn proto_queue(data: &[u8]) {
 
 /// Offers the packets of a script to a hold.
 ///
-/// A step is `milliseconds (1) ‖ source number (2) ‖ shape (1) ‖ packet`; shape 0xff gives up what is below the number.
+/// A step is `milliseconds (1) ‖ source number (2) ‖ shape (1) ‖ packet`; at shape 0xff nothing is waited
+/// for any more, or again.
 ///
 /// # Panics
 ///
@@ -140,6 +141,7 @@ pub fn proto_hold(data: &[u8]) {
     let mut hold = Hold::new(1, HEADROOM, limits);
     let wait = hold_time(Duration::from_millis(50), Duration::from_millis(10));
     hold.set_wait(wait);
+    let mut waits = true;
     let mut now = Instant::now();
     let mut waiting = Vec::<(Vec<u8>, Instant)>::new();
     while !input.is_empty() {
@@ -153,7 +155,8 @@ pub fn proto_hold(data: &[u8]) {
         }
         now = until;
         if shape == 0xff {
-            hold.abandon_below(number.into());
+            waits = !waits;
+            hold.set_wait(if waits { wait } else { Duration::ZERO });
         } else {
             let packet = script_packet(&mut input, shape);
             if hold.offer(now, number.into(), &packet, PARTIAL) == Offer::Held {

@@ -600,8 +600,6 @@ impl Bbr {
 }
 
 impl Congestion for Bbr {
-    fn on_sent(&mut self, _now: Instant, _bytes: u64, _idle: bool) {}
-
     fn on_report(&mut self, sample: &Sample) {
         self.smoothed = sample.smoothed_round_trip;
         let ended = self.model.on_sample(sample);

@@ -245,10 +245,6 @@ impl Simulation {
         }
     }
 
-    pub(super) fn is_silent(&self, flow: usize) -> bool {
-        self.flight(flow).sent().is_silent(self.instant())
-    }
-
     fn instant(&self) -> Instant {
         self.origin + Duration::from_nanos(self.now)
     }

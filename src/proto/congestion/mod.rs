@@ -64,7 +64,7 @@ mod rivalry;
 mod scenarios;
 
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use bbr::{Bbr, INITIAL_DATAGRAMS};
 pub use pacer::Pacer;
@@ -73,9 +73,6 @@ use super::delivery::Sample;
 
 /// Decides how much may fly on a lane, and how fast it leaves.
 pub trait Congestion: Debug + Send {
-    /// A datagram was sent that counts as in flight; `idle` says that nothing else is.
-    fn on_sent(&mut self, now: Instant, bytes: u64, idle: bool);
-
     /// A report was taken in.
     fn on_report(&mut self, sample: &Sample);
 

@@ -91,12 +91,10 @@ impl<T: Copy> Flight<T> {
         class: Class,
         content: T,
     ) -> Result<(), SentError> {
-        let idle = self.sent.in_flight() == 0;
         self.sent.handle_sent(now, number, bytes, class, content)?;
         self.pacer.handle_sent(now, bytes);
         if class != Class::Report {
             self.probes = self.probes.saturating_sub(1);
-            self.congestion.on_sent(now, bytes as u64, idle);
         }
         Ok(())
     }

@@ -30,8 +30,8 @@
 //! **Loss** ([`Sent`]) is what three later datagrams overtook, or what is older than 9/8 round trips while a
 //! later one arrived (RFC 9002, section 6.1). Where datagrams called lost come after all, both
 //! thresholds grow (RFC 8985). When reports stay away for a probe timeout, a probe is asked for, at
-//! doubling intervals; a lane that does not answer for 4 round trips and 500 ms
-//! [is silent](Sent::is_silent), and its session should use another.
+//! doubling intervals. When a lane is silent its session says
+//! ([`Session::is_silent`](super::Session::is_silent)).
 //!
 //! **Delay.** The round trip is measured without the report's age. The queue is measured one way, by the
 //! receiver's clock against the least of the last minute.

@@ -56,10 +56,6 @@ impl RoundTrip {
         })
     }
 
-    pub(super) const fn is_sampled(&self) -> bool {
-        self.sampled
-    }
-
     /// Time after which silence is suspicious (RFC 9002, section 6.2.1), without the receiver's delay.
     pub(super) fn timeout(&self) -> Duration {
         self.smoothed + (self.variance * 4).max(GRANULARITY)

@@ -43,7 +43,6 @@ pub struct Sent<T> {
     loss_due: Option<Instant>,
     probes: u32,
     asked_at: Option<Instant>,
-    unanswered_since: Option<Instant>,
     counts: SentCounts,
 }
 
@@ -97,7 +96,6 @@ impl<T: Copy> Sent<T> {
             loss_due: None,
             probes: 0,
             asked_at: None,
-            unanswered_since: None,
             counts: SentCounts::default(),
         }
     }
@@ -131,7 +129,6 @@ impl<T: Copy> Sent<T> {
             }
             self.in_flight += u64::from(bytes);
             self.asked_at = Some(now);
-            self.unanswered_since.get_or_insert(now);
         }
         self.counts.datagrams += 1;
         self.counts.bytes += u64::from(bytes);
@@ -190,7 +187,6 @@ impl<T: Copy> Sent<T> {
         self.ecn_ce = self.ecn_ce.max(report.ecn_ce);
         self.find_lost(now, fate);
         self.forget(now);
-        self.unanswered_since = (self.in_flight > 0).then_some(now);
         self.counts.reports += 1;
         sample.newly_delivered = self.delivered - delivered;
         sample.newly_lost = self.lost - lost;
@@ -252,7 +248,6 @@ impl<T: Copy> Sent<T> {
         self.in_flight = 0;
         self.undecided = self.next();
         self.loss_due = None;
-        self.unanswered_since = None;
     }
 
     /// Whether another datagram can be tracked.
@@ -279,29 +274,10 @@ impl<T: Copy> Sent<T> {
         self.round_trip.lowest()
     }
 
-    /// Whether the round-trip time was measured.
-    #[must_use]
-    pub const fn is_measured(&self) -> bool {
-        self.round_trip.is_sampled()
-    }
-
     /// How long a datagram waits in queues on the way out, by the latest report.
     #[must_use]
     pub const fn queueing_delay(&self) -> Duration {
         self.queue
-    }
-
-    /// How long what was sent has gone without any report: `None` when nothing waits for one.
-    #[must_use]
-    pub fn silent_for(&self, now: Instant) -> Option<Duration> {
-        (self.unanswered_since).map(|since| now.saturating_duration_since(since))
-    }
-
-    /// Whether the silence is long enough to try another lane: 4 round trips, at least 500 ms.
-    #[must_use]
-    pub fn is_silent(&self, now: Instant) -> bool {
-        let patience = (self.round_trip.smoothed() * 4).max(SILENCE);
-        self.silent_for(now).is_some_and(|silent| silent > patience)
     }
 
     /// Whether the next report that leaves should ask for one: this end has sent only reports for a

@@ -76,20 +76,6 @@ impl Gaps {
         any
     }
 
-    /// Gives up all numbers below `number`; returns whether any was missing.
-    pub(super) fn abandon_below(&mut self, number: u64) -> bool {
-        let mut any = false;
-        while let Some(gap) = self.ranges.front_mut().filter(|gap| gap.first < number) {
-            any = true;
-            if gap.end > number {
-                gap.first = number;
-                break;
-            }
-            self.ranges.pop_front();
-        }
-        any
-    }
-
     /// Says whether a number above `after` and below `below` is missing.
     pub(super) fn any_between(&self, after: u64, below: u64) -> bool {
         let first = after.saturating_add(1);
@@ -208,11 +194,6 @@ mod tests {
                         let before = model.len();
                         model.retain(|_, noticed| now < *noticed + wait);
                         prop_assert_eq!(gaps.expire(now, wait), model.len() < before);
-                    }
-                    1 => {
-                        let before = model.len();
-                        model.retain(|number, _| *number >= value);
-                        prop_assert_eq!(gaps.abandon_below(value), model.len() < before);
                     }
                     _ => {
                         let from = next.unwrap_or(value);

@@ -20,14 +20,13 @@
 //! flow came with it (lost before the tunnel), and waiting is over. If the first held packet of a flow is held
 //! rightly, so are those behind it; only first ones are looked at.
 //!
-//! A gap is hopeless after [`Hold::set_wait`], counted from when it was noticed, or when the peer says so
-//! ([`Hold::abandon_below`]). A held packet came after every gap below it was noticed, so none is held longer than
-//! that.
+//! A gap is hopeless after [`Hold::set_wait`], counted from when it was noticed. A held packet came after every gap
+//! below it was noticed, so none is held longer than that.
 //!
 //! # Order of calls
 //!
 //! Every packet that passed the replay window is offered, repaired and resent ones too, since each may end a gap.
-//! After [`Hold::offer`], [`Hold::abandon_below`] and [`Hold::handle_timeout`]: deliver the packet that was offered
+//! After [`Hold::offer`] and [`Hold::handle_timeout`]: deliver the packet that was offered
 //! if the answer says so, **then** [`Hold::poll_deliver`] until there is none, then sleep until
 //! [`Hold::poll_timeout`].
 //!

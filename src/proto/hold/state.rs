@@ -216,13 +216,6 @@ impl Hold {
         offer
     }
 
-    /// Gives up all gaps below a source number: the peer will not send them again.
-    pub fn abandon_below(&mut self, number: u64) {
-        if self.gaps.abandon_below(number) {
-            self.release(Why::Hopeless);
-        }
-    }
-
     /// Lends the next packet whose wait is over. **Call until `None`** after every mutation.
     pub fn poll_deliver(&mut self) -> Option<Delivery<'_>> {
         if let Some(frame) = self.lent.take() {

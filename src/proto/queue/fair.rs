@@ -319,15 +319,6 @@ impl<P: QueuePacket> FairQueue<P> {
         self.packets.is_empty()
     }
 
-    /// Says how long the oldest packet has waited; it looks at every flow that has packets.
-    #[must_use]
-    pub fn oldest_age(&self, now: Instant) -> Option<Duration> {
-        let heads = self.flows.active().filter_map(|flow| flow.ends);
-        heads
-            .map(|(head, _)| now.saturating_duration_since(self.packets[head as usize].since))
-            .max()
-    }
-
     /// Returns what was counted.
     #[must_use]
     pub fn stats(&self) -> QueueStats {

@@ -150,7 +150,8 @@ impl Flows {
             .map(|(index, _)| FlowIndex(index as u16))
     }
 
-    /// All flows that have packets.
+    /// All flows that have packets, for tests.
+    #[cfg(test)]
     pub(super) fn active(&self) -> impl Iterator<Item = &Flow> {
         self.flows.iter().filter(|flow| flow.ends.is_some())
     }

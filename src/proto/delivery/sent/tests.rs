@@ -147,23 +147,6 @@ fn a_lost_tail_is_probed_for_at_doubling_intervals() {
 }
 
 #[test]
-fn silence_is_noticed_after_half_a_second_and_ends_with_a_report() {
-    let mut bench = Bench::new();
-    assert!(!bench.sent.is_silent(bench.now + ms(10_000)));
-    bench.send(1);
-    bench.now += RTT;
-    bench.report(&[0], ms(25));
-    assert_eq!(bench.sent.silent_for(bench.now + ms(10_000)), None);
-    bench.send(1);
-    let sent = bench.now;
-    assert!(!bench.sent.is_silent(sent + ms(500)));
-    assert!(bench.sent.is_silent(sent + ms(501)));
-    bench.now += ms(600);
-    bench.report(&[0, 1], ms(25));
-    assert!(!bench.sent.is_silent(bench.now + ms(10_000)));
-}
-
-#[test]
 fn what_comes_late_raises_the_threshold() {
     let mut bench = Bench::new();
     bench.send(10);
@@ -221,7 +204,6 @@ fn reports_do_not_fly_and_are_forgotten() {
     }
     assert_eq!(bench.sent.in_flight(), 0);
     assert_eq!(bench.sent.poll_timeout(), None);
-    assert_eq!(bench.sent.silent_for(bench.now), None);
     assert!(bench.sent.wants_report(bench.now));
     bench.now += RTT;
     bench.report(&[9], ms(25));

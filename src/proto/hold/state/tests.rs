@@ -256,15 +256,14 @@ fn each_gap_has_its_own_wait() {
 }
 
 #[test]
-fn what_the_peer_gives_up_is_released() {
+fn what_is_held_is_released_when_nothing_is_waited_for_any_more() {
     let mut bench = Bench::new();
     bench.offer(0, &data(1, 0));
     assert!(bench.offer(2, &data(1, 200)).is_empty());
     assert!(bench.offer(4, &data(1, 400)).is_empty());
-    bench.hold.abandon_below(3);
-    bench.drain();
-    assert_eq!(bench.delivered, [0, 2]);
-    bench.hold.abandon_below(4);
+    bench.hold.set_wait(Duration::ZERO);
+    assert_eq!(bench.hold.poll_timeout(), Some(bench.now));
+    bench.hold.handle_timeout(bench.now);
     bench.drain();
     assert_eq!(bench.delivered, [0, 2, 4]);
 }
@@ -565,7 +564,8 @@ proptest! {
             bench.offer(number, &bytes);
             offered.push(number);
             if kind == 7 {
-                bench.hold.abandon_below(wild % 50);
+                bench.hold.set_wait(if wild % 2 == 0 { Duration::ZERO } else { WAIT });
+                bench.hold.handle_timeout(bench.now);
                 bench.drain();
             }
             bench.pass(ms);
