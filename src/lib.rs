@@ -136,6 +136,7 @@
 //! | packets that are held | [`proto::HoldLimits`]: 4 MiB, 4,096 packets, each for [`proto::MAX_HOLD`] at most | the oldest is delivered |
 //! | flows and gaps that the hold knows | 512 and 1,024 | not held |
 //! | datagrams in flight on a lane | [`proto::delivery::MAX_TRACKED`], and the window of [`proto::congestion`] | wait in the fair queue |
+//! | those beyond the window, and reports | [`proto::delivery::MAX_UNPERMITTED`] | leave, and have no fate |
 //! | a report | [`wire::MAX_RANGES`] ranges, [`wire::MAX_MISSING`] numbers asked for | told in the next |
 //! | reordering over all lanes | [`proto::WINDOW`] source numbers | dropped, counted |
 //! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |

@@ -8,7 +8,7 @@ use adit_netstack::{Checksum, Gso, Offload};
 
 use super::lane::{Content, Datagram, DatapathLane, LaneCounts};
 use super::receive::DELIVERY_HEADROOM;
-use crate::proto::delivery::{Class, Permit};
+use crate::proto::delivery::{Class, Permit, SentError};
 use crate::proto::hold::{Hold, HoldLimits, HoldStats, hold_time};
 use crate::proto::queue::{self, FairQueue, Producer, QueueLimits, QueuePacket, QueueStats};
 use crate::proto::repair::{
@@ -101,6 +101,8 @@ pub struct DatapathDrops {
     pub malformed_repairs: u64,
     /// Datagrams that were sent and not tracked, because too many were.
     pub untracked: u64,
+    /// Those that were not, because the far end has answered too few that needed no permission.
+    pub unanswered: u64,
 }
 
 /// A piece that waits for the next datagram.
@@ -650,8 +652,11 @@ impl<P: QueuePacket> Datapath<P> {
             len: u16::try_from(len).unwrap_or(u16::MAX),
             content,
         };
-        let tracked = lane.flight.handle_sent(now, number, len, class, sent);
-        self.drops.untracked += u64::from(tracked.is_err());
+        match lane.flight.handle_sent(now, number, len, class, sent) {
+            Ok(()) => {}
+            Err(SentError::Unanswered { .. }) => self.drops.unanswered += 1,
+            Err(SentError::Full { .. } | SentError::Number { .. }) => self.drops.untracked += 1,
+        }
     }
 }
 

@@ -579,6 +579,26 @@ fn what_flew_on_a_dead_lane_leaves_again_though_some_of_it_is_forgotten() {
 }
 
 #[test]
+fn what_a_far_end_never_reports_on_is_tracked_no_further_and_counted() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    let mut out = [0; 2_048];
+    datapath.enqueue(now, Owned(udp_packet(1, 0, 228)), Producer::Other);
+    let len = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
+    let datagram = &mut out[..len.expect("there is a packet")];
+    let header = DatagramHeader::parse(datagram).expect("is one");
+    // It asks for answers without end.
+    for counter in header.counter + 1..header.counter + 5_000 {
+        let next = DatagramHeader { counter, ..header }.to_bytes();
+        datagram[..next.len()].copy_from_slice(&next);
+        datapath.handle_control_sent(&session, now, LANE, datagram);
+    }
+    let tracked = datapath.lane_counts(LANE).expect("is there").sent.datagrams;
+    let drops = datapath.stats().drops;
+    assert_eq!((tracked + drops.unanswered, drops.untracked), (5_000, 0));
+    assert!(tracked < 1_300, "{tracked}");
+}
+
+#[test]
 fn what_a_dead_lane_had_just_sent_again_leaves_on_another() {
     let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
     assert_eq!(send(&mut session, &mut datapath, now, 2), 2);

@@ -91,12 +91,15 @@ impl<T: Copy> Flight<T> {
         class: Class,
         content: T,
     ) -> Result<(), SentError> {
-        self.sent.handle_sent(now, number, bytes, class, content)?;
+        let flying = self.sent.in_flight().saturating_add(bytes as u64);
+        let permitted = class != Class::Report && flying <= self.congestion.window();
+        let tracked = (self.sent).handle_sent(now, number, bytes, class, permitted, content);
+        // It leaves all the same.
         self.pacer.handle_sent(now, bytes);
         if class != Class::Report {
             self.probes = self.probes.saturating_sub(1);
         }
-        Ok(())
+        tracked
     }
 
     /// Takes note that a datagram was permitted and there is none to send.
@@ -280,6 +283,43 @@ mod tests {
             (share * 9 / 10..share * 11 / 10 + 2800).contains(&passed),
             "{passed} of {share}"
         );
+    }
+
+    #[test]
+    fn what_needs_no_permission_is_tracked_up_to_1024_until_the_far_end_reports() {
+        let (mut flight, mut now) = new();
+        let mut next = 0;
+        fill(&mut flight, &mut now, RTT, &mut next);
+        let mut beyond = |flight: &mut Flight<u64>, class| {
+            let mut tracked = 0;
+            for _ in 0..3_000 {
+                tracked += u32::from(flight.handle_sent(now, next, 60, class, next).is_ok());
+                next += 1;
+            }
+            tracked
+        };
+        assert_eq!(beyond(&mut flight, Class::Report), 1024);
+        assert!(beyond(&mut flight, Class::Data) * 60 < 1400);
+        // A probe that is not tracked is one all the same.
+        assert!(flight.handle_timeout(now + RTT * 100, |_, _| {}));
+        assert_eq!(flight.permit(now, 1400), Permit::Now);
+        assert_eq!(beyond(&mut flight, Class::Data), 0);
+        assert_eq!(flight.permit(now, 1400), Permit::Full);
+        let answer = |flight: &mut Flight<u64>, highest, oldest| {
+            let report = Report {
+                highest,
+                ranges: Ranges::new(oldest),
+                ..Report::default()
+            };
+            flight.handle_report(now + RTT, &report, |_, _| {});
+        };
+        // One that tells little makes little room.
+        answer(&mut flight, 35, 3);
+        assert_eq!(beyond(&mut flight, Class::Report), 4);
+        answer(&mut flight, 1024 + 31, 1024 + 31);
+        assert_eq!(beyond(&mut flight, Class::Report), 1020);
+        flight.abandon(|_, _| {});
+        assert_eq!(beyond(&mut flight, Class::Report), 1024);
     }
 
     #[test]

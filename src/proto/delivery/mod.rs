@@ -44,7 +44,7 @@
 //!
 //! # Limits
 //!
-//! [`MAX_TRACKED`] datagrams in flight; 64 runs of numbers received, of which a report tells 32.
+//! [`MAX_TRACKED`] datagrams in flight, and [`MAX_UNPERMITTED`] that the window has not let go; 64 runs of numbers received, of which a report tells 32.
 
 mod flight;
 mod loss;
@@ -59,4 +59,4 @@ pub use flight::{Flight, Permit};
 pub use loss::LossCounts;
 pub use received::{MAX_REPORT_DELAY, Received};
 pub use sample::{Class, Fate, Sample};
-pub use sent::{Due, MAX_TRACKED, Sent, SentCounts, SentError};
+pub use sent::{Due, MAX_TRACKED, MAX_UNPERMITTED, Sent, SentCounts, SentError};

@@ -39,7 +39,7 @@ impl Bench {
             let next = self.next;
             (self
                 .sent
-                .handle_sent(self.now, next, 1000, Class::Data, next))
+                .handle_sent(self.now, next, 1000, Class::Data, true, next))
             .unwrap();
             self.next += 1;
         }
@@ -198,7 +198,7 @@ fn reports_do_not_fly_and_are_forgotten() {
         let next = bench.next;
         (bench
             .sent
-            .handle_sent(bench.now, next, 60, Class::Report, next))
+            .handle_sent(bench.now, next, 60, Class::Report, false, next))
         .unwrap();
         bench.next += 1;
     }
@@ -227,7 +227,9 @@ fn a_new_epoch_does_not_confuse_numbers() {
     assert_eq!(bench.of(Fate::Lost), [0]);
     let number = 5;
     assert_eq!(
-        bench.sent.handle_sent(bench.now, number, 1, Class::Data, 0),
+        bench
+            .sent
+            .handle_sent(bench.now, number, 1, Class::Data, true, 0),
         Err(SentError::Number {
             number,
             next: epoch + 3
@@ -253,7 +255,9 @@ fn what_is_tracked_is_bounded() {
     assert!(!bench.sent.has_room());
     let next = bench.next;
     assert_eq!(
-        bench.sent.handle_sent(bench.now, next, 1, Class::Data, 0),
+        bench
+            .sent
+            .handle_sent(bench.now, next, 1, Class::Data, true, 0),
         Err(SentError::Full {
             tracked: MAX_TRACKED
         })
@@ -282,7 +286,7 @@ proptest! {
         for (number, (pause, luck, delay)) in (0_u64..).zip(steps) {
             now += Duration::from_micros(pause);
             fates.push(Vec::new());
-            sent.handle_sent(now, number, 100, Class::Data, number as usize).unwrap();
+            sent.handle_sent(now, number, 100, Class::Data, true, number as usize).unwrap();
             if luck > 1 {
                 flying.push((now + Duration::from_micros(delay), number));
             }
