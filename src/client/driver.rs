@@ -433,13 +433,7 @@ impl Driver {
             debug!(counters = ?inside.counters(), "counters");
         }
         if let Some(carrier) = &self.carrier {
-            debug!(
-                session = ?carrier.session().stats(),
-                datapath = ?carrier.datapath_stats(),
-                carrier = ?carrier.stats(),
-                beside = ?carrier.spread_stats(),
-                "counters"
-            );
+            carrier.log_counters();
         }
         Some(if self.commands_open {
             Exit::Stopped

@@ -146,4 +146,4 @@ pub use schedule::{PacketMeta, PassThrough, Schedule};
 pub use session::{
     MAX_LANES, OpenError, Opened, Scope, SealError, Session, SessionEvent, Settings,
 };
-pub use stats::{Drops, LaneStats, Stats};
+pub use stats::{Again, Drops, IncomingLane, LaneStats, LaneTraffic, OutgoingLane, Stats, Traffic};

@@ -427,14 +427,9 @@ impl SessionDriver {
                 "session ended"
             );
             let dropped = self.downlink.dropped();
-            debug!(uplink = ?self.stats, downlink_dropped = ?dropped, lanes = ?self.carrier.stats(), "counters");
-            debug!(
-                session = ?self.carrier.session().stats(),
-                datapath = ?self.carrier.datapath_stats(),
-                beside = ?self.carrier.spread_stats(),
-                inbox_dropped = self.inbox.dropped(),
-                "counters"
-            );
+            let inbox_dropped = self.inbox.dropped();
+            debug!(uplink = ?self.stats, downlink_dropped = ?dropped, inbox_dropped, "counters");
+            self.carrier.log_counters();
             if let Some(local) = &self.local {
                 debug!(local = ?local.counters(), "counters");
             }

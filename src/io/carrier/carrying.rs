@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use adit_netstack::Offload;
+use tracing::debug;
 
 use super::datagram::{Datagrams, Room};
 use super::event::{CarrierEvent, CarrierStats, LaneLoss};
@@ -18,7 +19,7 @@ use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::datapath::{DatapathStats, Orphan};
 use crate::proto::spread::{Spread, SpreadStats};
-use crate::proto::{DatagramPath, PacketMeta, Session, SessionEvent};
+use crate::proto::{Again, DatagramPath, LaneStats, PacketMeta, Session, SessionEvent, Traffic};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// A session and the lanes that carry it.
@@ -38,6 +39,9 @@ pub struct Carrier {
     stats: CarrierStats,
     /// When it was last told that the network says a lane does not arrive.
     doubted: Option<Instant>,
+    /// What the log was last told that the lanes carried, and when it is told again.
+    logged: Traffic,
+    log_at: Option<Instant>,
 }
 
 impl Carrier {
@@ -129,9 +133,22 @@ impl Carrier {
         spread.map_or_else(SpreadStats::default, Spread::stats)
     }
 
-    /// Replaces the session and its lanes by those of `fresh`, of the same client; the counters go
+    /// Tells the log what was counted, as when the session ends.
+    pub fn log_counters(&self) {
+        debug!(
+            session = ?self.session.stats(),
+            traffic = ?self.session.traffic(),
+            datapath = ?self.datapath_stats(),
+            carrier = ?self.stats(),
+            beside = ?self.spread_stats(),
+            "counters"
+        );
+    }
+
+    /// Replaces the session and its lanes by those of `fresh`, of the same client; the carrier's counters go
     /// on.
     pub fn replace(&mut self, fresh: Self) {
+        self.log_counters();
         *self = Self {
             stats: self.stats,
             ..fresh
@@ -291,6 +308,7 @@ impl Carrier {
     /// has room again that it had not before: nothing else will wake those who wait for it.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let had_room = self.rooms(now);
+        self.log_lanes(now);
         self.speak(cx, now);
         self.hand_over(now);
         self.datagrams.poll_flush(cx, now, &mut self.session);
@@ -387,6 +405,33 @@ impl Carrier {
             last_word: None,
             stats: CarrierStats::default(),
             doubted: None,
+            logged: Traffic::default(),
+            log_at: None,
+        }
+    }
+
+    /// Tells the log, each [`LOG_EVERY`], of the lanes that carried anything. Nothing wakes for it: an idle
+    /// session has nothing to tell.
+    fn log_lanes(&mut self, now: Instant) {
+        if now < *self.log_at.get_or_insert(now + LOG_EVERY) {
+            return;
+        }
+        self.log_at = Some(now + LOG_EVERY);
+        let traffic = self.session.traffic();
+        for lane in traffic.busy_since(&self.logged) {
+            self.log_lane(lane.id, &lane.stats);
+        }
+        self.logged = traffic;
+    }
+
+    fn log_lane(&self, id: LaneId, traffic: &LaneStats) {
+        match self.datagrams.lane_counts(id) {
+            Some(path) => {
+                let mtu = self.session.mtu_stats(id);
+                let datagram = self.session.max_datagram(id);
+                debug!(lane = %id, ?traffic, ?path, ?mtu, ?datagram, "counters of a lane");
+            }
+            None => debug!(lane = %id, ?traffic, "counters of a lane"),
         }
     }
 
@@ -455,7 +500,7 @@ impl Carrier {
             let sealed = lane.io.reserve(whole).is_some_and(|room| {
                 room[PACKET_HEADROOM..PACKET_HEADROOM + packet.len()].copy_from_slice(packet);
                 session
-                    .seal_again(now, id, number, &mut room[..whole], offload)
+                    .seal_again(now, id, number, &mut room[..whole], offload, Again::Resend)
                     .is_ok()
             });
             if sealed {
@@ -494,7 +539,7 @@ impl Carrier {
         let beside = self.session.beside();
         if beside.is_empty() {
             if let Some(spread) = self.spread.take() {
-                tracing::debug!(counts = ?spread.stats(), "counters of lanes side by side");
+                debug!(counts = ?spread.stats(), "counters of lanes side by side");
             }
             return false;
         }
@@ -522,15 +567,8 @@ impl Carrier {
     }
 
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
-        if let Some(counts) = self.datagrams.lane_counts(id) {
-            let mtu = self.session.mtu_stats(id);
-            let datagram = self.session.max_datagram(id);
-            tracing::debug!(lane = %id, ?counts, ?mtu, ?datagram, "counters of a datagram lane");
-        } else if self.session.datagram_path(id).is_none()
-            // A datagram lane that was never confirmed has carried nothing.
-            && let Some(counts) = self.session.lane_stats(id)
-        {
-            tracing::debug!(lane = %id, ?counts, "counters of a stream lane");
+        if let Some(traffic) = self.session.lane_stats(id) {
+            self.log_lane(id, traffic);
         }
         self.streams.retain(|lane| lane.id != id);
         self.datagrams.lanes.retain(|lane| *lane != id);
@@ -550,6 +588,10 @@ pub(super) const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How far doubts are apart that are told: one is enough to look whether the lane lives.
 const DOUBTS_APART: Duration = Duration::from_secs(1);
+
+/// How often the log is told what busy lanes carry: a bad minute of a link shows when it began and when it was over,
+/// and a thousand busy sessions of a server are a hundred lines a second.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// The most lanes that carry one session at once: as many as the session has, so that neither refuses what the other
 /// took.

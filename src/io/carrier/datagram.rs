@@ -359,11 +359,11 @@ impl Datagrams {
     }
 
     /// Gives up what flies on lanes that nobody answers on.
-    pub(super) fn give_up_silent(&mut self, session: &Session) {
+    pub(super) fn give_up_silent(&mut self, session: &mut Session) {
         if let Some(datapath) = self.datapath.as_deref_mut() {
             for lane in &self.lanes {
                 if session.is_silent(*lane) {
-                    datapath.abandon(*lane);
+                    session.count(*lane).outgoing.lost += datapath.abandon(*lane);
                 }
             }
         }

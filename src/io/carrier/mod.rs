@@ -11,7 +11,7 @@
 //!    stands in a buffer of its own. On a datagram lane both stage the packet, which is cut to
 //!    what the lane carries and sealed straight into a batch of datagrams.
 //! 3. [`Carrier::poll_send`] lets the session add its control frames and flushes each lane
-//!    with one vectored write, or with segmented sends.
+//!    with one vectored write, or with segmented sends. Now and then it tells the log what busy lanes carry.
 //! 4. [`Carrier::poll_event`] tells what became of the session and its lanes.
 //!
 //! A **stream lane** owns its connection. **Datagram lanes** share sockets: where the datagrams of

@@ -8,8 +8,8 @@ use adit_netstack::Offload;
 use super::event::CarrierStats;
 use super::stream::CarriedStream;
 use crate::io::pool::Buffer;
-use crate::proto::Session;
 use crate::proto::spread::{Choice, Spread};
+use crate::proto::{Again, Session};
 use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// Lanes side by side, and who chooses among them.
@@ -163,7 +163,8 @@ impl<'a> Several<'a> {
             let stream = self.streams.iter_mut().find(|stream| stream.id == *lane);
             let sent = stream.is_some_and(|stream| {
                 write(stream, &packet, |frame| {
-                    let sealed = session.seal_again(now, *lane, number, frame, offload);
+                    let sealed =
+                        session.seal_again(now, *lane, number, frame, offload, Again::Copy);
                     sealed.is_ok()
                 })
             });

@@ -107,6 +107,7 @@ impl CarriedStream {
                     ..
                 }) => {
                     let packet = Received {
+                        lane: self.id,
                         number,
                         frame,
                         range,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use adit_fec::RepairOutcome;
 use adit_netstack::Offload;
 
 use super::lane::{Content, Datagram};
@@ -32,15 +33,15 @@ impl<P: QueuePacket> Datapath<P> {
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) -> Result<(), OpenError> {
         let len = datagram.len();
-        let named = session.datagram_number(datagram);
+        let Some((lane, counter)) = session.datagram_number(datagram) else {
+            // It does not open, and the session says and counts why.
+            return session.open_datagram(now, path, datagram).map(|_| ());
+        };
         let opened = session.open_datagram(now, path, datagram)?;
-        let lane = named.map(|(lane, _)| lane);
         let class = match &opened {
             Opened::Report { range } => match Report::parse(&datagram[range.clone()]) {
                 Ok(report) => {
-                    if let Some(lane) = lane {
-                        self.handle_report(session, now, lane, &report);
-                    }
+                    self.handle_report(session, now, lane, &report);
                     if report.asks {
                         Class::Asking
                     } else {
@@ -56,11 +57,9 @@ impl<P: QueuePacket> Datapath<P> {
                 Class::Data
             }
         };
-        if let Some((lane, number)) = named
-            && let Some(lane) = self.lane_mut(lane)
-        {
+        if let Some(lane) = self.lane_mut(lane) {
             lane.received
-                .handle_datagram(now, number, len, ecn_ce, class);
+                .handle_datagram(now, counter, len, ecn_ce, class);
         }
         match opened {
             Opened::Packet {
@@ -71,6 +70,7 @@ impl<P: QueuePacket> Datapath<P> {
             } => {
                 self.set_kept(kept);
                 let packet = Received {
+                    lane,
                     number,
                     frame: datagram,
                     range,
@@ -79,11 +79,11 @@ impl<P: QueuePacket> Datapath<P> {
                 self.take(session, now, packet, deliver);
             }
             Opened::Repair { range } => {
-                self.handle_repair(session, now, &datagram[range]);
-                self.repaired(session, now, deliver);
+                self.handle_repair(session, now, lane, &datagram[range]);
+                self.repaired(session, now, lane, deliver);
             }
             Opened::Report { .. } | Opened::Control => {}
-            Opened::Skipped => self.joined(session, now, deliver),
+            Opened::Skipped => self.joined(session, now, lane, deliver),
         }
         Ok(())
     }
@@ -97,23 +97,10 @@ impl<P: QueuePacket> Datapath<P> {
         packet: Received<'_>,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
-        let Received {
-            number,
-            frame,
-            range,
-            offload,
-        } = packet;
-        let bits = offload_byte(offload.checksum);
-        self.incoming
-            .handle_source(now, number, bits, &frame[range.clone()]);
-        let packet = Received {
-            number,
-            frame,
-            range,
-            offload,
-        };
+        let lane = packet.lane;
+        self.note_source(session, now, &packet);
         self.offer(now, packet, deliver);
-        self.repaired(session, now, deliver);
+        self.repaired(session, now, lane, deliver);
     }
 
     /// Delivers packets that came in two pieces.
@@ -121,6 +108,7 @@ impl<P: QueuePacket> Datapath<P> {
         &mut self,
         session: &mut Session,
         now: Instant,
+        lane: LaneId,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
         let mut frame = std::mem::take(&mut self.scratch);
@@ -128,18 +116,35 @@ impl<P: QueuePacket> Datapath<P> {
             frame.clear();
             frame.resize(DELIVERY_HEADROOM, 0);
             frame.extend_from_slice(packet);
-            let bits = offload_byte(offload.checksum);
-            self.incoming.handle_source(now, number, bits, packet);
             let range = DELIVERY_HEADROOM..frame.len();
             let packet = Received {
+                lane,
                 number,
                 frame: &mut frame,
                 range,
                 offload,
             };
+            self.note_source(session, now, &packet);
             self.offer(now, packet, deliver);
         }
         self.scratch = frame;
+    }
+
+    /// Shows a packet that came for the first time to repair.
+    fn note_source(&mut self, session: &mut Session, now: Instant, packet: &Received<'_>) {
+        let (lane, number) = (packet.lane, packet.number);
+        let bits = offload_byte(packet.offload.checksum);
+        let bytes = &packet.frame[packet.range.clone()];
+        let in_time = self.incoming.handle_source(now, lane, number, bits, bytes);
+        session.count(lane).incoming.late += u64::from(!in_time);
+        self.count_hopeless(session);
+    }
+
+    /// Counts what has been given up.
+    fn count_hopeless(&mut self, session: &mut Session) {
+        while let Some((lane, packets)) = self.incoming.gaps_mut().poll_hopeless() {
+            session.count(lane).incoming.residual += packets;
+        }
     }
 
     /// Does what is due by `now`; packets that were held may go then.
@@ -166,6 +171,7 @@ impl<P: QueuePacket> Datapath<P> {
         }
         self.rest_when_idle(now);
         self.incoming.handle_timeout(now);
+        self.count_hopeless(session);
         if self.question_at().is_some_and(|due| due <= now) {
             // Something is to be asked for, and the next report may be far off.
             let mut lanes = self.lanes.iter_mut().rev();
@@ -282,18 +288,19 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
-    fn handle_repair(&mut self, session: &Session, now: Instant, body: &[u8]) {
+    fn handle_repair(&mut self, session: &mut Session, now: Instant, lane: LaneId, body: &[u8]) {
         let Ok((header, parity)) = RepairHeader::parse(body) else {
             self.drops.malformed_repairs += 1;
             return;
         };
         let first = expand_source(header.first, session.highest_source());
-        if self
-            .incoming
-            .handle_repair(now, first, header, parity)
-            .is_err()
-        {
-            self.drops.malformed_repairs += 1;
+        match self.incoming.handle_repair(now, first, header, parity) {
+            // The decoder counts what contradicts itself.
+            Ok(RepairOutcome::Useful | RepairOutcome::Malformed) => {}
+            Ok(RepairOutcome::Redundant | RepairOutcome::Expired) => {
+                session.count(lane).incoming.wasted += 1;
+            }
+            Err(_) => self.drops.malformed_repairs += 1,
         }
     }
 
@@ -302,13 +309,17 @@ impl<P: QueuePacket> Datapath<P> {
         &mut self,
         session: &mut Session,
         now: Instant,
+        lane: LaneId,
         deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
     ) {
-        while let Some(arrived) = self.incoming.poll_repaired(now) {
+        while let Some(arrived) = self.incoming.poll_repaired(now, lane) {
             if !session.take_source(arrived.number, arrived.packet.len()) {
-                self.duplicates += 1;
+                session.count(lane).incoming.wasted += 1;
                 continue;
             }
+            let counts = &mut session.count(arrived.missed.unwrap_or(lane)).incoming;
+            counts.repaired += 1;
+            counts.late += u64::from(arrived.missed.is_none());
             let end = DELIVERY_HEADROOM + arrived.packet.len();
             self.scratch.clear();
             self.scratch.resize(DELIVERY_HEADROOM, 0);
@@ -318,6 +329,7 @@ impl<P: QueuePacket> Datapath<P> {
             let mut frame = std::mem::take(&mut self.scratch);
             let range = DELIVERY_HEADROOM..end;
             let packet = Received {
+                lane,
                 number,
                 frame: &mut frame,
                 range,
@@ -326,6 +338,7 @@ impl<P: QueuePacket> Datapath<P> {
             self.offer(now, packet, deliver);
             self.scratch = frame;
         }
+        self.count_hopeless(session);
     }
 
     /// Delivers a packet that came for the first time, now or when what is missing before it has
@@ -341,6 +354,7 @@ impl<P: QueuePacket> Datapath<P> {
             frame,
             range,
             offload,
+            lane: _,
         } = packet;
         match self.hold.offer(now, number, &frame[range.clone()], offload) {
             Offer::Deliver => deliver(frame, range, offload),
@@ -376,6 +390,7 @@ fn follow_fate(
     Datagram { len, content }: Datagram,
     fate: Fate,
 ) {
+    session.count(id).outgoing.count_fate(fate);
     match fate {
         Fate::Delivered => session.handle_datagram_acknowledged(id, len.into()),
         Fate::Late => {}
@@ -393,6 +408,8 @@ fn follow_fate(
 /// A packet that came for the first time.
 #[derive(Debug)]
 pub struct Received<'a> {
+    /// The lane that it came on.
+    pub lane: LaneId,
     /// Its source number.
     pub number: u64,
     /// Bytes with room before the packet.

@@ -45,8 +45,6 @@ pub struct Datapath<P> {
     /// Whether the far end keeps what it sends: what is missing is worth waiting and asking for.
     pub(super) kept: bool,
     pub(super) round_trip: Duration,
-    /// Packets that came again, ever.
-    pub(super) duplicates: u64,
     pub(super) scratch: Vec<u8>,
     pub(super) drops: DatapathDrops,
 }
@@ -76,10 +74,6 @@ pub struct DatapathStats {
     pub missing: usize,
     /// Packets asked for.
     pub asked: u64,
-    /// Packets given up.
-    pub residual: u64,
-    /// Packets that parity brought and that came besides.
-    pub duplicates: u64,
     /// What the hold did.
     pub hold: HoldStats,
     /// What was dropped.
@@ -139,7 +133,6 @@ impl<P: QueuePacket> Datapath<P> {
             spare: Vec::new(),
             kept: false,
             round_trip: FIRST_ROUND_TRIP,
-            duplicates: 0,
             scratch: Vec::new(),
             drops: DatapathDrops::default(),
         }
@@ -172,14 +165,16 @@ impl<P: QueuePacket> Datapath<P> {
     }
 
     /// Gives up on what flies on a lane that nobody answers on: its packets are sent again on
-    /// whichever lane packets take next.
-    pub fn abandon(&mut self, id: LaneId) {
+    /// whichever lane packets take next. Returns how many datagrams that were.
+    pub fn abandon(&mut self, id: LaneId) -> u64 {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else {
-            return;
+            return 0;
         };
         let (orphans, outgoing) = (&mut self.orphans, &mut self.outgoing);
-        lane.flight
-            .abandon(|Datagram { content, .. }, _| match content {
+        let mut flew = 0;
+        lane.flight.abandon(|Datagram { content, .. }, _| {
+            flew += 1;
+            match content {
                 Content::Source { number } | Content::Resend { number } => {
                     if orphans.len() == RING {
                         orphans.pop_front();
@@ -190,7 +185,9 @@ impl<P: QueuePacket> Datapath<P> {
                     }
                 }
                 Content::Repair | Content::Control | Content::Report => {}
-            });
+            }
+        });
+        flew
     }
 
     /// Takes a packet that flew on a lane which was given up, if it is still held: for a lane of
@@ -370,8 +367,6 @@ impl<P: QueuePacket> Datapath<P> {
             incoming: self.incoming.stats(),
             missing: self.incoming.gaps().len(),
             asked: self.incoming.gaps().asked(),
-            residual: self.incoming.gaps().hopeless(),
-            duplicates: self.duplicates,
             hold: self.hold.stats(),
             drops: self.drops,
         }
@@ -420,11 +415,11 @@ impl<P: QueuePacket> Datapath<P> {
         if lane.received.poll_timeout().is_none_or(|due| due > now) {
             return None;
         }
-        let stats = self.incoming.stats();
+        let came = session.carried().incoming;
         let counts = RepairCounts {
-            repaired: stats.repaired,
-            residual: self.incoming.gaps().hopeless(),
-            wasted: stats.repairs_wasted + self.duplicates,
+            repaired: came.repaired,
+            residual: came.residual,
+            wasted: came.wasted,
         };
         let mut missing = [0; crate::wire::MAX_MISSING];
         let mut count = 0;
@@ -489,6 +484,7 @@ impl<P: QueuePacket> Datapath<P> {
                     number,
                     offload,
                     len,
+                    again,
                 } => {
                     let whole = packet_at + len + TAG_LEN;
                     let room = &mut out[..whole];
@@ -498,14 +494,17 @@ impl<P: QueuePacket> Datapath<P> {
                         kept,
                         piece: Piece::Whole,
                     };
-                    let sealed = session.seal_piece(now, id, header, room);
+                    let sealed = session.seal_piece(now, id, header, room).map(|()| {
+                        session.count(id).outgoing.count_again(again);
+                    });
                     (whole, Content::Resend { number }, sealed)
                 }
                 Extra::Repair { len } => {
                     out.copy_within(packet_at..packet_at + len, at);
                     let whole = at + len + TAG_LEN;
                     let sealed = session.seal_inside(now, id, InnerType::Repair, len, out);
-                    (whole, Content::Repair, sealed.map(|_| ()))
+                    let sealed = sealed.map(|_| session.count(id).outgoing.repairs += 1);
+                    (whole, Content::Repair, sealed)
                 }
             };
             if sealed.is_err() {
@@ -578,6 +577,7 @@ impl<P: QueuePacket> Datapath<P> {
                 self.drop_rest(|_| piece == Piece::First);
                 continue;
             }
+            session.count(id).outgoing.packets += 1;
             self.note_sent(
                 session,
                 now,

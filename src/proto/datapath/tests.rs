@@ -14,6 +14,7 @@ use crate::proto::path::DatagramPath;
 use crate::proto::queue::{Producer, QueuePacket};
 use crate::proto::repair::Circumstances;
 use crate::proto::session::{Session, Settings};
+use crate::proto::stats::{LaneStats, Stats};
 use crate::wire::{DatagramHeader, LaneId, Ranges, Report};
 
 const LANE: LaneId = LaneId::FIRST;
@@ -45,6 +46,8 @@ struct Link {
     sent: u64,
     bytes: u64,
     dropped: u64,
+    /// Those that met random loss.
+    lost: u64,
 }
 
 impl Link {
@@ -61,6 +64,7 @@ impl Link {
             draw < self.loss / (1.0 - self.loss) / self.burst
         };
         if self.bad {
+            self.lost += 1;
             return None;
         }
         let start = self.free_at.max(now);
@@ -99,6 +103,36 @@ struct Outcome {
     thin_p99: Duration,
     thin_lost: usize,
     dropped: u64,
+    /// What the link took, and what of that did not arrive.
+    taken: u64,
+    lost: u64,
+    delivered: u64,
+    /// Packets whose fate the receiver does not know yet.
+    missing: u64,
+    /// What both ends counted.
+    sender: Counted,
+    receiver: Counted,
+}
+
+/// What one end counted.
+#[derive(Debug)]
+struct Counted {
+    session: Stats,
+    datapath: DatapathStats,
+    /// Since there were packets.
+    lane: LaneStats,
+    before: LaneStats,
+}
+
+impl Counted {
+    fn new(end: &End, before: LaneStats) -> Self {
+        Self {
+            session: end.session.stats().clone(),
+            datapath: end.datapath.stats(),
+            lane: end.session.carried(),
+            before,
+        }
+    }
 }
 
 /// Runs a bulk sender and a thin stream in one direction for `secs`.
@@ -129,6 +163,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         }
     };
     let mut ends = [end(server), end(client)];
+    let before = [0, 1].map(|at: usize| ends[at].session.carried());
     let link = |seed| Link {
         rate: 50e6,
         queue: Duration::from_millis(100),
@@ -141,6 +176,7 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         sent: 0,
         bytes: 0,
         dropped: 0,
+        lost: 0,
     };
     let mut links = [link(1), link(2)];
     let mut flying: BinaryHeap<Reverse<Flying>> = BinaryHeap::new();
@@ -247,6 +283,8 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         }
     }
     let [server, client] = &mut ends;
+    let next = client.datapath.incoming.gaps().next();
+    let unseen = server.session.next_source() - next;
     client.thin.sort_unstable();
     let sent = server.session.stats().packets_sealed;
     let percentile = |share: f64| {
@@ -261,6 +299,12 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         thin_p99: percentile(0.99),
         thin_lost: thin_sent.len() - client.thin.len(),
         dropped: links[0].dropped,
+        taken: links[0].sent,
+        lost: links[0].lost + links[0].dropped,
+        delivered: client.delivered,
+        missing: unseen + client.datapath.stats().missing as u64,
+        sender: Counted::new(server, before[0]),
+        receiver: Counted::new(client, before[1]),
     }
 }
 
@@ -385,6 +429,63 @@ fn without_repair_what_is_lost_stays_lost_and_nothing_is_added() {
     assert!(outcome.thin_lost > 5);
 }
 
+#[test]
+fn what_the_ends_count_adds_up_to_what_the_link_did() {
+    for (loss, burst, mode) in [
+        (0.0, 1.0, Mode::Auto),
+        (0.05, 1.0, Mode::Auto),
+        (0.05, 4.0, Mode::Auto),
+        (0.05, 1.0, Mode::Off),
+    ] {
+        let outcome = run(loss, burst, mode, 4);
+        let Outcome {
+            sender, receiver, ..
+        } = &outcome;
+        let (sent, came) = (sender.lane.outgoing, receiver.lane.incoming);
+        // Each packet went one way.
+        assert_eq!(sent.packets, sender.session.packets_sealed, "{outcome:?}");
+        assert_eq!(
+            sent.packets + came.late,
+            came.packets + came.repaired + came.residual + outcome.missing,
+            "{outcome:?}"
+        );
+        assert_eq!(came.packets + came.repaired, outcome.delivered);
+        // And so did each datagram.
+        let left = sent.sent - sender.before.outgoing.sent;
+        let arrived = came.received - receiver.before.incoming.received;
+        assert_eq!(left, outcome.taken, "{outcome:?}");
+        assert_eq!(arrived, outcome.taken - outcome.lost, "{outcome:?}");
+        // A report that is lost may be the last to name what arrived, and the last losses have nothing behind
+        // them that would show them.
+        let noticed = sent.lost - sent.late;
+        assert!(
+            noticed.abs_diff(outcome.lost) * 20 <= outcome.lost,
+            "{outcome:?}"
+        );
+        // What repair sent, and what of it was of no use.
+        let extra = sender.datapath.outgoing;
+        assert_eq!(
+            (sent.resent, sent.copied, sent.repairs),
+            (extra.resent, extra.copied, extra.repairs)
+        );
+        let drops = &receiver.session.drops;
+        let again = drops.duplicate_packets + drops.stale_packets;
+        let wasted = again + receiver.datapath.incoming.repairs_wasted;
+        assert_eq!(came.wasted, wasted, "{outcome:?}");
+        let repairs = sent.resent + sent.repairs + came.repaired;
+        match mode {
+            Mode::Auto => assert_eq!(repairs > 0, loss > 0.0, "{outcome:?}"),
+            Mode::Off | Mode::Fixed { .. } => {
+                assert_eq!((repairs, came.wasted), (0, 0), "{outcome:?}");
+                assert!(came.residual > 0, "{outcome:?}");
+            }
+        }
+        // Nothing was sent the other way.
+        assert_eq!(sender.lane.incoming.packets, 0);
+        assert_eq!(receiver.lane.outgoing.packets, 0);
+    }
+}
+
 /// The server's end of a session of one datagram lane, and the client's.
 fn ends(repair: RepairSettings) -> (Instant, Session, Datapath<Owned>, Session) {
     let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
@@ -462,6 +563,7 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
         let mut packet = udp_packet(1, number, 228);
         let range = 0..packet.len();
         let received = Received {
+            lane: LaneId(2),
             number: number.into(),
             frame: &mut packet,
             range,

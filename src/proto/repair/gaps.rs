@@ -25,9 +25,13 @@
 //!
 //! [`MAX_GAPS`] numbers are known as missing. A jump that would make more forgets the oldest,
 //! which become hopeless at once: after it there is nothing left to wait for in their order.
+//!
+//! A missing number belongs to the lane of the packet before it: when a lane dies, what it lost shows on the next.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use crate::wire::LaneId;
 
 /// How long a gap is left to parity, and when it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +52,18 @@ pub struct Gaps {
     limits: GapLimits,
     /// Whether what is missed now is asked for.
     asking: bool,
+    /// Where the direction begins.
+    first: u64,
     /// The number after the highest that came; `None` after the last there is.
     next: Option<u64>,
+    /// The lane that the highest came on.
+    lane: Option<LaneId>,
     /// In the order of numbers, which is that of being missed.
     missing: VecDeque<Missing>,
     /// How long after it was missed what was late came, lately at most.
     lateness: Duration,
-    hopeless: u64,
+    /// How many became hopeless, of which lane, and nobody was told yet.
+    hopeless: Vec<(LaneId, u64)>,
     asked: u64,
 }
 
@@ -65,10 +74,12 @@ impl Gaps {
         Self {
             limits,
             asking: true,
+            first,
             next: Some(first),
+            lane: None,
             missing: VecDeque::with_capacity(MAX_GAPS),
             lateness: Duration::ZERO,
-            hopeless: 0,
+            hopeless: Vec::new(),
             asked: 0,
         }
     }
@@ -89,40 +100,51 @@ impl Gaps {
         }
     }
 
-    /// Takes note of a number that parity brought.
-    pub fn handle_repaired(&mut self, now: Instant, number: u64) {
+    /// Takes note of a number that parity brought, completed by what came on `lane`; returns the lane that
+    /// it was missing on, `None` if it was given up.
+    pub fn handle_repaired(&mut self, now: Instant, lane: LaneId, number: u64) -> Option<LaneId> {
         if number < self.next() {
-            self.fill(number);
+            Some(self.fill(number)?.lane)
         } else {
-            self.handle_received(now, number);
+            self.handle_received(now, lane, number);
+            Some(lane)
         }
     }
 
-    /// Takes note of a number that came over a lane, for the first time or again.
-    pub fn handle_received(&mut self, now: Instant, number: u64) {
+    /// Takes note of a number that came over a lane, for the first time; returns whether that was before it
+    /// was given up.
+    pub fn handle_received(&mut self, now: Instant, lane: LaneId, number: u64) -> bool {
         let next = self.next.unwrap_or(number);
         if number < next {
-            if let Some(missing) = self.fill(number) {
+            let filled = self.fill(number);
+            if let Some(missing) = filled {
                 self.note_lateness(now.saturating_duration_since(missing.since));
             }
-            return;
+            return filled.is_some() || number < self.first;
         }
+        let before = self.lane.replace(lane).unwrap_or(lane);
         let gap = number - next;
         let kept = gap.min(MAX_GAPS as u64);
-        self.hopeless += gap - kept;
+        self.give_up(before, gap - kept);
         for missed in number - kept..number {
             if self.missing.len() == MAX_GAPS {
-                self.missing.pop_front();
-                self.hopeless += 1;
+                self.give_up_oldest();
             }
             self.missing.push_back(Missing {
                 number: missed,
+                lane: before,
                 since: now,
                 asked: None,
                 questions: if self.asking { 0 } else { MAX_QUESTIONS },
             });
         }
         self.next = number.checked_add(1);
+        true
+    }
+
+    /// Takes how many numbers were given up on a lane since the last call. **Call until `None`.**
+    pub fn poll_hopeless(&mut self) -> Option<(LaneId, u64)> {
+        self.hopeless.pop()
     }
 
     /// The number after the highest that came.
@@ -136,12 +158,6 @@ impl Gaps {
     #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.missing.len()
-    }
-
-    /// Numbers given up since the beginning.
-    #[must_use]
-    pub const fn hopeless(&self) -> u64 {
-        self.hopeless
     }
 
     /// Questions since the beginning.
@@ -173,8 +189,7 @@ impl Gaps {
         while let Some(oldest) = self.missing.front()
             && oldest.since + self.limits.give_up_after <= now
         {
-            self.missing.pop_front();
-            self.hopeless += 1;
+            self.give_up_oldest();
         }
         before != self.missing.len()
     }
@@ -193,6 +208,20 @@ impl Gaps {
             .iter()
             .filter_map(|missing| missing.ask_at(&limits))
             .min()
+    }
+
+    fn give_up_oldest(&mut self) {
+        if let Some(oldest) = self.missing.pop_front() {
+            self.give_up(oldest.lane, 1);
+        }
+    }
+
+    fn give_up(&mut self, lane: LaneId, numbers: u64) {
+        match self.hopeless.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, count)) => *count += numbers,
+            None if numbers > 0 => self.hopeless.push((lane, numbers)),
+            None => {}
+        }
     }
 
     fn fill(&mut self, number: u64) -> Option<Missing> {
@@ -240,6 +269,7 @@ const LATENESS_FADES: u32 = 32;
 #[derive(Clone, Copy, Debug)]
 struct Missing {
     number: u64,
+    lane: LaneId,
     since: Instant,
     asked: Option<Instant>,
     questions: u8,
@@ -273,6 +303,8 @@ mod tests {
         late_within: Duration::from_millis(37),
     };
 
+    const LANE: LaneId = LaneId::FIRST;
+
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
@@ -295,7 +327,7 @@ mod tests {
         let now = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
         for number in 0..100 {
-            gaps.handle_received(now, number);
+            gaps.handle_received(now, LANE, number);
         }
         assert_eq!(gaps.len(), 0);
         assert_eq!((gaps.poll_timeout(), gaps.question_at()), (None, None));
@@ -305,8 +337,8 @@ mod tests {
     fn a_gap_is_asked_for_twice_in_two_reports_and_given_up_after_150_ms() {
         let start = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
-        gaps.handle_received(start, 0);
-        gaps.handle_received(start, 3);
+        gaps.handle_received(start, LANE, 0);
+        gaps.handle_received(start, LANE, 3);
         assert_eq!(missing(&gaps), [1, 2]);
         assert_eq!(gaps.question_at(), Some(start + ms(10)));
         assert_eq!(asked(&mut gaps, start + ms(9)), [0; 0]);
@@ -314,7 +346,7 @@ mod tests {
         assert_eq!(asked(&mut gaps, start + ms(17)), [0; 0]);
         assert_eq!(asked(&mut gaps, start + ms(18)), [1, 2]);
         assert_eq!(asked(&mut gaps, start + ms(77)), [0; 0]);
-        gaps.handle_received(start + ms(77), 2);
+        gaps.handle_received(start + ms(77), LANE, 2);
         assert_eq!(asked(&mut gaps, start + ms(78)), [1]);
         assert_eq!(asked(&mut gaps, start + ms(86)), [1]);
         assert_eq!(asked(&mut gaps, start + ms(149)), [0; 0]);
@@ -322,7 +354,9 @@ mod tests {
         assert_eq!(gaps.poll_timeout(), Some(start + ms(150)));
         assert!(!gaps.handle_timeout(start + ms(149)));
         assert!(gaps.handle_timeout(start + ms(150)));
-        assert_eq!((gaps.len(), gaps.hopeless(), gaps.asked()), (0, 1, 6));
+        assert_eq!((gaps.len(), gaps.asked()), (0, 6));
+        assert_eq!(gaps.poll_hopeless(), Some((LANE, 1)));
+        assert_eq!(gaps.poll_hopeless(), None);
     }
 
     #[test]
@@ -332,19 +366,19 @@ mod tests {
         let mut asked_for = 0;
         for number in (0..2_000).step_by(2) {
             // Of two the second comes first, and the first 18 ms later.
-            gaps.handle_received(now, number + 1);
+            gaps.handle_received(now, LANE, number + 1);
             now += ms(11);
             asked_for += asked(&mut gaps, now).len();
             now += ms(7);
-            gaps.handle_received(now, number);
+            gaps.handle_received(now, LANE, number);
         }
         assert!(asked_for <= 2, "{asked_for}");
         // What parity brought says nothing of how late packets come, nor does a resend.
         let mut gaps = Gaps::new(0, LIMITS);
-        gaps.handle_received(now, 2);
-        gaps.handle_repaired(now + ms(18), 1);
-        gaps.handle_received(now + ms(60), 0);
-        gaps.handle_received(now + ms(61), 4);
+        gaps.handle_received(now, LANE, 2);
+        gaps.handle_repaired(now + ms(18), LANE, 1);
+        gaps.handle_received(now + ms(60), LANE, 0);
+        gaps.handle_received(now + ms(61), LANE, 4);
         assert_eq!(asked(&mut gaps, now + ms(71)), [3]);
     }
 
@@ -352,16 +386,16 @@ mod tests {
     fn what_is_left_to_the_flows_inside_is_asked_for_neither_again_nor_later() {
         let start = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
-        gaps.handle_received(start, 0);
-        gaps.handle_received(start, 3);
+        gaps.handle_received(start, LANE, 0);
+        gaps.handle_received(start, LANE, 3);
         assert_eq!(asked(&mut gaps, start + ms(10)), [1, 2]);
         gaps.set_asking(false);
-        gaps.handle_received(start + ms(12), 5);
+        gaps.handle_received(start + ms(12), LANE, 5);
         assert_eq!(gaps.question_at(), None);
         assert_eq!(asked(&mut gaps, start + ms(100)), [0; 0]);
         gaps.set_asking(true);
         assert_eq!(gaps.question_at(), None);
-        gaps.handle_received(start + ms(100), 7);
+        gaps.handle_received(start + ms(100), LANE, 7);
         assert_eq!(asked(&mut gaps, start + ms(110)), [6]);
         // It is missing all the same, and late if it comes.
         assert_eq!(missing(&gaps), [1, 2, 4, 6]);
@@ -371,7 +405,7 @@ mod tests {
     fn what_the_report_has_no_room_for_is_asked_for_next_time() {
         let start = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
-        gaps.handle_received(start, 5);
+        gaps.handle_received(start, LANE, 5);
         let mut room = 2;
         gaps.poll_ask(start + ms(10), |_| {
             room -= 1;
@@ -384,14 +418,46 @@ mod tests {
     fn a_jump_keeps_the_newest_1024_and_gives_up_the_rest() {
         let now = Instant::now();
         let mut gaps = Gaps::new(0, LIMITS);
-        gaps.handle_received(now, 5);
-        gaps.handle_received(now, u64::MAX - 1);
+        gaps.handle_received(now, LANE, 5);
+        gaps.handle_received(now, LANE, u64::MAX - 1);
         assert_eq!(gaps.len(), MAX_GAPS);
         assert_eq!(missing(&gaps)[0], u64::MAX - 1 - MAX_GAPS as u64);
-        assert!(gaps.hopeless() > u64::MAX - 3_000);
-        gaps.handle_received(now, u64::MAX);
-        gaps.handle_received(now, u64::MAX);
+        // All below those but 5, which came.
+        let jump = u64::MAX - 1 - MAX_GAPS as u64;
+        assert_eq!(gaps.poll_hopeless(), Some((LANE, jump - 1)));
+        gaps.handle_received(now, LANE, u64::MAX);
+        gaps.handle_received(now, LANE, u64::MAX);
         assert_eq!(gaps.len(), MAX_GAPS);
+    }
+
+    #[test]
+    fn what_a_lane_lost_is_its_own_though_it_shows_on_the_next() {
+        let start = Instant::now();
+        let other = LaneId(7);
+        let mut gaps = Gaps::new(0, LIMITS);
+        assert!(gaps.handle_received(start, LANE, 0));
+        // 1 to 4 were the last that were sent on the one lane, and 6 the second on the other.
+        assert!(gaps.handle_received(start, other, 5));
+        assert!(gaps.handle_received(start, other, 7));
+        assert_eq!(gaps.handle_repaired(start, other, 2), Some(LANE));
+        assert!(gaps.handle_received(start, other, 3));
+        assert!(gaps.handle_timeout(start + ms(150)));
+        let mut lost = [gaps.poll_hopeless(), gaps.poll_hopeless()];
+        lost.sort_unstable();
+        assert_eq!(lost, [Some((LANE, 2)), Some((other, 1))]);
+        assert_eq!(gaps.poll_hopeless(), None);
+        // Both came after all, on whichever lane.
+        assert!(!gaps.handle_received(start + ms(160), LANE, 6));
+        assert_eq!(gaps.handle_repaired(start + ms(160), LANE, 1), None);
+    }
+
+    #[test]
+    fn what_is_older_than_the_direction_was_never_given_up() {
+        let now = Instant::now();
+        let mut gaps = Gaps::new(10, LIMITS);
+        assert!(gaps.handle_received(now, LANE, 10));
+        assert!(gaps.handle_received(now, LANE, 9));
+        assert_eq!(gaps.poll_hopeless(), None);
     }
 
     proptest! {
@@ -403,7 +469,7 @@ mod tests {
             let mut gaps = Gaps::new(0, LIMITS);
             let mut seen = BTreeSet::new();
             for number in numbers {
-                gaps.handle_received(now, number);
+                gaps.handle_received(now, LANE, number);
                 seen.insert(number);
                 let highest = *seen.last().expect("one came");
                 let expected: Vec<u64> = (0..highest).filter(|n| !seen.contains(n)).collect();

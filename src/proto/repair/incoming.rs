@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use adit_fec::{DecoderStats, StreamDecoder, StreamError, WindowDecoder};
+use adit_fec::{DecoderStats, RepairOutcome, StreamDecoder, StreamError, WindowDecoder};
 
 use super::gaps::{GapLimits, Gaps};
 use super::outgoing::{MAX_HELD_PACKET, RING, SHARD_CAPACITY};
-use crate::wire::{RepairHeader, SHARD_PREFIX_LEN};
+use crate::wire::{LaneId, RepairHeader, SHARD_PREFIX_LEN};
 
 /// Repairs missing packets of a direction and knows which are missing still.
 pub struct Incoming {
@@ -23,6 +23,8 @@ pub struct Incoming {
 pub struct Arrived<'a> {
     /// Its number.
     pub number: u64,
+    /// The lane that it was missing on; `None` if it was given up.
+    pub missed: Option<LaneId>,
     /// Its offload byte, as the sender gave it: a claim to check.
     pub offload: u8,
     /// The packet.
@@ -62,11 +64,19 @@ impl Incoming {
         self.gaps.set_limits(limits);
     }
 
-    /// Takes a packet that came over a lane, for the first time.
-    pub fn handle_source(&mut self, now: Instant, number: u64, offload: u8, packet: &[u8]) {
-        self.gaps.handle_received(now, number);
+    /// Takes a packet that came over a lane, for the first time; returns whether that was before it was
+    /// given up.
+    pub fn handle_source(
+        &mut self,
+        now: Instant,
+        lane: LaneId,
+        number: u64,
+        offload: u8,
+        packet: &[u8],
+    ) -> bool {
+        let in_time = self.gaps.handle_received(now, lane, number);
         let Some(decoder) = &mut self.decoder else {
-            return;
+            return in_time;
         };
         // Of one that the sender could not hold, parity covers an empty shard.
         let packet = match packet.len() {
@@ -78,10 +88,12 @@ impl Incoming {
         self.shard.extend_from_slice(&[high, low, offload]);
         self.shard.extend_from_slice(packet);
         decoder.handle_source(number, &self.shard);
+        in_time
     }
 
     /// Takes a repair whose covered numbers begin with `first`, the whole of
-    /// [`RepairHeader::first`]. **Then call [`Incoming::poll_repaired`] until `None`.**
+    /// [`RepairHeader::first`]; returns what it was good for. **Then call [`Incoming::poll_repaired`] until
+    /// `None`.**
     ///
     /// # Errors
     /// None with the sizes that are constants here.
@@ -91,7 +103,7 @@ impl Incoming {
         first: u64,
         header: RepairHeader,
         parity: &[u8],
-    ) -> Result<(), StreamError> {
+    ) -> Result<RepairOutcome, StreamError> {
         self.repaired_at = now;
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
@@ -109,12 +121,11 @@ impl Incoming {
                 )?)
             }
         };
-        decoder.handle_repair(first, header.span.into(), header.key, parity);
-        Ok(())
+        Ok(decoder.handle_repair(first, header.span.into(), header.key, parity))
     }
 
-    /// Returns the next packet that was repaired.
-    pub fn poll_repaired(&mut self, now: Instant) -> Option<Arrived<'_>> {
+    /// Returns the next packet that was repaired, with what came on `lane`.
+    pub fn poll_repaired(&mut self, now: Instant, lane: LaneId) -> Option<Arrived<'_>> {
         let Self {
             decoder,
             gaps,
@@ -125,13 +136,14 @@ impl Incoming {
         let decoder = decoder.as_mut()?;
         loop {
             let (number, bytes) = decoder.poll_repaired()?;
-            gaps.handle_repaired(now, number);
+            let missed = gaps.handle_repaired(now, lane, number);
             if let Some(found) = parse(bytes) {
                 let (offload, packet) = found;
                 shard.clear();
                 shard.extend_from_slice(packet);
                 return Some(Arrived {
                     number,
+                    missed,
                     offload,
                     packet: shard,
                 });

@@ -9,6 +9,7 @@ use adit_fec::{
 };
 
 use super::incoming::DECODER_IDLE;
+use crate::proto::stats::Again;
 use crate::wire::{REPAIR_HEADER_LEN, RepairHeader, SHARD_PREFIX_LEN};
 
 /// Holds the last source packets of a direction, makes repairs over them, and sends them again.
@@ -42,6 +43,8 @@ pub enum Extra {
         offload: u8,
         /// Bytes of the packet.
         len: usize,
+        /// Why it is sent once more.
+        again: Again,
     },
     /// A repair: header and parity.
     Repair {
@@ -180,7 +183,7 @@ impl Outgoing {
     /// that a packet has on the lane. **Call until `None`.**
     pub fn poll(&mut self, now: Instant, out: &mut [u8]) -> Option<Extra> {
         while let Some(number) = self.resends.pop_front() {
-            let Some(extra) = self.source(number, out) else {
+            let Some(extra) = self.source(number, Again::Resend, out) else {
                 self.stats.resends_too_late += 1;
                 continue;
             };
@@ -191,7 +194,7 @@ impl Outgoing {
         }
         while let Some(plan) = self.redundancy.poll_repair(now) {
             if plan.kind == PlanKind::Copy && plan.span == 1 {
-                if let Some(extra) = self.source(plan.first, out) {
+                if let Some(extra) = self.source(plan.first, Again::Copy, out) {
                     self.stats.copied += 1;
                     return Some(extra);
                 }
@@ -289,13 +292,14 @@ impl Outgoing {
         }
     }
 
-    fn source(&self, number: u64, out: &mut [u8]) -> Option<Extra> {
+    fn source(&self, number: u64, again: Again, out: &mut [u8]) -> Option<Extra> {
         let (offload, packet) = self.held(number)?;
         out.get_mut(..packet.len())?.copy_from_slice(packet);
         Some(Extra::Source {
             number,
             offload,
             len: packet.len(),
+            again,
         })
     }
 

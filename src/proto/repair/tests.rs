@@ -8,7 +8,9 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::proto::random::Generator;
-use crate::wire::RepairHeader;
+use crate::wire::{LaneId, RepairHeader};
+
+const LANE: LaneId = LaneId::FIRST;
 
 const LIMITS: GapLimits = GapLimits {
     ask_after: Duration::from_millis(20),
@@ -104,6 +106,7 @@ impl Scene {
                     number,
                     offload,
                     len,
+                    again: _,
                 } => {
                     assert_eq!(offload, 4);
                     let packet = out[..len].to_vec();
@@ -119,7 +122,7 @@ impl Scene {
             match entry.remove() {
                 Sent::Source { number, packet } => {
                     if self.delivered.insert(number, packet.clone()).is_none() {
-                        self.incoming.handle_source(self.now, number, 4, &packet);
+                        (self.incoming).handle_source(self.now, LANE, number, 4, &packet);
                     }
                 }
                 Sent::Repair(body) => {
@@ -133,7 +136,7 @@ impl Scene {
                     self.report.unrepaired += u32::from(first);
                 }
             }
-            while let Some(arrived) = self.incoming.poll_repaired(self.now) {
+            while let Some(arrived) = self.incoming.poll_repaired(self.now, LANE) {
                 assert_eq!(arrived.offload, 4);
                 self.by_parity += 1;
                 let came = (arrived.number, arrived.packet.to_vec());
@@ -259,7 +262,9 @@ fn a_decoder_goes_when_no_repair_came_for_10_s_and_comes_back_with_the_next() {
         incoming
             .handle_repair(start, 0, header, &parity[0])
             .expect("constants");
-        let arrived = incoming.poll_repaired(start).map(|arrived| arrived.number);
+        let arrived = incoming
+            .poll_repaired(start, LANE)
+            .map(|arrived| arrived.number);
         assert_eq!(arrived, Some(0));
         assert_eq!(incoming.poll_timeout(), Some(start + DECODER_IDLE));
         incoming.handle_timeout(start + DECODER_IDLE);
@@ -274,7 +279,7 @@ fn a_decoder_goes_when_no_repair_came_for_10_s_and_comes_back_with_the_next() {
         .expect("constants");
     let arrived = scene
         .incoming
-        .poll_repaired(start)
+        .poll_repaired(start, LANE)
         .map(|arrived| arrived.number);
     assert_eq!(arrived, Some(1));
     assert_eq!(scene.incoming.stats().repaired, 2);
@@ -293,7 +298,7 @@ fn parity_that_yields_no_packet_is_counted_and_dropped() {
         incoming
             .handle_repair(now, first.into(), header, &parity_of(first.into(), &shard))
             .expect("constants");
-        assert_eq!(incoming.poll_repaired(now), None);
+        assert_eq!(incoming.poll_repaired(now, LANE), None);
     }
     let stats = incoming.stats();
     assert_eq!((stats.malformed, stats.repaired), (3, 3));
@@ -324,7 +329,7 @@ fn pass(
     let packet = vec![number as u8 | 1; len];
     outgoing.handle_source(now, number, 0, &packet, Class::Bulk);
     if comes {
-        incoming.handle_source(now, number, 0, &packet);
+        incoming.handle_source(now, LANE, number, 0, &packet);
     }
     let mut out = [0; 2_000];
     let mut repaired = Vec::new();
@@ -336,7 +341,7 @@ fn pass(
         incoming
             .handle_repair(now, u64::from(header.first), header, parity)
             .expect("constants");
-        while let Some(arrived) = incoming.poll_repaired(now) {
+        while let Some(arrived) = incoming.poll_repaired(now, LANE) {
             repaired.push((arrived.number, arrived.packet.len()));
         }
     }

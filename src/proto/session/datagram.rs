@@ -215,7 +215,7 @@ impl Session {
             return Err(OpenError::Lane { lane });
         };
         match InnerType::from_byte(*kind) {
-            Some(InnerType::Packet) => Ok(self.take_datagram_packet(body)),
+            Some(InnerType::Packet) => Ok(self.take_datagram_packet(index, body)),
             Some(InnerType::Repair) => Ok(Opened::Repair {
                 range: DATAGRAM_HEADER_LEN + 1..len - TAG_LEN,
             }),
@@ -270,7 +270,7 @@ impl Session {
         let opened = epoch.keys.open.open(nonce(lane.id, counter), aad, body);
         if opened.is_err() {
             epoch.usage.failed_opens += 1;
-            lane.stats.failed_opens += 1;
+            lane.stats.incoming.failed_opens += 1;
             return Err(OpenError::Forged {
                 failed: epoch.usage.failed_opens,
             });
@@ -279,7 +279,7 @@ impl Session {
         Ok((which, newest))
     }
 
-    fn take_datagram_packet(&mut self, body: &[u8]) -> Opened {
+    fn take_datagram_packet(&mut self, index: usize, body: &[u8]) -> Opened {
         let drops = &mut self.stats.drops;
         let packet = body.get(DATAGRAM_PACKET_HEADER_LEN..).unwrap_or_default();
         let Ok(header) = DatagramPacketHeader::parse(body) else {
@@ -293,7 +293,9 @@ impl Session {
         let number = expand_source(header.source, self.sources.highest());
         match header.piece {
             Piece::Whole => {
-                if !self.take_source(number, packet.len()) {
+                let new = self.take_source(number, packet.len());
+                self.lanes[index].stats.incoming.count_packet(new);
+                if !new {
                     return Opened::Skipped;
                 }
                 Opened::Packet {
@@ -304,15 +306,21 @@ impl Session {
                 }
             }
             Piece::First | Piece::Last => {
+                let counts = &mut self.lanes[index].stats.incoming;
                 if let Err(replayed) = self.sources.check(number) {
+                    counts.count_packet(false);
                     self.count_replayed(replayed);
                     return Opened::Skipped;
                 }
                 match self.pieces.take(number, &header, packet) {
                     Pieced::Waits { dropped } => self.stats.drops.lost_pieces += dropped,
-                    Pieced::Duplicate => self.stats.drops.duplicate_packets += 1,
+                    Pieced::Duplicate => {
+                        counts.count_packet(false);
+                        self.stats.drops.duplicate_packets += 1;
+                    }
                     // Its number was free a moment ago.
                     Pieced::Whole { len, dropped } => {
+                        counts.count_packet(true);
                         self.stats.drops.unfetched_packets += dropped;
                         self.take_source(number, len);
                     }
@@ -442,8 +450,8 @@ impl Session {
         let made = epoch.keys.seal.seal(nonce, clear, text);
         tag.copy_from_slice(&made.map_err(|_| SealError::Length { len })?);
         epoch.usage.add(len);
-        lane.stats.frames_sealed += 1;
-        lane.stats.bytes_sealed += len as u64;
+        lane.stats.outgoing.sent += 1;
+        lane.stats.outgoing.sent_bytes += len as u64;
         let worn = self.settings.rekey.is_worn(epoch) || lane.is_worn(epoch.number);
         if worn && !self.rekey.is_under_way() {
             self.begin_rekey(now);

@@ -76,7 +76,7 @@ impl Session {
         if self.lanes[index].is_confirmed() {
             self.schedule.on_lane_down(now, lane);
         }
-        self.lanes.swap_remove(index);
+        self.gone += self.lanes.swap_remove(index).stats;
         self.regroup();
         self.drop_waiting_for(lane);
         self.restart_rekey(now);
@@ -213,7 +213,9 @@ impl Session {
     /// confirmed.
     pub(super) fn make_room(&mut self, now: Instant) -> bool {
         if self.lanes.len() >= MAX_LANES {
-            self.lanes.retain(|lane| !lane.is_dead());
+            for dead in self.lanes.extract_if(.., |lane| lane.is_dead()) {
+                self.gone += dead.stats;
+            }
         }
         if self.lanes.len() < MAX_LANES {
             return true;

@@ -54,13 +54,7 @@ impl Session {
             Some([]) | None => return Err(SealedFormatError::Short { len: frame.len() }.into()),
         };
         match InnerType::from_byte(kind) {
-            Some(InnerType::Packet) => {
-                let known = self.stats.drops.duplicate_packets;
-                let opened = self.take_packet(body);
-                let again = self.stats.drops.duplicate_packets - known;
-                self.lanes[index].stats.duplicates_opened += again;
-                Ok(opened)
-            }
+            Some(InnerType::Packet) => Ok(self.take_packet(index, body)),
             Some(kind) if is_reserved(kind) => Err(OpenError::UnknownType { kind: kind.byte() }),
             Some(kind) => {
                 let control = Control::parse(kind, body)?;
@@ -101,7 +95,7 @@ impl Session {
             .is_err()
         {
             epoch.usage.failed_opens += 1;
-            lane.stats.failed_opens += 1;
+            lane.stats.incoming.failed_opens += 1;
             return Err(OpenError::Seal {
                 failed: epoch.usage.failed_opens,
             });
@@ -115,8 +109,8 @@ impl Session {
         let lane = &mut self.lanes[index];
         let id = lane.id;
         let was_silent = lane.liveness.handle_received(now);
-        lane.stats.frames_opened += 1;
-        lane.stats.bytes_opened += len as u64;
+        lane.stats.incoming.received += 1;
+        lane.stats.incoming.received_bytes += len as u64;
         if was_silent {
             self.schedule.on_lane_silent(now, id, false);
             self.report(SessionEvent::LaneHeard(id));
@@ -140,7 +134,7 @@ impl Session {
         }
     }
 
-    pub(super) fn take_packet(&mut self, body: &[u8]) -> Opened {
+    fn take_packet(&mut self, index: usize, body: &[u8]) -> Opened {
         let drops = &mut self.stats.drops;
         let Ok(header) = PacketHeader::parse(body) else {
             drops.malformed_packets += 1;
@@ -151,7 +145,9 @@ impl Session {
             drops.malformed_packets += 1;
             return Opened::Skipped;
         }
-        if !self.take_source(header.source, len) {
+        let new = self.take_source(header.source, len);
+        self.lanes[index].stats.incoming.count_packet(new);
+        if !new {
             return Opened::Skipped;
         }
         Opened::Packet {

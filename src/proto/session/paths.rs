@@ -308,8 +308,8 @@ impl Session {
         tag.copy_from_slice(&made);
         lane.claim_counter_0(epoch.number);
         epoch.usage.add(JOIN_DATAGRAM_LEN);
-        lane.stats.frames_sealed += 1;
-        lane.stats.bytes_sealed += JOIN_DATAGRAM_LEN as u64;
+        lane.stats.outgoing.sent += 1;
+        lane.stats.outgoing.sent_bytes += JOIN_DATAGRAM_LEN as u64;
         Some(())
     }
 

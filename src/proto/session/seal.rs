@@ -9,6 +9,7 @@ use super::state::{Session, State};
 use crate::proto::lane::LaneKind;
 use crate::proto::outbox::{Message, Route};
 use crate::proto::schedule::PacketMeta;
+use crate::proto::stats::Again;
 use crate::wire::{
     DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_OVERHEAD, InnerType, LENGTH_LEN, LaneId, MAX_FRAME,
     PACKET_HEADROOM, PacketHeader, SEALED_HEADER_LEN, SealedHeader, TAG_LEN, TAILROOM, nonce,
@@ -36,6 +37,7 @@ impl Session {
             LaneKind::Stream => {}
             LaneKind::Datagram => {
                 self.seal_source(now, lane, self.next_source, buf, offload)?;
+                self.lanes[index].stats.outgoing.packets += 1;
                 self.next_source += 1;
                 self.stats.packets_sealed += 1;
                 self.stats.packet_bytes_sealed += (buf.len() - DATAGRAM_PACKET_OVERHEAD) as u64;
@@ -43,6 +45,7 @@ impl Session {
             }
         }
         self.seal_numbered(now, index, self.next_source, buf, offload)?;
+        self.lanes[index].stats.outgoing.packets += 1;
         self.next_source += 1;
         self.stats.packets_sealed += 1;
         self.stats.packet_bytes_sealed += (buf.len() - PACKET_HEADROOM - TAILROOM) as u64;
@@ -61,16 +64,15 @@ impl Session {
         number: u64,
         buf: &mut [u8],
         offload: Offload,
+        again: Again,
     ) -> Result<(), SealError> {
         let index = self.confirmed_lane(lane)?;
         match self.lanes[index].kind {
-            LaneKind::Stream => {
-                self.seal_numbered(now, index, number, buf, offload)?;
-                self.lanes[index].stats.copies_sealed += 1;
-                Ok(())
-            }
-            LaneKind::Datagram => self.seal_source(now, lane, number, buf, offload),
+            LaneKind::Stream => self.seal_numbered(now, index, number, buf, offload)?,
+            LaneKind::Datagram => self.seal_source(now, lane, number, buf, offload)?,
         }
+        self.lanes[index].stats.outgoing.count_again(again);
+        Ok(())
     }
 
     fn confirmed_lane(&self, lane: LaneId) -> Result<usize, SealError> {
@@ -251,8 +253,8 @@ impl Session {
         let made = epoch.keys.seal.seal(nonce(lane.id, counter), header, text);
         tag.copy_from_slice(&made.map_err(|_| SealError::Length { len })?);
         epoch.usage.add(len);
-        lane.stats.frames_sealed += 1;
-        lane.stats.bytes_sealed += len as u64;
+        lane.stats.outgoing.sent += 1;
+        lane.stats.outgoing.sent_bytes += len as u64;
         let worn = self.settings.rekey.is_worn(epoch);
         if worn && !self.rekey.is_under_way() {
             self.begin_rekey(now);

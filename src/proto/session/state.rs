@@ -19,7 +19,7 @@ use crate::proto::random::Generator;
 use crate::proto::rekey::{Credentials, Rekey, RekeyLimits};
 use crate::proto::replay::ReplayWindow;
 use crate::proto::schedule::{PassThrough, Schedule};
-use crate::proto::stats::{LaneStats, Stats};
+use crate::proto::stats::{LaneStats, LaneTraffic, Stats, Traffic};
 use crate::proto::timers::{Timer, Timers};
 use crate::wire::{
     CloseReason, DEFAULT_MTU, HandshakeKind, INSTANCE_LEN, LaneId, PATH_CHALLENGE_LEN, SessionId,
@@ -55,6 +55,8 @@ pub struct Session {
     /// The lanes that carry packets side by side; see `Session::beside`.
     pub(super) beside: Vec<LaneId>,
     pub(super) stats: Stats,
+    /// What lanes that have gone counted, together.
+    pub(super) gone: LaneStats,
     /// Packets in pieces, and control frames in parts.
     pub(super) pieces: Pieces,
     pub(super) parts: Parts,
@@ -134,6 +136,7 @@ impl Session {
             schedule: Box::new(PassThrough::default()),
             beside: Vec::new(),
             stats: Stats::default(),
+            gone: LaneStats::default(),
             pieces: Pieces::default(),
             parts: Parts::default(),
             next_part: 0,
@@ -272,6 +275,39 @@ impl Session {
             .iter()
             .find(|known| known.id == lane)
             .map(|lane| &lane.stats)
+    }
+
+    /// What all lanes carried, and each of them.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let lanes = self.lanes.iter().map(|lane| LaneTraffic {
+            id: lane.id,
+            kind: lane.kind,
+            stats: lane.stats,
+        });
+        Traffic {
+            total: self.carried(),
+            lanes: lanes.collect(),
+        }
+    }
+
+    /// What all lanes carried together, those that have gone included.
+    #[must_use]
+    pub fn carried(&self) -> LaneStats {
+        let mut total = self.gone;
+        for lane in &self.lanes {
+            total += lane.stats;
+        }
+        total
+    }
+
+    /// The counters of a lane, or of those that have gone if it has: for whoever knows what became of
+    /// what the session sealed and opened.
+    pub(crate) fn count(&mut self, lane: LaneId) -> &mut LaneStats {
+        match self.lanes.iter_mut().find(|known| known.id == lane) {
+            Some(lane) => &mut lane.stats,
+            None => &mut self.gone,
+        }
     }
 
     pub(super) fn report(&mut self, event: SessionEvent) {

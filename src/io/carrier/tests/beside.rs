@@ -112,7 +112,7 @@ async fn thin_packet_arrives_once_by_the_other_lane_while_one_is_stalled() {
     gate.store(true, Ordering::Relaxed);
     let duplicates = |ends: &Ends| {
         let lane = ends.server.session().lane_stats(stalled).unwrap();
-        lane.duplicates_opened
+        lane.incoming.wasted
     };
     while duplicates(&ends) == 0 {
         ends.turn(now).await;
@@ -125,7 +125,7 @@ async fn thin_packet_arrives_once_by_the_other_lane_while_one_is_stalled() {
     assert_eq!(duplicates(&ends), 1);
     let sent = ends.client.session().lane_stats(stalled).unwrap();
     let other = ends.client.session().lane_stats(LaneId::FIRST).unwrap();
-    assert_eq!(sent.copies_sealed + other.copies_sealed, 1);
+    assert_eq!(sent.outgoing.copied + other.outgoing.copied, 1);
     assert_eq!(ends.client.stats().copies_refused, 0);
     assert_eq!(ends.client.stats().unsealed, 0);
 }

@@ -5,6 +5,7 @@ use adit_netstack::Offload;
 use super::seal_raw;
 use crate::proto::pair::{Pair, room};
 use crate::proto::session::{Scope, Settings};
+use crate::proto::stats::Again;
 use crate::wire::{InnerType, LaneId};
 
 const FIRST: LaneId = LaneId::FIRST;
@@ -63,17 +64,17 @@ fn copy_on_another_lane_is_delivered_once_and_counted_on_both_ends() {
     let number = pair.client.next_source();
     pair.client_sends(lanes[0], b"dear");
     let mut copy = room(b"dear");
-    let again = Offload::default();
+    let (offload, again) = (Offload::default(), Again::Copy);
     pair.client
-        .seal_again(pair.now, lanes[1], number, &mut copy, again)
+        .seal_again(pair.now, lanes[1], number, &mut copy, offload, again)
         .unwrap();
     pair.up.push_front((lanes[1], copy));
     pair.run();
     assert_eq!(pair.at_server, [b"dear".to_vec()]);
     let sent = pair.client.lane_stats(lanes[1]).unwrap();
-    assert_eq!(sent.copies_sealed, 1);
+    assert_eq!(sent.outgoing.copied, 1);
     // The copy was first.
     let late = pair.server.lane_stats(lanes[0]).unwrap();
-    assert_eq!(late.duplicates_opened, 1);
+    assert_eq!(late.incoming.wasted, 1);
     assert_eq!(pair.server.stats().drops.duplicate_packets, 1);
 }

@@ -45,11 +45,11 @@ fn a_peer_silent_to_data_is_lost_after_15_s() {
 #[test]
 fn an_idle_session_lives_for_hours_and_speaks_little() {
     let mut pair = Pair::confirmed(Settings::default());
-    let before = pair.client.lane_stats(FIRST).unwrap().frames_sealed;
+    let before = pair.client.lane_stats(FIRST).unwrap().outgoing.sent;
     pair.pass(secs(3600));
     assert!(!is_dead(&pair.client_events) && !is_dead(&pair.server_events));
     assert_eq!(pair.errors, []);
-    let spoken = pair.client.lane_stats(FIRST).unwrap().frames_sealed - before;
+    let spoken = pair.client.lane_stats(FIRST).unwrap().outgoing.sent - before;
     assert!((360..=900).contains(&spoken), "{spoken} frames in an hour");
 }
 
@@ -87,7 +87,10 @@ fn a_frame_that_does_not_open_kills_its_lane_and_not_the_session() {
     pair.client_sends(FIRST, b"other lane");
     pair.run();
     assert_eq!(pair.at_server, [b"other lane"]);
-    assert_eq!(pair.server.lane_stats(lane).unwrap().failed_opens, 1);
+    assert_eq!(
+        pair.server.lane_stats(lane).unwrap().incoming.failed_opens,
+        1
+    );
 }
 
 #[test]
@@ -143,4 +146,25 @@ fn a_removed_lane_is_unknown_and_its_waiting_frames_are_counted() {
     pair.run();
     assert_eq!(pair.errors, [OpenError::Lane { lane }]);
     assert_eq!(pair.server.stats().drops.unknown_lane, 1);
+}
+
+#[test]
+fn what_a_lane_carried_stays_in_the_sums_when_it_has_gone() {
+    let mut pair = Pair::confirmed(Settings::default());
+    let lane = pair.join();
+    for (lane, packet) in [(FIRST, "one"), (lane, "two"), (lane, "three")] {
+        pair.client_sends(lane, packet.as_bytes());
+    }
+    pair.run();
+    let (sent, came) = (pair.client.carried(), pair.server.carried());
+    assert_eq!((sent.outgoing.packets, came.incoming.packets), (3, 3));
+    // The Join is made before its lane is.
+    assert_eq!(came.incoming.received, sent.outgoing.sent + 1);
+    assert_eq!(sent.incoming.received, came.outgoing.sent);
+    for id in [lane, FIRST] {
+        pair.server.remove_lane(pair.now, id);
+        assert_eq!(pair.server.carried(), came);
+    }
+    assert_eq!(pair.server.traffic().lanes, []);
+    assert_eq!(pair.server.traffic().total, came);
 }

@@ -237,11 +237,11 @@ fn a_silent_lane_dies_sooner_when_another_speaks() {
 fn an_idle_lane_lives_for_hours_and_speaks_little() {
     let mut pair = good(7);
     pair.pass(secs(10));
-    let before = pair.client().lane_stats(FIRST).unwrap().frames_sealed;
+    let before = pair.client().lane_stats(FIRST).unwrap().outgoing.sent;
     pair.client_events.clear();
     pair.pass(secs(3600));
     assert_eq!(pair.client_events, []);
-    let spoken = pair.client().lane_stats(FIRST).unwrap().frames_sealed - before;
+    let spoken = pair.client().lane_stats(FIRST).unwrap().outgoing.sent - before;
     assert!((360..=1500).contains(&spoken), "{spoken} in an hour");
 }
 

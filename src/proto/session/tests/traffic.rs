@@ -44,12 +44,16 @@ fn packets_pass_both_ways_after_the_handshake() {
     assert_eq!(pair.client.stats().packets_sealed, 4);
     let lane = pair.client.lane_stats(FIRST).unwrap();
     assert_eq!(
-        lane.frames_sealed,
-        pair.server.lane_stats(FIRST).unwrap().frames_opened
+        lane.outgoing.sent,
+        pair.server.lane_stats(FIRST).unwrap().incoming.received
     );
     assert_eq!(
-        lane.bytes_sealed,
-        pair.server.lane_stats(FIRST).unwrap().bytes_opened
+        lane.outgoing.sent_bytes,
+        pair.server
+            .lane_stats(FIRST)
+            .unwrap()
+            .incoming
+            .received_bytes
     );
 }
 
