@@ -123,7 +123,7 @@ impl Link {
 
     /// Returns the server to try now, once for each attempt that is due.
     pub(super) fn poll_attempt(&mut self, now: Instant) -> Option<usize> {
-        if self.queue.is_empty() && self.probe_at.is_some_and(|at| at <= now) {
+        if !self.is_busy() && self.probe_at.is_some_and(|at| at <= now) {
             self.probe_at = None;
             self.begin(Goal::Better, now, (0..self.current).collect());
         }
@@ -214,7 +214,14 @@ impl Link {
                     lane.retire_at = None;
                 }
                 self.current = self.best_up();
-                self.arm_probe(now);
+                if self.lane_mut(self.current).is_some_and(|lane| lane.silent) {
+                    self.handle_silent(now, self.current);
+                } else {
+                    if self.goal == Goal::Another {
+                        self.abandon();
+                    }
+                    self.arm_probe(now);
+                }
             }
             return false;
         }
@@ -333,7 +340,7 @@ impl Link {
     /// ends by itself.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let next = (!self.queue.is_empty()).then_some(self.next_at);
-        let probe = self.probe_at.filter(|_| self.queue.is_empty());
+        let probe = self.probe_at.filter(|_| !self.is_busy());
         let lanes = self.servers.iter().filter_map(|entry| entry.lane);
         let retired = lanes.filter_map(|lane| lane.retire_at);
         retired.chain(next).chain(probe).min()
@@ -428,9 +435,11 @@ impl Link {
         (0..count).filter(idle).chain(current).collect()
     }
 
+    /// The first in the list of those that answer, or of those that do not.
     fn best_up(&self) -> usize {
-        let up = self.servers.iter().position(Entry::is_up);
-        up.unwrap_or_default()
+        let lanes = self.servers.iter().enumerate();
+        let up = lanes.filter_map(|(index, entry)| Some((entry.lane?.silent, index)));
+        up.min().map(|(_, index)| index).unwrap_or_default()
     }
 
     fn lane_mut(&mut self, server: usize) -> Option<&mut Lane> {
@@ -790,6 +799,41 @@ mod tests {
         link.handle_connected(now, 0);
         assert_eq!(link.handle_network_change(now), Change::Probe);
         assert!(link.is_up());
+    }
+
+    #[test]
+    fn loss_of_a_silent_lane_ends_the_search_when_another_still_answers() {
+        let (mut link, mut now) = link(3);
+        link.poll_attempt(now);
+        link.handle_failed(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(1));
+        link.handle_connected(now, 1);
+        now += PROBE_MAX;
+        assert_eq!(link.poll_attempt(now), Some(0));
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(2));
+        assert!(!link.handle_lost(now, 0));
+        assert!(!link.is_trying(2), "the lane to the second carries on");
+        assert_eq!(link.poll_attempt(now + HEAD_START_ANOTHER), None);
+        now += PROBE_MAX;
+        assert_eq!(link.poll_attempt(now), Some(0), "a better lane is sought");
+        assert_eq!(link.poll_attempt(now + PROBE_MAX), None, "once at a time");
+    }
+
+    #[test]
+    fn loss_of_a_lane_is_followed_by_a_search_when_what_is_left_is_silent() {
+        let (mut link, mut now) = link(3);
+        link.poll_attempt(now);
+        link.handle_failed(now, 0);
+        link.poll_attempt(now);
+        link.handle_connected(now, 1);
+        now += PROBE_MAX;
+        assert_eq!(link.poll_attempt(now), Some(0));
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 1);
+        assert!(!link.handle_lost(now, 0));
+        assert_eq!(link.poll_attempt(now), Some(0));
     }
 
     #[derive(Clone, Debug)]
