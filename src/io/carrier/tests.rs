@@ -493,6 +493,12 @@ async fn packet_longer_than_a_datagram_crosses_in_two_pieces() {
         ends.turn().await;
     }
     assert!(ends.at_server == [whole]);
+    // It is one packet all the same.
+    let (sent, came) = (
+        ends.client.session().carried(),
+        ends.server.session().carried(),
+    );
+    assert_eq!((sent.outgoing.packets, came.incoming.packets), (1, 1));
     // Three pieces there are not.
     let longer = packet(253, &[], 2 * 1500);
     write(&mut ends.client, now, &longer, Offload::default());
