@@ -215,7 +215,7 @@ impl Place {
 
     /// Drops every TCP segment to and from `port` in this place, both ways, silently, until [`Place::mend`].
     pub fn cut(&self, port: u16) {
-        self.nft(&format!(
+        self.replace_cut(&format!(
             "table inet cut {{
                 chain in {{ type filter hook input priority -300; tcp dport {port} drop; tcp sport {port} drop; }}
                 chain out {{ type filter hook output priority -300; tcp dport {port} drop; tcp sport {port} drop; }}
@@ -225,7 +225,7 @@ impl Place {
 
     /// Drops every UDP datagram to and from `port` in this place, both ways, silently, until [`Place::mend`].
     pub fn cut_datagrams(&self, port: u16) {
-        self.nft(&format!(
+        self.replace_cut(&format!(
             "table inet cut {{
                 chain in {{ type filter hook input priority -300; udp dport {port} drop; udp sport {port} drop; }}
                 chain out {{ type filter hook output priority -300; udp dport {port} drop; udp sport {port} drop; }}
@@ -236,7 +236,7 @@ impl Place {
     /// Answers every TCP segment that arrives here from or to `port` with a reset, and lets none out, until
     /// [`Place::mend`]: what a middlebox does that ends connections. Connections opened meanwhile are refused.
     pub fn reset(&self, port: u16) {
-        self.nft(&format!(
+        self.replace_cut(&format!(
             "table inet cut {{
                 chain in {{
                     type filter hook input priority 0;
@@ -244,6 +244,13 @@ impl Place {
                     tcp flags & rst == 0 tcp sport {port} reject with tcp reset;
                 }}
             }}\n"
+        ));
+    }
+
+    /// Puts this table in the place of the one that is there, with no moment between them.
+    fn replace_cut(&self, table: &str) {
+        self.nft(&format!(
+            "add table inet cut\ndelete table inet cut\n{table}"
         ));
     }
 

@@ -181,7 +181,7 @@ fn lane_of_a_lab_can_be_cut_and_reset() {
     assert_eq!(ask(), Ok(b'x'));
     lab.server.cut(7443);
     assert_eq!(ask(), Err(io::ErrorKind::TimedOut));
-    lab.server.mend();
+    // Without a moment in which the byte that was dropped could still be answered.
     lab.server.reset(7443);
     let broken = ask();
     assert!(
