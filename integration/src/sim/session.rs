@@ -44,7 +44,6 @@ struct End {
     /// Where the other end is.
     path: DatagramPath,
     delivered: VecDeque<Packet>,
-    seed: u64,
 }
 
 /// A packet in the queue in front of the lane.
@@ -76,13 +75,12 @@ impl SessionTunnel {
         let end = |session: Session, path, seed| {
             let next = session.highest_source().map_or(0, |highest| highest + 1);
             let mut datapath = Datapath::new(epoch, seed, next, repair);
-            datapath.follow_lanes(&session, epoch, seed);
+            datapath.follow_lanes(&session, epoch);
             End {
                 session,
                 datapath,
                 path,
                 delivered: VecDeque::new(),
-                seed,
             }
         };
         Self {
@@ -136,10 +134,7 @@ impl Tunnel for SessionTunnel {
 
     fn poll_transmit(&mut self, now: Instant, side: Side) -> Option<Datagram> {
         let End {
-            session,
-            datapath,
-            seed,
-            ..
+            session, datapath, ..
         } = &mut self.ends[side.index()];
         let datagram = |bytes| Datagram {
             bytes,
@@ -160,7 +155,7 @@ impl Tunnel for SessionTunnel {
         }
         while session.poll_event().is_some() {}
         // the path MTU may have changed
-        datapath.follow_lanes(session, now, *seed);
+        datapath.follow_lanes(session, now);
         None
     }
 

@@ -28,8 +28,6 @@ pub(super) struct Datagrams {
     inbox: Option<Arc<Inbox>>,
     /// Queue, repair and pace of the lanes; there from the first lane on.
     datapath: Option<Box<Datapath<Queued>>>,
-    /// What the parts of that are seeded with.
-    seed: u64,
     /// Puts what arrives in one turn together again as the sender had it; empty between the turns.
     join: Option<Join>,
     /// When that was last of use; `None` while it holds no memory.
@@ -97,7 +95,6 @@ impl Datagrams {
             ports: Vec::new(),
             inbox: None,
             datapath: None,
-            seed: rand::random(),
             join: None,
             joined: None,
             lent: None,
@@ -318,12 +315,12 @@ impl Datagrams {
                 mode: session.settings().repair,
                 ..RepairSettings::default()
             };
-            self.datapath = Some(Box::new(Datapath::new(now, self.seed, next, repair)));
+            self.datapath = Some(Box::new(Datapath::new(now, rand::random(), next, repair)));
         }
         let Some(datapath) = self.datapath.as_deref_mut() else {
             return false;
         };
-        datapath.follow_lanes(session, now, self.seed);
+        datapath.follow_lanes(session, now);
         let due = datapath.poll_timeout().is_some_and(|due| due <= now);
         if due {
             datapath.handle_timeout(session, now, deliver);
@@ -516,7 +513,7 @@ impl Datagrams {
         let Some(datapath) = self.datapath.as_deref_mut() else {
             return true;
         };
-        datapath.follow_lanes(session, now, self.seed);
+        datapath.follow_lanes(session, now);
         let best = session.lane_for(now, PacketMeta::default());
         let mut all = true;
         for lane in &self.lanes {

@@ -38,6 +38,10 @@ impl<P: QueuePacket> Datapath<P> {
             return session.open_datagram(now, path, datagram).map(|_| ());
         };
         let opened = session.open_datagram(now, path, datagram)?;
+        if self.lane_mut(lane).is_none() {
+            // What confirms a lane is the first that its reports tell of, or it would pass for lost.
+            self.follow_lanes(session, now);
+        }
         let class = match &opened {
             Opened::Report { range } => match Report::parse(&datagram[range.clone()]) {
                 Ok(report) => {

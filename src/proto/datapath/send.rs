@@ -23,6 +23,8 @@ use crate::wire::{
 
 /// The datagram lanes of one session, and the packets on them.
 pub struct Datapath<P> {
+    /// Random: what its parts are seeded with.
+    seed: u64,
     pub(super) queue: FairQueue<P>,
     repair: RepairSettings,
     pub(super) outgoing: Option<Box<Outgoing>>,
@@ -118,6 +120,7 @@ impl<P: QueuePacket> Datapath<P> {
         let mut incoming = Incoming::new(now, next_source, gap_limits(FIRST_ROUND_TRIP));
         incoming.gaps_mut().set_asking(false);
         Self {
+            seed,
             queue: FairQueue::new(seed, QueueLimits::default()),
             repair,
             outgoing: None,
@@ -140,7 +143,7 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// Follows the session's confirmed datagram lanes: new ones are added, those that have gone
     /// forgotten, and each takes datagrams as long as its path is known to carry.
-    pub fn follow_lanes(&mut self, session: &Session, now: Instant, seed: u64) {
+    pub fn follow_lanes(&mut self, session: &Session, now: Instant) {
         let gone = |lane: &DatapathLane| session.max_datagram(lane.id).is_none();
         while let Some(id) = self
             .lanes
@@ -159,7 +162,7 @@ impl<P: QueuePacket> Datapath<P> {
             if self.lanes.iter().any(|lane| lane.id == id) {
                 self.set_datagram(id, datagram);
             } else {
-                self.add_lane(now, id, datagram, session.rtt(id), seed);
+                self.add_lane(now, id, datagram, session.rtt(id));
             }
         }
     }
@@ -213,12 +216,11 @@ impl<P: QueuePacket> Datapath<P> {
         id: LaneId,
         datagram: usize,
         round_trip: Option<Duration>,
-        seed: u64,
     ) {
         let round_trip = round_trip.unwrap_or(FIRST_ROUND_TRIP);
         self.lanes.retain(|lane| lane.id != id);
         self.lanes
-            .push(DatapathLane::new(now, id, datagram, round_trip, seed));
+            .push(DatapathLane::new(now, id, datagram, round_trip, self.seed));
     }
 
     /// Takes note of how long a lane's datagrams are at most, as path MTU discovery finds it.
