@@ -161,9 +161,10 @@ impl<P: QueuePacket> Datapath<P> {
         for lane in &mut self.lanes {
             if lane.flight.poll_timeout().is_some_and(|due| due <= now) {
                 let id = lane.id;
-                let mut unasked = unasked(&mut self.outgoing, &self.judge);
+                // Nothing is sent again unasked by a timer. Where none of what flew was answered, a queue that others
+                // fill is as likely as a loss, and all of it again would fill that further.
                 lane.probe |= lane.flight.handle_timeout(now, |datagram, fate| {
-                    follow_fate(session, unasked.as_deref_mut(), now, id, datagram, fate);
+                    follow_fate(session, None, now, id, datagram, fate);
                 });
                 let report = lane.loss_report(0);
                 if let Some(outgoing) = &mut self.outgoing
