@@ -15,8 +15,8 @@
 use std::{
     env,
     fmt::Write as _,
-    fs,
-    io::{self, Read as _},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
     sync::Mutex,
@@ -47,6 +47,8 @@ struct Context {
     skipped: PathBuf,
     /// Nothing may be skipped.
     strict: bool,
+    /// Where output lies that is not printed yet: what there is when the run is ended from outside.
+    logs: PathBuf,
     /// What a step printed while others had the terminal.
     kept: Option<Mutex<String>>,
 }
@@ -151,11 +153,13 @@ fn run(only: &[String]) -> io::Result<bool> {
         .unwrap_or(Path::new("."))
         .to_owned();
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    fs::create_dir_all(&target)?;
+    let logs = target.join("ci");
+    fs::create_dir_all(&logs)?;
     let context = |kept| Context {
         root: root.clone(),
         cargo: env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
         skipped: target.join("skipped-tests.txt"),
+        logs: logs.clone(),
         strict: env::var("CI").is_ok_and(|value| value == "true" || value == "1"),
         kept,
     };
@@ -278,7 +282,7 @@ impl Context {
         self.say(&format!("$ {shown}"));
         let status = match &self.kept {
             None => command.status(),
-            Some(_) => captured(command).map(|(printed, status)| {
+            Some(_) => self.captured(&shown, command).map(|(printed, status)| {
                 self.say(printed.trim_end());
                 status
             }),
@@ -288,6 +292,20 @@ impl Context {
             Ok(status) => Err(format!("{shown}: {status}")),
             Err(error) => Err(format!("{shown}: {error}")),
         }
+    }
+
+    /// Runs a command; returns what it printed, both streams as they came, and how it ended. A file takes it meanwhile,
+    /// and no pipe, which what the command leaves behind might hold open.
+    fn captured(&self, name: &str, mut command: Command) -> io::Result<(String, ExitStatus)> {
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        let path = self.logs.join(name).with_extension("txt");
+        let file = File::create(&path)?;
+        let status = command.stdout(file.try_clone()?).stderr(file).status()?;
+        let printed = fs::read(&path)?;
+        Ok((String::from_utf8_lossy(&printed).into_owned(), status))
     }
 
     /// Prints a line, now or when the step's turn has come.
@@ -329,19 +347,6 @@ impl Context {
         }
         String::from_utf8(output.stdout).map_err(|error| format!("{shown}: {error}"))
     }
-}
-
-/// Runs a command; returns what it printed, both streams as they came, and how it ended.
-fn captured(mut command: Command) -> io::Result<(String, ExitStatus)> {
-    let (mut reader, writer) = io::pipe()?;
-    command.stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn()?;
-    // its ends of the pipe, or reading would never end
-    drop(command);
-    let mut printed = Vec::new();
-    reader.read_to_end(&mut printed)?;
-    let status = child.wait()?;
-    Ok((String::from_utf8_lossy(&printed).into_owned(), status))
 }
 
 fn show(command: &Command) -> String {

@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{Context, captured, seconds, show};
+use crate::{Context, seconds, show};
 
 /// The package of the end-to-end tests, which need the program as it is released.
 const END_TO_END: &str = "integration";
@@ -40,6 +40,9 @@ pub(crate) fn unit(context: &Context) -> Result<(), String> {
     let end_to_end = context.root.join(END_TO_END);
     let mut suites = build(context)?;
     suites.retain(|suite| suite.folder != end_to_end);
+    if suites.is_empty() {
+        return Err("cargo has built no unit test".to_owned());
+    }
     let run = run_all(context, suites);
     run.and(context.cargo(&["test", "--workspace", "--doc", "--locked"], &[]))
 }
@@ -49,6 +52,13 @@ pub(crate) fn integration(context: &Context) -> Result<(), String> {
     let end_to_end = context.root.join(END_TO_END);
     let mut suites = build(context)?;
     suites.retain(|suite| suite.folder == end_to_end);
+    if let Some(missing) = LONG
+        .iter()
+        .chain(ALONE)
+        .find(|name| suites.iter().all(|suite| suite.name != **name))
+    {
+        return Err(format!("cargo has built no {missing} in {END_TO_END}"));
+    }
     run_all(context, suites)
 }
 
@@ -150,7 +160,8 @@ impl Suite {
         command.current_dir(&self.folder);
         context.equip(&mut command);
         let began = Instant::now();
-        let (printed, passed) = match captured(command) {
+        println!("running {self}");
+        let (printed, passed) = match context.captured(&self.to_string(), command) {
             Ok((printed, status)) => (printed, status.success()),
             Err(error) => (format!("{}: {error}\n", self.program.display()), false),
         };

@@ -635,7 +635,7 @@ pub fn binary() -> &'static Path {
 /// If there is none.
 pub fn free_port() -> u16 {
     static NEXT: OnceLock<std::sync::Mutex<u32>> = OnceLock::new();
-    let next = NEXT.get_or_init(|| std::sync::Mutex::new(std::process::id().wrapping_mul(101)));
+    let next = NEXT.get_or_init(|| std::sync::Mutex::new(std::process::id().wrapping_mul(4001)));
     for _ in 0..PORTS {
         let mut next = next
             .lock()

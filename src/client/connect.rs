@@ -430,7 +430,7 @@ mod tests {
         }
     }
 
-    /// An attempt of half a second at a server with `server_psk`, by a client that has none.
+    /// An attempt of two seconds at a server with `server_psk`, by a client that has none.
     async fn attempt_at(server_psk: Option<PresharedKey>) -> ConnectFailure {
         let mut rng = rand::rng();
         let (secret, own) = (SecretKey::generate(&mut rng), SecretKey::generate(&mut rng));
@@ -438,7 +438,7 @@ mod tests {
             servers: Vec::new(),
             tls: ClientTls::new(&crate::io::tls::Verify::Unchecked).unwrap(),
             handshake: ClientConfig::new(own, secret.public(), *b"instance"),
-            time: Duration::from_millis(500),
+            time: Duration::from_secs(2),
             lanes: 1,
             pool: Pool::new("test", 4, 4),
         };

@@ -251,9 +251,9 @@ impl SessionDriver {
         } = join;
         let joined = match self.carrier.session_mut().handle_join(now, &frame) {
             Ok(id) => {
-                info!(lane = %id, "lane joined");
                 self.laneless_since = None;
                 if self.carrier.add_lane(id, *lane, true) {
+                    info!(lane = %id, "lane joined");
                     Joined::Taken
                 } else {
                     self.carrier.session_mut().remove_lane(now, id);

@@ -72,10 +72,10 @@ impl SessionTunnel {
     pub fn new(epoch: Instant, link: &Link, repair: RepairSettings, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let (client, server) = acquaint(epoch, link, &mut rng);
-        let end = |session: Session, path, seed| {
+        let end = |mut session: Session, path, seed| {
             let next = session.highest_source().map_or(0, |highest| highest + 1);
             let mut datapath = Datapath::new(epoch, seed, next, repair);
-            datapath.follow_lanes(&session, epoch);
+            datapath.follow_lanes(&mut session, epoch);
             End {
                 session,
                 datapath,

@@ -567,7 +567,10 @@ impl Carrier {
     }
 
     fn lose(&mut self, now: Instant, id: LaneId, cause: LaneLoss) {
-        if let Some(traffic) = self.session.lane_stats(id) {
+        if let Some(traffic) = self.session.lane_stats(id)
+            // One that was never confirmed has carried nothing.
+            && *traffic != LaneStats::default()
+        {
             self.log_lane(id, traffic);
         }
         self.streams.retain(|lane| lane.id != id);

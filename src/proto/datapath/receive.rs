@@ -72,7 +72,10 @@ impl<P: QueuePacket> Datapath<P> {
                 range,
                 offload,
             } => {
-                self.set_kept(kept);
+                // One that was overtaken tells what was true before.
+                if number >= self.incoming.gaps().next() {
+                    self.set_kept(kept);
+                }
                 let packet = Received {
                     lane,
                     number,

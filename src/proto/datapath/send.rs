@@ -143,15 +143,14 @@ impl<P: QueuePacket> Datapath<P> {
 
     /// Follows the session's confirmed datagram lanes: new ones are added, those that have gone
     /// forgotten, and each takes datagrams as long as its path is known to carry.
-    pub fn follow_lanes(&mut self, session: &Session, now: Instant) {
-        let gone = |lane: &DatapathLane| session.max_datagram(lane.id).is_none();
+    pub fn follow_lanes(&mut self, session: &mut Session, now: Instant) {
         while let Some(id) = self
             .lanes
             .iter()
-            .find(|lane| gone(lane))
+            .find(|lane| session.max_datagram(lane.id).is_none())
             .map(|lane| lane.id)
         {
-            self.abandon(id);
+            session.count(id).outgoing.lost += self.abandon(id);
             self.lanes.retain(|lane| lane.id != id);
             self.drop_rest(|lane| lane == id);
         }
@@ -657,7 +656,9 @@ impl<P: QueuePacket> Datapath<P> {
         match lane.flight.handle_sent(now, number, len, class, sent) {
             Ok(()) => {}
             Err(SentError::Unanswered { .. }) => self.drops.unanswered += 1,
-            Err(SentError::Full { .. } | SentError::Number { .. }) => self.drops.untracked += 1,
+            Err(SentError::Full { .. } | SentError::Scattered | SentError::Number { .. }) => {
+                self.drops.untracked += 1;
+            }
         }
     }
 }

@@ -148,11 +148,11 @@ fn run(loss: f64, burst: f64, mode: Mode, secs: u64) -> Outcome {
         mode,
         ..RepairSettings::default()
     };
-    let end = |session: Session| {
+    let end = |mut session: Session| {
         let path = session.datagram_path(LANE).expect("a datagram lane");
         let from = session.highest_source().map_or(0, |highest| highest + 1);
         let mut datapath = Datapath::new(start, 9, from, repair);
-        datapath.follow_lanes(&session, start);
+        datapath.follow_lanes(&mut session, start);
         End {
             session,
             datapath,
@@ -369,7 +369,7 @@ fn small_packet_leaves_at_once_though_bulk_waits_for_the_window() {
     let mut session = pair.server.take().expect("is there");
     let mut now = pair.now;
     let mut datapath = Datapath::new(now, 9, 0, RepairSettings::default());
-    datapath.follow_lanes(&session, now);
+    datapath.follow_lanes(&mut session, now);
     for number in 0..200 {
         let packet = udp_packet(1, number, 1_200);
         datapath.enqueue(now, Owned(packet), Producer::Other);
@@ -496,9 +496,9 @@ fn what_confirms_a_lane_is_the_first_that_has_arrived_on_it() {
     let (mut server, mut client) = (server.expect("it waits"), client.expect("is there"));
     let now = pair.now;
     let mut sender = Datapath::new(now, 9, 0, RepairSettings::default());
-    sender.follow_lanes(&client, now);
+    sender.follow_lanes(&mut client, now);
     let mut receiver = Datapath::<Owned>::new(now, 9, 0, RepairSettings::default());
-    receiver.follow_lanes(&server, now);
+    receiver.follow_lanes(&mut server, now);
     sender.enqueue(now, Owned(udp_packet(1, 0, 100)), Producer::Other);
     let mut out = [0; 2_048];
     let len = sender.poll_datagram(&mut client, now, LANE, true, &mut out);
@@ -525,9 +525,9 @@ fn ends(repair: RepairSettings) -> (Instant, Session, Datapath<Owned>, Session) 
     let mut pair = LossyPair::confirmed(Way::default(), Settings::default(), 5);
     pair.pass(Duration::from_secs(3));
     let (server, client) = (pair.server.take(), pair.client.take());
-    let (server, client) = (server.expect("is there"), client.expect("is there"));
+    let (mut server, client) = (server.expect("is there"), client.expect("is there"));
     let mut datapath = Datapath::new(pair.now, 9, 0, repair);
-    datapath.follow_lanes(&server, pair.now);
+    datapath.follow_lanes(&mut server, pair.now);
     (pair.now, server, datapath, client)
 }
 
@@ -590,7 +590,7 @@ fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() 
     let (mut now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
     let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
     let mut sender = Datapath::new(now, 9, 0, RepairSettings::default());
-    sender.follow_lanes(&client, now);
+    sender.follow_lanes(&mut client, now);
     datapath.set_kept(true);
     // The first of three packets comes over a lane of another kind, and so does the third.
     for number in [0, 2] {
@@ -655,7 +655,7 @@ fn what_leaves_again_is_worth_waiting_for_only_where_packets_are() {
         assert_eq!(datapath.stats().outgoing.copied, 1);
         let path = client.datagram_path(LANE).expect("a datagram lane");
         let mut receiver = Datapath::<Owned>::new(now, 9, 0, RepairSettings::default());
-        receiver.follow_lanes(&client, now);
+        receiver.follow_lanes(&mut client, now);
         receiver.kept = !kept;
         let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
         receiver
@@ -767,7 +767,7 @@ fn the_second_half_of_a_packet_goes_with_its_lane_and_is_counted() {
     let first = datapath.poll_datagram(&mut session, now, LANE, true, &mut out);
     assert_eq!(first, Some(1_200));
     session.remove_lane(now, LANE);
-    datapath.follow_lanes(&session, now);
+    datapath.follow_lanes(&mut session, now);
     assert_eq!(datapath.stats().drops.halves, 1);
 }
 

@@ -317,7 +317,8 @@ mod tests {
         answer(&mut flight, 35, 3);
         assert_eq!(beyond(&mut flight, Class::Report), 4);
         answer(&mut flight, 1024 + 31, 1024 + 31);
-        assert_eq!(beyond(&mut flight, Class::Report), 1020);
+        // Where the oldest is one of them it makes room.
+        assert_eq!(beyond(&mut flight, Class::Report), 3_000);
         flight.abandon(|_, _| {});
         assert_eq!(beyond(&mut flight, Class::Report), 1024);
     }

@@ -19,8 +19,9 @@ impl Numbering {
             return Err(SentError::Number { number, next });
         }
         if number > next || self.runs.is_empty() {
+            // Forgotten, a run would pass for lost.
             if self.runs.len() >= MAX_RUNS {
-                self.runs.pop_front();
+                return Err(SentError::Scattered);
             }
             self.runs.push_back((number, sequence));
         }
@@ -60,5 +61,6 @@ impl Numbering {
     }
 }
 
-/// Runs of numbers: epochs live for minutes and datagrams for seconds, so two would do.
-const MAX_RUNS: usize = 4;
+/// Runs of numbers: a new one begins with each epoch, and after each datagram that is not tracked, as the probes of path
+/// MTU discovery and of a new path are not. Those are some in a round trip, and epochs live for minutes.
+const MAX_RUNS: usize = 16;

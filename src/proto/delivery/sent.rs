@@ -128,9 +128,16 @@ impl<T: Copy> Sent<T> {
             });
         }
         if !permitted && self.unpermitted >= MAX_UNPERMITTED {
-            return Err(SentError::Unanswered {
-                tracked: self.unpermitted,
+            // What became of the oldest report matters least.
+            let oldest = (self.ring.front()).is_some_and(|entry| {
+                entry.class == Class::Report && entry.state == State::Flying && !entry.permitted
             });
+            if !oldest {
+                return Err(SentError::Unanswered {
+                    tracked: self.unpermitted,
+                });
+            }
+            self.drop_front();
         }
         self.numbering.append(number, self.next())?;
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -497,14 +504,19 @@ impl<T: Copy> Sent<T> {
             if !done {
                 break;
             }
-            self.unpermitted -= usize::from(entry.state == State::Flying && !entry.permitted);
-            self.ring.pop_front();
-            self.front += 1;
+            self.drop_front();
         }
-        self.undecided = self.undecided.max(self.front);
-        self.numbering.forget(self.front);
         if self.ring.is_empty() && self.ring.capacity() > IDLE_CAPACITY {
             self.ring.shrink_to(IDLE_CAPACITY);
+        }
+    }
+
+    fn drop_front(&mut self) {
+        if let Some(entry) = self.ring.pop_front() {
+            self.unpermitted -= usize::from(entry.state == State::Flying && !entry.permitted);
+            self.front += 1;
+            self.undecided = self.undecided.max(self.front);
+            self.numbering.forget(self.front);
         }
     }
 
@@ -598,6 +610,9 @@ pub enum SentError {
         /// How many.
         tracked: usize,
     },
+    /// Too many datagrams between those that are tracked are not.
+    #[error("the numbers of the datagrams tracked have too many gaps")]
+    Scattered,
     /// Its number was used before.
     #[error("datagram number {number} where at least {next} was due")]
     Number {
@@ -617,8 +632,9 @@ fn micros(duration: Duration) -> u64 {
 pub const MAX_TRACKED: usize = 1 << 17;
 
 /// Datagrams in flight at most that needed no permission: reports, answers, probes, and what passes a full window. A
-/// far end that reports has answered those of half a second and some round trips, which are some hundred; for one that
-/// never does this bounds, with the first window, what a lane costs: 0.3 MB.
+/// far end that reports has answered those of half a second and some round trips: hundreds, and only where a report
+/// leaves each millisecond more, of which the oldest then go untold. For one that never does this bounds, with the
+/// first window, what a lane costs: 0.3 MB.
 pub const MAX_UNPERMITTED: usize = 1024;
 
 /// Entries whose memory an idle lane keeps.

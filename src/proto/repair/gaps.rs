@@ -216,7 +216,8 @@ impl Gaps {
         }
     }
 
-    fn give_up(&mut self, lane: LaneId, numbers: u64) {
+    /// Counts numbers that nothing will bring.
+    pub(super) fn give_up(&mut self, lane: LaneId, numbers: u64) {
         match self.hopeless.iter_mut().find(|(known, _)| *known == lane) {
             Some((_, count)) => *count += numbers,
             None if numbers > 0 => self.hopeless.push((lane, numbers)),

@@ -149,6 +149,10 @@ impl Incoming {
                 });
             }
             past.malformed += 1;
+            // It was too long to be held, and is missing all the same.
+            if let Some(missed) = missed {
+                gaps.give_up(missed, 1);
+            }
         }
     }
 

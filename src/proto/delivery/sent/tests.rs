@@ -269,6 +269,53 @@ fn what_is_tracked_is_bounded() {
     assert!(bench.sent.ring.capacity() <= IDLE_CAPACITY * 2);
 }
 
+#[test]
+fn reports_beyond_their_bound_make_nothing_pass_for_lost() {
+    let mut bench = Bench::new();
+    let report = |bench: &mut Bench| {
+        let next = bench.next;
+        bench.next += 1;
+        bench
+            .sent
+            .handle_sent(bench.now, next, 60, Class::Report, false, next)
+    };
+    for _ in 0..MAX_UNPERMITTED {
+        assert_eq!(report(&mut bench), Ok(()));
+    }
+    for _ in 0..MAX_UNPERMITTED {
+        assert_eq!(report(&mut bench), Ok(()), "the oldest makes room");
+        bench.send(1);
+    }
+    assert_eq!(bench.sent.ring.len(), 2 * MAX_UNPERMITTED);
+    bench.now += RTT;
+    let all: Vec<u64> = (0..bench.next).collect();
+    bench.report(&all, ms(25));
+    assert_eq!(bench.of(Fate::Delivered).len(), 2 * MAX_UNPERMITTED);
+    assert_eq!(bench.of(Fate::Lost), [0; 0]);
+}
+
+#[test]
+fn what_leaves_between_too_many_others_has_no_fate() {
+    let mut bench = Bench::new();
+    for _ in 0..100 {
+        let next = bench.next;
+        let tracked = bench
+            .sent
+            .handle_sent(bench.now, next, 1000, Class::Data, true, next);
+        assert!(matches!(tracked, Ok(()) | Err(SentError::Scattered)));
+        // A probe, which is not tracked.
+        bench.next += 2;
+    }
+    let tracked = bench.sent.ring.len();
+    assert!(tracked >= 10, "{tracked}");
+    bench.now += RTT;
+    let last = 2 * tracked as u64 - 2;
+    bench.report(&(0..=last).collect::<Vec<_>>(), ms(25));
+    assert_eq!(bench.of(Fate::Delivered).len(), tracked);
+    assert_eq!(bench.of(Fate::Lost), [0; 0]);
+    bench.send(1);
+}
+
 proptest! {
     /// Over a link that loses, delays and reorders as it likes, each content gets one fate, and
     /// all is accounted for.
