@@ -675,25 +675,16 @@ impl Congestion for Bbr {
         };
         let bandwidth = self.model.bandwidth();
         let rate = match (self.phase, &self.rivalry) {
-            // As long as the application sends little, that is all the bandwidth there seems to be.
-            (Phase::Startup, _) if self.plateau.0 == 0 => {
-                initial().max(STARTUP_GAIN * bandwidth as f64)
-            }
+            // What the application has sent so far may be all the bandwidth there seems to be: until the path is known to
+            // be full the rate does not fall (draft-ietf-ccwg-bbr, section "Pacing Rate").
+            (Phase::Startup, _) => initial().max(STARTUP_GAIN * bandwidth as f64),
             (Phase::Probe { .. }, _) => bandwidth as f64,
             (
-                Phase::Startup
-                | Phase::Drain { .. }
-                | Phase::Down { .. }
-                | Phase::Cruise { .. }
-                | Phase::Up { .. },
+                Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 Some(rivalry),
             ) => RIVALRY_GAIN * self.place(rivalry) as f64 / self.smoothed.as_secs_f64().max(1e-6),
             (
-                Phase::Startup
-                | Phase::Drain { .. }
-                | Phase::Down { .. }
-                | Phase::Cruise { .. }
-                | Phase::Up { .. },
+                Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 None,
             ) => self.gain() * bandwidth as f64 * self.loss_factor(),
         };
@@ -842,6 +833,23 @@ const MIN_RATE: u64 = 1250;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn little_that_the_application_sends_at_first_does_not_slow_what_follows() {
+        let now = Instant::now();
+        let round_trip = Duration::from_millis(50);
+        let mut bbr = Bbr::new(now, 1_400, round_trip, 1);
+        let first = bbr.pacing_rate();
+        // A ping that left before there was anything to hold back, so that nothing says that there was no more to send.
+        let mut sample = Sample::new(now + round_trip);
+        sample.rate = Some(720);
+        sample.newly_delivered = 36;
+        sample.delivered = 36;
+        sample.round_trip = Some(round_trip);
+        bbr.on_report(&sample);
+        assert_eq!(bbr.pacing_rate(), first);
+        assert!(bbr.window() >= INITIAL_DATAGRAMS * 1_400);
+    }
 
     #[test]
     fn what_a_hostile_far_end_reports_makes_no_window_overflow() {
