@@ -13,6 +13,10 @@
 //!   │──────────────▶ ping ─────────▶ ping ──────▶ silent ── ping each s ──▶ dead
 //!                                                             3 s if another lane speaks
 //! ```
+//!
+//! What comes in bursts may end without anything of ours being unanswered: the last of it was acknowledged, and that
+//! was reported. So a datagram lane that packets have come on is asked after 1 s of silence, and then after 2, 4 and 8,
+//! before it counts as idle.
 
 use std::time::{Duration, Instant};
 
@@ -52,6 +56,8 @@ pub(super) struct Liveness {
 #[derive(Clone, Copy, Debug)]
 struct Quick {
     rtt: Duration,
+    /// Silence after which to ping, if there is nothing to say.
+    quiet: Duration,
     /// When the last ping left, of those since `ping`.
     last: Option<Instant>,
     silent: bool,
@@ -78,6 +84,7 @@ impl Liveness {
     pub(super) fn quicken(&mut self) {
         self.quick = Some(Quick {
             rtt: Duration::ZERO,
+            quiet: self.limits.quiet,
             last: None,
             silent: false,
         });
@@ -102,6 +109,15 @@ impl Liveness {
             }
             None => false,
         }
+    }
+
+    /// What opened was a packet. Returns whether the deadline moved.
+    pub(super) fn handle_packet(&mut self) -> bool {
+        let Some(quick) = &mut self.quick else {
+            return false;
+        };
+        let first = self.limits.quiet.min(QUIET_AFTER_PACKETS);
+        std::mem::replace(&mut quick.quiet, first) > first
     }
 
     /// Silence was reported: once until something opens.
@@ -130,9 +146,13 @@ impl Liveness {
 
     /// A ping, or a challenge that must be answered like one, is on its way.
     pub(super) fn handle_ping_sent(&mut self, now: Instant) {
+        let first = self.ping.is_none();
         self.ping.get_or_insert(now);
         if let Some(quick) = &mut self.quick {
             quick.last = Some(now);
+            if first {
+                quick.quiet = self.limits.quiet.min(quick.quiet * 2);
+            }
         }
     }
 
@@ -184,11 +204,11 @@ impl Liveness {
             }
             (Some(_), None) => None,
             (None, quick) => {
-                let unanswered = match quick {
-                    Some(quick) => quick.pause(),
-                    None => self.limits.unanswered,
+                let (unanswered, quiet) = match quick {
+                    Some(quick) => (quick.pause(), quick.quiet),
+                    None => (self.limits.unanswered, self.limits.quiet),
                 };
-                let quiet = self.heard + self.limits.quiet;
+                let quiet = self.heard + quiet;
                 Some(self.said.map_or(quiet, |said| quiet.min(said + unanswered)))
             }
         }
@@ -213,6 +233,9 @@ const QUICK: Duration = Duration::from_millis(350);
 
 /// Longest: beyond it a lane is as good as silent, however long its round trip.
 const SLOW: Duration = Duration::from_secs(3);
+
+/// Silence after packets: with the pings that follow another lane takes over within two seconds.
+const QUIET_AFTER_PACKETS: Duration = Duration::from_secs(1);
 
 /// Between the pings of a silent lane, so that it is known soon when it speaks again.
 const PING_AGAIN: Duration = Duration::from_secs(1);
@@ -306,6 +329,40 @@ mod tests {
         assert!(liveness.handle_received(start + millis(3800)));
         assert!(!liveness.is_silent());
         assert!(!liveness.handle_received(start + millis(3801)));
+    }
+
+    #[test]
+    fn a_lane_that_packets_came_on_is_asked_soon_and_then_less_and_less() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start, LivenessLimits::default());
+        liveness.quicken();
+        liveness.handle_rtt(millis(50));
+        liveness.handle_received(start);
+        assert!(liveness.handle_packet());
+        assert!(!liveness.handle_packet());
+        let mut asked = Vec::new();
+        let mut now = start;
+        while asked.len() < 6 {
+            let before = now;
+            now = liveness.deadline(false);
+            assert_eq!(liveness.poll(now, false), Due::Ping);
+            liveness.handle_ping_sent(now);
+            liveness.handle_received(now);
+            asked.push((now - before).as_secs());
+        }
+        assert_eq!(asked, [1, 2, 4, 8, 10, 10]);
+        // Cut between two bursts, it is silent within two seconds.
+        liveness.handle_packet();
+        let cut = now;
+        while !liveness.is_silent() {
+            now = liveness.deadline(false);
+            match liveness.poll(now, false) {
+                Due::Ping => liveness.handle_ping_sent(now),
+                Due::Silent => liveness.handle_silent(),
+                Due::Nothing | Due::GiveUp => panic!("at {:?}", now - cut),
+            }
+        }
+        assert_eq!((now - cut).as_millis(), 1_700);
     }
 
     #[test]

@@ -290,6 +290,9 @@ impl Session {
             drops.malformed_packets += 1;
             return Opened::Skipped;
         }
+        if self.lanes[index].liveness.handle_packet() {
+            self.arm_liveness(index);
+        }
         let number = expand_source(header.source, self.sources.highest());
         match header.piece {
             Piece::Whole => {
