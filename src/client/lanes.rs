@@ -266,7 +266,7 @@ impl Lanes {
                 info!(
                     server = %self.connector.servers[attempt.server],
                     "no answer yet; if it stays so: no UDP passes on the way, or the server is down, or this is not its \
-                     address and port, or `server_key` is not its key"
+                     address and port, or `server_key` is not its key, or this client's is not among its `clients`"
                 );
             }
         }

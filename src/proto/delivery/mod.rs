@@ -44,7 +44,8 @@
 //!
 //! # Limits
 //!
-//! [`MAX_TRACKED`] datagrams in flight, and [`MAX_UNPERMITTED`] that the window has not let go; 64 runs of numbers received, of which a report tells 32.
+//! [`MAX_TRACKED`] datagrams in flight, and [`MAX_UNPERMITTED`] that the window has not let go; 64 runs of
+//! numbers received, of which a report tells 32.
 
 mod flight;
 mod loss;
