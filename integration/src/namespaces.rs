@@ -392,6 +392,21 @@ impl Lab {
             // the router must see packets, not super-packets, or netem would lose 64 KiB at a time
             client.run("ip link set c0 gso_max_segs 1");
             server.run("ip link set s0 gso_max_segs 1");
+            // while a lost question for an address waits to be asked again, the kernel drops most of what is sent
+            knows(
+                &client,
+                "c0",
+                &server,
+                "s0",
+                [SERVER4.into(), SERVER6.into()],
+            );
+            knows(
+                &server,
+                "s0",
+                &client,
+                "c0",
+                [CLIENT4.into(), CLIENT6.into()],
+            );
         }
         if wire.is_some() {
             without_offload(&client, "c0");
@@ -419,6 +434,17 @@ fn routed(client: &Place, server_pid: u32) -> Place {
         "ip link add r1 type veth peer name s0 netns {server_pid}"
     ));
     router
+}
+
+/// Tells a host at which link address another has its addresses.
+fn knows(place: &Place, device: &str, other: &Place, its: &str, addresses: [IpAddr; 2]) {
+    let link = other.shell(&format!("cat /sys/class/net/{its}/address"));
+    for address in addresses {
+        place.run(&format!(
+            "ip neigh replace {address} lladdr {} dev {device} nud permanent",
+            link.trim()
+        ));
+    }
 }
 
 /// The same with a link that the kernel shapes.
