@@ -43,8 +43,8 @@ pub struct Bbr {
 struct Flood {
     decided: u64,
     lost: u64,
-    /// A quarter was lost of those before.
-    before: bool,
+    /// Of how many in a row much was lost: one for a quarter, two for half.
+    heavy: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -296,7 +296,7 @@ impl Bbr {
     }
 
     /// Whether the start makes a queue of a few datagrams overflow before it is seen, by the bursts of an application
-    /// that fills no window: half is lost of some datagrams, or a quarter twice in a row.
+    /// that fills no window: of some datagrams in a row a quarter or half is lost again and again.
     fn is_flooded(&mut self, round: &Round) -> bool {
         let flood = &mut self.flood;
         flood.decided += round.decided;
@@ -304,16 +304,18 @@ impl Bbr {
         if flood.decided < FLOOD_DATAGRAMS {
             return false;
         }
-        let (quarter, half) = (
-            flood.lost * 4 > flood.decided,
-            flood.lost * 2 > flood.decided,
-        );
-        let flooded = half || quarter && flood.before;
+        let heavy = if flood.lost * 2 > flood.decided {
+            flood.heavy + 2
+        } else if flood.lost * 4 > flood.decided {
+            flood.heavy + 1
+        } else {
+            0
+        };
         *flood = Flood {
-            before: quarter,
+            heavy,
             ..Flood::default()
         };
-        flooded
+        heavy >= FLOODED
     }
 
     /// The start has met a queue. If it is the lane's own, it goes as the lane holds back; if it stays, others are
@@ -739,8 +741,11 @@ const STARTUP_GAIN: f64 = 2.77;
 const PLATEAU_ROUNDS: u32 = 3;
 
 /// Datagrams by which it is judged whether the start makes a short queue overflow. Of so many, a link that loses 5 % in
-/// bursts of four loses a quarter of its own accord once in thirty times.
+/// bursts of four loses a quarter of its own accord once in thirty times, and half once in a thousand.
 const FLOOD_DATAGRAMS: u64 = 48;
+
+/// Heavy losses in a row that are no chance: a call of minutes before the first download must not end the start.
+const FLOODED: u32 = 3;
 
 /// Rounds after which a queue that stands is the lane's, however little it carries.
 const PATIENT_ROUNDS: u64 = 16;
