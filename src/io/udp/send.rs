@@ -191,7 +191,6 @@ impl Sender {
             }
             let segments = self.io.segments();
             let Some((group, contents)) = batch.front(segments) else {
-                batch.clear();
                 break;
             };
             let sent = self.io.try_send(&Transmit {
@@ -220,6 +219,8 @@ impl Sender {
                 }
             }
         }
+        // Room that was reserved for nothing goes back too.
+        batch.clear();
         Poll::Ready(())
     }
 

@@ -199,6 +199,16 @@ fn full_batch_gives_no_room() {
 }
 
 #[tokio::test]
+async fn flushed_batch_holds_no_memory_though_room_was_reserved_for_nothing() {
+    let mut near = End::bound(V4);
+    let pool = Pool::new("test", 1, 1);
+    near.batch = SendBatch::new(pool.clone());
+    assert!(near.batch.reserve(100).is_some());
+    near.flush().await;
+    assert_eq!(pool.stats().large.outstanding, 0);
+}
+
+#[tokio::test]
 async fn marks_arrive() {
     let (mut near, mut far) = (End::bound(V4), End::bound(V4));
     let marked = Target {

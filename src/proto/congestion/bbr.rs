@@ -23,6 +23,8 @@ pub struct Bbr {
     /// Window while starting.
     start_window: u64,
     flood: Flood,
+    /// While starting: the round in which the queue began to stand.
+    stands_since: Option<u64>,
     /// The highest bandwidth of a round while starting or pushing, and rounds since it grew.
     plateau: (u64, u32),
     former_queue: Duration,
@@ -94,6 +96,7 @@ impl Bbr {
             pushed: true,
             start_window: INITIAL_DATAGRAMS * datagram,
             flood: Flood::default(),
+            stands_since: None,
             plateau: (0, 0),
             former_queue: Duration::ZERO,
             noise: Duration::ZERO,
@@ -265,11 +268,17 @@ impl Bbr {
         // does fill the link. A lane that has carried less than its first window has hardly made the queue, unless it
         // stays with that: the window may be more than a slow link and its queue hold.
         let initial = INITIAL_DATAGRAMS * self.datagram;
+        let rounds = self.model.rounds();
+        let queue = sample.standing.is_some_and(|queue| queue > self.full());
+        if queue {
+            self.stands_since.get_or_insert(rounds);
+        } else if sample.standing.is_some() {
+            self.stands_since = None;
+        }
         let own = !sample.application_limited
             || volume(self.model.bandwidth(), self.length()) > initial
-            || self.model.rounds() > PATIENT_ROUNDS;
-        let queue = sample.standing.is_some_and(|queue| queue > self.full());
-        if queue && own && self.model.rounds() > 1 {
+            || (self.stands_since).is_some_and(|since| rounds >= since + PATIENT_ROUNDS);
+        if queue && own && rounds > 1 {
             self.drain(sample);
             return;
         }
@@ -747,7 +756,7 @@ const FLOOD_DATAGRAMS: u64 = 48;
 /// Heavy losses in a row that are no chance: a call of minutes before the first download must not end the start.
 const FLOODED: u32 = 3;
 
-/// Rounds after which a queue that stands is the lane's, however little it carries.
+/// Rounds of standing after which a queue is the lane's, however little it carries.
 const PATIENT_ROUNDS: u64 = 16;
 
 /// A drain that has not ended by then never will: others have taken the place.
@@ -854,6 +863,37 @@ mod tests {
         bbr.on_report(&sample);
         assert_eq!(bbr.pacing_rate(), first);
         assert!(bbr.window() >= INITIAL_DATAGRAMS * 1_400);
+    }
+
+    #[test]
+    fn a_queue_is_the_lanes_own_after_16_rounds_of_it_however_long_the_lane_was_idle_before() {
+        let mut now = Instant::now();
+        let round_trip = Duration::from_millis(50);
+        let mut bbr = Bbr::new(now, 1_400, round_trip, 1);
+        let mut delivered = 0;
+        let mut round = |bbr: &mut Bbr, bytes: u64, queue: Duration| {
+            now += round_trip;
+            let mut sample = Sample::new(now);
+            sample.application_limited = true;
+            sample.rate = Some(bytes * 20);
+            sample.newly_delivered = bytes;
+            sample.prior_delivered = delivered;
+            delivered += bytes;
+            sample.delivered = delivered;
+            sample.round_trip = Some(round_trip + queue);
+            (sample.queue, sample.standing) = (Some(queue), Some(queue));
+            sample.smoothed_round_trip = round_trip;
+            bbr.on_report(&sample);
+            bbr.metrics().state
+        };
+        for _ in 0..100 {
+            assert_eq!(round(&mut bbr, 60, Duration::ZERO), "startup");
+        }
+        for _ in 0..PATIENT_ROUNDS {
+            let state = round(&mut bbr, 14_000, Duration::from_millis(60));
+            assert_eq!(state, "startup");
+        }
+        assert_eq!(round(&mut bbr, 14_000, Duration::from_millis(60)), "drain");
     }
 
     #[test]
