@@ -14,6 +14,10 @@
 //!                                                             3 s if another lane speaks
 //! ```
 //!
+//! Of what opens on a datagram lane, packets, parity and the far end's own questions show only that its way here is open:
+//! they answer nothing. Where the way there is cut they may come for many seconds, and the lane is silent all the same. On a
+//! stream lane whatever opens is an answer: what carries it tells of a way that is cut.
+//!
 //! What comes in bursts may end without anything of ours being unanswered: the last of it was acknowledged, and that
 //! was reported. So a datagram lane that packets have come on is asked after 1 s of silence, and then after 2, 4 and 8,
 //! before it counts as idle.
@@ -97,7 +101,12 @@ impl Liveness {
         }
     }
 
-    /// Something opened; whether the lane had been silent.
+    /// Something opened that answers nothing.
+    pub(super) fn handle_unasked(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// An answer opened; whether the lane had been silent.
     pub(super) fn handle_received(&mut self, now: Instant) -> bool {
         self.heard = now;
         self.said = None;
@@ -363,6 +372,35 @@ mod tests {
             }
         }
         assert_eq!((now - cut).as_millis(), 1_700);
+    }
+
+    #[test]
+    fn what_the_far_end_sends_of_its_own_accord_is_no_answer() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start, LivenessLimits::default());
+        liveness.quicken();
+        liveness.handle_rtt(millis(50));
+        liveness.handle_sent(start);
+        let mut pings = Vec::new();
+        let mut now = start;
+        let silent = loop {
+            now += millis(10);
+            liveness.handle_unasked(now);
+            match liveness.poll(now, true) {
+                Due::Nothing => {}
+                Due::Ping => {
+                    liveness.handle_ping_sent(now);
+                    pings.push((now - start).as_millis());
+                }
+                Due::Silent => break now - start,
+                Due::GiveUp => panic!("at {:?}", now - start),
+            }
+        };
+        assert_eq!((pings, silent.as_millis()), (vec![350, 530], 700));
+        liveness.handle_silent();
+        liveness.handle_unasked(now);
+        assert!(liveness.is_silent());
+        assert!(liveness.handle_received(now));
     }
 
     #[test]

@@ -206,10 +206,21 @@ impl Session {
             lossy.paths.handle_opened(now, path, len, newest, generator);
         }
         let lane = self.lanes[index].id;
-        self.handle_opened(now, index, which, len);
-        let short = DatagramFormatError::Short { len };
         let inside = datagram.get(DATAGRAM_HEADER_LEN..len - TAG_LEN);
-        let (kind, body) = inside.and_then(<[u8]>::split_first).ok_or(short)?;
+        let inside = inside.and_then(<[u8]>::split_first);
+        let kind = inside.and_then(|(kind, _)| InnerType::from_byte(*kind));
+        let unasked = matches!(
+            kind,
+            Some(
+                InnerType::Packet
+                    | InnerType::Repair
+                    | InnerType::Ping
+                    | InnerType::Probe
+                    | InnerType::PathChallenge
+            )
+        );
+        self.handle_opened(now, index, which, len, !unasked);
+        let (kind, body) = inside.ok_or(DatagramFormatError::Short { len })?;
         // What was opened may have confirmed or killed other lanes.
         let Some(index) = self.lane_index(lane) else {
             return Err(OpenError::Lane { lane });

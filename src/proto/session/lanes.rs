@@ -130,7 +130,7 @@ impl Session {
         self.take_lane_id(header.lane);
         self.lanes.push(lane);
         let index = self.lanes.len() - 1;
-        self.handle_opened(now, index, which, frame.len());
+        self.handle_opened(now, index, which, frame.len(), true);
         self.arm_liveness(index);
         self.stats.lanes_joined += 1;
         self.queue(Route::Lane(header.lane), Message::JoinOk { challenge });

@@ -48,7 +48,7 @@ impl Session {
             .filter(|index| !self.lanes[*index].is_dead())
             .ok_or(OpenError::Lane { lane })?;
         let which = self.open_seal(index, header, frame)?;
-        self.handle_opened(now, index, which, frame.len());
+        self.handle_opened(now, index, which, frame.len(), true);
         let (kind, body) = match frame.get(SEALED_HEADER_LEN..frame.len() - TAG_LEN) {
             Some([kind, body @ ..]) => (*kind, body),
             Some([]) | None => return Err(SealedFormatError::Short { len: frame.len() }.into()),
@@ -104,11 +104,23 @@ impl Session {
         Ok(which)
     }
 
-    /// What every frame that opens means, whatever is in it.
-    pub(super) fn handle_opened(&mut self, now: Instant, index: usize, which: Which, len: usize) {
+    /// What every frame that opens means, whatever is in it; `answers` says whether it shows that ours arrive.
+    pub(super) fn handle_opened(
+        &mut self,
+        now: Instant,
+        index: usize,
+        which: Which,
+        len: usize,
+        answers: bool,
+    ) {
         let lane = &mut self.lanes[index];
         let id = lane.id;
-        let was_silent = lane.liveness.handle_received(now);
+        let was_silent = if answers {
+            lane.liveness.handle_received(now)
+        } else {
+            lane.liveness.handle_unasked(now);
+            false
+        };
         lane.stats.incoming.received += 1;
         lane.stats.incoming.received_bytes += len as u64;
         if was_silent {

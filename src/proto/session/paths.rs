@@ -371,7 +371,7 @@ impl Session {
         self.take_lane_id(header.lane);
         self.lanes.push(lane);
         let index = self.lanes.len() - 1;
-        self.handle_opened(now, index, which, datagram.len());
+        self.handle_opened(now, index, which, datagram.len(), true);
         self.limit_datagrams();
         self.stats.lanes_joined += 1;
         if let Some(index) = self.lane_index(header.lane) {
