@@ -233,6 +233,15 @@ impl Place {
         ));
     }
 
+    /// Drops every UDP datagram to `port` that arrives in this place, silently, until [`Place::mend`]; those from it pass.
+    pub fn cut_datagrams_to(&self, port: u16) {
+        self.replace_cut(&format!(
+            "table inet cut {{
+                chain in {{ type filter hook input priority -300; udp dport {port} drop; }}
+            }}\n"
+        ));
+    }
+
     /// Answers every TCP segment that arrives here from or to `port` with a reset, and lets none out, until
     /// [`Place::mend`]: what a middlebox does that ends connections. Connections opened meanwhile are refused.
     pub fn reset(&self, port: u16) {
@@ -254,7 +263,7 @@ impl Place {
         ));
     }
 
-    /// Undoes [`Place::cut`], [`Place::cut_datagrams`] and [`Place::reset`].
+    /// Undoes [`Place::cut`], [`Place::cut_datagrams`], [`Place::cut_datagrams_to`] and [`Place::reset`].
     pub fn mend(&self) {
         self.run("nft delete table inet cut");
     }

@@ -8,7 +8,7 @@ use std::{
 use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir},
     flows::{self, Download},
-    namespaces::{Lab, ORIGIN4, SERVER4},
+    namespaces::{Lab, ORIGIN4, Place, SERVER4},
     origin::Origin,
     skip::{Need, can_run},
     socks, stream,
@@ -124,6 +124,19 @@ fn download_survives_datagrams_that_are_blocked_and_let_through_again() {
     if !can_run(NEEDS) {
         return;
     }
+    download_survives(|server| server.cut_datagrams(PORT));
+}
+
+#[test]
+fn download_survives_datagrams_that_are_blocked_on_the_way_to_the_server_alone() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    download_survives(|server| server.cut_datagrams_to(PORT));
+}
+
+/// Downloads while `block` keeps datagrams out, and lets them through again.
+fn download_survives(block: fn(&Place)) {
     let scene = Scene::new(|_| {});
     let before = scene.datagrams();
     let target = scene.origin.address();
@@ -142,7 +155,7 @@ fn download_survives_datagrams_that_are_blocked_and_let_through_again() {
             println!("{what}: {:.2} s", began.elapsed().as_secs_f32());
         };
         part(LENGTH / 4, "a quarter over datagrams").await;
-        server.cut_datagrams(PORT);
+        block(&server);
         part(LENGTH / 4 + (8 << 20), "8 MiB more after the block").await;
         part(LENGTH / 2, "the second quarter").await;
         tokio::time::timeout(PATIENCE, download.finish())
