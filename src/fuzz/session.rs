@@ -80,8 +80,8 @@ pub fn proto_session(data: &[u8]) {
                         Ok(Opened::Packet { range, .. }) => assert_eq!(&frame[range], bytes),
                         // The lane had died by what came before.
                         Ok(Opened::Control | Opened::Skipped) | Err(_) => {}
-                        Ok(Opened::Repair { .. } | Opened::Report { .. }) => {
-                            panic!("a stream lane has neither")
+                        Ok(Opened::Repair { .. } | Opened::Report { .. } | Opened::Flow { .. }) => {
+                            panic!("a packet was sealed")
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! Moves bytes between flows of the netstack and the sockets they stand for.
+//! Moves bytes between flows, of the netstack or relayed, and the sockets they stand for.
 //!
 //! # Theory of operation
 //!
@@ -15,6 +15,11 @@
 //! would block. A socket that would block has then registered the flow's own waker, which
 //! puts the flow's number into the [`ReadySet`] and wakes the driver: readiness is waited
 //! for only after `WouldBlock`, and a wake-up names the flow it is for.
+//!
+//! What keeps the flows is behind [`Flows`]: the netstack, or the table of flows that are
+//! [relayed](crate::proto::relayed) without one. Of these, bytes that arrive are offered to
+//! the socket from where they were opened ([`Relay::offer`]); only what it does not take
+//! waits in a ring.
 //!
 //! ```text
 //!            ring ── recv ──▶ poll_write ──▶ socket        down
@@ -41,19 +46,137 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The flows of one netstack and the sockets they stand for.
+use crate::proto::relayed::{Relayed, RelayedKey};
+
+/// What keeps flows: their bytes in both directions, and their ends.
+pub trait Flows {
+    /// Names a flow.
+    type Id: Copy + PartialEq + std::fmt::Debug;
+
+    /// Gives a small number that no other living flow has.
+    fn index(id: Self::Id) -> usize;
+
+    /// Gives bytes that have come to `f`, which returns how many it took.
+    ///
+    /// # Errors
+    /// [`RecvError`] when there are none.
+    fn recv<R>(
+        &mut self,
+        now: Instant,
+        id: Self::Id,
+        f: impl FnOnce(&[u8]) -> (usize, R),
+    ) -> Result<R, RecvError>;
+
+    /// Lends room for bytes to send to `f`, which returns how many it wrote.
+    ///
+    /// # Errors
+    /// [`SendError`] when there is no room.
+    fn send<R>(
+        &mut self,
+        now: Instant,
+        id: Self::Id,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Result<R, SendError>;
+
+    /// Ends our direction.
+    fn finish(&mut self, now: Instant, id: Self::Id);
+
+    /// Ends the flow at once.
+    fn abort(&mut self, now: Instant, id: Self::Id);
+
+    /// Lets go of the flow.
+    fn release(&mut self, now: Instant, id: Self::Id);
+}
+
+impl Flows for Stack {
+    type Id = FlowId;
+
+    fn index(id: FlowId) -> usize {
+        id.index()
+    }
+
+    fn recv<R>(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        f: impl FnOnce(&[u8]) -> (usize, R),
+    ) -> Result<R, RecvError> {
+        Stack::recv(self, now, id, |bytes| f(bytes))
+    }
+
+    fn send<R>(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Result<R, SendError> {
+        Stack::send(self, now, id, f)
+    }
+
+    fn finish(&mut self, now: Instant, id: FlowId) {
+        Stack::finish(self, now, id);
+    }
+
+    fn abort(&mut self, now: Instant, id: FlowId) {
+        Stack::abort(self, now, id);
+    }
+
+    fn release(&mut self, now: Instant, id: FlowId) {
+        Stack::release(self, now, id);
+    }
+}
+
+impl Flows for Relayed {
+    type Id = RelayedKey;
+
+    fn index(id: RelayedKey) -> usize {
+        id.index()
+    }
+
+    fn recv<R>(
+        &mut self,
+        _: Instant,
+        id: RelayedKey,
+        f: impl FnOnce(&[u8]) -> (usize, R),
+    ) -> Result<R, RecvError> {
+        Relayed::recv(self, id, f)
+    }
+
+    fn send<R>(
+        &mut self,
+        _: Instant,
+        id: RelayedKey,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Result<R, SendError> {
+        Relayed::send(self, id, f)
+    }
+
+    fn finish(&mut self, _: Instant, id: RelayedKey) {
+        Relayed::finish(self, id);
+    }
+
+    fn abort(&mut self, _: Instant, id: RelayedKey) {
+        Relayed::abort(self, id);
+    }
+
+    fn release(&mut self, _: Instant, id: RelayedKey) {
+        Relayed::release(self, id);
+    }
+}
+
+/// The flows of one netstack, or of one table of relayed ones, and the sockets they stand for.
 #[derive(Debug)]
-pub struct Relay {
-    links: Vec<Option<Link>>,
+pub struct Relay<F: Flows = Stack> {
+    links: Vec<Option<Link<F::Id>>>,
     open: usize,
     /// The most that were open since the last burst was over.
     peak: usize,
-    ended: VecDeque<FlowId>,
+    ended: VecDeque<F::Id>,
     ready: Arc<ReadySet>,
     stats: RelayStats,
 }
 
-impl Relay {
+impl<F: Flows> Relay<F> {
     /// Makes an empty relay that reports readiness to `ready`.
     pub fn new(ready: Arc<ReadySet>) -> Self {
         Self {
@@ -69,8 +192,8 @@ impl Relay {
     /// Binds `endpoint` to the established `flow`; `early` are bytes already read from it.
     ///
     /// The flow must not have an endpoint yet. The flow is queued for its first pump.
-    pub fn attach(&mut self, flow: FlowId, endpoint: Endpoint, early: Vec<u8>) {
-        let key = flow.index();
+    pub fn attach(&mut self, flow: F::Id, endpoint: Endpoint, early: Vec<u8>) {
+        let key = F::index(flow);
         if self.links.len() <= key {
             self.links.resize_with(key + 1, || None);
         }
@@ -93,31 +216,56 @@ impl Relay {
     }
 
     /// Moves what can be moved for `flow` both ways; returns whether anything moved.
-    pub fn pump(&mut self, now: Instant, stack: &mut Stack, flow: FlowId) -> bool {
-        match self.links.get_mut(flow.index()) {
-            Some(Some(link)) if link.flow == flow => self.pump_key(now, stack, flow.index()),
+    pub fn pump(&mut self, now: Instant, flows: &mut F, flow: F::Id) -> bool {
+        match self.links.get_mut(F::index(flow)) {
+            Some(Some(link)) if link.flow == flow => self.pump_key(now, flows, F::index(flow)),
             _ => false,
         }
     }
 
     /// Pumps at most `budget` flows whose sockets became ready; returns whether any were.
-    pub fn poll_ready(&mut self, now: Instant, stack: &mut Stack, budget: usize) -> bool {
+    pub fn poll_ready(&mut self, now: Instant, flows: &mut F, budget: usize) -> bool {
         let mut any = false;
         for _ in 0..budget {
             let Some(key) = self.ready.pop() else { break };
             any = true;
             if let Some(Some(link)) = self.links.get(key) {
                 link.notice.taken();
-                self.pump_key(now, stack, key);
+                self.pump_key(now, flows, key);
             }
         }
         any
     }
 
-    /// Lets go of `flow`, whose conversation the netstack has ended; the socket is reset.
-    pub fn reset(&mut self, flow: FlowId) {
-        if matches!(self.links.get(flow.index()), Some(Some(link)) if link.flow == flow) {
-            self.detach(flow.index(), End::Reset);
+    /// Offers bytes that have come for `flow`, and before which none wait, to its socket; returns how many it took.
+    pub fn offer(&mut self, flow: F::Id, bytes: &[u8]) -> usize {
+        let Some(Some(link)) = self.links.get_mut(F::index(flow)) else {
+            return 0;
+        };
+        if link.flow != flow || link.down != Half::Open {
+            return 0;
+        }
+        let mut cx = Context::from_waker(&link.waker);
+        let mut taken = 0;
+        while taken < bytes.len() {
+            match link.endpoint.poll_write(&mut cx, &bytes[taken..]) {
+                Poll::Ready(Ok(n)) if n > 0 => taken += n,
+                Poll::Pending => break,
+                // The pump finds the same, and ends the flow.
+                Poll::Ready(Ok(_) | Err(_)) => {
+                    link.notice.queue();
+                    break;
+                }
+            }
+        }
+        self.stats.bytes_down += taken as u64;
+        taken
+    }
+
+    /// Lets go of `flow`, whose conversation has ended; the socket is reset.
+    pub fn reset(&mut self, flow: F::Id) {
+        if matches!(self.links.get(F::index(flow)), Some(Some(link)) if link.flow == flow) {
+            self.detach(F::index(flow), End::Reset);
         }
     }
 
@@ -132,7 +280,7 @@ impl Relay {
 
     /// Returns the next flow with a pipe that has ended since the last call; its owner
     /// inside this process may still hold its handle. To be drained after every turn.
-    pub fn poll_ended(&mut self) -> Option<FlowId> {
+    pub fn poll_ended(&mut self) -> Option<F::Id> {
         self.ended.pop_front()
     }
 
@@ -161,13 +309,13 @@ impl Relay {
         &self.stats
     }
 
-    fn pump_key(&mut self, now: Instant, stack: &mut Stack, key: usize) -> bool {
+    fn pump_key(&mut self, now: Instant, flows: &mut F, key: usize) -> bool {
         let Some(Some(link)) = self.links.get_mut(key) else {
             return false;
         };
-        let down = link.pump_down(now, stack);
+        let down = link.pump_down(now, flows);
         let up = match down {
-            Ok(_) => link.pump_up(now, stack),
+            Ok(_) => link.pump_up(now, flows),
             Err(end) => Err(end),
         };
         let done = link.up == Half::Finished && link.down == Half::Finished;
@@ -181,7 +329,7 @@ impl Relay {
         match (down, up) {
             (Ok(down), Ok(up)) => {
                 if done {
-                    stack.release(now, flow);
+                    flows.release(now, flow);
                     self.detach(key, End::Clean);
                 } else if down.more || up.more {
                     self.requeue(key);
@@ -191,10 +339,10 @@ impl Relay {
             (Err(end), _) | (_, Err(end)) => {
                 match end {
                     End::Reset => {}
-                    End::Broken => stack.abort(now, flow),
+                    End::Broken => flows.abort(now, flow),
                     End::Clean => {}
                 }
-                stack.release(now, flow);
+                flows.release(now, flow);
                 self.detach(key, end);
                 true
             }
@@ -233,7 +381,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl<F: Flows> Drop for Relay<F> {
     /// Flows that are cut off in the middle must not look like such that have ended.
     fn drop(&mut self) {
         self.reset_all();
@@ -406,8 +554,8 @@ impl Wake for Notice {
 }
 
 #[derive(Debug)]
-struct Link {
-    flow: FlowId,
+struct Link<Id> {
+    flow: Id,
     endpoint: Endpoint,
     waker: Waker,
     notice: Arc<Notice>,
@@ -417,9 +565,9 @@ struct Link {
     down: Half,
 }
 
-impl Link {
+impl<Id: Copy> Link<Id> {
     /// Flow to socket.
-    fn pump_down(&mut self, now: Instant, stack: &mut Stack) -> Result<Moved, End> {
+    fn pump_down<F: Flows<Id = Id>>(&mut self, now: Instant, flows: &mut F) -> Result<Moved, End> {
         let mut cx = Context::from_waker(&self.waker);
         let endpoint = &mut self.endpoint;
         let mut moved = Moved::default();
@@ -428,7 +576,7 @@ impl Link {
                 moved.more = true;
                 break;
             }
-            let step = stack.recv(now, self.flow, |ring| {
+            let step = flows.recv(now, self.flow, |ring| {
                 match endpoint.poll_write(&mut cx, ring) {
                     Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => (0, Step::Broken),
                     Poll::Ready(Ok(n)) => (n, Step::Moved(n)),
@@ -455,7 +603,7 @@ impl Link {
     }
 
     /// Socket to flow.
-    fn pump_up(&mut self, now: Instant, stack: &mut Stack) -> Result<Moved, End> {
+    fn pump_up<F: Flows<Id = Id>>(&mut self, now: Instant, flows: &mut F) -> Result<Moved, End> {
         let mut cx = Context::from_waker(&self.waker);
         let (endpoint, early) = (&mut self.endpoint, &mut self.early);
         let mut moved = Moved::default();
@@ -464,7 +612,7 @@ impl Link {
                 moved.more = true;
                 break;
             }
-            let step = stack.send(now, self.flow, |ring| {
+            let step = flows.send(now, self.flow, |ring| {
                 if !early.is_empty() {
                     let (front, _) = early.as_slices();
                     let n = front.len().min(ring.len());
@@ -483,7 +631,7 @@ impl Link {
                 Ok(Step::Moved(n)) => moved.bytes += n,
                 Ok(Step::Blocked) | Err(SendError::Full) => break,
                 Ok(Step::Ended) => {
-                    stack.finish(now, self.flow);
+                    flows.finish(now, self.flow);
                     self.up = Half::Finished;
                 }
                 Ok(Step::Broken) => return Err(End::Broken),

@@ -241,6 +241,36 @@ impl AeadKey {
         Ok(out)
     }
 
+    /// Seals text that ends with `data`, which stands elsewhere and stays as it is; `body` is the rest of the text, room
+    /// for `data`, and room for the tag.
+    ///
+    /// AES-GCM encrypts from `data` straight into `body`; the others would do so block by block, at a fraction of their
+    /// speed, so there `data` is copied first.
+    pub(super) fn seal_gathered(
+        &self,
+        nonce: [u8; NONCE_LEN],
+        aad: &[u8],
+        body: &mut [u8],
+        data: &[u8],
+    ) -> Result<(), AeadError> {
+        let split = body.len().checked_sub(TAG_LEN).ok_or(AeadError)?;
+        let near = split.checked_sub(data.len()).ok_or(AeadError)?;
+        match self {
+            Self::AwsLc(key) if !data.is_empty() && key.algorithm() != &CHACHA20_POLY1305 => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let (text, rest) = body.split_at_mut(near);
+                key.seal_in_place_scatter(nonce, Aad::from(aad), text, data, rest)
+                    .map_err(|_| AeadError)
+            }
+            Self::AwsLc(_) | Self::XChaCha(_) => {
+                body[near..split].copy_from_slice(data);
+                let (text, tag) = body.split_at_mut(split);
+                tag.copy_from_slice(&self.seal(nonce, aad, text)?);
+                Ok(())
+            }
+        }
+    }
+
     /// Opens `text ‖ tag` in place; on failure the bytes are worth nothing (RFC 5116, section 2.2).
     pub(super) fn open(
         &self,
@@ -289,6 +319,31 @@ fn extended(nonce: [u8; NONCE_LEN]) -> XNonce {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_that_stands_in_two_places_is_sealed_as_if_it_stood_in_one() {
+        for kind in AeadKind::ALL {
+            let key = AeadKey::new(kind, &[7; 32][..kind.key_len()]);
+            for (near, far) in [
+                (13, 0),
+                (13, 1),
+                (0, 40),
+                (13, 65_536),
+                (16, 100),
+                (31, 4_096),
+            ] {
+                let text: Vec<u8> = (0..near + far).map(|at| at as u8).collect();
+                let mut whole = text.clone();
+                let tag = key.seal([3; NONCE_LEN], b"aad", &mut whole).unwrap();
+                whole.extend_from_slice(&tag);
+                let mut body = vec![0; near + far + TAG_LEN];
+                body[..near].copy_from_slice(&text[..near]);
+                key.seal_gathered([3; NONCE_LEN], b"aad", &mut body, &text[near..])
+                    .unwrap();
+                assert!(body == whole, "{kind}, {near} and {far} bytes");
+            }
+        }
+    }
 
     #[test]
     fn every_kind_opens_what_it_sealed_and_nothing_changed() {

@@ -391,7 +391,13 @@ fn open(
 ) {
     match session.open_datagram(now, path, datagram) {
         Ok(Opened::Packet { range, .. }) => packets.push(datagram[range].to_vec()),
-        Ok(Opened::Repair { .. } | Opened::Report { .. } | Opened::Control | Opened::Skipped) => {}
+        Ok(
+            Opened::Repair { .. }
+            | Opened::Report { .. }
+            | Opened::Flow { .. }
+            | Opened::Control
+            | Opened::Skipped,
+        ) => {}
         Err(error) => errors.push(error),
     }
     while let Some((_, packet, _)) = session.poll_delivery() {

@@ -112,6 +112,7 @@ mod pieces;
 mod queue;
 mod random;
 mod rekey;
+pub mod relayed;
 pub mod repair;
 mod replay;
 mod retry;

@@ -181,7 +181,13 @@ fn deliver(
 ) {
     match session.open(now, lane, frame) {
         Ok(Opened::Packet { range, .. }) => packets.push(frame[range].to_vec()),
-        Ok(Opened::Repair { .. } | Opened::Report { .. } | Opened::Control | Opened::Skipped) => {}
+        Ok(
+            Opened::Repair { .. }
+            | Opened::Report { .. }
+            | Opened::Flow { .. }
+            | Opened::Control
+            | Opened::Skipped,
+        ) => {}
         Err(error) => errors.push(error),
     }
 }

@@ -17,6 +17,14 @@ pub struct Stats {
     pub packets_opened: u64,
     /// Bytes of IP packets opened and delivered.
     pub packet_bytes_opened: u64,
+    /// Frames of relayed flows sealed.
+    pub flow_frames_sealed: u64,
+    /// Bytes of relayed flows sealed, those that were sent again included.
+    pub flow_bytes_sealed: u64,
+    /// Frames of relayed flows opened.
+    pub flow_frames_opened: u64,
+    /// Bytes of relayed flows opened.
+    pub flow_bytes_opened: u64,
     /// Control frames sealed.
     pub control_sealed: u64,
     /// Control frames opened.

@@ -141,7 +141,7 @@ pub fn prologue(kind: HandshakeKind, context: &[u8]) -> Vec<u8> {
 pub struct InitPayload<'a> {
     /// Minor version of the client.
     pub minor: u8,
-    /// What the client can do beyond this version; no bit has a meaning yet.
+    /// What the client can do beyond this version: [`CAPABILITY_RELAYED`].
     pub capabilities: u32,
     /// AEADs the client speaks, a bit each.
     pub aead_offered: u8,
@@ -383,6 +383,9 @@ pub enum HandshakeFormatError {
 
 /// Major version: two ends with different ones cannot speak. Clear, and bound by the prologue.
 pub const MAJOR: u8 = 1;
+
+/// Capability bit of an end that relays flows without a netstack.
+pub const CAPABILITY_RELAYED: u32 = 1;
 
 /// Minor version: additions that an older end can ignore. Encrypted.
 pub const MINOR: u8 = 0;

@@ -61,8 +61,9 @@
 //!    empty for the first two, `session (8) ‖ epoch (8)` for the others.
 //!  - **psk** is the pre-shared key of that client, 32 zero bytes if there is none. The server sets
 //!    it after message 1 has told it who calls.
-//!  - **minor**, **capabilities** (no bit has a meaning yet) and `…`: what later versions of the
-//!    same major add. `…` is ignored.
+//!  - **minor**, **capabilities** and `…`: what later versions of the same major add. `…` is ignored.
+//!    Capability bit 0: flows may be relayed (below). The client says it if all its lanes will be
+//!    stream lanes, the server if it ends the flows of its clients itself; unknown bits are ignored.
 //!  - **AEADs**: bit 0 AES-256-GCM, bit 1 ChaCha20-Poly1305, bit 2 AES-128-GCM, bit 3
 //!    XChaCha20-Poly1305; in payload 2 a number, bit + 1. The server chooses: an AES both have in
 //!    hardware, else ChaCha20-Poly1305, else what both speak.
@@ -162,7 +163,11 @@
 //! | `0D` Enrol | reserved | client |
 //! | `0E` PathChallenge | challenge (16) | both, datagram lanes only |
 //! | `0F` PathResponse | challenge (16) of the PathChallenge | both, datagram lanes only |
-//! | `10` … `14` | reserved: open, data, credit, fin, reset of flows relayed without a netstack | |
+//! | `10` FlowOpen | flow (4) ‖ address ‖ port (2) ‖ window (4) | client, stream lanes only |
+//! | `11` FlowData | flow (4) ‖ offset (8) ‖ bytes | both, stream lanes only |
+//! | `12` FlowCredit | flow (4) ‖ received (8) ‖ limit (8) ‖ 0 or 1 (again) | both, stream lanes only |
+//! | `13` FlowFin | flow (4) ‖ offset (8) | both, stream lanes only |
+//! | `14` FlowReset | flow (4) ‖ reason (1) | both, stream lanes only |
 //! | `15` Part | serial (1) ‖ 0 or 1 ‖ half of a control frame | both, datagram lanes only |
 //! | `16` Probe | serial (4) ‖ zeros | both, datagram lanes only |
 //! | `17` ProbeOk | serial (4) of the Probe | both, datagram lanes only |
@@ -189,6 +194,33 @@
 //! not know the type skips it, and sends on the newest.
 //!
 //! **Ping** may be sent on any lane at any time, and is answered on the same one.
+//!
+//! ## Relayed flows
+//!
+//! Where both ends said so in the handshake (capability bit 0), the client may have the server open TCP connections, and
+//! no packets cross for them. Otherwise these frames are of an unknown type.
+//!
+//! ```text
+//!  client                                              server
+//!    Open  flow, destination, window ───────────────▶  connect(2)
+//!          ◀─────────────────────── Credit (received 0, limit)      or Reset, with the reason
+//!    Data, Fin ─────────────────────────────────────▶
+//!          ◀───────────────────────────────────── Data, Fin
+//!    Credit ◀───────────────────────────────────────▶ Credit
+//! ```
+//!
+//!  - **flow** is the client's number, greater than that of every flow it opened before in the session.
+//!  - **address** is 4 ‖ IPv4 (4) or 6 ‖ IPv6 (16). One of the session's own networks is not allowed: packets go there.
+//!  - **offset** counts the bytes of one direction from 0. What arrived before is trimmed; what lies beyond a gap is
+//!    dropped, and asked for by a Credit whose last byte is 1: it is then sent again from **received** on.
+//!  - **limit** is the offset that no byte may reach; the client's first is the window of its Open, and the client sends
+//!    none before the first Credit. **received** counts a Fin as one more than the bytes; Fin needs no room.
+//!  - Whoever sends keeps what was not acknowledged. When another lane takes packets, each end says Credit there
+//!    for every flow, and sends again what is not acknowledged, Opens first, in the order of their numbers.
+//!  - A frame about a flow that its receiver does not know, and that is no Reset, is answered by a Reset (unknown).
+//!  - **reason**: 1 aborted, 2 refused, 3 host unreachable, 4 network unreachable, 5 timed out, 6 not allowed, 7 too many
+//!    flows, 8 unknown, 9 violation (data beyond the limit, a second end); others are taken as 1.
+//!  - Open from the server, and a malformed frame, close the session. Flows end with their session.
 //!
 //! ## Epochs
 //!
@@ -371,6 +403,7 @@ mod config;
 mod control;
 mod cookie;
 mod datagram;
+mod flow;
 mod frame;
 mod handshake;
 mod reader;
@@ -390,12 +423,16 @@ pub use datagram::{
     JOIN_DATAGRAM_HEADER_LEN, JOIN_DATAGRAM_LEN, JoinDatagram, Piece, datagram_handle,
     datagram_type, expand_source, join_datagram_session,
 };
+pub use flow::{
+    FLOW_DATA_HEAD, FlowFrame, FlowFrameError, MAX_FLOW_DATA, MAX_FLOW_HEAD, RelayedId, ResetReason,
+};
 pub use frame::{
     FrameFormatError, FrameType, LENGTH_LEN, MAX_FRAME, MAX_FRAME_PREAUTH, frame_type, split, write,
 };
 pub use handshake::{
-    CHALLENGE_LEN, HandshakeFormatError, HandshakeFrame, HandshakeKind, INSTANCE_LEN, InitPayload,
-    MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
+    CAPABILITY_RELAYED, CHALLENGE_LEN, HandshakeFormatError, HandshakeFrame, HandshakeKind,
+    INSTANCE_LEN, InitPayload, MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD,
+    RefuseReason, ReplyPayload, prologue,
 };
 pub use reader::{Reader, Short};
 pub use repair::{REPAIR_HEADER_LEN, RepairHeader, RepairHeaderError, SHARD_PREFIX_LEN};

@@ -202,15 +202,15 @@ pub enum InnerType {
     PathChallenge = 0x0E,
     /// Gives the value of a [`InnerType::PathChallenge`] back.
     PathResponse = 0x0F,
-    /// Opens a flow that is relayed without a netstack; reserved.
+    /// Opens a flow that is relayed without a netstack.
     FlowOpen = 0x10,
-    /// Bytes of such a flow; reserved.
+    /// Bytes of such a flow.
     FlowData = 0x11,
-    /// Room for more bytes of such a flow; reserved.
+    /// Room for more bytes of such a flow.
     FlowCredit = 0x12,
-    /// The end of such a flow in one direction; reserved.
+    /// The end of such a flow in one direction.
     FlowFin = 0x13,
-    /// The abrupt end of such a flow; reserved.
+    /// The abrupt end of such a flow.
     FlowReset = 0x14,
     /// Half of a control frame that is longer than a datagram.
     Part = 0x15,

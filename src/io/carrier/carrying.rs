@@ -10,6 +10,7 @@ use adit_netstack::Offload;
 use tracing::debug;
 
 use super::datagram::{Datagrams, Room};
+use super::deliver::{Deliver, Packets};
 use super::event::{CarrierEvent, CarrierStats, LaneLoss};
 use super::several::Several;
 use super::sink::{LaneSink, Room as SinkRoom};
@@ -18,9 +19,10 @@ use crate::io::lane::StreamLane;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::datapath::{DatapathStats, Orphan};
+use crate::proto::relayed::Relayed;
 use crate::proto::spread::{Spread, SpreadStats};
 use crate::proto::{Again, DatagramPath, LaneStats, PacketMeta, Session, SessionEvent, Traffic};
-use crate::wire::{LaneId, PACKET_HEADROOM, TAILROOM};
+use crate::wire::{LaneId, PACKET_HEADROOM, SEALED_HEADER_LEN, TAILROOM};
 
 /// A session and the lanes that carry it.
 #[derive(Debug)]
@@ -171,7 +173,17 @@ impl Carrier {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        mut deliver: impl FnMut(&mut [u8], Range<usize>, Offload),
+        deliver: impl FnMut(&mut [u8], Range<usize>, Offload),
+    ) -> bool {
+        self.poll_deliver(cx, now, &mut Packets(deliver))
+    }
+
+    /// The same where flows are relayed, too.
+    pub fn poll_deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        deliver: &mut impl Deliver,
     ) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -198,7 +210,7 @@ impl Carrier {
                     &mut self.datagrams,
                     now,
                     &mut self.stats,
-                    &mut deliver,
+                    deliver,
                 );
                 received.err().or(ended)
             } else {
@@ -215,7 +227,34 @@ impl Carrier {
         let (session, stats) = (&mut self.session, &mut self.stats);
         any | self
             .datagrams
-            .poll_receive(cx, now, session, stats, &mut deliver)
+            .poll_receive(cx, now, session, stats, &mut |frame, range, offload| {
+                deliver.packet(frame, range, offload);
+            })
+    }
+
+    /// Writes what relayed flows have to say to the stream lane that takes packets, as long as it has room; returns
+    /// whether they had anything.
+    pub fn poll_flows(&mut self, now: Instant, flows: &mut Relayed) -> bool {
+        let Some(id) = self.session.lane_for(now, PacketMeta::default()) else {
+            return false;
+        };
+        let session = &mut self.session;
+        let mut streams = self.streams.iter_mut();
+        let Some(lane) = streams.find(|lane| lane.id == id && lane.broken.is_none()) else {
+            return false;
+        };
+        flows.set_lane(id);
+        flows.poll_transmit(|head, bytes| {
+            let whole = SEALED_HEADER_LEN + head.len() + bytes.len() + TAILROOM;
+            let sealed = lane.io.reserve(whole).is_some_and(|room| {
+                let sealed = session.seal_flow(now, id, head, bytes, room);
+                sealed.is_ok()
+            });
+            if sealed {
+                lane.io.commit(whole);
+            }
+            sealed
+        })
     }
 
     /// Lends room for packets on the lane that the session's scheduler names.

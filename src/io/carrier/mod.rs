@@ -14,6 +14,9 @@
 //!    with one vectored write, or with segmented sends. Now and then it tells the log what busy lanes carry.
 //! 4. [`Carrier::poll_event`] tells what became of the session and its lanes.
 //!
+//! Frames of [relayed flows](crate::proto::relayed) are sealed by [`Carrier::poll_flows`] from where their bytes stand
+//! straight into the write buffer of the stream lane that takes packets.
+//!
 //! A **stream lane** owns its connection. **Datagram lanes** share sockets: where the datagrams of
 //! a lane go is the session's to say, by a path whose socket is one of the carrier's ports. The
 //! client's port is read by the carrier itself; the server's is read by a task of its own, which
@@ -40,6 +43,7 @@
 
 mod carrying;
 mod datagram;
+mod deliver;
 mod event;
 mod several;
 mod sink;
@@ -48,5 +52,6 @@ mod stream;
 mod tests;
 
 pub use carrying::{Carrier, MAX_LANES};
+pub use deliver::Deliver;
 pub use event::{CarrierEvent, CarrierStats, LaneLoss};
 pub use sink::{LaneSink, has_room};

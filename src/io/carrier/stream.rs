@@ -1,13 +1,11 @@
 //! A stream lane of a session.
 
 use std::io;
-use std::ops::Range;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use adit_netstack::Offload;
-
 use super::datagram::Datagrams;
+use super::deliver::Deliver;
 use super::event::{CarrierStats, LaneLoss};
 use crate::io::lane::StreamLane;
 use crate::proto::datapath::Received;
@@ -91,7 +89,7 @@ impl CarriedStream {
         datagrams: &mut Datagrams,
         now: Instant,
         stats: &mut CarrierStats,
-        deliver: &mut impl FnMut(&mut [u8], Range<usize>, Offload),
+        deliver: &mut impl Deliver,
     ) -> Result<(), LaneLoss> {
         while let Some(frame) = self.io.next_frame()? {
             if self.after_join && frame_type(frame) == Some(FrameType::HandshakeInit) {
@@ -113,8 +111,14 @@ impl CarriedStream {
                         range,
                         offload,
                     };
-                    datagrams.take_packet(now, session, packet, deliver);
+                    datagrams.take_packet(now, session, packet, &mut |frame, range, offload| {
+                        deliver.packet(frame, range, offload);
+                    });
                 }
+                Ok(Opened::Flow {
+                    frame: fields,
+                    range,
+                }) => deliver.flow(&fields, &frame[range]),
                 // Repair and reports are for datagram lanes: the session refuses them on others.
                 Ok(
                     Opened::Repair { .. }
@@ -123,6 +127,10 @@ impl CarriedStream {
                     | Opened::Skipped,
                 ) => {}
                 Err(error) => match error.scope() {
+                    // What is missing of a flow is said again on another lane, and never on this one.
+                    Scope::Frame if session.relays() && session.closed().is_none() => {
+                        return Err(error.into());
+                    }
                     // Of an epoch that is gone, after a long stall: the session counts it.
                     Scope::Frame => {}
                     Scope::Lane => return Err(error.into()),

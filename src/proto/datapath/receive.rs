@@ -57,9 +57,11 @@ impl<P: QueuePacket> Datapath<P> {
                     Class::Report
                 }
             },
-            Opened::Packet { .. } | Opened::Repair { .. } | Opened::Control | Opened::Skipped => {
-                Class::Data
-            }
+            Opened::Packet { .. }
+            | Opened::Repair { .. }
+            | Opened::Flow { .. }
+            | Opened::Control
+            | Opened::Skipped => Class::Data,
         };
         if let Some(lane) = self.lane_mut(lane) {
             lane.received
@@ -89,7 +91,8 @@ impl<P: QueuePacket> Datapath<P> {
                 self.handle_repair(session, now, lane, &datagram[range]);
                 self.repaired(session, now, lane, deliver);
             }
-            Opened::Report { .. } | Opened::Control => {}
+            // The session takes flows on stream lanes only.
+            Opened::Report { .. } | Opened::Flow { .. } | Opened::Control => {}
             Opened::Skipped => self.joined(session, now, lane, deliver),
         }
         Ok(())

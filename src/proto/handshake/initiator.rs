@@ -9,8 +9,8 @@ use crate::proto::keys::Role;
 use crate::proto::random::Generator;
 use crate::proto::session::{Agreement, FirstLane, Session, Settings};
 use crate::wire::{
-    CHALLENGE_LEN, FrameType, HandshakeFormatError, HandshakeFrame, HandshakeKind, INSTANCE_LEN,
-    MINOR, RefuseReason, SessionId,
+    CAPABILITY_RELAYED, CHALLENGE_LEN, FrameType, HandshakeFormatError, HandshakeFrame,
+    HandshakeKind, INSTANCE_LEN, MINOR, RefuseReason, SessionId,
 };
 
 /// Who the client is, whom it calls, and how.
@@ -191,7 +191,7 @@ impl Caller {
     ) -> Result<(Opening, Vec<u8>), HandshakeError> {
         let hello = Hello {
             minor: MINOR,
-            capabilities: CAPABILITIES,
+            capabilities: capabilities(&self.config.settings),
             aead_offered: self.offer.spoken,
             aead_hardware: self.offer.hardware,
             instance: self.config.instance,
@@ -232,7 +232,7 @@ impl Caller {
             instance: self.config.instance,
             aead,
             peer_minor: agreed.minor,
-            capabilities: CAPABILITIES & agreed.capabilities,
+            capabilities: capabilities(&self.config.settings) & agreed.capabilities,
             keys: agreed.secrets.derive(aead, Role::Initiator),
             settings: self.config.settings,
             generator: self.generator.child(),
@@ -334,5 +334,11 @@ pub(super) fn unix_micros(time: SystemTime) -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// What this version can do beyond what every version 1 can: nothing yet.
-pub(super) const CAPABILITIES: u32 = 0;
+/// What an end with these settings can do beyond what every version 1 can.
+pub(super) const fn capabilities(settings: &Settings) -> u32 {
+    if settings.relayed {
+        CAPABILITY_RELAYED
+    } else {
+        0
+    }
+}

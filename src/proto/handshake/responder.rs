@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::challenge::{ChallengeState, Freshness, NewestTimes, Whose};
 use super::exchange::{ExchangeError, Heard};
-use super::initiator::{CAPABILITIES, unix_micros};
+use super::initiator::{capabilities, unix_micros};
 use crate::proto::aead::{AeadKind, AeadOffer, aes_hardware};
 use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
 use crate::proto::keys::Role;
@@ -150,7 +150,7 @@ impl Responder {
         let reply = |message: &[u8]| whole(FrameType::HandshakeReply, message);
         let Some(aead) = self.offer.choose(offer) else {
             let reason = RefuseReason::Aead;
-            let message = heard.refuse(psk, reason, MINOR, CAPABILITIES)?;
+            let message = heard.refuse(psk, reason, MINOR, capabilities(&self.settings))?;
             return Ok(Answer::Refuse {
                 reply: reply(&message),
                 reason,
@@ -159,7 +159,8 @@ impl Responder {
         };
         let id = self.free_id(&mut generator).ok_or(Silence::NoHandle)?;
         let hello = heard.hello;
-        let (message, secrets) = heard.accept(psk, MINOR, CAPABILITIES, id.0, aead.byte())?;
+        let both = capabilities(&self.settings) & hello.capabilities;
+        let (message, secrets) = heard.accept(psk, MINOR, both, id.0, aead.byte())?;
         let Some(secrets) = secrets else {
             let reason = RefuseReason::EncapsulationKey;
             return Ok(Answer::Refuse {
@@ -178,7 +179,7 @@ impl Responder {
             instance,
             aead,
             peer_minor: hello.minor,
-            capabilities: CAPABILITIES & hello.capabilities,
+            capabilities: both,
             keys: secrets.derive(aead, Role::Responder),
             settings: self.settings,
             generator,

@@ -3,7 +3,8 @@
 use super::state::MAX_LANES;
 use crate::proto::replay::Replayed;
 use crate::wire::{
-    CloseReason, ControlError, DatagramFormatError, InnerType, LaneId, SealedFormatError, SessionId,
+    CloseReason, ControlError, DatagramFormatError, FlowFrameError, InnerType, LaneId,
+    SealedFormatError, SessionId,
 };
 
 /// Why a packet was not sealed.
@@ -107,6 +108,9 @@ pub enum OpenError {
     /// A control frame is malformed.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A frame of a relayed flow is malformed.
+    #[error(transparent)]
+    Flow(#[from] FlowFrameError),
     /// A control frame that this end does not take, or not now.
     #[error("{kind:?} frame out of place")]
     Misplaced {
@@ -150,7 +154,10 @@ impl OpenError {
             // is broken. Either way the next frame is worth no more.
             Self::Format(_) | Self::Counter { .. } | Self::Seal { .. } => Scope::Lane,
             // The peer itself sealed it.
-            Self::UnknownType { .. } | Self::Control(_) | Self::Misplaced { .. } => Scope::Session,
+            Self::UnknownType { .. }
+            | Self::Control(_)
+            | Self::Flow(_)
+            | Self::Misplaced { .. } => Scope::Session,
         }
     }
 }

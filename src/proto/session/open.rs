@@ -9,10 +9,11 @@ use super::error::{OpenError, Scope};
 use super::event::SessionEvent;
 use super::state::{Session, State};
 use crate::proto::epoch::Which;
+use crate::proto::keys::Role;
 use crate::proto::lane::LaneState;
 use crate::wire::{
-    CloseReason, Control, InnerType, LaneId, PACKET_HEADER_LEN, PACKET_HEADROOM, PacketHeader,
-    SEALED_HEADER_LEN, SealedFormatError, SealedHeader, TAG_LEN, is_skippable, nonce,
+    CloseReason, Control, FlowFrame, InnerType, LaneId, PACKET_HEADER_LEN, PACKET_HEADROOM,
+    PacketHeader, SEALED_HEADER_LEN, SealedFormatError, SealedHeader, TAG_LEN, is_skippable, nonce,
 };
 
 impl Session {
@@ -55,6 +56,29 @@ impl Session {
         };
         match InnerType::from_byte(kind) {
             Some(InnerType::Packet) => Ok(self.take_packet(index, body)),
+            Some(kind) if self.relays && is_flow(kind) => {
+                let (frame, bytes) = FlowFrame::parse(kind, body)?;
+                match (&frame, self.role) {
+                    (FlowFrame::Open { .. }, Role::Initiator) => {
+                        return Err(OpenError::Misplaced { kind });
+                    }
+                    (FlowFrame::Open { .. }, Role::Responder)
+                    | (
+                        FlowFrame::Data { .. }
+                        | FlowFrame::Credit { .. }
+                        | FlowFrame::Fin { .. }
+                        | FlowFrame::Reset { .. },
+                        Role::Initiator | Role::Responder,
+                    ) => {}
+                }
+                self.stats.flow_frames_opened += 1;
+                self.stats.flow_bytes_opened += bytes.len() as u64;
+                let end = SEALED_HEADER_LEN + 1 + body.len();
+                Ok(Opened::Flow {
+                    frame,
+                    range: end - bytes.len()..end,
+                })
+            }
             Some(kind) if is_reserved(kind) => Err(OpenError::UnknownType { kind: kind.byte() }),
             Some(kind) => {
                 let control = Control::parse(kind, body)?;
@@ -188,7 +212,9 @@ impl Session {
             OpenError::Counter { .. } | OpenError::Replayed(_) => drops.replayed_counter += 1,
             OpenError::Seal { .. } | OpenError::Forged { .. } => drops.failed_opens += 1,
             OpenError::UnknownType { .. } => drops.unknown_frames += 1,
-            OpenError::Control(_) | OpenError::Misplaced { .. } => drops.bad_control += 1,
+            OpenError::Control(_) | OpenError::Flow(_) | OpenError::Misplaced { .. } => {
+                drops.bad_control += 1
+            }
             OpenError::Session { .. } | OpenError::LaneId { .. } | OpenError::TooManyLanes => {}
         }
         if let OpenError::Seal { failed } | OpenError::Forged { failed } = error
@@ -232,12 +258,24 @@ pub enum Opened {
         /// Where in the datagram its body now is, in the clear.
         range: Range<usize>,
     },
+    /// A frame of a relayed flow, on a stream lane.
+    Flow {
+        /// Its fields.
+        frame: FlowFrame,
+        /// Where in the frame the bytes behind them now are, in the clear.
+        range: Range<usize>,
+    },
     /// A control frame; the session has dealt with it.
     Control,
     /// Nothing to deliver: a duplicate, a malformed packet, or an unknown type that may be skipped.
     Skipped,
 }
 
+const fn is_flow(kind: InnerType) -> bool {
+    kind.byte() >= InnerType::FlowOpen.byte() && kind.byte() <= InnerType::FlowReset.byte()
+}
+
+/// Whether frames of the type are not for here: flows only where both ends relay them.
 pub(super) const fn is_reserved(kind: InnerType) -> bool {
     match kind {
         InnerType::Enrol

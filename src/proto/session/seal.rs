@@ -75,6 +75,43 @@ impl Session {
         Ok(())
     }
 
+    /// Seals a frame of a relayed flow for a confirmed stream lane: `head` is its type and fields, `data` the bytes
+    /// behind them, which stay where they are. `buf` is as long as the whole frame:
+    /// [`SEALED_HEADER_LEN`], both, [`TAG_LEN`].
+    ///
+    /// # Errors
+    /// [`SealError`], with what stands in the way; nothing may be sent then.
+    pub fn seal_flow(
+        &mut self,
+        now: Instant,
+        lane: LaneId,
+        head: &[u8],
+        data: &[u8],
+        buf: &mut [u8],
+    ) -> Result<(), SealError> {
+        let index = self.confirmed_lane(lane)?;
+        if self.lanes[index].kind != LaneKind::Stream || !self.relays {
+            return Err(SealError::Lane { lane });
+        }
+        if self.settings.rekey.is_spent(self.epochs.current_ref()) {
+            let epoch = self.epoch();
+            return Err(SealError::Exhausted { epoch });
+        }
+        let len = SEALED_HEADER_LEN + head.len() + data.len() + TAG_LEN;
+        if buf.len() != len || len - LENGTH_LEN > MAX_FRAME {
+            return Err(SealError::Length { len });
+        }
+        buf[SEALED_HEADER_LEN..SEALED_HEADER_LEN + head.len()].copy_from_slice(head);
+        self.seal_behind(now, index, buf, data)?;
+        self.stats.flow_frames_sealed += 1;
+        self.stats.flow_bytes_sealed += data.len() as u64;
+        if self.lanes[index].liveness.handle_sent(now) {
+            self.arm_liveness(index);
+        }
+        self.schedule.on_sent(now, lane, len);
+        Ok(())
+    }
+
     fn confirmed_lane(&self, lane: LaneId) -> Result<usize, SealError> {
         match self.state {
             State::Open => {}
@@ -229,11 +266,22 @@ impl Session {
         index: usize,
         frame: &mut [u8],
     ) -> Result<(), SealError> {
-        let lane = &mut self.lanes[index];
-        match lane.kind {
-            LaneKind::Stream => {}
-            LaneKind::Datagram => return self.seal_datagram(now, index, frame),
+        match self.lanes[index].kind {
+            LaneKind::Stream => self.seal_behind(now, index, frame, &[]),
+            LaneKind::Datagram => self.seal_datagram(now, index, frame),
         }
+    }
+
+    /// Seals a frame of a stream lane whose inside is in place behind the header, but for `data`, which is its end and
+    /// stands elsewhere.
+    fn seal_behind(
+        &mut self,
+        now: Instant,
+        index: usize,
+        frame: &mut [u8],
+        data: &[u8],
+    ) -> Result<(), SealError> {
+        let lane = &mut self.lanes[index];
         let epoch = self.epochs.current();
         if self.settings.rekey.is_over(epoch) {
             return Err(SealError::Exhausted {
@@ -249,9 +297,10 @@ impl Session {
         .write(frame)
         .map_err(|_| SealError::Length { len })?;
         let (header, body) = frame.split_at_mut(SEALED_HEADER_LEN);
-        let (text, tag) = body.split_at_mut(body.len() - TAG_LEN);
-        let made = epoch.keys.seal.seal(nonce(lane.id, counter), header, text);
-        tag.copy_from_slice(&made.map_err(|_| SealError::Length { len })?);
+        let nonce = nonce(lane.id, counter);
+        (epoch.keys.seal)
+            .seal_gathered(nonce, header, body, data)
+            .map_err(|_| SealError::Length { len })?;
         epoch.usage.add(len);
         lane.stats.outgoing.sent += 1;
         lane.stats.outgoing.sent_bytes += len as u64;

@@ -22,7 +22,8 @@ use crate::proto::schedule::{PassThrough, Schedule};
 use crate::proto::stats::{LaneStats, LaneTraffic, Stats, Traffic};
 use crate::proto::timers::{Timer, Timers};
 use crate::wire::{
-    CloseReason, DEFAULT_MTU, HandshakeKind, INSTANCE_LEN, LaneId, PATH_CHALLENGE_LEN, SessionId,
+    CAPABILITY_RELAYED, CloseReason, DEFAULT_MTU, HandshakeKind, INSTANCE_LEN, LaneId,
+    PATH_CHALLENGE_LEN, SessionId,
 };
 
 /// A session. Both roles are this one type.
@@ -33,6 +34,8 @@ pub struct Session {
     pub(super) id: SessionId,
     pub(super) role: Role,
     pub(super) aead: AeadKind,
+    /// Both ends relay flows.
+    pub(super) relays: bool,
     pub(super) peer: PublicKey,
     pub(super) peer_minor: u8,
     pub(super) settings: Settings,
@@ -116,6 +119,7 @@ impl Session {
             id,
             role,
             aead,
+            relays: capabilities & CAPABILITY_RELAYED != 0,
             peer,
             peer_minor,
             settings,
@@ -214,6 +218,12 @@ impl Session {
     #[must_use]
     pub const fn peer_minor(&self) -> u8 {
         self.peer_minor
+    }
+
+    /// Whether both ends relay flows without a netstack.
+    #[must_use]
+    pub const fn relays(&self) -> bool {
+        self.relays
     }
 
     /// Number of the epoch that seals, from 0.
@@ -351,6 +361,8 @@ pub struct Settings {
     pub liveness: LivenessLimits,
     /// How what is sent on datagram lanes is repaired.
     pub repair: adit_fec::Mode,
+    /// Flows are relayed without a netstack, if the other end says so too.
+    pub relayed: bool,
 }
 
 /// What a handshake hands to the session it made.

@@ -1,0 +1,932 @@
+//! The relayed flows of one session.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use adit_netstack::{Cause, RecvError, SendError};
+
+use super::bytes::Spares;
+use super::flow::{CreditDue, Flow, State};
+use super::incoming::{Arrival, BeyondBounds};
+use super::outgoing::Unsent;
+use super::{ACK_DELAY, CONNECT_TIMEOUT, MAX_RESETS, MAX_TELLING, WINDOW};
+use crate::proto::keys::Role;
+use crate::wire::{FlowFrame, LaneId, MAX_FLOW_HEAD, RelayedId, ResetReason};
+
+/// The relayed flows of one session, at either end.
+#[derive(Debug)]
+pub struct Relayed {
+    role: Role,
+    most: usize,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    open: usize,
+    /// Flows that were asked for and are not answered.
+    half_open: usize,
+    serial: u32,
+    by_id: HashMap<RelayedId, usize, foldhash::fast::RandomState>,
+    /// The least number that no flow has had.
+    next_id: u32,
+    /// The lane that takes frames.
+    lane: Option<LaneId>,
+    /// Whose turn is next; each slot at most once.
+    turns: VecDeque<usize>,
+    /// Resets that are to be sent.
+    resets: VecDeque<(RelayedId, ResetReason)>,
+    /// Flows that acknowledge what came when their time has come, the same after each arrival.
+    late: VecDeque<(Instant, RelayedKey)>,
+    /// When to look for opens that nobody answers.
+    look_at: Option<Instant>,
+    events: VecDeque<RelayedEvent>,
+    spares: Spares,
+    stats: RelayedStats,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    queued: bool,
+    flow: Option<Box<Flow>>,
+}
+
+/// Names a flow to its owner, at one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayedKey {
+    slot: usize,
+    serial: u32,
+}
+
+impl RelayedKey {
+    /// Gives a small number that no other living flow of the table has.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.slot
+    }
+}
+
+/// What became of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayedEvent {
+    /// Server: the client asks for a connection, and waits for [`Relayed::accept`] or [`Relayed::refuse`].
+    Incoming {
+        /// The flow.
+        flow: RelayedKey,
+        /// Where it is to lead.
+        destination: SocketAddr,
+    },
+    /// Client: the connection stands.
+    Established {
+        /// The flow.
+        flow: RelayedKey,
+    },
+    /// There is something to read, or room to write, that was missing before.
+    Progress {
+        /// The flow.
+        flow: RelayedKey,
+    },
+    /// The flow is over; it is to be [released](Relayed::release).
+    Closed {
+        /// The flow.
+        flow: RelayedKey,
+        /// Why.
+        reason: ResetReason,
+    },
+}
+
+/// What a [`Relayed`] has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayedStats {
+    /// Flows opened: asked for by a client, taken by a server.
+    pub opened: u64,
+    /// Flows refused: too many.
+    pub refused: u64,
+    /// Flows that ended in order.
+    pub finished: u64,
+    /// Flows that were reset by the far end.
+    pub reset: u64,
+    /// Flows that the far end did not answer in time.
+    pub timed_out: u64,
+    /// Flows whose far end broke the rules.
+    pub violations: u64,
+    /// Frames of flows that are not known.
+    pub unknown: u64,
+    /// Data and Fin frames that brought nothing new.
+    pub duplicates: u64,
+    /// Data and Fin frames dropped beyond a gap.
+    pub gaps: u64,
+    /// Resets that were not said: too many waited.
+    pub resets_dropped: u64,
+    /// Times that another lane took over.
+    pub lane_changes: u64,
+    /// Chunks of memory allocated, ever.
+    pub chunks_made: u64,
+}
+
+impl Relayed {
+    /// Makes an empty table of at most `most` flows.
+    #[must_use]
+    pub fn new(role: Role, most: usize) -> Self {
+        Self {
+            role,
+            most,
+            slots: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            half_open: 0,
+            serial: 0,
+            by_id: HashMap::default(),
+            next_id: 0,
+            lane: None,
+            turns: VecDeque::new(),
+            resets: VecDeque::new(),
+            late: VecDeque::new(),
+            look_at: None,
+            events: VecDeque::new(),
+            spares: Spares::default(),
+            stats: RelayedStats::default(),
+        }
+    }
+
+    // ---- the owner's side --------------------------------------------------------------
+
+    /// Client: asks for a connection; [`RelayedEvent::Established`] or [`RelayedEvent::Closed`] follows. `None` at the
+    /// limit of flows.
+    pub fn connect(&mut self, now: Instant, destination: SocketAddr) -> Option<RelayedKey> {
+        if self.open >= self.most || self.next_id == u32::MAX {
+            self.stats.refused += 1;
+            return None;
+        }
+        let until = now + CONNECT_TIMEOUT;
+        let key = self.insert(destination, State::Opening { until, said: false });
+        self.half_open += 1;
+        self.look_at.get_or_insert(until);
+        self.queue(key.slot);
+        Some(key)
+    }
+
+    /// Server: says that the connection stands.
+    pub fn accept(&mut self, key: RelayedKey) {
+        if let Some(flow) = self.flow_mut(key)
+            && flow.state == State::Asked
+        {
+            flow.state = State::Open;
+            flow.credit = CreditDue::Yes;
+            self.half_open -= 1;
+            self.queue(key.slot);
+        }
+    }
+
+    /// Server: says that there is no connection, and why, and forgets the flow.
+    pub fn refuse(&mut self, key: RelayedKey, reason: ResetReason) {
+        self.end(key, reason);
+        self.release(key);
+    }
+
+    /// Gives the bytes that have come to `f`, which returns how many it took.
+    ///
+    /// # Errors
+    /// [`RecvError`] when there are none.
+    pub fn recv<R>(
+        &mut self,
+        key: RelayedKey,
+        f: impl FnOnce(&[u8]) -> (usize, R),
+    ) -> Result<R, RecvError> {
+        let (flow, spares) = find(&mut self.slots, &mut self.spares, key);
+        let flow = flow.ok_or(RecvError::Unknown)?;
+        if flow.state == State::Over {
+            return Err(RecvError::Failed(Cause::Reset));
+        }
+        let waiting = flow.inc.waiting();
+        if waiting.is_empty() {
+            return Err(if flow.inc.has_ended() {
+                RecvError::Finished
+            } else {
+                RecvError::Empty
+            });
+        }
+        let (taken, result) = f(waiting);
+        flow.inc.consume(spares, taken);
+        self.credit_if_worth(key.slot);
+        Ok(result)
+    }
+
+    /// Lends room for bytes to send to `f`, which returns how many it wrote.
+    ///
+    /// # Errors
+    /// [`SendError`] when there is no room, or never will be.
+    pub fn send<R>(
+        &mut self,
+        key: RelayedKey,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Result<R, SendError> {
+        let (flow, spares) = find(&mut self.slots, &mut self.spares, key);
+        let flow = flow.ok_or(SendError::Unknown)?;
+        match flow.state {
+            State::Opening { .. } | State::Asked => return Err(SendError::Full),
+            State::Over => return Err(SendError::Failed(Cause::Reset)),
+            State::Open if flow.out.is_finished() => return Err(SendError::Closed),
+            State::Open => {}
+        }
+        let room = flow.out.room(spares);
+        if room.is_empty() {
+            flow.wants_room = true;
+            return Err(SendError::Full);
+        }
+        let (written, result) = f(room);
+        flow.out.advance(spares, written);
+        if written > 0 {
+            self.queue(key.slot);
+        }
+        Ok(result)
+    }
+
+    /// Ends our direction behind what was sent.
+    pub fn finish(&mut self, key: RelayedKey) {
+        if let Some(flow) = self.flow_mut(key)
+            && flow.state == State::Open
+        {
+            flow.out.finish();
+            self.queue(key.slot);
+        }
+    }
+
+    /// Ends the flow at once; the far end sees a reset.
+    pub fn abort(&mut self, key: RelayedKey) {
+        self.end(key, ResetReason::Aborted);
+    }
+
+    /// Forgets the flow, once the far end has what it is owed.
+    pub fn release(&mut self, key: RelayedKey) {
+        let Some(flow) = self.flow_mut(key) else {
+            return;
+        };
+        flow.released = true;
+        match flow.state {
+            State::Over => self.remove(key.slot),
+            // Nobody would read or write any more.
+            State::Opening { .. } | State::Asked => {
+                self.abort(key);
+                self.remove(key.slot);
+            }
+            State::Open if !(flow.out.is_finished() && flow.inc.has_ended()) => {
+                self.abort(key);
+                self.remove(key.slot);
+            }
+            State::Open => self.remove_if_complete(key.slot),
+        }
+    }
+
+    /// Returns whether a flow waits for [`Relayed::accept`] or [`Relayed::refuse`].
+    #[must_use]
+    pub fn is_asked(&self, key: RelayedKey) -> bool {
+        let flow = self
+            .slots
+            .get(key.slot)
+            .and_then(|slot| slot.flow.as_deref());
+        flow.is_some_and(|flow| flow.serial == key.serial && flow.state == State::Asked)
+    }
+
+    /// Returns where the flow leads that a frame of the far end is about.
+    #[must_use]
+    pub fn remote_of(&self, id: RelayedId) -> Option<(RelayedKey, SocketAddr)> {
+        let slot = *self.by_id.get(&id)?;
+        let flow = self.slots.get(slot)?.flow.as_deref()?;
+        let serial = flow.serial;
+        Some((RelayedKey { slot, serial }, flow.remote))
+    }
+
+    /// Ends a flow for a reason, at both ends: its owner is told, too.
+    pub fn fail(&mut self, key: RelayedKey, reason: ResetReason) {
+        let Some(flow) = self.flow_mut(key) else {
+            return;
+        };
+        let released = flow.released;
+        self.end(key, reason);
+        if released {
+            self.remove(key.slot);
+        } else {
+            self.events
+                .push_back(RelayedEvent::Closed { flow: key, reason });
+        }
+    }
+
+    // ---- the far end's side ------------------------------------------------------------
+
+    /// Takes a frame that was opened, and the bytes behind its fields. `take` is offered those that are new and have
+    /// none waiting before them, and returns how many the socket took.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        frame: &FlowFrame,
+        bytes: &[u8],
+        take: impl FnOnce(RelayedKey, &[u8]) -> usize,
+    ) {
+        let id = frame.flow();
+        let slot = self.by_id.get(&id).copied();
+        match (*frame, slot) {
+            (
+                FlowFrame::Open {
+                    destination,
+                    window,
+                    ..
+                },
+                None,
+            ) => self.handle_open(id, destination, window),
+            // Sent again because a lane was lost; the answer is, too.
+            (FlowFrame::Open { .. }, Some(_)) => {}
+            (FlowFrame::Data { offset, .. }, Some(slot)) => {
+                self.handle_data(now, slot, offset, bytes, take);
+            }
+            (
+                FlowFrame::Credit {
+                    received,
+                    limit,
+                    again,
+                    ..
+                },
+                Some(slot),
+            ) => self.handle_credit(slot, received, limit, again),
+            (FlowFrame::Fin { offset, .. }, Some(slot)) => self.handle_fin(slot, offset),
+            (FlowFrame::Reset { reason, .. }, Some(slot)) => self.handle_reset(slot, reason),
+            (FlowFrame::Data { .. } | FlowFrame::Credit { .. } | FlowFrame::Fin { .. }, None) => {
+                self.stats.unknown += 1;
+                self.say_reset(id, ResetReason::Unknown);
+            }
+            (FlowFrame::Reset { .. }, None) => {}
+        }
+    }
+
+    /// Takes note of which lane takes frames. On another one everything that the far end has not acknowledged
+    /// is said again.
+    pub fn set_lane(&mut self, lane: LaneId) {
+        if self.lane.replace(lane) == Some(lane) {
+            return;
+        }
+        self.stats.lane_changes += 1;
+        let mut live: Vec<(Option<RelayedId>, usize)> = Vec::with_capacity(self.open);
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            slot.queued = false;
+            let Some(flow) = slot.flow.as_deref_mut() else {
+                continue;
+            };
+            match &mut flow.state {
+                State::Opening { said, .. } => *said = false,
+                State::Asked | State::Over => continue,
+                State::Open => {
+                    flow.out.rewind();
+                    flow.inc.forget_question();
+                    flow.credit = CreditDue::Yes;
+                }
+            }
+            live.push((flow.id, at));
+        }
+        // The far end sees every number for the first time in this order; those that have none yet come last.
+        live.sort_unstable_by_key(|(id, _)| id.map_or(u64::MAX, |id| u64::from(id.0)));
+        self.turns.clear();
+        for (_, at) in live {
+            self.queue(at);
+        }
+    }
+
+    /// Hands the next frames to `put`, fields and bytes, until there are none or it has no room; returns whether there
+    /// were any.
+    pub fn poll_transmit(&mut self, mut put: impl FnMut(&[u8], &[u8]) -> bool) -> bool {
+        let mut any = false;
+        while let Some((flow, reason)) = self.resets.front().copied() {
+            if !write(&mut put, &FlowFrame::Reset { flow, reason }, &[]) {
+                return any;
+            }
+            self.resets.pop_front();
+            any = true;
+        }
+        while let Some(&at) = self.turns.front() {
+            let turn = self.turn(at, &mut put);
+            any |= turn.said;
+            if turn.blocked {
+                return any;
+            }
+            self.turns.pop_front();
+            if turn.more {
+                self.turns.push_back(at);
+            } else if let Some(slot) = self.slots.get_mut(at) {
+                slot.queued = false;
+                self.remove_if_complete(at);
+            }
+        }
+        any
+    }
+
+    /// Returns the next thing that became of a flow.
+    pub fn poll_event(&mut self) -> Option<RelayedEvent> {
+        let event = self.events.pop_front()?;
+        if let RelayedEvent::Progress { flow } = event
+            && let Some(flow) = self.flow_mut(flow)
+        {
+            flow.told = false;
+        }
+        Some(event)
+    }
+
+    /// Returns when [`Relayed::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let late = self.late.front().map(|(due, _)| *due);
+        late.into_iter().chain(self.look_at).min()
+    }
+
+    /// Does what is due by `now`: acknowledges, and gives up on opens.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while self.late.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, key)) = self.late.pop_front() else {
+                break;
+            };
+            if let Some(flow) = self.flow_mut(key) {
+                flow.late = false;
+                if flow.inc.is_untold() && flow.state == State::Open {
+                    if flow.credit == CreditDue::No {
+                        flow.credit = CreditDue::Yes;
+                    }
+                    self.queue(key.slot);
+                }
+            }
+        }
+        if self.look_at.is_some_and(|due| due <= now) {
+            self.look_at = None;
+            self.give_up_opens(now);
+        }
+        if self.open == 0 && !self.spares.is_empty() {
+            self.spares.clear();
+        }
+    }
+
+    /// Ends every flow: their session is gone. Each is told to be closed, and numbers begin anew. What a client asked for
+    /// and was not answered it asks for in the next session.
+    pub fn reset_all(&mut self) {
+        for slot in 0..self.slots.len() {
+            let Some(flow) = self.slots.get_mut(slot).and_then(|s| s.flow.as_deref_mut()) else {
+                continue;
+            };
+            // It will be another's.
+            flow.id = None;
+            let serial = flow.serial;
+            match &mut flow.state {
+                State::Opening { said, .. } => *said = false,
+                State::Over => {}
+                State::Asked | State::Open => {
+                    self.fail(RelayedKey { slot, serial }, ResetReason::Aborted);
+                }
+            }
+        }
+        self.resets.clear();
+        self.by_id.clear();
+        self.next_id = 0;
+        self.lane = None;
+    }
+
+    /// Returns the number of flows, those included that are over for their owner.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Returns whether there is no flow at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Returns the number of flows that were asked for and are not answered.
+    #[must_use]
+    pub const fn half_open(&self) -> usize {
+        self.half_open
+    }
+
+    /// Returns the bytes that all flows hold, in both directions.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let flows = self.slots.iter().filter_map(|slot| slot.flow.as_deref());
+        flows.map(|flow| flow.out.held() + flow.inc.held()).sum()
+    }
+
+    /// Returns what was counted.
+    #[must_use]
+    pub fn stats(&self) -> RelayedStats {
+        RelayedStats {
+            chunks_made: self.spares.made(),
+            ..self.stats
+        }
+    }
+
+    // ---- inside ------------------------------------------------------------------------
+
+    fn handle_open(&mut self, id: RelayedId, destination: SocketAddr, window: u32) {
+        // One that was here and is over, or a peer that counts backwards.
+        if id.0 < self.next_id || self.role != Role::Responder {
+            self.stats.unknown += 1;
+            self.say_reset(id, ResetReason::Unknown);
+            return;
+        }
+        self.next_id = id.0.saturating_add(1);
+        if self.open >= self.most {
+            self.stats.refused += 1;
+            self.say_reset(id, ResetReason::TooMany);
+            return;
+        }
+        let key = self.insert(destination, State::Asked);
+        self.half_open += 1;
+        self.by_id.insert(id, key.slot);
+        let (flow, spares) = find(&mut self.slots, &mut self.spares, key);
+        if let Some(flow) = flow {
+            flow.id = Some(id);
+            // Nothing was sent, so nothing can be acknowledged that was not.
+            let _ = flow.out.handle_credit(spares, 0, u64::from(window), false);
+        }
+        self.events.push_back(RelayedEvent::Incoming {
+            flow: key,
+            destination,
+        });
+    }
+
+    fn handle_data(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        offset: u64,
+        bytes: &[u8],
+        take: impl FnOnce(RelayedKey, &[u8]) -> usize,
+    ) {
+        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+            return;
+        };
+        let key = RelayedKey {
+            slot,
+            serial: flow.serial,
+        };
+        match flow.state {
+            State::Open => {}
+            // Its owner has ended it, and the far end has not heard of that.
+            State::Over => return,
+            State::Opening { .. } | State::Asked => return self.violated(key),
+        }
+        let take = |bytes: &[u8]| take(key, bytes);
+        match (flow.inc).handle_data(&mut self.spares, offset, bytes, take) {
+            Ok(Arrival::News) => {
+                if flow.inc.held() > 0 {
+                    self.progress(slot);
+                }
+                self.credit_if_worth(slot);
+                self.acknowledge_later(now, key);
+            }
+            Ok(other) => self.arrived_in_vain(slot, other),
+            Err(BeyondBounds) => self.violated(key),
+        }
+    }
+
+    fn handle_fin(&mut self, slot: usize, offset: u64) {
+        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+            return;
+        };
+        let serial = flow.serial;
+        match flow.state {
+            State::Open => {}
+            State::Over => return,
+            State::Opening { .. } | State::Asked => {
+                return self.violated(RelayedKey { slot, serial });
+            }
+        }
+        match flow.inc.handle_fin(offset) {
+            Ok(Arrival::News) => {
+                self.credit_now(slot, CreditDue::Yes);
+                self.progress(slot);
+            }
+            Ok(other) => self.arrived_in_vain(slot, other),
+            Err(BeyondBounds) => self.violated(RelayedKey { slot, serial }),
+        }
+    }
+
+    fn arrived_in_vain(&mut self, slot: usize, arrival: Arrival) {
+        match arrival {
+            Arrival::News => {}
+            Arrival::Duplicate => {
+                self.stats.duplicates += 1;
+                // What said that it had arrived is lost, perhaps.
+                self.credit_now(slot, CreditDue::Yes);
+            }
+            Arrival::Gap { ask } => {
+                self.stats.gaps += 1;
+                if ask {
+                    self.credit_now(slot, CreditDue::Again);
+                }
+            }
+        }
+    }
+
+    fn handle_credit(&mut self, slot: usize, received: u64, limit: u64, again: bool) {
+        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+            return;
+        };
+        let key = RelayedKey {
+            slot,
+            serial: flow.serial,
+        };
+        let answers = match flow.state {
+            State::Opening { .. } => true,
+            State::Open => false,
+            State::Over => return,
+            State::Asked => return self.violated(key),
+        };
+        match (flow.out).handle_credit(&mut self.spares, received, limit, again) {
+            Ok(room) => {
+                if answers {
+                    flow.state = State::Open;
+                    self.half_open -= 1;
+                    self.events
+                        .push_back(RelayedEvent::Established { flow: key });
+                } else if room && std::mem::take(&mut flow.wants_room) {
+                    self.progress(slot);
+                }
+                if again {
+                    self.queue(slot);
+                }
+                self.remove_if_complete(slot);
+            }
+            Err(Unsent) => self.violated(key),
+        }
+    }
+
+    fn handle_reset(&mut self, slot: usize, reason: ResetReason) {
+        let Some(flow) = self.slots[slot].flow.as_deref() else {
+            return;
+        };
+        let key = RelayedKey {
+            slot,
+            serial: flow.serial,
+        };
+        if flow.state == State::Over {
+            return;
+        }
+        self.stats.reset += 1;
+        // The far end has forgotten it, and needs no answer.
+        if let Some(flow) = self.flow_mut(key)
+            && let Some(id) = flow.id.take()
+        {
+            self.by_id.remove(&id);
+        }
+        self.fail(key, reason);
+    }
+
+    fn violated(&mut self, key: RelayedKey) {
+        self.stats.violations += 1;
+        self.fail(key, ResetReason::Violation);
+    }
+
+    /// Says what a flow has to say, one Data frame of it at most.
+    fn turn(&mut self, at: usize, put: &mut impl FnMut(&[u8], &[u8]) -> bool) -> Turn {
+        let mut turn = Turn::default();
+        let Some(flow) = self
+            .slots
+            .get_mut(at)
+            .and_then(|slot| slot.flow.as_deref_mut())
+        else {
+            return turn;
+        };
+        match &mut flow.state {
+            State::Opening { said: true, .. } | State::Asked | State::Over => return turn,
+            State::Opening { said, .. } => {
+                let id = flow.id.unwrap_or(RelayedId(self.next_id));
+                let open = FlowFrame::Open {
+                    flow: id,
+                    destination: flow.remote,
+                    window: WINDOW as u32,
+                };
+                turn.blocked = !write(put, &open, &[]);
+                if !turn.blocked {
+                    turn.said = true;
+                    *said = true;
+                    if flow.id.replace(id).is_none() {
+                        self.next_id = self.next_id.saturating_add(1);
+                        self.by_id.insert(id, at);
+                    }
+                }
+                return turn;
+            }
+            State::Open => {}
+        }
+        let Some(id) = flow.id else {
+            return turn;
+        };
+        if flow.credit != CreditDue::No {
+            let (received, limit) = flow.inc.credit();
+            let again = flow.credit == CreditDue::Again;
+            let credit = FlowFrame::Credit {
+                flow: id,
+                received,
+                limit,
+                again,
+            };
+            turn.blocked = !write(put, &credit, &[]);
+            if turn.blocked {
+                return turn;
+            }
+            turn.said = true;
+            flow.credit = CreditDue::No;
+            flow.inc.handle_credit_sent();
+        }
+        if let Some((offset, piece)) = flow.out.piece() {
+            let len = piece.len();
+            turn.blocked = !write(put, &FlowFrame::Data { flow: id, offset }, piece);
+            if turn.blocked {
+                return turn;
+            }
+            turn.said = true;
+            flow.out.handle_sent(len);
+        }
+        if let Some(offset) = flow.out.fin() {
+            turn.blocked = !write(put, &FlowFrame::Fin { flow: id, offset }, &[]);
+            if turn.blocked {
+                return turn;
+            }
+            turn.said = true;
+            flow.out.handle_fin_sent();
+        }
+        turn.more = flow.out.piece().is_some();
+        turn
+    }
+
+    fn give_up_opens(&mut self, now: Instant) {
+        let mut next = None;
+        for slot in 0..self.slots.len() {
+            let Some(flow) = self.slots.get(slot).and_then(|s| s.flow.as_deref()) else {
+                continue;
+            };
+            let State::Opening { until, .. } = flow.state else {
+                continue;
+            };
+            if until <= now {
+                let serial = flow.serial;
+                self.stats.timed_out += 1;
+                self.fail(RelayedKey { slot, serial }, ResetReason::TimedOut);
+            } else {
+                next = Some(next.map_or(until, |next: Instant| next.min(until)));
+            }
+        }
+        // A look costs what all flows cost.
+        self.look_at = next.map(|until| until.max(now + LOOK_APART));
+    }
+
+    /// Ends a flow at this end and tells the far one.
+    fn end(&mut self, key: RelayedKey, reason: ResetReason) {
+        let (flow, spares) = find(&mut self.slots, &mut self.spares, key);
+        let Some(flow) = flow else {
+            return;
+        };
+        match flow.state {
+            State::Over => return,
+            State::Opening { .. } | State::Asked => self.half_open -= 1,
+            State::Open => {}
+        }
+        flow.state = State::Over;
+        flow.out.clear(spares);
+        flow.inc.clear(spares);
+        if let Some(id) = flow.id {
+            self.say_reset(id, reason);
+        }
+    }
+
+    fn say_reset(&mut self, id: RelayedId, reason: ResetReason) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back((id, reason));
+        } else {
+            self.stats.resets_dropped += 1;
+        }
+    }
+
+    fn credit_if_worth(&mut self, slot: usize) {
+        let flow = self.slots[slot].flow.as_deref();
+        if flow.is_some_and(|flow| flow.inc.is_credit_worth()) {
+            self.credit_now(slot, CreditDue::Yes);
+        }
+    }
+
+    fn credit_now(&mut self, slot: usize, due: CreditDue) {
+        if let Some(flow) = self.slots[slot].flow.as_deref_mut()
+            && flow.state == State::Open
+        {
+            if flow.credit != CreditDue::Again {
+                flow.credit = due;
+            }
+            self.queue(slot);
+        }
+    }
+
+    fn acknowledge_later(&mut self, now: Instant, key: RelayedKey) {
+        if self.late.len() < MAX_TELLING
+            && let Some(flow) = self.flow_mut(key)
+            && !std::mem::replace(&mut flow.late, true)
+        {
+            self.late.push_back((now + ACK_DELAY, key));
+        }
+    }
+
+    fn progress(&mut self, slot: usize) {
+        if let Some(flow) = self.slots[slot].flow.as_deref_mut()
+            && !flow.released
+            && !std::mem::replace(&mut flow.told, true)
+        {
+            let serial = flow.serial;
+            let flow = RelayedKey { slot, serial };
+            self.events.push_back(RelayedEvent::Progress { flow });
+        }
+    }
+
+    fn insert(&mut self, remote: SocketAddr, state: State) -> RelayedKey {
+        self.serial = self.serial.wrapping_add(1);
+        let flow = Box::new(Flow::new(self.serial, remote, state));
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        });
+        self.slots[slot].flow = Some(flow);
+        self.open += 1;
+        self.stats.opened += 1;
+        RelayedKey {
+            slot,
+            serial: self.serial,
+        }
+    }
+
+    fn remove_if_complete(&mut self, slot: usize) {
+        let flow = self.slots.get(slot).and_then(|slot| slot.flow.as_deref());
+        if flow.is_some_and(Flow::is_complete) {
+            self.stats.finished += 1;
+            self.remove(slot);
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let Some(mut flow) = self.slots[slot].flow.take() else {
+            return;
+        };
+        flow.out.clear(&mut self.spares);
+        flow.inc.clear(&mut self.spares);
+        if let Some(id) = flow.id {
+            self.by_id.remove(&id);
+        }
+        self.open -= 1;
+        self.free.push(slot);
+        if self.open == 0 && self.slots.len() > SLOTS_KEPT {
+            // A burst of flows must not leave its high-water mark behind.
+            self.slots = Vec::new();
+            self.free = Vec::new();
+            self.turns = VecDeque::new();
+            self.by_id = HashMap::default();
+        }
+    }
+
+    fn queue(&mut self, at: usize) {
+        if let Some(slot) = self.slots.get_mut(at)
+            && !std::mem::replace(&mut slot.queued, true)
+        {
+            self.turns.push_back(at);
+        }
+    }
+
+    fn flow_mut(&mut self, key: RelayedKey) -> Option<&mut Flow> {
+        find(&mut self.slots, &mut self.spares, key).0
+    }
+}
+
+/// The flow, and the spares beside it, so that both can be used at once.
+fn find<'a>(
+    slots: &'a mut [Slot],
+    spares: &'a mut Spares,
+    key: RelayedKey,
+) -> (Option<&'a mut Flow>, &'a mut Spares) {
+    let flow = slots
+        .get_mut(key.slot)
+        .and_then(|slot| slot.flow.as_deref_mut())
+        .filter(|flow| flow.serial == key.serial);
+    (flow, spares)
+}
+
+fn write(put: &mut impl FnMut(&[u8], &[u8]) -> bool, frame: &FlowFrame, bytes: &[u8]) -> bool {
+    let mut head = [0; MAX_FLOW_HEAD];
+    let len = frame.write(&mut head);
+    put(&head[..len], bytes)
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    said: bool,
+    /// There was no room for the rest.
+    blocked: bool,
+    more: bool,
+}
+
+/// Slots that are kept when no flow is left.
+const SLOTS_KEPT: usize = 64;
+
+/// How far apart looks for opens that nobody answers are, at least.
+const LOOK_APART: Duration = Duration::from_secs(1);
