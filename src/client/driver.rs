@@ -26,11 +26,13 @@
 //! `MAX_WAITING` of them.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use adit_netstack::Offload;
 use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::Sleep;
@@ -42,11 +44,11 @@ use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
 use super::tunnel::{Command, Commands, ConnectError, Reply};
-use crate::io::carrier::{Carrier, CarrierEvent, LaneLoss, LaneSink};
+use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::proto::SessionEvent;
-use crate::wire::{CloseReason, InnerConfig, LaneId};
+use crate::wire::{CloseReason, FlowFrame, InnerConfig, LaneId};
 
 /// The one task that owns what the client's tunnel is made of.
 pub struct Driver {
@@ -130,6 +132,7 @@ impl Driver {
             }
             any |= self.poll_network(cx, now);
             any |= self.poll_lanes(cx, now);
+            self.follow_session();
             any |= self.poll_in(cx, now);
             any |= self.poll_inside(cx, now);
             any |= self.poll_out(cx, now);
@@ -328,6 +331,7 @@ impl Driver {
             }
         }
         self.inner.send_replace(Some(config));
+        self.follow_session();
         for waiting in std::mem::take(&mut self.waiting) {
             // Its asker has gone, and said so while nobody knew of the request.
             if waiting.command.is_abandoned() {
@@ -339,16 +343,20 @@ impl Driver {
 
     // ---- packets -----------------------------------------------------------------------
 
+    /// Tells the inside which session there is: flows that are relayed live and end with theirs.
+    fn follow_session(&mut self) {
+        if let Some(inside) = self.inside.as_mut() {
+            let session = self.carrier.as_ref().map(Carrier::session);
+            inside.follow_session(session.map(|session| (session.id(), session.relays())));
+        }
+    }
+
     fn poll_in(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(carrier) = self.carrier.as_mut() else {
             return false;
         };
-        let mut inside = self.inside.as_mut();
-        carrier.poll_receive(cx, now, |frame, range, offload| {
-            if let (Some(inside), Some(packet)) = (inside.as_mut(), frame.get_mut(range)) {
-                inside.handle_packet(now, packet, offload);
-            }
-        })
+        let inside = self.inside.as_mut();
+        carrier.poll_deliver(cx, now, &mut Inbound { inside, now })
     }
 
     fn poll_inside(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -368,10 +376,12 @@ impl Driver {
         let Some(carrier) = self.carrier.as_mut() else {
             return false;
         };
+        let mut any = false;
         if let Some(inside) = self.inside.as_mut() {
             inside.poll_transmit(now, &mut carrier.sink(now));
+            any |= carrier.poll_flows(now, inside.relayed());
         }
-        carrier.poll_send(cx, now)
+        any | carrier.poll_send(cx, now)
     }
 
     // ---- time --------------------------------------------------------------------------
@@ -440,6 +450,26 @@ impl Driver {
         } else {
             Exit::Abandoned
         })
+    }
+}
+
+/// What arrives, for the inside.
+struct Inbound<'a> {
+    inside: Option<&'a mut Inside>,
+    now: Instant,
+}
+
+impl Deliver for Inbound<'_> {
+    fn packet(&mut self, frame: &mut [u8], range: Range<usize>, offload: Offload) {
+        if let (Some(inside), Some(packet)) = (self.inside.as_mut(), frame.get_mut(range)) {
+            inside.handle_packet(self.now, packet, offload);
+        }
+    }
+
+    fn flow(&mut self, frame: &FlowFrame, bytes: &[u8]) {
+        if let Some(inside) = self.inside.as_mut() {
+            inside.handle_flow(self.now, frame, bytes);
+        }
     }
 }
 

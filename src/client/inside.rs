@@ -12,6 +12,10 @@
 //!                  └── Closed, abort ─────────┴── abort ──▶ released
 //! ```
 //!
+//! Where the session [relays flows](crate::proto::relayed), a flow to the world outside has no place in the netstack: it
+//! goes the same way through this table, and through a relay of its own. Flows into the session's own networks, and all
+//! else, stay the netstack's.
+//!
 //! Datagrams leave when the lane has room, before the flows do: a lane that is full of one
 //! flow's bytes must not cost a DNS query.
 //!
@@ -20,7 +24,7 @@
 //! Flows and ports are bounded by the netstack; at most [`MAX_OUTGOING`] datagrams wait for room.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -29,6 +33,7 @@ use adit_netstack::{
     Accept, Cause, Config, ConnectError as StackError, Delivery, Event, FlowId, Offload,
     PacketSink, Rejection, Stack, Unreachable,
 };
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 
 use super::associate::Associations;
@@ -37,7 +42,9 @@ use super::tunnel::{Attachment, ConnectError, Datagram, HandleId, Reply};
 use crate::io::carrier::has_room;
 use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
-use crate::wire::InnerConfig;
+use crate::proto::Role;
+use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
+use crate::wire::{FlowFrame, InnerConfig, ResetReason, SessionId};
 
 /// What lives behind the inner address: the netstack, and who uses it.
 #[derive(Debug)]
@@ -45,8 +52,15 @@ pub(super) struct Inside {
     stack: Stack,
     relay: Relay,
     ready: Arc<ReadySet>,
+    relayed: Relayed,
+    relayed_relay: Relay<Relayed>,
+    relayed_ready: Arc<ReadySet>,
+    /// The session there is, and whether it relays flows.
+    session: Option<(SessionId, bool)>,
+    /// The session's own networks.
+    networks: Vec<IpNet>,
     flows: HashMap<HandleId, Slot>,
-    handles: HashMap<FlowId, HandleId>,
+    handles: HashMap<Carried, HandleId>,
     ports: HashMap<HandleId, u16>,
     inbound: HashMap<u16, mpsc::Sender<Datagram>>,
     /// Datagrams of our own ports that wait for room.
@@ -70,9 +84,18 @@ struct InsideStats {
 /// A flow whose handle is still held outside.
 #[derive(Debug)]
 enum Slot {
-    Connecting { flow: FlowId, reply: Reply },
-    Open { flow: FlowId },
-    Piped { flow: FlowId },
+    Connecting { flow: Carried, reply: Reply },
+    Open { flow: Carried },
+    Piped { flow: Carried },
+}
+
+/// Who keeps a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Carried {
+    /// The netstack.
+    Inside(FlowId),
+    /// The table of those that are relayed.
+    Relayed(RelayedKey),
 }
 
 impl Inside {
@@ -82,6 +105,8 @@ impl Inside {
             self.stack.stats(),
             &self.stats,
             self.relay.stats(),
+            self.relayed.stats(),
+            self.relayed_relay.stats(),
             self.associations.stats(),
         )
     }
@@ -95,11 +120,17 @@ impl Inside {
             connect_timeout: CONNECT_TIMEOUT,
             ..Config::default()
         };
-        let ready = ReadySet::new();
+        let max_flows = stack_config.max_flows;
+        let (ready, relayed_ready) = (ReadySet::new(), ReadySet::new());
         Self {
             stack: Stack::new(stack_config, seed),
             relay: Relay::new(ready.clone()),
             ready,
+            relayed: Relayed::new(Role::Initiator, max_flows),
+            relayed_relay: Relay::new(relayed_ready.clone()),
+            relayed_ready,
+            session: None,
+            networks: networks(config),
             flows: HashMap::new(),
             handles: HashMap::new(),
             ports: HashMap::new(),
@@ -115,8 +146,40 @@ impl Inside {
     /// A server that was away may have cost a flow its origin: the host resets what arrives meanwhile, and the `user`
     /// egress forgets everything. So each idle flow asks for a sign of life, or it would wait for data for ever.
     pub(super) fn set_addresses(&mut self, now: Instant, config: &InnerConfig) {
+        self.networks = networks(config);
         self.stack.set_addresses(config.addresses());
         self.stack.probe(now);
+    }
+
+    /// Follows the session there is, by its name, and whether it relays flows. The flows that another one relayed are
+    /// over; those not answered yet are asked for again.
+    pub(super) fn follow_session(&mut self, session: Option<(SessionId, bool)>) {
+        if self.session == session {
+            return;
+        }
+        self.session = session;
+        self.relayed.reset_all();
+        if session.is_some_and(|(_, relays)| !relays) {
+            for (flow, _) in self.handles.iter() {
+                if let Carried::Relayed(key) = flow {
+                    self.relayed.fail(*key, ResetReason::Aborted);
+                }
+            }
+        }
+    }
+
+    /// Whether a flow to there is relayed: one that leaves the tunnel, and that the netstack would not refuse.
+    fn is_relayed(&self, remote: SocketAddr) -> bool {
+        let ip = remote.ip();
+        let is_host = match ip {
+            IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+            IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+        };
+        self.session.is_some_and(|(_, relays)| relays)
+            && is_host
+            && remote.port() != 0
+            && self.stack.own_address(ip).is_some()
+            && !self.networks.iter().any(|network| network.contains(&ip))
     }
 
     /// Opens a flow; the reply follows when it stands or has failed.
@@ -127,8 +190,20 @@ impl Inside {
         remote: SocketAddr,
         reply: Reply,
     ) {
+        if self.is_relayed(remote) {
+            match self.relayed.connect(now, remote) {
+                Some(flow) => {
+                    let flow = Carried::Relayed(flow);
+                    self.flows.insert(handle, Slot::Connecting { flow, reply });
+                    self.handles.insert(flow, handle);
+                }
+                None => reply.send(Err(ConnectError::TooManyFlows)),
+            }
+            return;
+        }
         match self.stack.connect(now, remote) {
             Ok(flow) => {
+                let flow = Carried::Inside(flow);
                 self.flows.insert(handle, Slot::Connecting { flow, reply });
                 self.handles.insert(flow, handle);
             }
@@ -162,7 +237,10 @@ impl Inside {
         } else {
             self.handles.remove(&flow);
         }
-        self.relay.attach(flow, endpoint, early);
+        match flow {
+            Carried::Inside(flow) => self.relay.attach(flow, endpoint, early),
+            Carried::Relayed(flow) => self.relayed_relay.attach(flow, endpoint, early),
+        }
     }
 
     /// Ends a flow whose owner has gone, in whatever state it is.
@@ -171,9 +249,18 @@ impl Inside {
             self.flows.remove(&handle)
         {
             self.handles.remove(&flow);
-            self.relay.reset(flow);
-            self.stack.abort(now, flow);
-            self.stack.release(now, flow);
+            match flow {
+                Carried::Inside(flow) => {
+                    self.relay.reset(flow);
+                    self.stack.abort(now, flow);
+                    self.stack.release(now, flow);
+                }
+                Carried::Relayed(flow) => {
+                    self.relayed_relay.reset(flow);
+                    self.relayed.abort(flow);
+                    self.relayed.release(flow);
+                }
+            }
         }
     }
 
@@ -251,6 +338,17 @@ impl Inside {
         }
     }
 
+    /// Takes a frame of a relayed flow from the server, and the bytes behind its fields.
+    pub(super) fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: &[u8]) {
+        let relay = &mut self.relayed_relay;
+        (self.relayed).handle_frame(now, frame, bytes, |flow, bytes| relay.offer(flow, bytes));
+    }
+
+    /// Lends the relayed flows, to say what they have to say.
+    pub(super) fn relayed(&mut self) -> &mut Relayed {
+        &mut self.relayed
+    }
+
     /// Moves everything that can be moved; returns whether anything did.
     ///
     /// `sink` is room in a lane, if there is a session; `linked` tells whether it has a lane at all.
@@ -262,13 +360,22 @@ impl Inside {
         linked: bool,
     ) -> bool {
         self.ready.register(cx);
+        self.relayed_ready.register(cx);
         let mut any = false;
         while let Some(event) = self.stack.poll_event() {
             any = true;
             self.handle_event(now, event, linked);
         }
         any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
-        while let Some(flow) = self.relay.poll_ended() {
+        while let Some(event) = self.relayed.poll_event() {
+            any = true;
+            self.handle_relayed(now, event, linked);
+        }
+        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN);
+        loop {
+            let inside = self.relay.poll_ended().map(Carried::Inside);
+            let ended = inside.or_else(|| self.relayed_relay.poll_ended().map(Carried::Relayed));
+            let Some(flow) = ended else { break };
             if let Some(handle) = self.handles.remove(&flow) {
                 self.flows.remove(&handle);
             }
@@ -314,32 +421,60 @@ impl Inside {
                 self.stats.incoming_refused += 1;
                 self.stack.reject(now, flow, Rejection::Reset);
             }
-            Event::Established { flow } => {
-                let Some(handle) = self.handles.get(&flow) else {
-                    return;
-                };
-                if let Some(Slot::Connecting { reply, .. }) =
-                    self.flows.insert(*handle, Slot::Open { flow })
-                {
-                    reply.send(Ok(()));
-                }
-            }
+            Event::Established { flow } => self.established(Carried::Inside(flow)),
             Event::Progress { flow } => {
                 self.relay.pump(now, &mut self.stack, flow);
             }
-            Event::Closed { flow, cause } => self.closed(now, flow, cause, linked),
+            Event::Closed { flow, cause } => {
+                self.relay.reset(flow);
+                self.closed(now, Carried::Inside(flow), connect_error(cause, linked));
+            }
         }
     }
 
-    fn closed(&mut self, now: Instant, flow: FlowId, cause: Cause, linked: bool) {
-        self.relay.reset(flow);
+    fn handle_relayed(&mut self, now: Instant, event: RelayedEvent, linked: bool) {
+        match event {
+            // Only a server is asked.
+            RelayedEvent::Incoming { flow, .. } => {
+                self.relayed.refuse(flow, ResetReason::NotAllowed);
+            }
+            RelayedEvent::Established { flow } => self.established(Carried::Relayed(flow)),
+            RelayedEvent::Progress { flow } => {
+                self.relayed_relay.pump(now, &mut self.relayed, flow);
+            }
+            RelayedEvent::Closed { flow, reason } => {
+                self.relayed_relay.reset(flow);
+                self.closed(now, Carried::Relayed(flow), relayed_error(reason, linked));
+            }
+        }
+    }
+
+    fn established(&mut self, flow: Carried) {
+        let Some(handle) = self.handles.get(&flow) else {
+            return;
+        };
+        if let Some(Slot::Connecting { reply, .. }) =
+            self.flows.insert(*handle, Slot::Open { flow })
+        {
+            reply.send(Ok(()));
+        }
+    }
+
+    fn release(&mut self, now: Instant, flow: Carried) {
+        match flow {
+            Carried::Inside(flow) => self.stack.release(now, flow),
+            Carried::Relayed(flow) => self.relayed.release(flow),
+        }
+    }
+
+    fn closed(&mut self, now: Instant, flow: Carried, error: ConnectError) {
         let Some(&handle) = self.handles.get(&flow) else {
-            self.stack.release(now, flow);
+            self.release(now, flow);
             return;
         };
         match self.flows.remove(&handle) {
             Some(Slot::Connecting { reply, .. }) => {
-                reply.send(Err(connect_error(cause, linked)));
+                reply.send(Err(error));
             }
             // Its owner has not attached yet, and learns it when it does.
             Some(Slot::Open { flow }) => {
@@ -349,17 +484,22 @@ impl Inside {
             Some(Slot::Piped { .. }) | None => {}
         }
         self.handles.remove(&flow);
-        self.stack.release(now, flow);
+        self.release(now, flow);
     }
 
     /// Returns when [`Inside::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.stack.poll_timeout()
+        let relayed = self.relayed.poll_timeout();
+        self.stack.poll_timeout().into_iter().chain(relayed).min()
     }
 
     /// Does what is due by `now`.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
+        self.relayed.handle_timeout(now);
+        if self.relayed.is_empty() && self.relayed_relay.burst_is_over() {
+            memory::give_back();
+        }
         // Asked in this order: the burst is over when its addresses have rested, too.
         if self.stack.is_empty() && self.stack.stats().waits_now == 0 && self.relay.burst_is_over()
         {
@@ -390,6 +530,34 @@ fn connect_error(cause: Cause, linked: bool) -> ConnectError {
         Cause::NoMemory => ConnectError::TooManyFlows,
         Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => ConnectError::TunnelDown,
     }
+}
+
+/// The same about a flow that was to be relayed.
+fn relayed_error(reason: ResetReason, linked: bool) -> ConnectError {
+    match reason {
+        ResetReason::Refused => ConnectError::Refused,
+        ResetReason::HostUnreachable => ConnectError::Unreachable,
+        ResetReason::NetworkUnreachable => ConnectError::NetworkUnreachable,
+        // Without a lane it is not the origin that did not answer.
+        ResetReason::TimedOut if !linked => ConnectError::TunnelDown,
+        ResetReason::TimedOut => ConnectError::TimedOut,
+        ResetReason::NotAllowed => ConnectError::NotAllowed,
+        ResetReason::TooMany => ConnectError::TooManyFlows,
+        ResetReason::Aborted
+        | ResetReason::Unknown
+        | ResetReason::Violation
+        | ResetReason::Other(_) => ConnectError::TunnelDown,
+    }
+}
+
+/// The networks that the session's own addresses are in.
+fn networks(config: &InnerConfig) -> Vec<IpNet> {
+    let v4 = config.v4.map(|(ip, prefix)| (IpAddr::V4(ip), prefix));
+    let v6 = config.v6.map(|(ip, prefix)| (IpAddr::V6(ip), prefix));
+    let networks = v4.into_iter().chain(v6);
+    networks
+        .filter_map(|(ip, prefix)| IpNet::new(ip, prefix).ok())
+        .collect()
 }
 
 /// Sockets served per turn.

@@ -35,7 +35,7 @@ use super::driver::{Driver, Exit};
 use super::proxy::{Credentials, CredentialsError, ProxySettings, serve};
 use super::resolve::{Resolver, name_service};
 use super::tunnel::{Tunnel, tunnel};
-use crate::config::{CertificateCheck, ClientConfig};
+use crate::config::{CertificateCheck, ClientConfig, Scheme};
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
@@ -76,6 +76,9 @@ impl Client {
         handshake.psk = config.preshared_key.clone();
         handshake.aead = config.aead.clone();
         handshake.settings.repair = config.repair.mode();
+        // A session that may move to datagrams, or has copies of thin packets on lanes side by side, needs packets.
+        handshake.settings.relayed =
+            config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme != Scheme::Udp);
         let connector = Connector {
             servers: config.servers.clone(),
             tls: tls(config)?,

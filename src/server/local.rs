@@ -14,6 +14,10 @@
 //!            └ echo ── ping socket
 //! ```
 //!
+//! Where the session [relays flows](crate::proto::relayed), the client asks for connections by name of their address, and
+//! their bytes go between the lane and the outer socket, through a relay of their own and no netstack. They count
+//! against the same limits.
+//!
 //! The SYN of a flow is answered only when the outer connect has succeeded, and with a reset
 //! or the fitting ICMP error when it has failed, so that the client's proxy can tell its
 //! application the truth.
@@ -45,20 +49,27 @@ use tracing::debug;
 use crate::io::carrier::has_room;
 use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
+use crate::proto::Role;
+use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
 use crate::server::egress::udp::Mappings;
+use crate::wire::{FlowFrame, RelayedId, ResetReason};
 
 /// One session's netstack on the server and the sockets behind it.
 pub struct Local {
     stack: Stack,
     relay: Relay,
     ready: Arc<ReadySet>,
+    relayed: Relayed,
+    relayed_relay: Relay<Relayed>,
+    relayed_ready: Arc<ReadySet>,
+    limits: LocalLimits,
     gateways: Vec<IpAddr>,
     egress: bool,
     connecting: FuturesUnordered<Abortable<Connecting>>,
     /// Ends the outer connect of a flow that is gone; one for each in `connecting`.
-    attempts: HashMap<FlowId, AbortHandle>,
+    attempts: HashMap<Asker, AbortHandle>,
     connected: HashMap<FlowId, TcpStream>,
     mappings: Mappings,
     echoes: EchoSockets,
@@ -67,6 +78,15 @@ pub struct Local {
     /// Answers that wait for room.
     answers: VecDeque<Answer>,
     stats: LocalStats,
+}
+
+/// For whom an outer connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Asker {
+    /// A flow of the netstack.
+    Inside(FlowId),
+    /// A flow that is relayed.
+    Relayed(RelayedKey),
 }
 
 /// What one session may hold open on the server.
@@ -83,6 +103,8 @@ pub struct LocalLimits {
 pub struct LocalStats {
     /// Outer connections that were made.
     pub connected: u64,
+    /// Flows refused, because with the others of either kind they were too many.
+    pub too_many: u64,
     /// Outer connections that failed.
     pub connect_failed: u64,
     /// DNS queries answered over UDP.
@@ -121,11 +143,15 @@ impl Local {
             max_half_open: limits.half_open,
             ..Config::default()
         };
-        let ready = ReadySet::new();
+        let (ready, relayed_ready) = (ReadySet::new(), ReadySet::new());
         Self {
             stack: Stack::new(config, seed),
             relay: Relay::new(ready.clone()),
             ready,
+            relayed: Relayed::new(Role::Responder, limits.flows),
+            relayed_relay: Relay::new(relayed_ready.clone()),
+            relayed_ready,
+            limits,
             gateways,
             egress,
             connecting: FuturesUnordered::new(),
@@ -187,6 +213,29 @@ impl Local {
         }
     }
 
+    /// Returns where a relayed flow leads that the client speaks of.
+    pub fn flow_destination(&self, id: RelayedId) -> Option<SocketAddr> {
+        let (_, destination) = self.relayed.remote_of(id)?;
+        Some(destination)
+    }
+
+    /// Takes a frame of a relayed flow, and the bytes behind its fields; `allowed` says whether the destination policy
+    /// lets the flow through.
+    pub fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: &[u8], allowed: bool) {
+        let relay = &mut self.relayed_relay;
+        (self.relayed).handle_frame(now, frame, bytes, |flow, bytes| {
+            if allowed { relay.offer(flow, bytes) } else { 0 }
+        });
+        if !allowed && let Some((flow, _)) = self.relayed.remote_of(frame.flow()) {
+            self.relayed.fail(flow, ResetReason::NotAllowed);
+        }
+    }
+
+    /// Lends the relayed flows, to say what they have to say.
+    pub fn relayed(&mut self) -> &mut Relayed {
+        &mut self.relayed
+    }
+
     /// Answers a packet that may not pass with an ICMP error from the gateway.
     pub fn refuse(&mut self, packet: &[u8], why: Unreachable) {
         self.stack.send_unreachable(packet, why);
@@ -200,9 +249,12 @@ impl Local {
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
+        self.relayed_ready.register(cx);
         let mut any = self.poll_connecting(cx, now);
         any |= self.poll_events(now);
+        any |= self.poll_relayed(now);
         any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
+        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN);
         any |= self.poll_queries(cx, sink);
         any |= self.mappings.poll(cx, now, &mut self.stack, sink);
         any |= self.echoes.poll(cx, now, &mut self.stack, sink);
@@ -215,6 +267,7 @@ impl Local {
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         [
             self.stack.poll_timeout(),
+            self.relayed.poll_timeout(),
             self.mappings.poll_timeout(),
             self.echoes.poll_timeout(),
         ]
@@ -226,6 +279,10 @@ impl Local {
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
+        self.relayed.handle_timeout(now);
+        if self.relayed.is_empty() && self.relayed_relay.burst_is_over() {
+            memory::give_back();
+        }
         // Asked in this order: the burst is over when its addresses have rested, too.
         if self.stack.is_empty() && self.stack.stats().waits_now == 0 && self.relay.burst_is_over()
         {
@@ -241,6 +298,8 @@ impl Local {
             self.stack.stats(),
             &self.stats,
             self.relay.stats(),
+            self.relayed.stats(),
+            self.relayed_relay.stats(),
             self.mappings.stats(),
             self.echoes.stats(),
         )
@@ -262,9 +321,7 @@ impl Local {
                     self.relay.pump(now, &mut self.stack, flow);
                 }
                 Event::Closed { flow, .. } => {
-                    if let Some(attempt) = self.attempts.remove(&flow) {
-                        attempt.abort();
-                    }
+                    self.give_up(Asker::Inside(flow));
                     self.connected.remove(&flow);
                     self.relay.reset(flow);
                     self.stack.release(now, flow);
@@ -272,6 +329,66 @@ impl Local {
             }
         }
         any
+    }
+
+    fn poll_relayed(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(event) = self.relayed.poll_event() {
+            any = true;
+            match event {
+                RelayedEvent::Incoming { flow, destination } => {
+                    // It may have been reset, or not been allowed.
+                    if !self.relayed.is_asked(flow) {
+                        continue;
+                    }
+                    if self.has_too_many() || self.relayed.half_open() > self.limits.half_open {
+                        self.stats.too_many += 1;
+                        self.relayed.refuse(flow, ResetReason::TooMany);
+                    } else {
+                        self.connect(Asker::Relayed(flow), destination);
+                    }
+                }
+                // Only a client is told.
+                RelayedEvent::Established { .. } => {}
+                RelayedEvent::Progress { flow } => {
+                    self.relayed_relay.pump(now, &mut self.relayed, flow);
+                }
+                RelayedEvent::Closed { flow, .. } => {
+                    self.give_up(Asker::Relayed(flow));
+                    self.relayed_relay.reset(flow);
+                    self.relayed.release(flow);
+                }
+            }
+        }
+        any
+    }
+
+    /// Whether there are more flows of both kinds than a session may have; each kind has the limit for itself, too.
+    fn has_too_many(&self) -> bool {
+        self.relayed.len() + self.stack.len() > self.limits.flows
+    }
+
+    /// Ends the outer connect of a flow that is gone.
+    fn give_up(&mut self, asker: Asker) {
+        if let Some(attempt) = self.attempts.remove(&asker) {
+            attempt.abort();
+        }
+    }
+
+    fn connect(&mut self, asker: Asker, destination: SocketAddr) {
+        let connecting: Connecting = Box::pin(async move {
+            let attempt = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(destination));
+            let result = attempt
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            (asker, result)
+        });
+        // A client that resets its SYNs must not leave sockets that still connect: the limit
+        // of half-open flows is theirs, too.
+        let (handle, registration) = AbortHandle::new_pair();
+        self.attempts.insert(asker, handle);
+        self.connecting
+            .push(Abortable::new(connecting, registration));
     }
 
     fn incoming(&mut self, now: Instant, flow: FlowId, local: SocketAddr) {
@@ -283,20 +400,11 @@ impl Local {
                 let why = Unreachable::AdminProhibited;
                 self.stack.reject(now, flow, Rejection::Unreachable(why));
             }
+        } else if self.egress && self.has_too_many() {
+            self.stats.too_many += 1;
+            self.stack.reject(now, flow, Rejection::Reset);
         } else if self.egress {
-            let connecting: Connecting = Box::pin(async move {
-                let attempt = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(local));
-                let result = attempt
-                    .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                (flow, result)
-            });
-            // A client that resets its SYNs must not leave sockets that still connect: the limit
-            // of half-open flows is theirs, too.
-            let (handle, registration) = AbortHandle::new_pair();
-            self.attempts.insert(flow, handle);
-            self.connecting
-                .push(Abortable::new(connecting, registration));
+            self.connect(Asker::Inside(flow), local);
         } else {
             self.stack.reject(now, flow, Rejection::Reset);
         }
@@ -319,25 +427,39 @@ impl Local {
         let mut any = false;
         while let Poll::Ready(Some(outcome)) = self.connecting.poll_next_unpin(cx) {
             any = true;
-            let (flow, result) = match outcome {
+            let (asker, result) = match outcome {
                 Ok(outcome) => outcome,
                 // Its flow is gone.
                 Err(Aborted) => continue,
             };
-            self.attempts.remove(&flow);
+            self.attempts.remove(&asker);
             match result {
                 Ok(socket) => {
                     self.stats.connected += 1;
                     // Without it, small writes of the client's wait for the origin's ACKs.
                     let _ = socket.set_nodelay(true);
-                    if self.stack.addresses(flow).is_some() {
-                        self.stack.accept(now, flow);
-                        self.connected.insert(flow, socket);
+                    match asker {
+                        Asker::Inside(flow) => {
+                            if self.stack.addresses(flow).is_some() {
+                                self.stack.accept(now, flow);
+                                self.connected.insert(flow, socket);
+                            }
+                        }
+                        Asker::Relayed(flow) => {
+                            if self.relayed.is_asked(flow) {
+                                self.relayed.accept(flow);
+                                let endpoint = Endpoint::Tcp(socket);
+                                self.relayed_relay.attach(flow, endpoint, Vec::new());
+                            }
+                        }
                     }
                 }
                 Err(error) => {
                     self.stats.connect_failed += 1;
-                    self.stack.reject(now, flow, rejection(&error));
+                    match asker {
+                        Asker::Inside(flow) => self.stack.reject(now, flow, rejection(&error)),
+                        Asker::Relayed(flow) => self.relayed.refuse(flow, refusal(&error)),
+                    }
                 }
             }
         }
@@ -369,13 +491,13 @@ impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local")
             .field("egress", &self.egress)
-            .field("flows", &self.relay.len())
+            .field("flows", &(self.relay.len() + self.relayed_relay.len()))
             .field("stats", &self.stats)
             .finish_non_exhaustive()
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = (FlowId, io::Result<TcpStream>)> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = (Asker, io::Result<TcpStream>)> + Send>>;
 type Query = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 
 /// From the gateway, to the client, the message.
@@ -402,6 +524,22 @@ fn rejection(error: &io::Error) -> Rejection {
         Rejection::Silent
     } else {
         Rejection::Unreachable(Unreachable::Host)
+    }
+}
+
+/// Says the same of a relayed flow.
+fn refusal(error: &io::Error) -> ResetReason {
+    let is = |kind| error.kind() == kind;
+    if is(io::ErrorKind::ConnectionRefused) || is(io::ErrorKind::ConnectionReset) {
+        ResetReason::Refused
+    } else if is(io::ErrorKind::NetworkUnreachable) {
+        ResetReason::NetworkUnreachable
+    } else if is(io::ErrorKind::PermissionDenied) {
+        ResetReason::NotAllowed
+    } else if is(io::ErrorKind::TimedOut) {
+        ResetReason::TimedOut
+    } else {
+        ResetReason::HostUnreachable
     }
 }
 

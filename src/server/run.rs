@@ -242,6 +242,7 @@ impl Server {
             &config.aead,
             Settings {
                 repair: config.repair.mode(),
+                relayed: matches!(egress, Egress::User),
                 ..Settings::default()
             },
             clock::unix(),

@@ -40,12 +40,12 @@ use super::registry::{Entrant, Join, Joined, addresses};
 use super::router::{Downlink, Queued};
 use super::run::Shared;
 use super::unconfirmed::Place;
-use crate::io::carrier::{Carrier, CarrierEvent};
+use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
 use crate::io::udp::Inbox;
 use crate::proto::{Session, SessionEvent};
-use crate::wire::{CloseReason, LaneId, PACKET_HEADROOM, TAILROOM};
+use crate::wire::{CloseReason, FlowFrame, LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// The task that owns one session on the server.
 pub struct SessionDriver {
@@ -96,9 +96,11 @@ enum Seat {
 pub struct UplinkStats {
     /// Packets passed on to the egress.
     pub passed: u64,
+    /// Frames of relayed flows passed on to the egress.
+    pub flow_frames: u64,
     /// Packets from an address that is not the client's.
     pub foreign_source: u64,
-    /// Packets to where the policy lets nobody go.
+    /// Packets, or frames of flows, to where the policy lets nobody go.
     pub denied: u64,
     /// Packets to other clients while that is not allowed.
     pub to_client_denied: u64,
@@ -286,9 +288,7 @@ impl SessionDriver {
             stats: &mut self.stats,
             now,
         };
-        let any = self.carrier.poll_receive(cx, now, |frame, range, offload| {
-            uplink.handle(frame, range, offload);
-        });
+        let any = self.carrier.poll_deliver(cx, now, &mut uplink);
         // A datagram may have been a join.
         if self.carrier.lanes() > 0 {
             self.laneless_since = None;
@@ -317,7 +317,10 @@ impl SessionDriver {
 
     fn poll_local(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         match self.local.as_mut() {
-            Some(local) => local.poll(cx, now, &mut self.carrier.sink(now)),
+            Some(local) => {
+                let any = local.poll(cx, now, &mut self.carrier.sink(now));
+                any | self.carrier.poll_flows(now, local.relayed())
+            }
             None => false,
         }
     }
@@ -479,6 +482,40 @@ struct Uplink<'a> {
     local: &'a mut Option<Local>,
     stats: &'a mut UplinkStats,
     now: Instant,
+}
+
+impl Deliver for Uplink<'_> {
+    fn packet(&mut self, frame: &mut [u8], range: Range<usize>, offload: Offload) {
+        self.handle(frame, range, offload);
+    }
+
+    /// Where a relayed flow leads is judged by each of its frames, as it is by each packet of others: the policy may
+    /// change. Destinations inside are reached by packets alone.
+    fn flow(&mut self, frame: &FlowFrame, bytes: &[u8]) {
+        let Some(local) = self.local.as_mut() else {
+            self.stats.early += 1;
+            return;
+        };
+        let destination = match frame {
+            FlowFrame::Open { destination, .. } => Some(*destination),
+            FlowFrame::Data { flow, .. }
+            | FlowFrame::Credit { flow, .. }
+            | FlowFrame::Fin { flow, .. }
+            | FlowFrame::Reset { flow, .. } => local.flow_destination(*flow),
+        };
+        let allowed = destination.is_none_or(|destination| {
+            let ip = destination.ip();
+            !self.shared.gateways.contains(&ip)
+                && !self.shared.is_inner(ip)
+                && self.policy.allows(ip)
+        });
+        if allowed {
+            self.stats.flow_frames += 1;
+        } else {
+            self.stats.denied += 1;
+        }
+        local.handle_flow(self.now, frame, bytes, allowed);
+    }
 }
 
 impl Uplink<'_> {
