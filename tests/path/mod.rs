@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each program uses its part")]
 
 pub(crate) mod flow;
+pub(crate) mod network;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,6 +40,14 @@ impl Path {
     /// Starts both ends on loopback, with keys of their own.
     pub(crate) async fn start(scheme: Scheme) -> Self {
         Self::start_for(scheme, 16).await
+    }
+
+    /// As [`Path::start`], with a client that knows of datagrams, too, where nobody answers: so its flows are not
+    /// relayed, but cross in packets.
+    pub(crate) async fn start_by_packets(scheme: Scheme) -> Self {
+        let silent: LaneAddr = "udp://127.0.0.1:9".parse().unwrap();
+        let network = async |listening: &[LaneAddr]| vec![listening[0].clone(), silent.clone()];
+        Self::start_behind(&[scheme], 16, network).await
     }
 
     /// As [`Path::start`], with a server that lets so many clients in.
