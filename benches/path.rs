@@ -2,7 +2,7 @@
 //! egress `user`, an origin, all on loopback and sharing the processors.
 //!
 //! ```text
-//! cargo bench --bench path                    every lane, 1 and 64 flows, down and up
+//! cargo bench --bench path                    every lane, relayed and in packets, 1 and 64 flows, down and up
 //! cargo bench --bench path -- udp 1 down      of these, what is named
 //! ```
 
@@ -27,19 +27,22 @@ fn main() {
         wanted.iter().any(|word| word == this)
             || !wanted.iter().any(|word| all.contains(&word.as_str()))
     };
-    for (lane, scheme) in [
-        ("tcp", Scheme::Tcp),
-        ("tls", Scheme::Tls),
-        ("udp", Scheme::Udp),
+    for (lane, scheme, by) in [
+        ("tcp", Scheme::Tcp, "relayed"),
+        ("tcp", Scheme::Tcp, "packets"),
+        ("tls", Scheme::Tls, "relayed"),
+        ("tls", Scheme::Tls, "packets"),
+        ("udp", Scheme::Udp, "packets"),
     ] {
         for (flows, count) in [("1", 1), ("64", 64)] {
             for (way, up) in [("down", false), ("up", true)] {
                 if is_wanted(&["tcp", "tls", "udp"], lane)
+                    && is_wanted(&["relayed", "packets"], by)
                     && is_wanted(&["1", "64"], flows)
                     && is_wanted(&["down", "up"], way)
                 {
-                    let rate = goodput(scheme, count, up);
-                    println!("{lane} lane, {flows:2} flows {way:4}: {rate:6.0} Mbit/s");
+                    let rate = goodput(scheme, by == "relayed", count, up);
+                    println!("{lane} lane, {by}, {flows:2} flows {way:4}: {rate:6.0} Mbit/s");
                 }
             }
         }
@@ -47,7 +50,7 @@ fn main() {
 }
 
 /// Moves bytes by `flows` flows for [`WARM`] and [`MEASURED`]; returns Mbit/s of the latter.
-fn goodput(scheme: Scheme, flows: usize, up: bool) -> f64 {
+fn goodput(scheme: Scheme, relayed: bool, flows: usize, up: bool) -> f64 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -56,7 +59,11 @@ fn goodput(scheme: Scheme, flows: usize, up: bool) -> f64 {
     let proxy = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let target = origin.local_addr().expect("bound");
     let path = runtime.block_on(async {
-        let path = path::Path::start(scheme).await;
+        let path = if relayed {
+            path::Path::start(scheme).await
+        } else {
+            path::Path::start_by_packets(scheme).await
+        };
         path.connected().await;
         path
     });

@@ -19,7 +19,8 @@
 //! crosses the tunnel is IP packets from a virtual address of its own. The **server** leases
 //! that address and lets its packets out through an **egress**: `tun`, a real TUN device with
 //! the kernel routing and masquerading, or `user`, the same netstack turned round, which opens
-//! ordinary sockets and needs no privilege at all. Between them is one **session**:
+//! ordinary sockets and needs no privilege at all. Where the server ends the client's TCP anyway (`user`) and every lane
+//! is a stream, TCP flows cross as they are, without a netstack ([`proto::relayed`]); packets are for the rest. Between them is one **session**:
 //! authenticated, sealed, carried by **lanes**.
 //!
 //! # Words
@@ -56,6 +57,7 @@
 //! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
 //! | [`proto::delivery`] | reports, loss, round-trip time and delivery rate of a datagram lane | no | no |
 //! | [`proto::congestion`] | how much may fly on it, and how fast it leaves | no | no |
+//! | [`proto::relayed`] | flows that cross stream lanes without a netstack: bytes, credit, and what is sent again on another lane | no | no |
 //! | [`proto::spread`] | which of several stream lanes a packet takes, and which get copies | no | no |
 //! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
 //! | `adit-netstack` | many TCP, UDP and ICMP flows over smoltcp | no | no |
@@ -106,6 +108,10 @@
 //! them in its read buffer and writes them to the TUN device from there, the virtio header
 //! standing where the frame's header was.
 //!
+//! A relayed flow's byte is copied by the kernel alone, twice at each end: it is read from the socket into a queue of the
+//! flow, and AES-GCM seals it from there into the lane's write buffer (ChaCha20 wants it copied first); it is opened in
+//! the lane's read buffer and written to the socket from there. Only what the socket does not take goes to a queue.
+//!
 //! On a datagram lane a packet waits in the fair queue, in a buffer of its own; each wire packet that is cut from it is
 //! copied into the batch of datagrams, where it is sealed, and into the ring of what can be repaired. What arrives is
 //! opened in place and delivered from there; it is copied besides while the far end sends repairs, and when it is held.
@@ -142,6 +148,8 @@
 //! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
+//! | a relayed flow's queues | [`proto::relayed::WINDOW`] each way, in memory only while used | the socket is not read; a peer that sends more is reset |
+//! | resets of relayed flows that wait for a lane | 4,096 | dropped, counted; told when the peer speaks of the flow |
 //! | a flow's rings | 1 MiB each way, in memory only while used | the window closes |
 //! | UDP mappings of a session | [`server::egress::udp::MAX_MAPPINGS`] | the idlest is replaced |
 //! | pings of a session under way | [`server::egress::echo::MAX_ECHOES`] | dropped, counted |
@@ -156,7 +164,8 @@
 //! silent for a second is left while another answers, and gone back to when it answers again; a new
 //! lane joins the session each time, and both ends send on the lane that joined last, or on the group in which that stands.
 //!
-//! The client's flows do not notice: the netstack gets no room to send and waits. The client
+//! The client's flows do not notice: the netstack gets no room to send and waits; of relayed flows each end sends again
+//! what the other has not acknowledged. The client
 //! dials again and sends, in one flight, a frame that joins the new lane to the session and a
 //! fresh handshake. A server that still has the session takes the first, one that was
 //! restarted answers the second and leases the same address again, because leases belong to
@@ -181,6 +190,9 @@
 //!   it only sets how packets look to a TUN device and to the far end.
 //! - **TLS is camouflage.** A client does not check certificates unless told to; a server makes its own. Whatever
 //!   a lane is, the session inside authenticates both ends and seals everything, once more inside TLS too.
+//! - **Flows are relayed only where a session can use nothing but one stream lane at a time**: one that may move to
+//!   datagrams needs packets that can be repaired, and lanes side by side carry copies of thin ones. Where a flow leads is
+//!   judged by each of its frames, as by each packet, so that a policy that changes cuts both.
 //! - **`user` ends TCP twice**, at the client and at the server, so that the kernel's TCP faces the Internet; `tun`
 //!   carries the client's own segments to the origin.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is

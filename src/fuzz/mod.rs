@@ -23,6 +23,7 @@
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
+//! | [`relayed`] | a script of relayed flows, of lanes that change, and of frames from a peer without manners | bounds hold; between honest ends every byte comes out once and in order |
 //! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
@@ -32,6 +33,7 @@ mod flows;
 mod input;
 mod packets;
 mod proxy;
+mod relayed;
 mod repair;
 mod session;
 mod text;
@@ -42,6 +44,7 @@ pub use delivery::{delivery, wire_report};
 pub use flows::{netstack_join, proto_hold, proto_queue};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
+pub use relayed::relayed;
 pub use repair::repair;
 pub use session::{proto_responder, proto_session};
 pub use text::config;
@@ -71,4 +74,5 @@ pub const TARGETS: &[Target] = &[
     ("dns_query", dns_query),
     ("config", config),
     ("repair", repair),
+    ("relayed", relayed),
 ];

@@ -1,9 +1,9 @@
 //! The wire format, without cryptography.
 
 use crate::wire::{
-    Control, FrameType, HandshakeFrame, HandshakeKind, InitPayload, InnerType, JoinHeader,
-    PACKET_HEADER_LEN, PacketHeader, ReplyPayload, SealedHeader, frame_type, join_session_id,
-    split,
+    Control, FlowFrame, FrameType, HandshakeFrame, HandshakeKind, InitPayload, InnerType,
+    JoinHeader, MAX_FLOW_HEAD, PACKET_HEADER_LEN, PacketHeader, ReplyPayload, SealedHeader,
+    frame_type, join_session_id, split,
 };
 
 /// Parses a whole frame in every way that the bytes of a lane are parsed.
@@ -48,6 +48,11 @@ pub fn wire_frame(frame: &[u8]) {
     let Some(kind) = InnerType::from_byte(kind) else {
         return;
     };
+    if let Ok((flow, bytes)) = FlowFrame::parse(kind, body) {
+        let mut head = [0; MAX_FLOW_HEAD];
+        let len = flow.write(&mut head);
+        assert_eq!([&head[..len], bytes].concat(), inside);
+    }
     if let Ok(control) = Control::parse(kind, body) {
         assert_eq!(control.inner_type(), kind);
         // Fields may be in any order and unknown ones are skipped: it is the meaning that stays.

@@ -38,6 +38,9 @@
 //! another (see `path`), and knows how long a datagram it carries (see `mtud`). What it says is
 //! lost now and then, so control frames are said again until they are answered.
 //!
+//! **Relayed flows** ([`relayed`]) are frames of their own on stream lanes: [`Session::seal_flow`], and
+//! [`Opened::Flow`] where both ends said in the handshake that they relay.
+//!
 //! Stream lanes may stand **side by side** (see [`Session::beside`]); [`spread`] says which of them a packet takes.
 //!
 //! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
@@ -46,10 +49,10 @@
 //!
 //! One mutation, then a complete drain:
 //!
-//! 1. one of [`Session::open`], [`Session::open_datagram`], [`Session::seal_packet`],
+//! 1. one of [`Session::open`], [`Session::open_datagram`], [`Session::seal_packet`], [`Session::seal_flow`],
 //!    [`Session::handle_join`], [`Session::handle_join_datagram`], [`Session::join_frame`],
 //!    [`Session::join_datagram`], [`Session::remove_lane`], [`Session::configure`],
-//!    [`Session::close`], [`Session::handle_timeout`]; several of the first three in a row are one
+//!    [`Session::close`], [`Session::handle_timeout`]; several of the first four in a row are one
 //!    mutation;
 //! 2. after [`Session::open_datagram`], [`Session::poll_delivery`] until `None`;
 //! 3. [`Session::poll_control`] until `None`: each frame is sealed then, so it must be written to

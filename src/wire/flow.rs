@@ -100,7 +100,29 @@ impl FlowFrame {
                 flow,
                 reason: ResetReason::from_byte(reader.u8()?),
             },
-            other => return Err(FlowFrameError::Type { found: other }),
+            InnerType::Packet
+            | InnerType::Ping
+            | InnerType::Pong
+            | InnerType::Config
+            | InnerType::ConfigOk
+            | InnerType::Close
+            | InnerType::RekeyAsk
+            | InnerType::RekeyInit
+            | InnerType::RekeyReply
+            | InnerType::Join
+            | InnerType::JoinOk
+            | InnerType::JoinEcho
+            | InnerType::Enrol
+            | InnerType::PathChallenge
+            | InnerType::PathResponse
+            | InnerType::Part
+            | InnerType::Probe
+            | InnerType::ProbeOk
+            | InnerType::Repair
+            | InnerType::Report
+            | InnerType::Beside => {
+                return Err(FlowFrameError::Type { found: kind });
+            }
         };
         let rest = reader.rest();
         let is_data = kind == InnerType::FlowData;

@@ -7,6 +7,7 @@ mod joins;
 mod lanes;
 mod model;
 mod rekey;
+mod relayed;
 mod roaming;
 mod traffic;
 mod vectors;
