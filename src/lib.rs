@@ -57,6 +57,7 @@
 //! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
 //! | [`proto::delivery`] | reports, loss, round-trip time and delivery rate of a datagram lane | no | no |
 //! | [`proto::congestion`] | how much may fly on it, and how fast it leaves | no | no |
+//! | [`proto::budget`] | how much memory flows may hold, of a session and of the process | no | no |
 //! | [`proto::relayed`] | flows that cross stream lanes without a netstack: bytes, credit, and what is sent again on another lane | no | no |
 //! | [`proto::spread`] | which of several stream lanes a packet takes, and which get copies | no | no |
 //! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
@@ -149,6 +150,7 @@
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
 //! | a relayed flow's queues | [`proto::relayed::WINDOW`] each way, in memory only while used | the socket is not read; a peer that sends more is reset |
+//! | what relayed flows hold together | [`proto::budget::SESSION`] of a session, [`proto::budget::PROCESS`] of all, twice that for bytes that come | windows do not grow, sockets are hardly read, new flows are refused; beyond it the flow is reset; all counted |
 //! | resets of relayed flows that wait for a lane | 4,096 | dropped, counted; told when the peer speaks of the flow |
 //! | a flow's rings | 1 MiB each way, in memory only while used | the window closes |
 //! | UDP mappings of a session | [`server::egress::udp::MAX_MAPPINGS`] | the idlest is replaced |

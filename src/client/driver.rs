@@ -48,6 +48,7 @@ use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::proto::SessionEvent;
+use crate::proto::budget::{Budget, PROCESS, SESSION, Share};
 use crate::wire::{CloseReason, FlowFrame, InnerConfig, LaneId};
 
 /// The one task that owns what the client's tunnel is made of.
@@ -327,7 +328,8 @@ impl Driver {
             Some(_) | None => {
                 let seed = rand::rng().random();
                 self.mtu = config.mtu;
-                self.inside = Some(Inside::new(&config, self.resolver.clone(), seed));
+                let share = Share::new(Budget::new(PROCESS), SESSION);
+                self.inside = Some(Inside::new(&config, self.resolver.clone(), share, seed));
             }
         }
         self.inner.send_replace(Some(config));

@@ -43,6 +43,7 @@ use crate::io::carrier::has_room;
 use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
+use crate::proto::budget::Share;
 use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
 use crate::wire::{FlowFrame, InnerConfig, ResetReason, SessionId};
 
@@ -111,8 +112,13 @@ impl Inside {
         )
     }
 
-    /// Makes the inside of a session with this configuration.
-    pub(super) fn new(config: &InnerConfig, resolver: NameQueries, seed: u64) -> Self {
+    /// Makes the inside of a session with this configuration; its relayed flows hold as much as `share` lets them.
+    pub(super) fn new(
+        config: &InnerConfig,
+        resolver: NameQueries,
+        share: Share,
+        seed: u64,
+    ) -> Self {
         let stack_config = Config {
             mtu: config.mtu,
             addresses: config.addresses(),
@@ -126,7 +132,7 @@ impl Inside {
             stack: Stack::new(stack_config, seed),
             relay: Relay::new(ready.clone()),
             ready,
-            relayed: Relayed::new(Role::Initiator, max_flows),
+            relayed: Relayed::new(Role::Initiator, max_flows, share),
             relayed_relay: Relay::new(relayed_ready.clone()),
             relayed_ready,
             session: None,
@@ -579,6 +585,7 @@ mod tests {
 
     use super::*;
     use crate::client::resolve::NameQuery;
+    use crate::proto::budget::{Budget, PROCESS, SESSION};
 
     /// A lane that has room or not.
     #[derive(Default)]
@@ -610,7 +617,10 @@ mod tests {
             ..InnerConfig::default()
         };
         let (names, asked) = mpsc::channel(1);
-        (Inside::new(&config, names, 1), asked)
+        (
+            Inside::new(&config, names, Share::new(Budget::new(PROCESS), SESSION), 1),
+            asked,
+        )
     }
 
     fn origin() -> SocketAddr {

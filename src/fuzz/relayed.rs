@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::input::Input;
 use crate::proto::Role;
-use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey, WINDOW};
+use crate::proto::budget::{Budget, Share};
+use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
 use crate::wire::{FlowFrame, InnerType, LaneId, MAX_FLOW_HEAD};
 
 /// Plays `what (1) ‖ …`, over and over, between the tables of a client and a server.
@@ -29,7 +30,7 @@ pub fn relayed(data: &[u8]) {
         let most = usize::from(input.byte());
         match (what >> 1) & 7 {
             0 => ends[0].connect(now),
-            1 => ends[at].write(most * 1000),
+            1 => ends[at].write(now, most * 1000),
             2 => {
                 ends[at].say(most);
                 let frames: Vec<_> = ends[at].sent.drain(..).collect();
@@ -41,7 +42,7 @@ pub fn relayed(data: &[u8]) {
                 honest = false;
                 ends[at].handle(now, input.piece(), honest);
             }
-            4 => ends[at].read(most * 1000, honest),
+            4 => ends[at].read(now, most * 1000, honest),
             5 => {
                 // What was on its way on the old lane is lost.
                 lane += 1;
@@ -62,7 +63,7 @@ pub fn relayed(data: &[u8]) {
         for end in &mut ends {
             end.settle();
             assert!(end.table.len() <= FLOWS);
-            assert!(end.table.held() as u64 <= 2 * WINDOW * FLOWS as u64);
+            assert!(end.table.held() <= 2 * MEMORY);
             assert!(!honest || end.table.stats().violations == 0);
             assert!(!honest || end.table.stats().gaps == 0);
         }
@@ -80,7 +81,7 @@ struct End {
 impl End {
     fn new(role: Role) -> Self {
         Self {
-            table: Relayed::new(role, FLOWS),
+            table: Relayed::new(role, FLOWS, Share::new(Budget::new(4 * MEMORY), MEMORY)),
             flows: Vec::new(),
             counts: HashMap::new(),
             sent: VecDeque::new(),
@@ -128,10 +129,10 @@ impl End {
         });
     }
 
-    fn write(&mut self, most: usize) {
+    fn write(&mut self, now: Instant, most: usize) {
         for flow in &self.flows {
             let written = &mut self.counts.entry(*flow).or_default().0;
-            let _ = self.table.send(*flow, |room| {
+            let _ = self.table.send(now, *flow, |room| {
                 let len = room.len().min(most);
                 for byte in &mut room[..len] {
                     *byte = pattern(*written);
@@ -142,10 +143,10 @@ impl End {
         }
     }
 
-    fn read(&mut self, most: usize, honest: bool) {
+    fn read(&mut self, now: Instant, most: usize, honest: bool) {
         for flow in &self.flows {
             let counts = &mut self.counts;
-            let _ = self.table.recv(*flow, |bytes| {
+            let _ = self.table.recv(now, *flow, |bytes| {
                 let len = bytes.len().min(most);
                 check(counts, *flow, &bytes[..len], honest);
                 (len, ())
@@ -207,3 +208,6 @@ const fn pattern(offset: u64) -> u8 {
 
 /// Flows of each table.
 const FLOWS: usize = 4;
+
+/// What they may hold: so little that it runs short.
+const MEMORY: usize = 1 << 20;

@@ -135,20 +135,20 @@ impl Flows for Relayed {
 
     fn recv<R>(
         &mut self,
-        _: Instant,
+        now: Instant,
         id: RelayedKey,
         f: impl FnOnce(&[u8]) -> (usize, R),
     ) -> Result<R, RecvError> {
-        Relayed::recv(self, id, f)
+        Relayed::recv(self, now, id, f)
     }
 
     fn send<R>(
         &mut self,
-        _: Instant,
+        now: Instant,
         id: RelayedKey,
         f: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Result<R, SendError> {
-        Relayed::send(self, id, f)
+        Relayed::send(self, now, id, f)
     }
 
     fn finish(&mut self, _: Instant, id: RelayedKey) {

@@ -91,6 +91,7 @@
 //! Challenges and keys are compared in constant time, and `Debug` prints none of them.
 
 mod aead;
+pub mod budget;
 pub mod congestion;
 mod cookie;
 pub mod datapath;

@@ -50,6 +50,7 @@ use crate::io::carrier::has_room;
 use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
+use crate::proto::budget::Share;
 use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
@@ -123,12 +124,14 @@ pub struct LocalStats {
 
 impl Local {
     /// Makes the netstack of a session whose gateway has these addresses; `egress` tells
-    /// whether flows for other destinations are carried on by sockets.
+    /// whether flows for other destinations are carried on by sockets, and `share` how much those hold that are
+    /// relayed.
     pub fn new(
         gateways: Vec<IpAddr>,
         mtu: u16,
         egress: bool,
         limits: LocalLimits,
+        share: Share,
         dns: DnsClient,
         seed: u64,
     ) -> Self {
@@ -148,7 +151,7 @@ impl Local {
             stack: Stack::new(config, seed),
             relay: Relay::new(ready.clone()),
             ready,
-            relayed: Relayed::new(Role::Responder, limits.flows),
+            relayed: Relayed::new(Role::Responder, limits.flows, share),
             relayed_relay: Relay::new(relayed_ready.clone()),
             relayed_ready,
             limits,
@@ -569,6 +572,7 @@ mod tests {
 
     use super::*;
     use crate::proto::PublicKey;
+    use crate::proto::budget::{Budget, PROCESS, SESSION};
     use crate::server::dns::DnsService;
 
     /// A lane that has room or not.
@@ -620,6 +624,7 @@ mod tests {
                     1400,
                     true,
                     limits,
+                    Share::new(Budget::new(PROCESS), SESSION),
                     dns.client(&PublicKey::from_bytes([1; 32])),
                     2,
                 ),

@@ -52,6 +52,7 @@ use crate::io::state::{StateDir, StateError};
 use crate::io::tls::{Certificate, CertificateError, ServerTls};
 use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
 use crate::io::udp::UdpIo;
+use crate::proto::budget::{Budget, PROCESS};
 use crate::proto::{self, PublicKey, Responder, Settings};
 use crate::wire::InnerConfig;
 
@@ -72,6 +73,8 @@ pub struct Shared {
     pub gateways: Vec<IpAddr>,
     /// What a session may hold open.
     pub limits: LocalLimits,
+    /// What the relayed flows of all sessions may hold.
+    pub memory: Arc<Budget>,
     /// Answers names on the gateway.
     pub dns: Arc<DnsService>,
     /// The certificate, where a listener needs one.
@@ -260,6 +263,7 @@ impl Server {
                 flows: config.limits.flows_per_client as usize,
                 half_open: config.limits.half_open_per_client as usize,
             },
+            memory: Budget::new(PROCESS),
             dns,
             tls,
             pool: Pool::new("server", POOL_SMALL, POOL_LARGE),

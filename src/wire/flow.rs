@@ -213,7 +213,7 @@ pub enum ResetReason {
     TimedOut,
     /// The server's policy forbids the destination.
     NotAllowed,
-    /// A limit of flows is reached.
+    /// A limit of flows is reached, or of what they hold.
     TooMany,
     /// Who says so does not know the flow, or no longer.
     Unknown,

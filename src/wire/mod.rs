@@ -219,7 +219,7 @@
 //!    for every flow, and sends again what is not acknowledged, Opens first, in the order of their numbers.
 //!  - A frame about a flow that its receiver does not know, and that is no Reset, is answered by a Reset (unknown).
 //!  - **reason**: 1 aborted, 2 refused, 3 host unreachable, 4 network unreachable, 5 timed out, 6 not allowed, 7 too many
-//!    flows, 8 unknown, 9 violation (data beyond the limit, a second end); others are taken as 1.
+//!    flows or too much that they hold, 8 unknown, 9 violation (data beyond the limit, a second end); others are taken as 1.
 //!  - Open from the server, and a malformed frame, close the session. Flows end with their session.
 //!
 //! ## Epochs

@@ -2,15 +2,19 @@
 //!
 //! Memory is by use: a queue without bytes holds no chunk; the first is small, since most flows say little, and those
 //! behind it are large. Chunks come from and go back to [`Spares`], which all flows of a session share, so that warm
-//! flows allocate nothing.
+//! flows allocate nothing; they count against the session's [`Share`], filled or not.
 
 use std::collections::VecDeque;
+
+use crate::proto::budget::Share;
 
 /// Bytes in order, in chunks.
 #[derive(Debug, Default)]
 pub(super) struct Bytes {
     chunks: VecDeque<Chunk>,
     len: usize,
+    /// What the chunks take.
+    memory: usize,
 }
 
 #[derive(Debug)]
@@ -21,22 +25,18 @@ struct Chunk {
 }
 
 impl Bytes {
-    /// Lends room behind the last byte, at most `most` bytes of it, to be filled and told to [`Bytes::advance`].
+    /// Lends room behind the last byte, at most `most` bytes of it, to be filled and told to [`Bytes::advance`]. Beyond its
+    /// first chunk the queue takes no more memory than its flow is allowed.
     pub(super) fn room(&mut self, spares: &mut Spares, most: usize) -> &mut [u8] {
-        let full = |chunk: &Chunk| chunk.end == chunk.room.len();
-        if most > 0 && self.chunks.back().is_none_or(full) {
-            let room = spares.take(self.chunks.is_empty());
-            self.chunks.push_back(Chunk {
-                room,
-                start: 0,
-                end: 0,
-            });
-        }
-        let Some(last) = self.chunks.back_mut() else {
-            return &mut [];
+        let len = self.next_chunk();
+        let allowed = match len {
+            SMALL => spares.share.admits(len),
+            _ => self.memory + len <= spares.share.allowance(),
         };
-        let end = last.room.len().min(last.end.saturating_add(most));
-        &mut last.room[last.end..end]
+        if most > 0 && self.is_full() && allowed {
+            self.push(spares, len);
+        }
+        self.lend(most)
     }
 
     /// Takes note that the first `len` bytes of the room were filled; without any, the room is given back.
@@ -48,20 +48,32 @@ impl Bytes {
             if last.start == last.end
                 && let Some(chunk) = self.chunks.pop_back()
             {
+                self.memory -= chunk.room.len();
                 spares.give(chunk.room);
             }
         }
     }
 
     /// Copies bytes behind the last one.
-    pub(super) fn extend(&mut self, spares: &mut Spares, mut bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// [`NoMemory`] at the hard bound of memory; some of the bytes may have been copied.
+    pub(super) fn extend(&mut self, spares: &mut Spares, mut bytes: &[u8]) -> Result<(), NoMemory> {
         while !bytes.is_empty() {
-            let room = self.room(spares, bytes.len());
+            if self.is_full() {
+                let len = self.next_chunk();
+                if !spares.share.admits(len) {
+                    return Err(NoMemory);
+                }
+                self.push(spares, len);
+            }
+            let room = self.lend(bytes.len());
             let len = room.len();
             room.copy_from_slice(&bytes[..len]);
             self.advance(spares, len);
             bytes = &bytes[len..];
         }
+        Ok(())
     }
 
     /// The bytes that stand together from the `at`th on; none behind the last.
@@ -88,6 +100,7 @@ impl Bytes {
                 return;
             }
             if let Some(chunk) = self.chunks.pop_front() {
+                self.memory -= chunk.room.len();
                 spares.give(chunk.room);
             }
         }
@@ -104,48 +117,119 @@ impl Bytes {
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    fn is_full(&self) -> bool {
+        let full = |chunk: &Chunk| chunk.end == chunk.room.len();
+        self.chunks.back().is_none_or(full)
+    }
+
+    /// How large the chunk is that comes next.
+    fn next_chunk(&self) -> usize {
+        if self.chunks.is_empty() { SMALL } else { LARGE }
+    }
+
+    fn push(&mut self, spares: &mut Spares, len: usize) {
+        self.memory += len;
+        self.chunks.push_back(Chunk {
+            room: spares.take(len),
+            start: 0,
+            end: 0,
+        });
+    }
+
+    /// The room that is left in the last chunk, at most `most` of it.
+    fn lend(&mut self, most: usize) -> &mut [u8] {
+        let Some(last) = self.chunks.back_mut() else {
+            return &mut [];
+        };
+        let end = last.room.len().min(last.end.saturating_add(most));
+        &mut last.room[last.end..end]
+    }
 }
 
-/// Chunks that nobody uses, for the next who does.
-#[derive(Debug, Default)]
+/// The hard bound of memory is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoMemory;
+
+/// Chunks that nobody uses, for the next who does, and the account of all.
+#[derive(Debug)]
 pub(super) struct Spares {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
+    /// What the chunks of both take.
+    spare: usize,
     made: u64,
+    /// Some were taken since the last [`Spares::rest`].
+    used: bool,
+    share: Share,
 }
 
 impl Spares {
-    fn take(&mut self, small: bool) -> Box<[u8]> {
-        let (spare, len) = if small {
-            (self.small.pop(), SMALL)
-        } else {
-            (self.large.pop(), LARGE)
-        };
-        spare.unwrap_or_else(|| {
-            self.made += 1;
-            vec![0; len].into_boxed_slice()
-        })
-    }
-
-    fn give(&mut self, chunk: Box<[u8]>) {
-        let spares = if chunk.len() == SMALL {
-            &mut self.small
-        } else {
-            &mut self.large
-        };
-        if spares.len() < MOST_SPARES {
-            spares.push(chunk);
+    pub(super) const fn new(share: Share) -> Self {
+        Self {
+            small: Vec::new(),
+            large: Vec::new(),
+            spare: 0,
+            made: 0,
+            used: false,
+            share,
         }
     }
 
-    /// Gives everything back.
-    pub(super) fn clear(&mut self) {
-        self.small = Vec::new();
-        self.large = Vec::new();
+    fn take(&mut self, len: usize) -> Box<[u8]> {
+        self.used = true;
+        match self.of(len).pop() {
+            Some(spare) => {
+                self.spare -= len;
+                spare
+            }
+            None => {
+                self.made += 1;
+                self.share.add(len);
+                vec![0; len].into_boxed_slice()
+            }
+        }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.small.is_empty() && self.large.is_empty()
+    fn give(&mut self, chunk: Box<[u8]>) {
+        let (len, ample) = (chunk.len(), self.share.is_ample());
+        let spares = self.of(len);
+        if ample && spares.len() < MOST_SPARES {
+            spares.push(chunk);
+            self.spare += len;
+        } else {
+            self.share.sub(len);
+        }
+    }
+
+    fn of(&mut self, len: usize) -> &mut Vec<Box<[u8]>> {
+        match len {
+            SMALL => &mut self.small,
+            _ => &mut self.large,
+        }
+    }
+
+    /// Gives the spares back to the system if none was used since the last time.
+    pub(super) fn rest(&mut self) {
+        if !std::mem::take(&mut self.used) {
+            self.small = Vec::new();
+            self.large = Vec::new();
+            self.share.sub(std::mem::take(&mut self.spare));
+        }
+    }
+
+    /// Whether there are any.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.spare == 0
+    }
+
+    /// What the queues of all flows take.
+    pub(super) const fn held(&self) -> usize {
+        self.share.held() - self.spare
+    }
+
+    pub(super) const fn share(&self) -> &Share {
+        &self.share
     }
 
     /// Chunks that were allocated, ever.
@@ -169,32 +253,69 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proto::budget::Budget;
+
+    fn spares(most: usize) -> Spares {
+        Spares::new(Share::new(Budget::new(1 << 30), most))
+    }
 
     #[test]
     fn empty_queue_holds_no_chunk() {
-        let (mut bytes, mut spares) = (Bytes::default(), Spares::default());
-        bytes.extend(&mut spares, &[1; 100_000]);
+        let (mut bytes, mut spares) = (Bytes::default(), spares(1 << 25));
+        bytes.extend(&mut spares, &[1; 100_000]).unwrap();
+        assert_eq!(spares.held(), SMALL + 2 * LARGE);
         bytes.consume(&mut spares, 100_000);
+        assert_eq!(spares.held(), 0);
         assert!(bytes.is_empty() && bytes.chunks.is_empty());
         assert_eq!(bytes.room(&mut spares, 9).len(), 9);
         bytes.advance(&mut spares, 0);
         assert!(bytes.chunks.is_empty());
         let made = spares.made();
-        bytes.extend(&mut spares, &[1; 100_000]);
+        bytes.extend(&mut spares, &[1; 100_000]).unwrap();
         assert_eq!(spares.made(), made, "the spares serve again");
     }
 
+    #[test]
+    fn spares_that_rest_are_given_back() {
+        let (mut bytes, mut spares) = (Bytes::default(), spares(1 << 25));
+        bytes.extend(&mut spares, &[1; 100_000]).unwrap();
+        bytes.clear(&mut spares);
+        spares.rest();
+        assert_eq!(spares.share().held(), SMALL + 2 * LARGE, "just used");
+        spares.rest();
+        assert_eq!(spares.share().held(), 0);
+    }
+
+    #[test]
+    fn short_of_memory_a_queue_has_its_first_chunk_and_no_spare_is_kept() {
+        let mut spares = spares(2 * LARGE);
+        let (mut full, mut bytes) = (Bytes::default(), Bytes::default());
+        full.extend(&mut spares, &[1; 2 * LARGE]).unwrap();
+        assert!(spares.share().is_short());
+        assert_eq!(bytes.room(&mut spares, usize::MAX).len(), SMALL);
+        bytes.advance(&mut spares, SMALL);
+        assert!(bytes.room(&mut spares, usize::MAX).is_empty());
+        let beyond = full.extend(&mut spares, &[1; 2 * LARGE]);
+        assert_eq!(beyond, Err(NoMemory));
+        assert!(spares.held() <= 4 * LARGE);
+        bytes.clear(&mut spares);
+        full.clear(&mut spares);
+        assert!(spares.share().held() <= LARGE, "{}", spares.share().held());
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn bytes_come_out_as_they_went_in(
             steps in prop::collection::vec((1..200_000usize, 0..200_000usize), 1..20)
         ) {
-            let (mut bytes, mut spares) = (Bytes::default(), Spares::default());
-            let mut reference = VecDeque::new();
+            let (mut bytes, mut spares) = (Bytes::default(), spares(1 << 25));
+            let mut reference = Vec::new();
             for (at, (add, take)) in steps.into_iter().enumerate() {
-                let added: Vec<u8> = (0..add).map(|n| (n * 7 + at) as u8).collect();
-                bytes.extend(&mut spares, &added);
-                reference.extend(added);
+                // A length that no chunk's is a multiple of.
+                reference.extend((0..251u8).cycle().skip(at).take(add));
+                bytes.extend(&mut spares, &reference[reference.len() - add..]).unwrap();
                 bytes.consume(&mut spares, take);
                 reference.drain(..take.min(reference.len()));
                 prop_assert_eq!(bytes.len(), reference.len());
@@ -202,7 +323,7 @@ mod tests {
                 while read < bytes.len() {
                     let piece = bytes.piece(read);
                     prop_assert!(piece.len() <= LARGE && !piece.is_empty());
-                    prop_assert!(reference.iter().skip(read).take(piece.len()).eq(piece));
+                    prop_assert!(reference[read..].starts_with(piece));
                     read += piece.len();
                 }
             }

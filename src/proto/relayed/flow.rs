@@ -27,6 +27,8 @@ pub(super) struct Flow {
     pub(super) told: bool,
     /// Its owner found no room, and is to be told of some.
     pub(super) wants_room: bool,
+    /// It stands among those that wait for memory.
+    pub(super) starved: bool,
     /// Its owner has let go; what was sent is still to be acknowledged.
     pub(super) released: bool,
 }
@@ -73,6 +75,7 @@ impl Flow {
             late: false,
             told: false,
             wants_room: false,
+            starved: false,
             released: false,
         }
     }

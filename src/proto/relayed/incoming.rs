@@ -1,7 +1,9 @@
 //! One direction in: bytes that came, of which only what the socket does not take is held.
 
-use super::bytes::{Bytes, Spares};
-use super::{RENEW, WINDOW};
+use std::time::Instant;
+
+use super::bytes::{Bytes, NoMemory, Spares};
+use super::{FIRST_WINDOW, GROW_WITHIN, WINDOW};
 
 /// What has arrived of a flow.
 ///
@@ -15,6 +17,10 @@ pub(super) struct Incoming {
     waiting: Bytes,
     received: u64,
     limit: u64,
+    window: u64,
+    /// What the socket took since the window was last judged, and when that began.
+    taken: u64,
+    since: Option<Instant>,
     /// What the last Credit acknowledged.
     told: u64,
     ended: bool,
@@ -36,17 +42,31 @@ pub(super) enum Arrival {
     },
 }
 
-/// Data beyond the limit or the end, or another end.
+/// Why the flow cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BeyondBounds;
+pub(super) enum Fault {
+    /// Data beyond the limit or the end, or another end.
+    BeyondBounds,
+    /// There is no memory for what the socket does not take.
+    NoMemory,
+}
+
+impl From<NoMemory> for Fault {
+    fn from(NoMemory: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
 
 impl Incoming {
-    /// Begins with the window lent in full.
+    /// Begins with the first window lent in full.
     pub(super) fn new() -> Self {
         Self {
             waiting: Bytes::default(),
             received: 0,
-            limit: WINDOW,
+            limit: FIRST_WINDOW,
+            window: FIRST_WINDOW,
+            taken: 0,
+            since: None,
             told: 0,
             ended: false,
             asked: None,
@@ -56,14 +76,17 @@ impl Incoming {
     /// Takes bytes; `take` is offered what is new, unless other bytes wait, and says how much of it the socket took.
     pub(super) fn handle_data(
         &mut self,
+        now: Instant,
         spares: &mut Spares,
         offset: u64,
         bytes: &[u8],
         take: impl FnOnce(&[u8]) -> usize,
-    ) -> Result<Arrival, BeyondBounds> {
-        let end = offset.checked_add(bytes.len() as u64).ok_or(BeyondBounds)?;
+    ) -> Result<Arrival, Fault> {
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(Fault::BeyondBounds)?;
         if end > self.limit || (self.ended && end > self.received) {
-            return Err(BeyondBounds);
+            return Err(Fault::BeyondBounds);
         }
         let Some(known) = self.received.checked_sub(offset) else {
             return Ok(self.gap());
@@ -79,15 +102,16 @@ impl Incoming {
         } else {
             0
         };
-        self.waiting.extend(spares, &fresh[taken..]);
+        self.handle_taken(now, spares, taken);
+        self.waiting.extend(spares, &fresh[taken..])?;
         Ok(Arrival::News)
     }
 
     /// Takes the end.
-    pub(super) fn handle_fin(&mut self, offset: u64) -> Result<Arrival, BeyondBounds> {
+    pub(super) fn handle_fin(&mut self, offset: u64) -> Result<Arrival, Fault> {
         if offset > self.limit || offset < self.received || (self.ended && offset != self.received)
         {
-            return Err(BeyondBounds);
+            return Err(Fault::BeyondBounds);
         }
         if offset > self.received {
             return Ok(self.gap());
@@ -105,13 +129,14 @@ impl Incoming {
     }
 
     /// Takes note that the socket took `len` of them.
-    pub(super) fn consume(&mut self, spares: &mut Spares, len: usize) {
+    pub(super) fn consume(&mut self, now: Instant, spares: &mut Spares, len: usize) {
         self.waiting.consume(spares, len);
+        self.handle_taken(now, spares, len);
     }
 
     /// Whether a Credit would lend so much more that it is worth a frame.
     pub(super) fn is_credit_worth(&self) -> bool {
-        !self.ended && self.target() - self.limit >= RENEW
+        !self.ended && self.target().saturating_sub(self.limit) >= self.window / RENEWALS
     }
 
     /// What the next Credit says: what was received, and the limit.
@@ -143,14 +168,28 @@ impl Incoming {
         self.waiting.clear(spares);
     }
 
-    /// Bytes that wait for the socket.
-    pub(super) fn held(&self) -> usize {
-        self.waiting.len()
-    }
-
     fn gap(&mut self) -> Arrival {
         let ask = self.asked.replace(self.received) != Some(self.received);
         Arrival::Gap { ask }
+    }
+
+    /// Lets the window grow while the socket takes as much as it lets in.
+    fn handle_taken(&mut self, now: Instant, spares: &Spares, len: usize) {
+        if len == 0 || self.window == WINDOW {
+            return;
+        }
+        let since = *self.since.get_or_insert(now);
+        self.taken += len as u64;
+        if self.taken < self.window {
+            return;
+        }
+        let wider = self.window * 2;
+        if now.saturating_duration_since(since) <= GROW_WITHIN
+            && wider <= spares.share().allowance() as u64
+        {
+            self.window = wider;
+        }
+        (self.taken, self.since) = (0, None);
     }
 
     fn acknowledged(&self) -> u64 {
@@ -158,6 +197,9 @@ impl Incoming {
     }
 
     fn target(&self) -> u64 {
-        self.received - self.waiting.len() as u64 + WINDOW
+        self.received - self.waiting.len() as u64 + self.window
     }
 }
+
+/// Credits that a window is renewed by: each costs a frame, and a sender must not wait for one.
+const RENEWALS: u64 = 4;

@@ -37,7 +37,7 @@ enum Fin {
 pub(super) struct Unsent;
 
 impl Outgoing {
-    /// Lends room for more bytes; none while the far end's limit or our own is reached.
+    /// Lends room for more bytes; none while the far end's limit, our own, or that of memory is reached.
     pub(super) fn room(&mut self, spares: &mut Spares) -> &mut [u8] {
         let most = self.limit.min(self.acked.saturating_add(WINDOW));
         let room = most.saturating_sub(self.written());
@@ -134,9 +134,10 @@ impl Outgoing {
         *self = Self::default();
     }
 
-    /// Bytes that are kept.
-    pub(super) fn held(&self) -> usize {
-        self.kept.len()
+    /// Whether there is no room though the far end would take more and has nothing to acknowledge: nothing that it says
+    /// brings any.
+    pub(super) fn is_starved(&self) -> bool {
+        self.kept.is_empty() && self.limit > self.written()
     }
 
     fn written(&self) -> u64 {

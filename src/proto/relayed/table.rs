@@ -8,9 +8,13 @@ use adit_netstack::{Cause, RecvError, SendError};
 
 use super::bytes::Spares;
 use super::flow::{CreditDue, Flow, State};
-use super::incoming::{Arrival, BeyondBounds};
+use super::incoming::{Arrival, Fault};
 use super::outgoing::Unsent;
-use super::{ACK_DELAY, CONNECT_TIMEOUT, MAX_RESETS, MAX_TELLING, WINDOW};
+use super::turns::Turns;
+use super::{
+    ACK_DELAY, AGAIN_AFTER, CONNECT_TIMEOUT, FIRST_WINDOW, MAX_RESETS, MAX_TELLING, SPARES_REST,
+};
+use crate::proto::budget::Share;
 use crate::proto::keys::Role;
 use crate::wire::{FlowFrame, LaneId, MAX_FLOW_HEAD, RelayedId, ResetReason};
 
@@ -19,7 +23,7 @@ use crate::wire::{FlowFrame, LaneId, MAX_FLOW_HEAD, RelayedId, ResetReason};
 pub struct Relayed {
     role: Role,
     most: usize,
-    slots: Vec<Slot>,
+    slots: Vec<Option<Box<Flow>>>,
     free: Vec<usize>,
     open: usize,
     /// Flows that were asked for and are not answered.
@@ -30,23 +34,22 @@ pub struct Relayed {
     next_id: u32,
     /// The lane that takes frames.
     lane: Option<LaneId>,
-    /// Whose turn is next; each slot at most once.
-    turns: VecDeque<usize>,
+    /// Whose turn is next.
+    turns: Turns,
     /// Resets that are to be sent.
     resets: VecDeque<(RelayedId, ResetReason)>,
     /// Flows that acknowledge what came when their time has come, the same after each arrival.
     late: VecDeque<(Instant, RelayedKey)>,
     /// When to look for opens that nobody answers.
     look_at: Option<Instant>,
+    /// Flows that found no memory, each once, and when they try again.
+    starved: Vec<RelayedKey>,
+    again_at: Option<Instant>,
     events: VecDeque<RelayedEvent>,
     spares: Spares,
+    /// When to see whether spares are of use.
+    rest_at: Option<Instant>,
     stats: RelayedStats,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    queued: bool,
-    flow: Option<Box<Flow>>,
 }
 
 /// Names a flow to its owner, at one end.
@@ -101,6 +104,10 @@ pub struct RelayedStats {
     pub opened: u64,
     /// Flows refused: too many.
     pub refused: u64,
+    /// Flows refused because the soft bound of memory was reached.
+    pub refused_for_memory: u64,
+    /// Flows ended because bytes came that would have been held beyond the hard bound of memory.
+    pub ended_for_memory: u64,
     /// Flows that ended in order.
     pub finished: u64,
     /// Flows that were reset by the far end.
@@ -124,9 +131,9 @@ pub struct RelayedStats {
 }
 
 impl Relayed {
-    /// Makes an empty table of at most `most` flows.
+    /// Makes an empty table of at most `most` flows, which hold as much as `share` lets them.
     #[must_use]
-    pub fn new(role: Role, most: usize) -> Self {
+    pub fn new(role: Role, most: usize, share: Share) -> Self {
         Self {
             role,
             most,
@@ -138,12 +145,15 @@ impl Relayed {
             by_id: HashMap::default(),
             next_id: 0,
             lane: None,
-            turns: VecDeque::new(),
+            turns: Turns::default(),
             resets: VecDeque::new(),
             late: VecDeque::new(),
             look_at: None,
+            starved: Vec::new(),
+            again_at: None,
             events: VecDeque::new(),
-            spares: Spares::default(),
+            spares: Spares::new(share),
+            rest_at: None,
             stats: RelayedStats::default(),
         }
     }
@@ -151,10 +161,14 @@ impl Relayed {
     // ---- the owner's side --------------------------------------------------------------
 
     /// Client: asks for a connection; [`RelayedEvent::Established`] or [`RelayedEvent::Closed`] follows. `None` at the
-    /// limit of flows.
+    /// limit of flows or of memory.
     pub fn connect(&mut self, now: Instant, destination: SocketAddr) -> Option<RelayedKey> {
         if self.open >= self.most || self.next_id == u32::MAX {
             self.stats.refused += 1;
+            return None;
+        }
+        if self.spares.share().is_short() {
+            self.stats.refused_for_memory += 1;
             return None;
         }
         let until = now + CONNECT_TIMEOUT;
@@ -189,6 +203,7 @@ impl Relayed {
     /// [`RecvError`] when there are none.
     pub fn recv<R>(
         &mut self,
+        now: Instant,
         key: RelayedKey,
         f: impl FnOnce(&[u8]) -> (usize, R),
     ) -> Result<R, RecvError> {
@@ -206,8 +221,9 @@ impl Relayed {
             });
         }
         let (taken, result) = f(waiting);
-        flow.inc.consume(spares, taken);
+        flow.inc.consume(now, spares, taken);
         self.credit_if_worth(key.slot);
+        self.rest_later(now);
         Ok(result)
     }
 
@@ -217,6 +233,7 @@ impl Relayed {
     /// [`SendError`] when there is no room, or never will be.
     pub fn send<R>(
         &mut self,
+        now: Instant,
         key: RelayedKey,
         f: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Result<R, SendError> {
@@ -231,6 +248,10 @@ impl Relayed {
         let room = flow.out.room(spares);
         if room.is_empty() {
             flow.wants_room = true;
+            if flow.out.is_starved() && !std::mem::replace(&mut flow.starved, true) {
+                self.starved.push(key);
+                self.again_at.get_or_insert(now + AGAIN_AFTER);
+            }
             return Err(SendError::Full);
         }
         let (written, result) = f(room);
@@ -280,10 +301,7 @@ impl Relayed {
     /// Returns whether a flow waits for [`Relayed::accept`] or [`Relayed::refuse`].
     #[must_use]
     pub fn is_asked(&self, key: RelayedKey) -> bool {
-        let flow = self
-            .slots
-            .get(key.slot)
-            .and_then(|slot| slot.flow.as_deref());
+        let flow = self.slots.get(key.slot).and_then(Option::as_deref);
         flow.is_some_and(|flow| flow.serial == key.serial && flow.state == State::Asked)
     }
 
@@ -291,7 +309,7 @@ impl Relayed {
     #[must_use]
     pub fn remote_of(&self, id: RelayedId) -> Option<(RelayedKey, SocketAddr)> {
         let slot = *self.by_id.get(&id)?;
-        let flow = self.slots.get(slot)?.flow.as_deref()?;
+        let flow = self.slots.get(slot)?.as_deref()?;
         let serial = flow.serial;
         Some((RelayedKey { slot, serial }, flow.remote))
     }
@@ -355,6 +373,7 @@ impl Relayed {
             }
             (FlowFrame::Reset { .. }, None) => {}
         }
+        self.rest_later(now);
     }
 
     /// Takes note of which lane takes frames. On another one everything that the far end has not acknowledged
@@ -366,8 +385,7 @@ impl Relayed {
         self.stats.lane_changes += 1;
         let mut live: Vec<(Option<RelayedId>, usize)> = Vec::with_capacity(self.open);
         for (at, slot) in self.slots.iter_mut().enumerate() {
-            slot.queued = false;
-            let Some(flow) = slot.flow.as_deref_mut() else {
+            let Some(flow) = slot.as_deref_mut() else {
                 continue;
             };
             match &mut flow.state {
@@ -400,17 +418,16 @@ impl Relayed {
             self.resets.pop_front();
             any = true;
         }
-        while let Some(&at) = self.turns.front() {
+        while let Some(at) = self.turns.next() {
             let turn = self.turn(at, &mut put);
             any |= turn.said;
             if turn.blocked {
                 return any;
             }
-            self.turns.pop_front();
+            self.turns.finish();
             if turn.more {
-                self.turns.push_back(at);
-            } else if let Some(slot) = self.slots.get_mut(at) {
-                slot.queued = false;
+                self.queue(at);
+            } else {
                 self.remove_if_complete(at);
             }
         }
@@ -432,10 +449,11 @@ impl Relayed {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let late = self.late.front().map(|(due, _)| *due);
-        late.into_iter().chain(self.look_at).min()
+        let due = [late, self.look_at, self.again_at, self.rest_at];
+        due.into_iter().flatten().min()
     }
 
-    /// Does what is due by `now`: acknowledges, and gives up on opens.
+    /// Does what is due by `now`: acknowledges, gives up on opens, and looks after memory.
     pub fn handle_timeout(&mut self, now: Instant) {
         while self.late.front().is_some_and(|(due, _)| *due <= now) {
             let Some((_, key)) = self.late.pop_front() else {
@@ -455,8 +473,14 @@ impl Relayed {
             self.look_at = None;
             self.give_up_opens(now);
         }
-        if self.open == 0 && !self.spares.is_empty() {
-            self.spares.clear();
+        if self.again_at.is_some_and(|due| due <= now) {
+            self.again_at = None;
+            self.feed();
+        }
+        if self.rest_at.is_some_and(|due| due <= now) {
+            self.rest_at = None;
+            self.spares.rest();
+            self.rest_later(now);
         }
     }
 
@@ -464,7 +488,7 @@ impl Relayed {
     /// and was not answered it asks for in the next session.
     pub fn reset_all(&mut self) {
         for slot in 0..self.slots.len() {
-            let Some(flow) = self.slots.get_mut(slot).and_then(|s| s.flow.as_deref_mut()) else {
+            let Some(flow) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) else {
                 continue;
             };
             // It will be another's.
@@ -502,11 +526,10 @@ impl Relayed {
         self.half_open
     }
 
-    /// Returns the bytes that all flows hold, in both directions.
+    /// Returns the memory that the queues of all flows take, in both directions.
     #[must_use]
-    pub fn held(&self) -> usize {
-        let flows = self.slots.iter().filter_map(|slot| slot.flow.as_deref());
-        flows.map(|flow| flow.out.held() + flow.inc.held()).sum()
+    pub const fn held(&self) -> usize {
+        self.spares.held()
     }
 
     /// Returns what was counted.
@@ -533,6 +556,11 @@ impl Relayed {
             self.say_reset(id, ResetReason::TooMany);
             return;
         }
+        if self.spares.share().is_short() {
+            self.stats.refused_for_memory += 1;
+            self.say_reset(id, ResetReason::TooMany);
+            return;
+        }
         let key = self.insert(destination, State::Asked);
         self.half_open += 1;
         self.by_id.insert(id, key.slot);
@@ -556,7 +584,7 @@ impl Relayed {
         bytes: &[u8],
         take: impl FnOnce(RelayedKey, &[u8]) -> usize,
     ) {
-        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+        let Some(flow) = self.slots[slot].as_deref_mut() else {
             return;
         };
         let key = RelayedKey {
@@ -570,21 +598,21 @@ impl Relayed {
             State::Opening { .. } | State::Asked => return self.violated(key),
         }
         let take = |bytes: &[u8]| take(key, bytes);
-        match (flow.inc).handle_data(&mut self.spares, offset, bytes, take) {
+        match (flow.inc).handle_data(now, &mut self.spares, offset, bytes, take) {
             Ok(Arrival::News) => {
-                if flow.inc.held() > 0 {
+                if !flow.inc.waiting().is_empty() {
                     self.progress(slot);
                 }
                 self.credit_if_worth(slot);
                 self.acknowledge_later(now, key);
             }
             Ok(other) => self.arrived_in_vain(slot, other),
-            Err(BeyondBounds) => self.violated(key),
+            Err(fault) => self.faulted(key, fault),
         }
     }
 
     fn handle_fin(&mut self, slot: usize, offset: u64) {
-        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+        let Some(flow) = self.slots[slot].as_deref_mut() else {
             return;
         };
         let serial = flow.serial;
@@ -601,7 +629,7 @@ impl Relayed {
                 self.progress(slot);
             }
             Ok(other) => self.arrived_in_vain(slot, other),
-            Err(BeyondBounds) => self.violated(RelayedKey { slot, serial }),
+            Err(fault) => self.faulted(RelayedKey { slot, serial }, fault),
         }
     }
 
@@ -623,7 +651,7 @@ impl Relayed {
     }
 
     fn handle_credit(&mut self, slot: usize, received: u64, limit: u64, again: bool) {
-        let Some(flow) = self.slots[slot].flow.as_deref_mut() else {
+        let Some(flow) = self.slots[slot].as_deref_mut() else {
             return;
         };
         let key = RelayedKey {
@@ -656,7 +684,7 @@ impl Relayed {
     }
 
     fn handle_reset(&mut self, slot: usize, reason: ResetReason) {
-        let Some(flow) = self.slots[slot].flow.as_deref() else {
+        let Some(flow) = self.slots[slot].as_deref() else {
             return;
         };
         let key = RelayedKey {
@@ -676,6 +704,16 @@ impl Relayed {
         self.fail(key, reason);
     }
 
+    fn faulted(&mut self, key: RelayedKey, fault: Fault) {
+        match fault {
+            Fault::BeyondBounds => self.violated(key),
+            Fault::NoMemory => {
+                self.stats.ended_for_memory += 1;
+                self.fail(key, ResetReason::TooMany);
+            }
+        }
+    }
+
     fn violated(&mut self, key: RelayedKey) {
         self.stats.violations += 1;
         self.fail(key, ResetReason::Violation);
@@ -684,11 +722,7 @@ impl Relayed {
     /// Says what a flow has to say, one Data frame of it at most.
     fn turn(&mut self, at: usize, put: &mut impl FnMut(&[u8], &[u8]) -> bool) -> Turn {
         let mut turn = Turn::default();
-        let Some(flow) = self
-            .slots
-            .get_mut(at)
-            .and_then(|slot| slot.flow.as_deref_mut())
-        else {
+        let Some(flow) = self.slots.get_mut(at).and_then(Option::as_deref_mut) else {
             return turn;
         };
         match &mut flow.state {
@@ -698,11 +732,10 @@ impl Relayed {
                 let open = FlowFrame::Open {
                     flow: id,
                     destination: flow.remote,
-                    window: WINDOW as u32,
+                    window: FIRST_WINDOW as u32,
                 };
-                turn.blocked = !write(put, &open, &[]);
+                turn.write(put, &open, &[]);
                 if !turn.blocked {
-                    turn.said = true;
                     *said = true;
                     if flow.id.replace(id).is_none() {
                         self.next_id = self.next_id.saturating_add(1);
@@ -725,29 +758,26 @@ impl Relayed {
                 limit,
                 again,
             };
-            turn.blocked = !write(put, &credit, &[]);
+            turn.write(put, &credit, &[]);
             if turn.blocked {
                 return turn;
             }
-            turn.said = true;
             flow.credit = CreditDue::No;
             flow.inc.handle_credit_sent();
         }
         if let Some((offset, piece)) = flow.out.piece() {
             let len = piece.len();
-            turn.blocked = !write(put, &FlowFrame::Data { flow: id, offset }, piece);
+            turn.write(put, &FlowFrame::Data { flow: id, offset }, piece);
             if turn.blocked {
                 return turn;
             }
-            turn.said = true;
             flow.out.handle_sent(len);
         }
         if let Some(offset) = flow.out.fin() {
-            turn.blocked = !write(put, &FlowFrame::Fin { flow: id, offset }, &[]);
+            turn.write(put, &FlowFrame::Fin { flow: id, offset }, &[]);
             if turn.blocked {
                 return turn;
             }
-            turn.said = true;
             flow.out.handle_fin_sent();
         }
         turn.more = flow.out.piece().is_some();
@@ -757,7 +787,7 @@ impl Relayed {
     fn give_up_opens(&mut self, now: Instant) {
         let mut next = None;
         for slot in 0..self.slots.len() {
-            let Some(flow) = self.slots.get(slot).and_then(|s| s.flow.as_deref()) else {
+            let Some(flow) = self.slots.get(slot).and_then(Option::as_deref) else {
                 continue;
             };
             let State::Opening { until, .. } = flow.state else {
@@ -803,14 +833,14 @@ impl Relayed {
     }
 
     fn credit_if_worth(&mut self, slot: usize) {
-        let flow = self.slots[slot].flow.as_deref();
+        let flow = self.slots[slot].as_deref();
         if flow.is_some_and(|flow| flow.inc.is_credit_worth()) {
             self.credit_now(slot, CreditDue::Yes);
         }
     }
 
     fn credit_now(&mut self, slot: usize, due: CreditDue) {
-        if let Some(flow) = self.slots[slot].flow.as_deref_mut()
+        if let Some(flow) = self.slots[slot].as_deref_mut()
             && flow.state == State::Open
         {
             if flow.credit != CreditDue::Again {
@@ -830,7 +860,7 @@ impl Relayed {
     }
 
     fn progress(&mut self, slot: usize) {
-        if let Some(flow) = self.slots[slot].flow.as_deref_mut()
+        if let Some(flow) = self.slots[slot].as_deref_mut()
             && !flow.released
             && !std::mem::replace(&mut flow.told, true)
         {
@@ -844,10 +874,10 @@ impl Relayed {
         self.serial = self.serial.wrapping_add(1);
         let flow = Box::new(Flow::new(self.serial, remote, state));
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(None);
             self.slots.len() - 1
         });
-        self.slots[slot].flow = Some(flow);
+        self.slots[slot] = Some(flow);
         self.open += 1;
         self.stats.opened += 1;
         RelayedKey {
@@ -857,7 +887,7 @@ impl Relayed {
     }
 
     fn remove_if_complete(&mut self, slot: usize) {
-        let flow = self.slots.get(slot).and_then(|slot| slot.flow.as_deref());
+        let flow = self.slots.get(slot).and_then(Option::as_deref);
         if flow.is_some_and(Flow::is_complete) {
             self.stats.finished += 1;
             self.remove(slot);
@@ -865,7 +895,7 @@ impl Relayed {
     }
 
     fn remove(&mut self, slot: usize) {
-        let Some(mut flow) = self.slots[slot].flow.take() else {
+        let Some(mut flow) = self.slots[slot].take() else {
             return;
         };
         flow.out.clear(&mut self.spares);
@@ -879,16 +909,32 @@ impl Relayed {
             // A burst of flows must not leave its high-water mark behind.
             self.slots = Vec::new();
             self.free = Vec::new();
-            self.turns = VecDeque::new();
+            self.turns = Turns::default();
             self.by_id = HashMap::default();
         }
     }
 
     fn queue(&mut self, at: usize) {
-        if let Some(slot) = self.slots.get_mut(at)
-            && !std::mem::replace(&mut slot.queued, true)
-        {
-            self.turns.push_back(at);
+        self.turns.add(at);
+    }
+
+    /// Lets those try again that found no memory.
+    fn feed(&mut self) {
+        let mut starved = std::mem::take(&mut self.starved);
+        for key in starved.drain(..) {
+            if let Some(flow) = self.flow_mut(key) {
+                flow.starved = false;
+                if std::mem::take(&mut flow.wants_room) {
+                    self.progress(key.slot);
+                }
+            }
+        }
+        self.starved = starved;
+    }
+
+    fn rest_later(&mut self, now: Instant) {
+        if !self.spares.is_empty() {
+            self.rest_at.get_or_insert(now + SPARES_REST);
         }
     }
 
@@ -899,13 +945,13 @@ impl Relayed {
 
 /// The flow, and the spares beside it, so that both can be used at once.
 fn find<'a>(
-    slots: &'a mut [Slot],
+    slots: &'a mut [Option<Box<Flow>>],
     spares: &'a mut Spares,
     key: RelayedKey,
 ) -> (Option<&'a mut Flow>, &'a mut Spares) {
     let flow = slots
         .get_mut(key.slot)
-        .and_then(|slot| slot.flow.as_deref_mut())
+        .and_then(Option::as_deref_mut)
         .filter(|flow| flow.serial == key.serial);
     (flow, spares)
 }
@@ -923,6 +969,18 @@ struct Turn {
     /// There was no room for the rest.
     blocked: bool,
     more: bool,
+}
+
+impl Turn {
+    fn write(
+        &mut self,
+        put: &mut impl FnMut(&[u8], &[u8]) -> bool,
+        frame: &FlowFrame,
+        bytes: &[u8],
+    ) {
+        self.blocked = !write(put, frame, bytes);
+        self.said |= !self.blocked;
+    }
 }
 
 /// Slots that are kept when no flow is left.

@@ -5,7 +5,9 @@ use std::time::Instant;
 use adit_netstack::{RecvError, SendError};
 use proptest::prelude::*;
 
+use super::bytes::{LARGE, SMALL};
 use super::*;
+use crate::proto::budget::{Budget, PROCESS, SESSION, Share};
 use crate::proto::keys::Role;
 use crate::wire::{FlowFrame, InnerType, LaneId, RelayedId, ResetReason};
 
@@ -15,15 +17,17 @@ type Sealed = Vec<u8>;
 /// One end, the bytes its sockets were given, and whether they take any at once.
 struct End {
     table: Relayed,
+    now: Instant,
     got: Vec<u8>,
     ended: bool,
     direct: usize,
 }
 
 impl End {
-    fn new(role: Role) -> Self {
+    fn new(role: Role, now: Instant, session: usize) -> Self {
         Self {
-            table: Relayed::new(role, 8),
+            table: Relayed::new(role, 128, Share::new(Budget::new(PROCESS), session)),
+            now,
             got: Vec::new(),
             ended: false,
             direct: usize::MAX,
@@ -59,7 +63,7 @@ impl End {
         let mut left = most;
         while left > 0 {
             let got = &mut self.got;
-            match self.table.recv(key, |bytes| {
+            match self.table.recv(self.now, key, |bytes| {
                 let taken = bytes.len().min(left);
                 got.extend_from_slice(&bytes[..taken]);
                 (taken, taken)
@@ -78,7 +82,7 @@ impl End {
     fn write(&mut self, key: RelayedKey, bytes: &[u8]) -> usize {
         let mut written = 0;
         while written < bytes.len() {
-            match self.table.send(key, |room| {
+            match self.table.send(self.now, key, |room| {
                 let len = room.len().min(bytes.len() - written);
                 room[..len].copy_from_slice(&bytes[written..written + len]);
                 (len, len)
@@ -100,10 +104,15 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with_memory(SESSION)
+    }
+
+    fn with_memory(session: usize) -> Self {
+        let now = Instant::now();
         let mut pair = Self {
-            client: End::new(Role::Initiator),
-            server: End::new(Role::Responder),
-            now: Instant::now(),
+            client: End::new(Role::Initiator, now, session),
+            server: End::new(Role::Responder, now, session),
+            now,
         };
         pair.client.table.set_lane(LaneId(0));
         pair.server.table.set_lane(LaneId(0));
@@ -128,6 +137,7 @@ impl Pair {
     /// Lets acknowledgements become due.
     fn wait(&mut self) {
         self.now += ACK_DELAY;
+        (self.client.now, self.server.now) = (self.now, self.now);
         self.client.table.handle_timeout(self.now);
         self.server.table.handle_timeout(self.now);
         self.settle();
@@ -158,7 +168,11 @@ fn bytes_cross_both_ways_and_nothing_is_left() {
     let mut pair = Pair::new();
     let (near, far) = pair.open();
     let up = pattern(300_000);
-    assert_eq!(pair.client.write(near, &up), up.len());
+    let mut written = 0;
+    while written < up.len() {
+        written += pair.client.write(near, &up[written..]);
+        pair.settle();
+    }
     pair.client.table.finish(near);
     pair.settle();
     assert!(pair.server.got == up);
@@ -220,7 +234,7 @@ fn open_that_nobody_answers_times_out() {
 #[test]
 fn flow_beyond_the_limit_is_refused() {
     let mut pair = Pair::new();
-    for _ in 0..8 {
+    for _ in 0..128 {
         pair.open();
     }
     let destination = "192.0.2.1:80".parse().unwrap();
@@ -232,35 +246,218 @@ fn flow_beyond_the_limit_is_refused() {
     };
     let table = &mut pair.server.table;
     table.handle_frame(pair.now, &open, &[], |_, _| 0);
-    assert_eq!((table.len(), table.stats().refused), (8, 1));
+    assert_eq!((table.len(), table.stats().refused), (128, 1));
     assert_eq!(pair.server.say(9), [[0x14, 0, 0, 3, 0x84, 7]]);
 }
 
 #[test]
-fn socket_that_takes_nothing_stops_the_sender_at_the_window() {
+fn socket_that_takes_nothing_stops_the_sender_at_the_first_window() {
     let mut pair = Pair::new();
     let (near, far) = pair.open();
     pair.server.direct = 0;
     let sent = pattern(3 << 20);
     let mut written = pair.client.write(near, &sent);
-    assert_eq!(written as u64, WINDOW);
-    let full = pair.client.table.send(near, |_| (0, ()));
+    assert_eq!(written as u64, FIRST_WINDOW);
+    let full = pair.client.table.send(pair.now, near, |_| (0, ()));
     assert_eq!(full, Err(SendError::Full));
     pair.settle();
     pair.wait();
-    assert_eq!(pair.server.table.held() as u64, WINDOW);
+    assert_eq!(pair.server.table.held(), SMALL + LARGE);
     assert_eq!(pair.client.table.held(), 0, "acknowledged, if not taken");
     assert_eq!(pair.client.write(near, &sent[written..]), 0, "no credit");
     while written < sent.len() {
-        pair.server.drain(far, RENEW as usize);
+        pair.server.drain(far, 100_000);
         pair.settle();
         pair.wait();
         written += pair.client.write(near, &sent[written..]);
         pair.settle();
-        assert!(pair.server.table.held() as u64 <= WINDOW);
+        assert!(pair.server.table.held() <= WINDOW as usize + SMALL + LARGE);
     }
     pair.server.drain(far, usize::MAX);
     assert!(pair.server.got == sent);
+}
+
+/// How much a client can write at once.
+fn window(pair: &mut Pair, near: RelayedKey) -> u64 {
+    let written = pair.client.write(near, &ALL[..2 * WINDOW as usize]);
+    pair.settle();
+    pair.wait();
+    written as u64
+}
+
+#[test]
+fn window_doubles_while_the_socket_takes_what_it_lets_in() {
+    let mut pair = Pair::new();
+    let (near, _) = pair.open();
+    let windows = [(); 7].map(|()| window(&mut pair, near));
+    let doubled = [1, 2, 4, 8, 16, 16, 16].map(|times| times * FIRST_WINDOW);
+    assert_eq!(windows, doubled);
+    assert_eq!(windows[6], WINDOW);
+}
+
+#[test]
+fn window_of_a_slow_flow_stays() {
+    let mut pair = Pair::new();
+    let (near, _) = pair.open();
+    for _ in 0..200 {
+        pair.client.write(near, &[7; 10_000]);
+        pair.settle();
+        pair.wait();
+    }
+    assert_eq!(window(&mut pair, near), FIRST_WINDOW);
+}
+
+#[test]
+fn window_does_not_grow_beyond_what_memory_allows() {
+    let mut pair = Pair::with_memory(1 << 20);
+    let (near, _) = pair.open();
+    let windows = [(); 7].map(|()| window(&mut pair, near));
+    assert!(windows[6] <= 1 << 19, "{windows:?}");
+    assert!(pair.client.table.held() + pair.server.table.held() == 0);
+}
+
+#[test]
+fn flows_that_nobody_acknowledges_share_what_memory_there_is() {
+    const MEMORY: usize = 4 << 20;
+    let mut pair = Pair::with_memory(MEMORY);
+    let flows = [(); 100].map(|()| pair.open());
+    for (near, _) in flows {
+        for _ in 0..5 {
+            window(&mut pair, near);
+        }
+    }
+    let (wide, before) = (&ALL[..2 << 20], pair.server.got.len());
+    let mut sent = flows.map(|(near, _)| pair.client.write(near, wide));
+    assert!(pair.client.table.held() <= MEMORY + flows.len() * SMALL);
+    assert!(*sent.iter().min().unwrap() >= SMALL, "{sent:?}");
+    assert!(sent[0] <= MEMORY / 3 && sent[0] > 10 * LARGE, "{sent:?}");
+    while pair.client.table.poll_event().is_some() {}
+    // Whoever found no room is told when its bytes are acknowledged.
+    for _ in 0..2 {
+        pair.settle();
+        pair.wait();
+    }
+    let told = std::iter::from_fn(|| pair.client.table.poll_event()).count();
+    assert_eq!(told, flows.len());
+    for ((near, _), sent) in flows.iter().zip(&mut sent) {
+        *sent += pair.client.write(*near, &wide[..1]);
+    }
+    pair.settle();
+    assert_eq!(pair.server.got.len() - before, sent.iter().sum::<usize>());
+}
+
+#[test]
+fn flow_that_finds_no_memory_at_all_tries_again() {
+    let all = Budget::new(1 << 20);
+    let mut other = Share::new(all.clone(), 1 << 30);
+    let mut pair = Pair::new();
+    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all, SESSION));
+    pair.client.table.set_lane(LaneId(0));
+    let (near, _) = pair.open();
+    other.add(2 << 20);
+    assert_eq!(pair.client.write(near, b"abc"), 0);
+    assert_eq!(
+        pair.client.table.poll_timeout(),
+        Some(pair.now + AGAIN_AFTER)
+    );
+    let told = RelayedEvent::Progress { flow: near };
+    pair.now += AGAIN_AFTER;
+    pair.client.now = pair.now;
+    pair.client.table.handle_timeout(pair.now);
+    assert_eq!(pair.client.table.poll_event(), Some(told));
+    assert_eq!(pair.client.write(near, b"abc"), 0, "still none");
+    drop(other);
+    pair.now += AGAIN_AFTER;
+    pair.client.table.handle_timeout(pair.now);
+    assert_eq!(pair.client.table.poll_event(), Some(told));
+    assert_eq!(pair.client.write(near, b"abc"), 3);
+    pair.settle();
+    assert_eq!(pair.server.got, b"abc");
+}
+
+#[test]
+fn new_flows_are_refused_while_memory_is_short() {
+    let mut pair = Pair::new();
+    pair.server = End::new(Role::Responder, pair.now, LARGE);
+    pair.server.table.set_lane(LaneId(0));
+    pair.server.direct = 0;
+    let (near, far) = pair.open();
+    pair.client.write(near, &[7; SMALL]);
+    pair.settle();
+    pair.client.write(near, &[7; SMALL]);
+    pair.settle();
+    assert_eq!(pair.server.table.held(), SMALL + LARGE);
+    let destination = "192.0.2.1:80".parse().unwrap();
+    let refused = pair.client.table.connect(pair.now, destination).unwrap();
+    pair.settle();
+    let reason = ResetReason::TooMany;
+    let told = std::iter::from_fn(|| pair.client.table.poll_event());
+    let closed = RelayedEvent::Closed {
+        flow: refused,
+        reason,
+    };
+    assert!(told.into_iter().any(|event| event == closed));
+    pair.client.table.release(refused);
+    let stats = pair.server.table.stats();
+    assert_eq!((stats.refused_for_memory, stats.refused), (1, 0));
+    while pair.server.table.poll_event().is_some() {}
+    pair.server.drain(far, usize::MAX);
+    pair.settle();
+    while pair.client.table.poll_event().is_some() {}
+    pair.open();
+}
+
+#[test]
+fn client_that_is_short_of_memory_opens_nothing() {
+    let mut pair = Pair::with_memory(0);
+    let destination = "192.0.2.1:80".parse().unwrap();
+    assert_eq!(pair.client.table.connect(pair.now, destination), None);
+    assert_eq!(pair.client.table.stats().refused_for_memory, 1);
+}
+
+#[test]
+fn bytes_beyond_the_hard_bound_end_their_flow() {
+    const MEMORY: usize = 1 << 20;
+    let mut pair = Pair::new();
+    pair.server = End::new(Role::Responder, pair.now, MEMORY);
+    pair.server.table.set_lane(LaneId(0));
+    pair.server.direct = 0;
+    // Flows that were there before memory ran short, and that nobody reads.
+    let flows = [(); 100].map(|()| pair.open());
+    for (near, _) in flows {
+        pair.client.write(near, &[7; FIRST_WINDOW as usize]);
+        pair.settle();
+        assert!(pair.server.table.held() <= 2 * MEMORY);
+    }
+    let ended = pair.server.table.stats().ended_for_memory;
+    assert!((60..100).contains(&ended), "{ended}");
+    let reason = ResetReason::TooMany;
+    let is_end = |event: &RelayedEvent| matches!(event, RelayedEvent::Closed { reason: why, .. } if *why == reason);
+    let ends = |end: &mut End| {
+        let events = std::iter::from_fn(|| end.table.poll_event());
+        events.filter(is_end).count() as u64
+    };
+    assert_eq!(ends(&mut pair.server), ended);
+    assert_eq!(ends(&mut pair.client), ended);
+    assert_eq!(pair.server.table.stats().violations, 0);
+}
+
+#[test]
+fn spares_of_an_idle_session_are_given_back() {
+    let all = Budget::new(PROCESS);
+    let mut pair = Pair::new();
+    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all.clone(), SESSION));
+    pair.client.table.set_lane(LaneId(0));
+    let (near, _) = pair.open();
+    pair.client.write(near, &pattern(60_000));
+    pair.settle();
+    pair.wait();
+    assert_eq!((pair.client.table.held(), all.held()), (0, SMALL + LARGE));
+    pair.now += 2 * SPARES_REST;
+    while let Some(due) = (pair.client.table.poll_timeout()).filter(|due| *due <= pair.now) {
+        pair.client.table.handle_timeout(due);
+    }
+    assert_eq!(all.held(), 0);
 }
 
 #[test]
@@ -278,7 +475,7 @@ fn owner_that_found_no_room_is_told_of_some() {
 fn idle_flow_holds_nothing_and_warm_flows_allocate_nothing() {
     let mut pair = Pair::new();
     let (near, _) = pair.open();
-    for _ in 0..3 {
+    for _ in 0..10 {
         pair.client.write(near, &pattern(900_000));
         pair.settle();
         pair.wait();
@@ -298,11 +495,11 @@ fn flows_take_turns() {
     let mut pair = Pair::new();
     let (first, _) = pair.open();
     let (second, _) = pair.open();
-    pair.client.write(first, &pattern(500_000));
-    pair.client.write(second, &pattern(500_000));
-    let said = pair.client.say(6);
+    pair.client.write(first, &pattern(60_000));
+    pair.client.write(second, &pattern(60_000));
+    let said = pair.client.say(4);
     let whose: Vec<u8> = said.iter().map(|frame| frame[4]).collect();
-    assert_eq!(whose, [0, 1, 0, 1, 0, 1]);
+    assert_eq!(whose, [0, 1, 0, 1]);
 }
 
 #[test]
@@ -312,7 +509,7 @@ fn data_beyond_the_limit_resets_the_flow() {
     let flow = RelayedId(0);
     let data = FlowFrame::Data {
         flow,
-        offset: WINDOW,
+        offset: FIRST_WINDOW,
     };
     (pair.server.table).handle_frame(pair.now, &data, &[1], |_, _| 0);
     assert_eq!(pair.server.table.stats().violations, 1);
@@ -357,9 +554,12 @@ fn second_end_resets_the_flow() {
 fn frame_that_was_dropped_is_asked_for_once_and_comes_again() {
     let mut pair = Pair::new();
     let (near, _) = pair.open();
-    let sent = pattern(200_000);
-    pair.client.write(near, &sent);
-    let said = pair.client.say(usize::MAX);
+    let sent = pattern(60_000);
+    let mut said = Vec::new();
+    for part in sent.chunks(9_000) {
+        pair.client.write(near, part);
+        said.extend(pair.client.say(usize::MAX));
+    }
     for frame in &said[1..] {
         pair.server.handle(pair.now, frame);
     }
@@ -449,6 +649,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// More than any script writes.
 static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(25 << 20));
 
+/// The most that one flow holds: both its queues, and the chunks at the ends of them.
+const MOST: usize = 2 * (WINDOW as usize + SMALL + LARGE);
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -521,6 +724,7 @@ proptest! {
                 }
                 Step::Wait => {
                     pair.now += ACK_DELAY;
+                    (pair.client.now, pair.server.now) = (pair.now, pair.now);
                     pair.client.table.handle_timeout(pair.now);
                     pair.server.table.handle_timeout(pair.now);
                 }
@@ -532,8 +736,8 @@ proptest! {
                     far = Some(flow);
                 }
             }
-            prop_assert!(pair.client.table.held() as u64 <= 2 * WINDOW);
-            prop_assert!(pair.server.table.held() as u64 <= 2 * WINDOW);
+            prop_assert!(pair.client.table.held() <= MOST);
+            prop_assert!(pair.server.table.held() <= MOST);
         }
         // The last lane stays.
         for frame in up {
