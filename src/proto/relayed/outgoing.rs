@@ -134,6 +134,11 @@ impl Outgoing {
         *self = Self::default();
     }
 
+    /// Bytes that are still to be sent.
+    pub(super) fn pending(&self) -> usize {
+        usize::try_from(self.written() - self.next).unwrap_or(usize::MAX)
+    }
+
     /// Whether there is no room though the far end would take more and has nothing to acknowledge: nothing that it says
     /// brings any.
     pub(super) fn is_starved(&self) -> bool {

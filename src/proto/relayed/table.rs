@@ -412,19 +412,19 @@ impl Relayed {
     pub fn poll_transmit(&mut self, mut put: impl FnMut(&[u8], &[u8]) -> bool) -> bool {
         let mut any = false;
         while let Some((flow, reason)) = self.resets.front().copied() {
-            if !write(&mut put, &FlowFrame::Reset { flow, reason }, &[]) {
+            if write(&mut put, &FlowFrame::Reset { flow, reason }, &[]).is_none() {
                 return any;
             }
             self.resets.pop_front();
             any = true;
         }
-        while let Some(at) = self.turns.next() {
+        while let Some(at) = self.turns.next(|at| pending(&self.slots, at)) {
             let turn = self.turn(at, &mut put);
-            any |= turn.said;
+            any |= turn.said > 0;
             if turn.blocked {
                 return any;
             }
-            self.turns.finish();
+            self.turns.finish(turn.said);
             if turn.more {
                 self.queue(at);
             } else {
@@ -915,7 +915,7 @@ impl Relayed {
     }
 
     fn queue(&mut self, at: usize) {
-        self.turns.add(at);
+        self.turns.add(at, pending(&self.slots, at));
     }
 
     /// Lets those try again that found no memory.
@@ -956,16 +956,28 @@ fn find<'a>(
     (flow, spares)
 }
 
-fn write(put: &mut impl FnMut(&[u8], &[u8]) -> bool, frame: &FlowFrame, bytes: &[u8]) -> bool {
+/// What a flow has to say: bytes alone count.
+fn pending(slots: &[Option<Box<Flow>>], at: usize) -> usize {
+    let flow = slots.get(at).and_then(Option::as_deref);
+    flow.map_or(0, |flow| flow.out.pending())
+}
+
+/// Writes a frame; returns how many bytes it took, or `None` without room.
+fn write(
+    put: &mut impl FnMut(&[u8], &[u8]) -> bool,
+    frame: &FlowFrame,
+    bytes: &[u8],
+) -> Option<usize> {
     let mut head = [0; MAX_FLOW_HEAD];
     let len = frame.write(&mut head);
-    put(&head[..len], bytes)
+    put(&head[..len], bytes).then_some(len + bytes.len())
 }
 
 /// What a turn came to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Turn {
-    said: bool,
+    /// Bytes, the fields of the frames included.
+    said: usize,
     /// There was no room for the rest.
     blocked: bool,
     more: bool,
@@ -978,8 +990,10 @@ impl Turn {
         frame: &FlowFrame,
         bytes: &[u8],
     ) {
-        self.blocked = !write(put, frame, bytes);
-        self.said |= !self.blocked;
+        match write(put, frame, bytes) {
+            Some(len) => self.said += len,
+            None => self.blocked = true,
+        }
     }
 }
 

@@ -503,6 +503,42 @@ fn flows_take_turns() {
 }
 
 #[test]
+fn echo_does_not_wait_for_downloads() {
+    let mut pair = Pair::new();
+    let downloads = [(); 64].map(|()| pair.open());
+    let (_, echo) = pair.open();
+    for (_, far) in downloads {
+        pair.server.write(far, &pattern(60_000));
+    }
+    pair.server.say(10);
+    for _ in 0..20 {
+        pair.server.write(echo, b"echo");
+        let said = pair.server.say(2);
+        assert_eq!(said[0][4], 64, "before all downloads that wait");
+        assert_ne!(said[1][4], 64);
+    }
+}
+
+#[test]
+fn opens_and_ends_do_not_wait_for_uploads() {
+    let mut pair = Pair::new();
+    let uploads = [(); 8].map(|()| pair.open());
+    let (done, _) = pair.open();
+    for (near, _) in uploads {
+        pair.client.write(near, &pattern(60_000));
+    }
+    pair.client.table.finish(done);
+    let destination = "192.0.2.1:80".parse().unwrap();
+    pair.client.table.connect(pair.now, destination).unwrap();
+    let said = pair.client.say(2);
+    let kinds: Vec<u8> = said.iter().map(|frame| frame[0]).collect();
+    assert_eq!(
+        kinds,
+        [InnerType::FlowFin.byte(), InnerType::FlowOpen.byte()]
+    );
+}
+
+#[test]
 fn data_beyond_the_limit_resets_the_flow() {
     let mut pair = Pair::new();
     let (near, far) = pair.open();
@@ -653,14 +689,15 @@ static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(25 << 20));
 const MOST: usize = 2 * (WINDOW as usize + SMALL + LARGE);
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn every_byte_arrives_once_and_in_order_whatever_the_lanes_do(
         steps in steps(),
         direct in prop_oneof![Just(0), Just(1000usize), Just(usize::MAX)],
+        memory in prop_oneof![Just(SESSION), Just(512 * 1024)],
     ) {
-        let mut pair = Pair::new();
+        let mut pair = Pair::with_memory(memory);
         (pair.client.direct, pair.server.direct) = (direct, direct);
         let destination = "192.0.2.1:80".parse().unwrap();
         let near = pair.client.table.connect(pair.now, destination).unwrap();
@@ -772,5 +809,6 @@ proptest! {
         prop_assert!(pair.client.table.is_empty() && pair.server.table.is_empty());
         prop_assert_eq!(pair.client.table.stats().violations + pair.server.table.stats().violations, 0);
         prop_assert_eq!(pair.client.table.stats().gaps + pair.server.table.stats().gaps, 0);
+        prop_assert_eq!(pair.client.table.stats().ended_for_memory + pair.server.table.stats().ended_for_memory, 0);
     }
 }
