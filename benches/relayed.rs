@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use adit::proto::Role;
 use adit::proto::budget::{Budget, PROCESS, SESSION, Share};
-use adit::proto::relayed::{Relayed, RelayedEvent};
+use adit::proto::relayed::{Pieces, Relayed, RelayedEvent};
 use adit::wire::{FlowFrame, LaneId, RelayedId};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -23,7 +23,7 @@ fn table(flows: u32) -> Relayed {
             destination: ([192, 0, 2, 1], 80).into(),
             window: 65_536,
         };
-        table.handle_frame(Instant::now(), &open, &[], |_, _| 0);
+        table.handle_frame(Instant::now(), &open, Pieces::new(&[]), |_, _| 0);
     }
     while let Some(event) = table.poll_event() {
         if let RelayedEvent::Incoming { flow, .. } = event {

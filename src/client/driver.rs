@@ -49,6 +49,7 @@ use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::proto::SessionEvent;
 use crate::proto::budget::{Budget, PROCESS, SESSION, Share};
+use crate::proto::relayed::Pieces;
 use crate::wire::{CloseReason, FlowFrame, InnerConfig, LaneId};
 
 /// The one task that owns what the client's tunnel is made of.
@@ -468,7 +469,7 @@ impl Deliver for Inbound<'_> {
         }
     }
 
-    fn flow(&mut self, frame: &FlowFrame, bytes: &[u8]) {
+    fn flow(&mut self, frame: &FlowFrame, bytes: Pieces<'_>) {
         if let Some(inside) = self.inside.as_mut() {
             inside.handle_flow(self.now, frame, bytes);
         }

@@ -44,7 +44,7 @@ use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
 use crate::proto::budget::Share;
-use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
+use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
 use crate::wire::{FlowFrame, InnerConfig, ResetReason, SessionId};
 
 /// What lives behind the inner address: the netstack, and who uses it.
@@ -345,7 +345,7 @@ impl Inside {
     }
 
     /// Takes a frame of a relayed flow from the server, and the bytes behind its fields.
-    pub(super) fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: &[u8]) {
+    pub(super) fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: Pieces<'_>) {
         let relay = &mut self.relayed_relay;
         (self.relayed).handle_frame(now, frame, bytes, |flow, bytes| relay.offer(flow, bytes));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::input::Input;
 use crate::proto::Role;
 use crate::proto::budget::{Budget, Share};
-use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
+use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
 use crate::wire::{FlowFrame, InnerType, LaneId, MAX_FLOW_HEAD};
 
 /// Plays `what (1) ‖ …`, over and over, between the tables of a client and a server.
@@ -122,9 +122,16 @@ impl End {
         let len = frame.write(&mut head);
         assert_eq!([&head[..len], rest].concat(), bytes);
         let counts = &mut self.counts;
-        (self.table).handle_frame(now, &frame, rest, |flow, bytes| {
-            let taken = bytes.len().div_ceil(2);
-            check(counts, flow, &bytes[..taken], honest);
+        // In pieces, as if several frames had brought it.
+        let (front, back) = rest.split_at(rest.len() / 3);
+        (self.table).handle_frame(now, &frame, Pieces::new(&[front, back]), |flow, bytes| {
+            let mut left = bytes.len().div_ceil(2);
+            let taken = left;
+            for piece in bytes.iter() {
+                let len = piece.len().min(left);
+                check(counts, flow, &piece[..len], honest);
+                left -= len;
+            }
             taken
         });
     }

@@ -33,7 +33,7 @@
 //! netstack.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::proto::relayed::{Relayed, RelayedKey};
+use crate::proto::relayed::{Pieces, Relayed, RelayedKey};
 
 /// What keeps flows: their bytes in both directions, and their ends.
 pub trait Flows {
@@ -238,7 +238,7 @@ impl<F: Flows> Relay<F> {
     }
 
     /// Offers bytes that have come for `flow`, and before which none wait, to its socket; returns how many it took.
-    pub fn offer(&mut self, flow: F::Id, bytes: &[u8]) -> usize {
+    pub fn offer(&mut self, flow: F::Id, bytes: Pieces<'_>) -> usize {
         let Some(Some(link)) = self.links.get_mut(F::index(flow)) else {
             return 0;
         };
@@ -247,8 +247,17 @@ impl<F: Flows> Relay<F> {
         }
         let mut cx = Context::from_waker(&link.waker);
         let mut taken = 0;
-        while taken < bytes.len() {
-            match link.endpoint.poll_write(&mut cx, &bytes[taken..]) {
+        loop {
+            let mut slices = [IoSlice::new(&[]); OFFERED];
+            let mut offered = 0;
+            for (slice, piece) in slices.iter_mut().zip(bytes.skip(taken).iter()) {
+                *slice = IoSlice::new(piece);
+                offered += 1;
+            }
+            if offered == 0 {
+                break;
+            }
+            match (link.endpoint).poll_write_vectored(&mut cx, &slices[..offered]) {
                 Poll::Ready(Ok(n)) if n > 0 => taken += n,
                 Poll::Pending => break,
                 // The pump finds the same, and ends the flow.
@@ -421,6 +430,17 @@ impl Endpoint {
         match self {
             Endpoint::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Endpoint::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_write_vectored(cx, slices),
         }
     }
 
@@ -673,6 +693,9 @@ struct Moved {
     bytes: usize,
     more: bool,
 }
+
+/// Pieces offered to a socket by one system call: half a read of a lane, and more than most sockets take.
+const OFFERED: usize = 8;
 
 /// Flows at once that leave enough memory behind for it to be given back.
 const BURST: usize = 256;

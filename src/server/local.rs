@@ -51,7 +51,7 @@ use crate::io::memory;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
 use crate::proto::budget::Share;
-use crate::proto::relayed::{Relayed, RelayedEvent, RelayedKey};
+use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
 use crate::server::egress::udp::Mappings;
@@ -224,7 +224,7 @@ impl Local {
 
     /// Takes a frame of a relayed flow, and the bytes behind its fields; `allowed` says whether the destination policy
     /// lets the flow through.
-    pub fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: &[u8], allowed: bool) {
+    pub fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: Pieces<'_>, allowed: bool) {
         let relay = &mut self.relayed_relay;
         (self.relayed).handle_frame(now, frame, bytes, |flow, bytes| {
             if allowed { relay.offer(flow, bytes) } else { 0 }

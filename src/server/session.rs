@@ -45,6 +45,7 @@ use crate::io::clock;
 use crate::io::lane::StreamLane;
 use crate::io::udp::Inbox;
 use crate::proto::budget::{SESSION, Share};
+use crate::proto::relayed::Pieces;
 use crate::proto::{Session, SessionEvent};
 use crate::wire::{CloseReason, FlowFrame, LaneId, PACKET_HEADROOM, TAILROOM};
 
@@ -493,7 +494,7 @@ impl Deliver for Uplink<'_> {
 
     /// Where a relayed flow leads is judged by each of its frames, as it is by each packet of others: the policy may
     /// change. Destinations inside are reached by packets alone.
-    fn flow(&mut self, frame: &FlowFrame, bytes: &[u8]) {
+    fn flow(&mut self, frame: &FlowFrame, bytes: Pieces<'_>) {
         let Some(local) = self.local.as_mut() else {
             self.stats.early += 1;
             return;

@@ -1,6 +1,7 @@
 //! A stream lane of a session.
 
 use std::io;
+use std::ops::Range;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,10 @@ use super::deliver::Deliver;
 use super::event::{CarrierStats, LaneLoss};
 use crate::io::lane::StreamLane;
 use crate::proto::datapath::Received;
+use crate::proto::relayed::Pieces;
 use crate::proto::spread::LaneView;
 use crate::proto::{Opened, Scope, Session};
-use crate::wire::{FrameType, LaneId, MAX_FRAME, frame_type};
+use crate::wire::{FlowFrame, FrameType, LaneId, MAX_FRAME, frame_type};
 
 #[derive(Debug)]
 pub(super) struct CarriedStream {
@@ -83,6 +85,7 @@ impl CarriedStream {
         self.read_before = read;
     }
 
+    /// Hands on what the last read brought.
     pub(super) fn receive(
         &mut self,
         session: &mut Session,
@@ -90,6 +93,21 @@ impl CarriedStream {
         now: Instant,
         stats: &mut CarrierStats,
         deliver: &mut impl Deliver,
+    ) -> Result<(), LaneLoss> {
+        let mut run = Run::default();
+        let received = self.receive_frames(session, datagrams, now, stats, deliver, &mut run);
+        run.flush(&self.io, deliver);
+        received
+    }
+
+    fn receive_frames(
+        &mut self,
+        session: &mut Session,
+        datagrams: &mut Datagrams,
+        now: Instant,
+        stats: &mut CarrierStats,
+        deliver: &mut impl Deliver,
+        run: &mut Run,
     ) -> Result<(), LaneLoss> {
         while let Some(frame) = self.io.next_frame()? {
             if self.after_join && frame_type(frame) == Some(FrameType::HandshakeInit) {
@@ -118,7 +136,12 @@ impl CarriedStream {
                 Ok(Opened::Flow {
                     frame: fields,
                     range,
-                }) => deliver.flow(&fields, &frame[range]),
+                }) => {
+                    let before = frame.len() - range.end;
+                    let len = range.len();
+                    let end = self.io.handed_out() - before;
+                    run.take(&self.io, &fields, end - len..end, deliver);
+                }
                 // Repair and reports are for datagram lanes: the session refuses them on others.
                 Ok(
                     Opened::Repair { .. }
@@ -142,6 +165,60 @@ impl CarriedStream {
         Ok(())
     }
 }
+
+/// Data frames of one flow that follow one another, so that one write can take what all of them brought.
+#[derive(Debug, Default)]
+struct Run {
+    first: Option<FlowFrame>,
+    /// The offset that continues it.
+    next: u64,
+    /// Where in the read buffer the bytes stand.
+    places: [Range<usize>; RUN],
+    len: usize,
+}
+
+impl Run {
+    /// Takes a frame whose bytes stand at `place`; hands on those before unless it continues them.
+    fn take(
+        &mut self,
+        lane: &StreamLane,
+        frame: &FlowFrame,
+        place: Range<usize>,
+        deliver: &mut impl Deliver,
+    ) {
+        let FlowFrame::Data { flow, offset } = *frame else {
+            self.flush(lane, deliver);
+            deliver.flow(frame, Pieces::new(&[lane.again(place)]));
+            return;
+        };
+        let continues = self.len < RUN
+            && offset == self.next
+            && self.first.is_some_and(|first| first.flow() == flow);
+        if !continues {
+            self.flush(lane, deliver);
+            self.first = Some(*frame);
+        }
+        self.next = offset.saturating_add(place.len() as u64);
+        self.places[self.len] = place;
+        self.len += 1;
+    }
+
+    /// Hands on what there is.
+    fn flush(&mut self, lane: &StreamLane, deliver: &mut impl Deliver) {
+        let Some(first) = self.first.take() else {
+            return;
+        };
+        let mut pieces = [&[][..]; RUN];
+        for (piece, place) in pieces.iter_mut().zip(&self.places[..self.len]) {
+            *piece = lane.again(place.clone());
+        }
+        deliver.flow(&first, Pieces::new(&pieces[..self.len]));
+        self.len = 0;
+    }
+}
+
+/// Frames of a run: most of what one read brings.
+const RUN: usize = 8;
 
 /// How long a lane must be quiet before its read buffer is given back.
 pub(super) const QUIET: Duration = Duration::from_secs(5);

@@ -12,6 +12,8 @@
 //! The memory is zeroed when it is allocated (by the kernel, for the sizes that matter) and not
 //! again, so that a read may be given all of it as an ordinary slice.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 /// The largest value of a frame's length field that a lane accepts at first: what the messages
@@ -106,6 +108,17 @@ impl Inbound {
         let frame = self.start..self.start + total;
         self.start = frame.end;
         Ok(Some(&mut self.bytes[frame]))
+    }
+
+    /// Where in the buffer the next frame begins, and the last that was handed out ended.
+    pub(super) fn handed_out(&self) -> usize {
+        self.start
+    }
+
+    /// Lends bytes of frames that were handed out since the last read, as their taker left them.
+    pub(super) fn again(&self, range: Range<usize>) -> &[u8] {
+        debug_assert!(range.end <= self.start, "not handed out yet");
+        self.bytes.get(range).unwrap_or_default()
     }
 
     /// Gives back the memory that what is buffered does not need.

@@ -1,6 +1,7 @@
 //! The lane itself: a byte stream, its read buffer and its write queue.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -87,6 +88,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
             self.stats.frames_read += 1;
         }
         Ok(frame)
+    }
+
+    /// Where in the read buffer the last frame that was handed out ended.
+    pub fn handed_out(&self) -> usize {
+        self.inbound.handed_out()
+    }
+
+    /// Lends bytes of frames that were handed out since the last read, by their place in the read buffer.
+    pub fn again(&self, range: Range<usize>) -> &[u8] {
+        self.inbound.again(range)
     }
 
     /// Returns room for a frame of exactly `len` bytes, to be queued by [`StreamLane::commit`].

@@ -1,11 +1,12 @@
 //! A queue of bytes in chunks: what was sent and is not acknowledged, or came and was not taken.
 //!
-//! Memory is by use: a queue without bytes holds no chunk; the first is small, since most flows say little, and those
-//! behind it are large. Chunks come from and go back to [`Spares`], which all flows of a session share, so that warm
+//! Memory is by use: a queue without bytes holds no chunk; the first is small, since most flows say little, those
+//! behind it are large, and those of a queue in bulk are huge, so that one read fills several frames. Chunks come from and go back to [`Spares`], which all flows of a session share, so that warm
 //! flows allocate nothing; they count against the session's [`Share`], filled or not.
 
 use std::collections::VecDeque;
 
+use super::WINDOW;
 use crate::proto::budget::Share;
 
 /// Bytes in order, in chunks.
@@ -125,7 +126,11 @@ impl Bytes {
 
     /// How large the chunk is that comes next.
     fn next_chunk(&self) -> usize {
-        if self.chunks.is_empty() { SMALL } else { LARGE }
+        match self.len {
+            0 => SMALL,
+            BULK.. => HUGE,
+            _ => LARGE,
+        }
     }
 
     fn push(&mut self, spares: &mut Spares, len: usize) {
@@ -156,7 +161,8 @@ pub(super) struct NoMemory;
 pub(super) struct Spares {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
-    /// What the chunks of both take.
+    huge: Vec<Box<[u8]>>,
+    /// What the chunks of all take.
     spare: usize,
     made: u64,
     /// Some were taken since the last [`Spares::rest`].
@@ -169,6 +175,7 @@ impl Spares {
         Self {
             small: Vec::new(),
             large: Vec::new(),
+            huge: Vec::new(),
             spare: 0,
             made: 0,
             used: false,
@@ -194,7 +201,7 @@ impl Spares {
     fn give(&mut self, chunk: Box<[u8]>) {
         let (len, ample) = (chunk.len(), self.share.is_ample());
         let spares = self.of(len);
-        if ample && spares.len() < MOST_SPARES {
+        if ample && spares.len() < MOST_SPARES.min(MOST_SPARE / len) {
             spares.push(chunk);
             self.spare += len;
         } else {
@@ -205,6 +212,7 @@ impl Spares {
     fn of(&mut self, len: usize) -> &mut Vec<Box<[u8]>> {
         match len {
             SMALL => &mut self.small,
+            HUGE => &mut self.huge,
             _ => &mut self.large,
         }
     }
@@ -214,6 +222,7 @@ impl Spares {
         if !std::mem::take(&mut self.used) {
             self.small = Vec::new();
             self.large = Vec::new();
+            self.huge = Vec::new();
             self.share.sub(std::mem::take(&mut self.spare));
         }
     }
@@ -244,8 +253,15 @@ pub(super) const SMALL: usize = 4 * 1024;
 /// A chunk of a queue that holds something: a frame's worth.
 pub(super) const LARGE: usize = crate::wire::MAX_FLOW_DATA;
 
-/// Chunks kept of each size: one window, so that a bulk flow, whose queue breathes by a quarter of it, allocates
-/// nothing.
+/// A chunk of a queue in bulk: what a Credit makes room for at a time.
+pub(super) const HUGE: usize = WINDOW as usize / 4;
+
+/// A queue that holds so much is in bulk.
+const BULK: usize = HUGE;
+
+/// Bytes kept in chunks of each size: one window, so that a bulk flow, whose queue breathes by a quarter of it,
+/// allocates nothing; and how many they are at most.
+const MOST_SPARE: usize = WINDOW as usize;
 const MOST_SPARES: usize = 16;
 
 #[cfg(test)]
@@ -322,7 +338,7 @@ mod tests {
                 let mut read = 0;
                 while read < bytes.len() {
                     let piece = bytes.piece(read);
-                    prop_assert!(piece.len() <= LARGE && !piece.is_empty());
+                    prop_assert!(piece.len() <= HUGE && !piece.is_empty());
                     prop_assert!(reference[read..].starts_with(piece));
                     read += piece.len();
                 }

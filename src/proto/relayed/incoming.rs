@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::bytes::{Bytes, NoMemory, Spares};
+use super::pieces::Pieces;
 use super::{FIRST_WINDOW, GROW_WITHIN, WINDOW};
 
 /// What has arrived of a flow.
@@ -79,8 +80,8 @@ impl Incoming {
         now: Instant,
         spares: &mut Spares,
         offset: u64,
-        bytes: &[u8],
-        take: impl FnOnce(&[u8]) -> usize,
+        bytes: Pieces<'_>,
+        take: impl FnOnce(Pieces<'_>) -> usize,
     ) -> Result<Arrival, Fault> {
         let end = offset
             .checked_add(bytes.len() as u64)
@@ -92,10 +93,10 @@ impl Incoming {
             return Ok(self.gap());
         };
         let known = usize::try_from(known).unwrap_or(usize::MAX);
-        let fresh = match bytes.get(known..) {
-            Some(fresh) if !fresh.is_empty() => fresh,
-            Some(_) | None => return Ok(Arrival::Duplicate),
-        };
+        let fresh = bytes.skip(known);
+        if fresh.is_empty() {
+            return Ok(Arrival::Duplicate);
+        }
         self.received = end;
         let taken = if self.waiting.is_empty() {
             take(fresh).min(fresh.len())
@@ -103,7 +104,9 @@ impl Incoming {
             0
         };
         self.handle_taken(now, spares, taken);
-        self.waiting.extend(spares, &fresh[taken..])?;
+        for piece in fresh.skip(taken).iter() {
+            self.waiting.extend(spares, piece)?;
+        }
         Ok(Arrival::News)
     }
 

@@ -57,6 +57,7 @@ mod bytes;
 mod flow;
 mod incoming;
 mod outgoing;
+mod pieces;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ mod turns;
 
 use std::time::Duration;
 
+pub use pieces::Pieces;
 pub use table::{Relayed, RelayedEvent, RelayedKey, RelayedStats};
 
 /// Bytes of a flow, in one direction, that are on their way or wait at the far end: a netstack's receive ring.

@@ -10,6 +10,7 @@ use super::bytes::Spares;
 use super::flow::{CreditDue, Flow, State};
 use super::incoming::{Arrival, Fault};
 use super::outgoing::Unsent;
+use super::pieces::Pieces;
 use super::turns::Turns;
 use super::{
     ACK_DELAY, AGAIN_AFTER, CONNECT_TIMEOUT, FIRST_WINDOW, MAX_RESETS, MAX_TELLING, SPARES_REST,
@@ -331,14 +332,15 @@ impl Relayed {
 
     // ---- the far end's side ------------------------------------------------------------
 
-    /// Takes a frame that was opened, and the bytes behind its fields. `take` is offered those that are new and have
-    /// none waiting before them, and returns how many the socket took.
+    /// Takes a frame that was opened, and the bytes behind its fields: for one of Data also those of others that follow
+    /// it without a gap. `take` is offered those that are new and have none waiting before them, and returns how many
+    /// the socket took.
     pub fn handle_frame(
         &mut self,
         now: Instant,
         frame: &FlowFrame,
-        bytes: &[u8],
-        take: impl FnOnce(RelayedKey, &[u8]) -> usize,
+        bytes: Pieces<'_>,
+        take: impl FnOnce(RelayedKey, Pieces<'_>) -> usize,
     ) {
         let id = frame.flow();
         let slot = self.by_id.get(&id).copied();
@@ -581,8 +583,8 @@ impl Relayed {
         now: Instant,
         slot: usize,
         offset: u64,
-        bytes: &[u8],
-        take: impl FnOnce(RelayedKey, &[u8]) -> usize,
+        bytes: Pieces<'_>,
+        take: impl FnOnce(RelayedKey, Pieces<'_>) -> usize,
     ) {
         let Some(flow) = self.slots[slot].as_deref_mut() else {
             return;
@@ -597,7 +599,7 @@ impl Relayed {
             State::Over => return,
             State::Opening { .. } | State::Asked => return self.violated(key),
         }
-        let take = |bytes: &[u8]| take(key, bytes);
+        let take = |bytes: Pieces<'_>| take(key, bytes);
         match (flow.inc).handle_data(now, &mut self.spares, offset, bytes, take) {
             Ok(Arrival::News) => {
                 if !flow.inc.waiting().is_empty() {
