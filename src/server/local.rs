@@ -224,7 +224,13 @@ impl Local {
 
     /// Takes a frame of a relayed flow, and the bytes behind its fields; `allowed` says whether the destination policy
     /// lets the flow through.
-    pub fn handle_flow(&mut self, now: Instant, frame: &FlowFrame, bytes: Pieces<'_>, allowed: bool) {
+    pub fn handle_flow(
+        &mut self,
+        now: Instant,
+        frame: &FlowFrame,
+        bytes: Pieces<'_>,
+        allowed: bool,
+    ) {
         let relay = &mut self.relayed_relay;
         (self.relayed).handle_frame(now, frame, bytes, |flow, bytes| {
             if allowed { relay.offer(flow, bytes) } else { 0 }
