@@ -1,8 +1,8 @@
 //! Pools of packet buffers, so that the data path allocates nothing once it is warm.
 //!
-//! A [`Buffer`] is an owned, fixed piece of memory of one of two classes: [`SMALL`] for what
+//! A [`Buffer`] is an owned, fixed piece of memory of one of three classes: [`SMALL`] for what
 //! fits an ordinary packet or a handshake, [`LARGE`] for a super-packet with the room its frame
-//! needs in front and behind. It goes back to its [`Pool`] when it is dropped, on whatever
+//! needs in front and behind, [`MEDIUM`] for the short super-packets of many flows. It goes back to its [`Pool`] when it is dropped, on whatever
 //! thread that happens. A pool keeps at most as many free buffers as it was told; what comes
 //! back beyond that is freed, so a burst does not stay in memory for ever.
 //!
@@ -16,6 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The capacity of a small buffer in bytes: one wire packet with its frame, or one handshake.
 pub const SMALL: usize = 2 * 1024;
 
+/// The capacity of a medium buffer in bytes: a quarter of the largest super-packet. Where many flows share a lane, each
+/// sends a third of a small window at a time, and packets that wait in large buffers would hold eight times their bytes.
+pub const MEDIUM: usize = 16 * 1024;
+
 /// The capacity of a large buffer in bytes.
 ///
 /// The largest IP packet (65,535) with the frame's header in front (26) and the tag behind (16)
@@ -23,15 +27,17 @@ pub const SMALL: usize = 2 * 1024;
 /// KiB above both that leaves room for the header a TUN device puts before its packets.
 pub const LARGE: usize = 65 * 1024;
 
-/// Lends buffers of two sizes and takes them back when they are dropped.
+/// Lends buffers of three sizes and takes them back when they are dropped.
 pub struct Pool {
     name: &'static str,
     small: Mutex<FreeList>,
+    medium: Mutex<FreeList>,
     large: Mutex<FreeList>,
 }
 
 impl Pool {
-    /// Creates an empty pool that keeps at most `max_small` and `max_large` free buffers.
+    /// Creates an empty pool that keeps at most `max_small` and `max_large` free buffers, and as many medium ones as
+    /// large ones.
     ///
     /// Nothing is allocated until a buffer is asked for. `name` is what logs and metrics call
     /// this pool.
@@ -39,6 +45,7 @@ impl Pool {
         Arc::new(Pool {
             name,
             small: Mutex::new(FreeList::new(max_small)),
+            medium: Mutex::new(FreeList::new(max_large)),
             large: Mutex::new(FreeList::new(max_large)),
         })
     }
@@ -57,11 +64,10 @@ impl Pool {
     ///
     /// A `len` above [`LARGE`] gives a buffer of that size.
     pub fn sized(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut buffer = if len <= SMALL {
-            self.small()
-        } else {
-            self.large()
-        };
+        let mut classes = [Class::Small, Class::Medium].into_iter();
+        let class = classes.find(|class| len <= class.capacity());
+        let class = class.unwrap_or(Class::Large);
+        let mut buffer = self.lend(class);
         buffer.truncate(len);
         buffer
     }
@@ -71,10 +77,11 @@ impl Pool {
         self.name
     }
 
-    /// Returns the counters of both classes.
+    /// Returns the counters of all classes.
     pub fn stats(&self) -> PoolStats {
         PoolStats {
             small: self.list(Class::Small).stats(),
+            medium: self.list(Class::Medium).stats(),
             large: self.list(Class::Large).stats(),
         }
     }
@@ -93,6 +100,7 @@ impl Pool {
     fn list(&self, class: Class) -> MutexGuard<'_, FreeList> {
         let list = match class {
             Class::Small => &self.small,
+            Class::Medium => &self.medium,
             Class::Large => &self.large,
         };
         // A free list is whole between any two statements: a panic elsewhere cannot spoil it.
@@ -141,7 +149,7 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Returns how many bytes the buffer can hold: [`SMALL`] or [`LARGE`].
+    /// Returns how many bytes the buffer can hold: [`SMALL`], [`MEDIUM`] or [`LARGE`].
     pub fn capacity(&self) -> usize {
         self.bytes.len()
     }
@@ -196,6 +204,8 @@ impl Drop for Buffer {
 pub struct PoolStats {
     /// Buffers of [`SMALL`] bytes.
     pub small: ClassStats,
+    /// Buffers of [`MEDIUM`] bytes.
+    pub medium: ClassStats,
     /// Buffers of [`LARGE`] bytes.
     pub large: ClassStats,
 }
@@ -216,6 +226,7 @@ pub struct ClassStats {
 #[derive(Clone, Copy)]
 enum Class {
     Small,
+    Medium,
     Large,
 }
 
@@ -223,6 +234,7 @@ impl Class {
     fn capacity(self) -> usize {
         match self {
             Class::Small => SMALL,
+            Class::Medium => MEDIUM,
             Class::Large => LARGE,
         }
     }
@@ -290,6 +302,22 @@ mod tests {
         assert!(pool.large().len() >= 65_535 + 26 + 16);
         assert!(pool.large().len() >= 66_100);
         assert_eq!(pool.small().len(), 2048);
+    }
+
+    #[test]
+    fn sized_buffer_is_of_the_smallest_class_that_holds_it() {
+        let pool = Pool::new("test", 1, 1);
+        for (len, capacity) in [
+            (0, SMALL),
+            (SMALL, SMALL),
+            (SMALL + 1, MEDIUM),
+            (MEDIUM, MEDIUM),
+            (MEDIUM + 1, LARGE),
+            (LARGE, LARGE),
+        ] {
+            let buffer = pool.sized(len);
+            assert_eq!((buffer.len(), buffer.capacity()), (len, capacity));
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::io::pool::{Buffer, Pool, SMALL};
+use crate::io::pool::{Buffer, MEDIUM, Pool};
 use crate::io::tun::{Tun, VirtioHeader};
 use crate::server::router::{Downlink, Queued, Router};
 use crate::wire::{PACKET_HEADROOM, TAILROOM};
@@ -147,11 +147,11 @@ impl TunEgress {
             return Some(buffer);
         };
         let len = end + TAILROOM;
-        // A small packet must not hold a large buffer while it waits.
-        let (buffer, free) = if len <= SMALL {
-            let mut small = pool.sized(len);
-            small[..end].copy_from_slice(&buffer[..end]);
-            (small, Some(buffer))
+        // A short packet must not hold a large buffer while it waits.
+        let (buffer, free) = if len <= MEDIUM {
+            let mut fitting = pool.sized(len);
+            fitting[..end].copy_from_slice(&buffer[..end]);
+            (fitting, Some(buffer))
         } else {
             buffer.truncate(len);
             (buffer, None)
