@@ -13,6 +13,8 @@
 //!  - **Super-packets are sent piece by piece.** The head of a flow is cut one wire packet at a time
 //!    ([`adit_netstack::Cut`]), and the flow is charged what the piece takes on the wire. So 64 KiB of bulk
 //!    stand in nobody's way, and a super-packet may wait half cut while others have their turn.
+//!  - **A turn on a fast lane is a run of packets**, what the lane sends in 100 µs: what leaves together is joined again at
+//!    the far end, and its stack handles one super-packet instead of ten packets.
 //!  - **CoDel drops one segment** of a super-packet, at most, and marks instead where the packet is
 //!    ECN-capable (RFC 3168).
 //!  - **CoDel's target follows the round trip**, since nobody waits behind the queue of another flow.

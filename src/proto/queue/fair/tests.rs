@@ -247,6 +247,35 @@ fn flows_that_always_have_one_more_packet_do_not_starve_a_download() {
 }
 
 #[test]
+fn turn_is_a_packet_on_a_slow_lane_and_a_run_of_them_on_a_fast_one() {
+    for (rate, run) in [
+        (0, 1),
+        (6_250_000, 1),
+        (125_000_000, 9),
+        (1_250_000_000, 23),
+    ] {
+        let mut bench = Bench::new();
+        bench.queue.set_pace(rate, Duration::from_millis(1));
+        for port in 1..4 {
+            bench.add(bulk(port, 45));
+        }
+        let mut runs = Vec::new();
+        for _ in 0..3 * run {
+            let (_, bytes) = bench.poll().unwrap();
+            match runs.last_mut() {
+                Some((last, count)) if *last == port(&bytes) => *count += 1,
+                Some(_) | None => runs.push((port(&bytes), 1)),
+            }
+        }
+        let (ports, counts): (Vec<u16>, Vec<usize>) = runs.into_iter().unzip();
+        assert_eq!(ports, [1, 2, 3], "{rate}");
+        // What a flow took beyond its turn is taken from its next.
+        let most = counts.iter().max().copied();
+        assert_eq!(most, Some(run), "{rate}: {counts:?}");
+    }
+}
+
+#[test]
 fn packets_of_a_flow_keep_their_order() {
     let mut bench = Bench::new();
     for n in 0..100u16 {
