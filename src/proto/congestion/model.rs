@@ -17,6 +17,7 @@ pub(super) struct Model {
     /// When the length was last seen, or nearly.
     length_at: Instant,
     next_round: u64,
+    round_began: Instant,
     rounds: u64,
     round: Round,
     usual: UsualLoss,
@@ -55,6 +56,7 @@ impl Model {
             length: None,
             length_at: now,
             next_round: 0,
+            round_began: now,
             rounds: 0,
             round: Round::default(),
             usual: UsualLoss::default(),
@@ -66,14 +68,18 @@ impl Model {
 
     /// Takes a sample in. Returns the round that it ended, if it did.
     pub(super) fn on_sample(&mut self, sample: &Sample) -> Option<Round> {
-        let ended =
-            (sample.newly_delivered > 0 && sample.prior_delivered >= self.next_round).then(|| {
-                self.next_round = sample.delivered;
-                self.rounds += 1;
-                let round = std::mem::take(&mut self.round);
-                self.bandwidth_rounds += u64::from(!round.limited);
-                round
-            });
+        let lasted = sample.now.saturating_duration_since(self.round_began);
+        let over = sample.newly_delivered > 0
+            && sample.prior_delivered >= self.next_round
+            && lasted >= LEAST_ROUND;
+        let ended = over.then(|| {
+            self.next_round = sample.delivered;
+            self.round_began = sample.now;
+            self.rounds += 1;
+            let round = std::mem::take(&mut self.round);
+            self.bandwidth_rounds += u64::from(!round.limited);
+            round
+        });
         if let Some(rate) = sample.rate
             && (!sample.application_limited || rate >= self.bandwidth.get())
         {
@@ -258,3 +264,32 @@ const MAX_BURST: f64 = 20.0;
 
 /// A path that loses more than this is not made better by sending more.
 const USUAL_MOST: f64 = 0.3;
+/// How long a round lasts at least. Short paths are on machines and links that stand still for some milliseconds now and
+/// then, and in a round of one report neither a queue nor a rate is told from that.
+const LEAST_ROUND: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reports each 5 ms on a path without length: each brings the end of a round trip.
+    #[test]
+    fn round_of_a_short_path_is_not_one_report() {
+        let start = Instant::now();
+        let mut model = Model::new(start);
+        let mut ended = Vec::new();
+        for tick in 1..=40 {
+            let now = start + Duration::from_millis(5 * tick);
+            let sample = Sample {
+                newly_delivered: 1000,
+                prior_delivered: 1000 * (tick - 1),
+                delivered: 1000 * tick,
+                datagrams_decided: 1,
+                ..Sample::new(now)
+            };
+            ended.extend(model.on_sample(&sample).map(|round| round.decided));
+        }
+        assert_eq!(model.rounds(), 10);
+        assert!(ended[1..].iter().all(|decided| *decided == 4), "{ended:?}");
+    }
+}
