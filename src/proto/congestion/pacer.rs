@@ -74,8 +74,12 @@ impl Pacer {
     }
 
     fn time_of(&self, bytes: u64) -> Duration {
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).min(MAX_TIME)
+        let nanos = match bytes.checked_mul(1_000_000_000) {
+            Some(scaled) => scaled / self.rate,
+            // More than 18 GB.
+            None => return MAX_TIME,
+        };
+        Duration::from_nanos(nanos).min(MAX_TIME)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::wire::Report;
 pub struct Flight<T> {
     sent: Sent<T>,
     congestion: Box<dyn Congestion>,
+    /// What the controller said last: it changes its mind only when it is told something.
+    said: Said,
     pacer: Pacer,
     /// Datagrams to be sent whatever the window says.
     probes: u32,
@@ -19,16 +21,35 @@ pub struct Flight<T> {
     lent_pacer: Pacer,
 }
 
+/// What a controller says.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    window: u64,
+    rate: u64,
+    datagram: u64,
+}
+
+impl Said {
+    fn by(congestion: &dyn Congestion) -> Self {
+        Self {
+            window: congestion.window(),
+            rate: congestion.pacing_rate(),
+            datagram: congestion.datagram_size(),
+        }
+    }
+}
+
 impl<T: Copy> Flight<T> {
     /// Starts on a lane where nothing flies. `round_trip` is a first guess, as from the handshake.
     #[must_use]
     pub fn new(now: Instant, round_trip: Duration, congestion: Box<dyn Congestion>) -> Self {
+        let said = Said::by(&*congestion);
         let mut pacer = Pacer::new(now);
-        // What needs no permission, and so asks for no rate, may be the first that leaves.
-        pacer.set_rate(congestion.pacing_rate(), congestion.datagram_size());
+        pacer.set_rate(said.rate, said.datagram);
         Self {
             sent: Sent::new(now, round_trip),
             congestion,
+            said,
             pacer,
             probes: 0,
             lent: 0,
@@ -46,13 +67,9 @@ impl<T: Copy> Flight<T> {
         if self.probes > 0 {
             return Permit::Now;
         }
-        if self.sent.in_flight().saturating_add(bytes as u64) > self.congestion.window() {
+        if self.sent.in_flight().saturating_add(bytes as u64) > self.said.window {
             return Permit::Full;
         }
-        self.pacer.set_rate(
-            self.congestion.pacing_rate(),
-            self.congestion.datagram_size(),
-        );
         match self.pacer.release_at(now, bytes) {
             None => Permit::Now,
             Some(at) => Permit::At(at),
@@ -65,8 +82,8 @@ impl<T: Copy> Flight<T> {
     /// What a lane keeps back for bulk, it would else keep such a flow waiting for: a round trip and more when the
     /// window has just shrunk. It may take an eighth of the lane's rate so, and a little between two reports.
     pub fn permit_thin(&mut self, now: Instant, bytes: usize) -> bool {
-        let datagram = self.congestion.datagram_size();
-        let rate = (self.congestion.pacing_rate() / LENT_SHARE).max(LENT_RATE);
+        let datagram = self.said.datagram;
+        let rate = (self.said.rate / LENT_SHARE).max(LENT_RATE);
         self.lent_pacer.set_rate(rate, datagram);
         self.sent.has_room()
             && self.lent.saturating_add(bytes as u64) <= LENT_DATAGRAMS * datagram
@@ -92,7 +109,7 @@ impl<T: Copy> Flight<T> {
         content: T,
     ) -> Result<(), SentError> {
         let flying = self.sent.in_flight().saturating_add(bytes as u64);
-        let permitted = class != Class::Report && flying <= self.congestion.window();
+        let permitted = class != Class::Report && flying <= self.said.window;
         let tracked = (self.sent).handle_sent(now, number, bytes, class, permitted, content);
         // It leaves all the same.
         self.pacer.handle_sent(now, bytes);
@@ -115,6 +132,7 @@ impl<T: Copy> Flight<T> {
             self.lent = 0;
         }
         self.congestion.on_report(&sample);
+        self.follow();
     }
 
     /// Does what is due. Returns whether a probe must be sent: a datagram of [`Class::Data`], which
@@ -124,6 +142,7 @@ impl<T: Copy> Flight<T> {
             Due::Nothing => false,
             Due::Lost(sample) => {
                 self.congestion.on_lost(&sample);
+                self.follow();
                 false
             }
             Due::Probe => {
@@ -149,6 +168,7 @@ impl<T: Copy> Flight<T> {
     /// Takes note of how long datagrams are at most, as path MTU discovery finds it.
     pub fn set_datagram_size(&mut self, bytes: usize) {
         self.congestion.on_datagram_size(bytes as u64);
+        self.follow();
     }
 
     /// What flies: delays, loss, silence, counters.
@@ -160,12 +180,19 @@ impl<T: Copy> Flight<T> {
     /// Learns whether the flows inside see what the path loses.
     pub fn set_exposed(&mut self, exposed: bool) {
         self.congestion.set_exposed(exposed);
+        self.follow();
     }
 
     /// The congestion controller.
     #[must_use]
     pub fn congestion(&self) -> &dyn Congestion {
         &*self.congestion
+    }
+
+    /// Asks the controller, which was told something.
+    fn follow(&mut self) {
+        self.said = Said::by(&*self.congestion);
+        self.pacer.set_rate(self.said.rate, self.said.datagram);
     }
 }
 
