@@ -1,7 +1,17 @@
 //! A controller with a model of the path (see the module's page for the states).
 
+mod beside;
+mod flood;
+mod probe;
+mod start;
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, Instant};
 
+pub use start::INITIAL_DATAGRAMS;
+
+use self::start::{STARTUP_GAIN, Start};
 use super::model::{Model, Round};
 use super::rivalry::Rivalry;
 use super::{Congestion, Metrics};
@@ -20,11 +30,7 @@ pub struct Bbr {
     cruising: Instant,
     /// In the last round the lane pushed, or the queue was long.
     pushed: bool,
-    /// Window while starting.
-    start_window: u64,
-    flood: Flood,
-    /// While starting: the round in which the queue began to stand.
-    stands_since: Option<u64>,
+    start: Start,
     /// The highest bandwidth of a round while starting or pushing, and rounds since it grew.
     plateau: (u64, u32),
     former_queue: Duration,
@@ -38,15 +44,6 @@ pub struct Bbr {
     random: u64,
     /// The flows inside hold back for what the path loses.
     exposed: bool,
-}
-
-/// What the start has lost.
-#[derive(Clone, Copy, Debug, Default)]
-struct Flood {
-    decided: u64,
-    lost: u64,
-    /// Of how many in a row much was lost: one for a quarter, two for half.
-    heavy: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,9 +91,7 @@ impl Bbr {
             crowded: 0,
             cruising: now,
             pushed: true,
-            start_window: INITIAL_DATAGRAMS * datagram,
-            flood: Flood::default(),
-            stands_since: None,
+            start: Start::new(datagram),
             plateau: (0, 0),
             former_queue: Duration::ZERO,
             noise: Duration::ZERO,
@@ -200,31 +195,12 @@ impl Bbr {
         };
     }
 
-    fn drain(&mut self, sample: &Sample) {
-        self.model.begin_round(sample.delivered);
-        self.phase = Phase::Drain {
-            since: self.model.rounds(),
-            began: sample.now,
-            queue: sample.standing.unwrap_or(self.former_queue),
-            emptied: false,
-        };
-    }
-
     fn down(&mut self, now: Instant, sample: &Sample) {
         self.model.begin_round(sample.delivered);
         self.phase = Phase::Down {
             since: self.model.rounds(),
             began: now,
             queue: sample.standing.unwrap_or(self.former_queue),
-        };
-    }
-
-    fn look(&mut self, sample: &Sample) {
-        self.model.begin_round(sample.delivered);
-        self.phase = Phase::Probe {
-            until: None,
-            standing: None,
-            since: self.model.rounds(),
         };
     }
 
@@ -260,102 +236,6 @@ impl Bbr {
                 standing,
                 since,
             } => self.in_probe(sample, until, standing, since),
-        }
-    }
-
-    fn in_startup(&mut self, sample: &Sample, ended: Option<&Round>) {
-        // An application whose window grows slowly never fills a lane that may send at twice what it has seen, but it
-        // does fill the link. A lane that has carried less than its first window has hardly made the queue, unless it
-        // stays with that: the window may be more than a slow link and its queue hold.
-        let initial = INITIAL_DATAGRAMS * self.datagram;
-        let rounds = self.model.rounds();
-        let queue = sample.standing.is_some_and(|queue| queue > self.full());
-        if queue {
-            self.stands_since.get_or_insert(rounds);
-        } else if sample.standing.is_some() {
-            self.stands_since = None;
-        }
-        let own = !sample.application_limited
-            || volume(self.model.bandwidth(), self.length()) > initial
-            || (self.stands_since).is_some_and(|since| rounds >= since + PATIENT_ROUNDS);
-        if queue && own && rounds > 1 {
-            self.drain(sample);
-            return;
-        }
-        if ended.is_some_and(|round| self.is_flooded(round)) {
-            self.drain(sample);
-            return;
-        }
-        if sample.application_limited {
-            return;
-        }
-        self.start_window = self.start_window.saturating_add(sample.newly_delivered);
-        let Some(round) = ended else { return };
-        let bandwidth = self.model.highest_bandwidth();
-        if bandwidth > self.plateau.0 + self.plateau.0 / 4 {
-            self.plateau = (bandwidth, 0);
-            return;
-        }
-        // A shallow queue overflows without delay; what is lost beyond chance shows it sooner.
-        let heavy = round.lost * 4 > round.decided && round.decided > 20;
-        self.plateau.1 += if heavy { 2 } else { 1 };
-        if self.plateau.1 >= PLATEAU_ROUNDS {
-            self.drain(sample);
-        }
-    }
-
-    /// Whether the start makes a queue of a few datagrams overflow before it is seen, by the bursts of an application
-    /// that fills no window: of some datagrams in a row a quarter or half is lost again and again.
-    fn is_flooded(&mut self, round: &Round) -> bool {
-        let flood = &mut self.flood;
-        flood.decided += round.decided;
-        flood.lost += round.lost;
-        if flood.decided < FLOOD_DATAGRAMS {
-            return false;
-        }
-        let heavy = if flood.lost * 2 > flood.decided {
-            flood.heavy + 2
-        } else if flood.lost * 4 > flood.decided {
-            flood.heavy + 1
-        } else {
-            0
-        };
-        *flood = Flood {
-            heavy,
-            ..Flood::default()
-        };
-        heavy >= FLOODED
-    }
-
-    /// The start has met a queue. If it is the lane's own, it goes as the lane holds back; if it stays, others are
-    /// there, and what the lane waits longer is what its flows lose to them for many seconds.
-    fn in_drain(
-        &mut self,
-        sample: &Sample,
-        since: u64,
-        began: Instant,
-        queue: Duration,
-        emptied: bool,
-    ) {
-        let rounds = self.model.rounds().saturating_sub(since);
-        let elapsed = sample.now.saturating_duration_since(began);
-        let standing = sample.standing.unwrap_or(self.former_queue);
-        let shrinks = queue.saturating_sub(standing) >= elapsed / 8;
-        let short = standing <= self.full();
-        let bdp = volume(self.model.bandwidth(), self.length());
-        let emptied = emptied || sample.in_flight <= bdp;
-        if standing <= self.drained() || emptied && (shrinks || short) || rounds >= DRAIN_ROUNDS {
-            self.cruise(sample.now);
-        } else if rounds >= TOLD_ROUNDS && !shrinks && !short && !sample.application_limited {
-            self.meet_rivals();
-            self.cruise(sample.now);
-        } else {
-            self.phase = Phase::Drain {
-                since,
-                began,
-                queue,
-                emptied,
-            };
         }
     }
 
@@ -465,98 +345,6 @@ impl Bbr {
         }
     }
 
-    fn in_probe(
-        &mut self,
-        sample: &Sample,
-        until: Option<Instant>,
-        standing: Option<Duration>,
-        since: u64,
-    ) {
-        let Some(end) = until else {
-            if sample.in_flight <= self.probe_window() {
-                self.model.remeasure_length(sample.now);
-                self.model.begin_round(sample.delivered);
-                self.phase = Phase::Probe {
-                    until: Some(sample.now + PROBE_TIME.max(self.smoothed)),
-                    standing: None,
-                    since: self.model.rounds(),
-                };
-            } else if self.model.rounds() > since + PROBE_PATIENCE {
-                self.model.remeasure_length(sample.now);
-                self.cruise(sample.now);
-            }
-            return;
-        };
-        let least = match (standing, sample.queue) {
-            (Some(least), Some(queue)) => Some(least.min(queue)),
-            (least, queue) => least.or(queue),
-        };
-        if sample.now < end {
-            self.phase = Phase::Probe {
-                until,
-                standing: least,
-                since,
-            };
-            return;
-        }
-        if least.is_some_and(|queue| queue <= self.drained()) {
-            self.leave_rivalry();
-        }
-        let length = self.length();
-        if let Some(rivalry) = &mut self.rivalry {
-            rivalry.on_look(sample, length);
-        }
-        self.cruise(sample.now);
-    }
-
-    fn meet_rivals(&mut self) {
-        let rate = self.model.highest_bandwidth();
-        let window = volume(rate, self.smoothed).max(self.least());
-        self.enter_rivalry(Rivalry::new(window));
-    }
-
-    fn enter_rivalry(&mut self, rivalry: Rivalry) {
-        self.model.unbound();
-        self.rivalry = Some(rivalry);
-    }
-
-    /// The queue was gone when this lane held back. That may have been for this lane's share of it: if it
-    /// comes back before anything was pushed, the rivals are still there.
-    fn leave_rivalry(&mut self) {
-        let share = self.model.highest_bandwidth();
-        self.model.bound(share - share / 10);
-        self.parole = self.rivalry.take();
-        self.crowded = 0;
-    }
-
-    fn in_rivalry(&mut self, sample: &Sample, ended: Option<&Round>) {
-        let probing = matches!(self.phase, Phase::Probe { .. });
-        let bandwidth = self.model.highest_bandwidth();
-        let longest = self.model.longest_queue();
-        let full = self.model.round().longest >= longest * 3 / 4 && longest > self.full();
-        let (slack, drained) = (self.slack(), self.drained());
-        let Some(rivalry) = &mut self.rivalry else {
-            return;
-        };
-        let bound = rivalry.left().map_or(u64::MAX, |left| {
-            (volume(bandwidth, left).saturating_mul(2)).saturating_add(slack)
-        });
-        let used = sample.sent_in_flight.saturating_mul(4) >= rivalry.window().saturating_mul(3);
-        if used && !probing && !sample.application_limited {
-            rivalry.on_delivered(sample, self.datagram, bound);
-        }
-        let (decided, lost) = rivalry.on_sample(sample);
-        let overflow = full && self.model.is_unusual(decided, lost, 0.0);
-        if (overflow || sample.newly_marked > 0) && !probing {
-            rivalry.on_overflow(sample, self.datagram);
-        }
-        if let Some(round) = ended
-            && rivalry.on_round(round.standing.is_some_and(|queue| queue <= drained))
-        {
-            self.leave_rivalry();
-        }
-    }
-
     /// Whether the queue was as long as it ever is: in a short one, what others make overflow is not what the path
     /// loses of its own accord.
     fn is_nearly_full(&self, round: &Round) -> bool {
@@ -571,22 +359,8 @@ impl Bbr {
         volume(self.model.bandwidth(), spacing + BURST_TIME) + 3 * self.datagram
     }
 
-    /// The window beside rivals: where the flows inside take their place themselves, only a bound.
-    fn place(&self, rivalry: &Rivalry) -> u64 {
-        if self.exposed {
-            rivalry.window().saturating_mul(EXPOSED_GAIN)
-        } else {
-            rivalry.window()
-        }
-    }
-
     fn least(&self) -> u64 {
         LEAST_DATAGRAMS * self.datagram
-    }
-
-    fn probe_window(&self) -> u64 {
-        let bdp = volume(self.model.bandwidth(), self.length());
-        (bdp / 2).max(self.least())
     }
 
     fn on_round(&mut self, round: &Round) {
@@ -646,12 +420,7 @@ impl Congestion for Bbr {
     fn window(&self) -> u64 {
         let bandwidth = self.model.bandwidth();
         let window = match (self.phase, &self.rivalry) {
-            (Phase::Startup, _) => {
-                let model = volume(bandwidth, self.length()).saturating_mul(2);
-                let initial = INITIAL_DATAGRAMS * self.datagram;
-                self.start_window
-                    .min(model.max(initial).saturating_add(self.slack()))
-            }
+            (Phase::Startup, _) => self.start_window(),
             (Phase::Probe { .. }, _) => self.probe_window(),
             (
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
@@ -680,15 +449,9 @@ impl Congestion for Bbr {
     }
 
     fn pacing_rate(&self) -> u64 {
-        let initial = || {
-            let bytes = (INITIAL_DATAGRAMS * self.datagram) as f64;
-            STARTUP_GAIN * bytes / self.length().as_secs_f64().max(1e-6)
-        };
         let bandwidth = self.model.bandwidth();
         let rate = match (self.phase, &self.rivalry) {
-            // What the application has sent so far may be all the bandwidth there seems to be: until the path is known to
-            // be full the rate does not fall (draft-ietf-ccwg-bbr, section "Pacing Rate").
-            (Phase::Startup, _) => initial().max(STARTUP_GAIN * bandwidth as f64),
+            (Phase::Startup, _) => self.start_rate(),
             (Phase::Probe { .. }, _) => bandwidth as f64,
             (
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
@@ -740,32 +503,6 @@ fn volume(bandwidth: u64, time: Duration) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// Datagrams that may fly before anything is known, as QUIC's and TCP's ten segments are for links of 2013.
-pub const INITIAL_DATAGRAMS: u64 = 32;
-
-/// Doubles the rate each round trip: 4 ln 2 (draft-ietf-ccwg-bbr, section "Startup").
-const STARTUP_GAIN: f64 = 2.77;
-
-/// Rounds without a quarter more bandwidth after which the path is full (same draft).
-const PLATEAU_ROUNDS: u32 = 3;
-
-/// Datagrams by which it is judged whether the start makes a short queue overflow. Of so many, a link that loses 5 % in
-/// bursts of four loses a quarter of its own accord once in thirty times, and half once in a thousand.
-const FLOOD_DATAGRAMS: u64 = 48;
-
-/// Heavy losses in a row that are no chance: a call of minutes before the first download must not end the start.
-const FLOODED: u32 = 3;
-
-/// Rounds of standing after which a queue is the lane's, however little it carries.
-const PATIENT_ROUNDS: u64 = 16;
-
-/// A drain that has not ended by then never will: others have taken the place.
-const DRAIN_ROUNDS: u64 = 4;
-
-/// Rounds after which a drain at half the rate must be seen to shrink a queue of the lane's own: the first is that of
-/// what was sent before.
-const TOLD_ROUNDS: u64 = 2;
-
 /// Rounds between pushes, and how many more at random, so that lanes do not push together.
 const CRUISE_ROUNDS: u64 = 5;
 const CRUISE_SPREAD: u64 = 4;
@@ -811,16 +548,8 @@ const LOSS_MARGIN: f64 = 0.02;
 const LENGTH_AGE: Duration = Duration::from_secs(10);
 const RIVAL_LENGTH_AGE: Duration = Duration::from_secs(5);
 
-/// How long that takes (BBR's ProbeRTTDuration), and rounds after which it is given up.
-const PROBE_TIME: Duration = Duration::from_millis(200);
-const PROBE_PATIENCE: u64 = 4;
-
 /// Beside rivals the window sets the rate; pacing only breaks up bursts.
 const RIVALRY_GAIN: f64 = 1.2;
-
-/// Flows inside that hold back themselves may take as much as two of CUBIC would: an equal share for one of them, and
-/// for many what is still fair.
-const EXPOSED_GAIN: u64 = 2;
 
 /// Reports are an eighth of a round trip apart, within these bounds.
 const REPORT_SPACING: Duration = Duration::from_millis(5);
@@ -843,68 +572,3 @@ const MAX_DATAGRAM: u64 = 65_507;
 
 /// 10 kbit/s: whatever happened, something is sent that may bring news.
 const MIN_RATE: u64 = 1250;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn little_that_the_application_sends_at_first_does_not_slow_what_follows() {
-        let now = Instant::now();
-        let round_trip = Duration::from_millis(50);
-        let mut bbr = Bbr::new(now, 1_400, round_trip, 1);
-        let first = bbr.pacing_rate();
-        // A ping that left before there was anything to hold back, so that nothing says that there was no more to send.
-        let mut sample = Sample::new(now + round_trip);
-        sample.rate = Some(720);
-        sample.newly_delivered = 36;
-        sample.delivered = 36;
-        sample.round_trip = Some(round_trip);
-        bbr.on_report(&sample);
-        assert_eq!(bbr.pacing_rate(), first);
-        assert!(bbr.window() >= INITIAL_DATAGRAMS * 1_400);
-    }
-
-    #[test]
-    fn a_queue_is_the_lanes_own_after_16_rounds_of_it_however_long_the_lane_was_idle_before() {
-        let mut now = Instant::now();
-        let round_trip = Duration::from_millis(50);
-        let mut bbr = Bbr::new(now, 1_400, round_trip, 1);
-        let mut delivered = 0;
-        let mut round = |bbr: &mut Bbr, bytes: u64, queue: Duration| {
-            now += round_trip;
-            let mut sample = Sample::new(now);
-            sample.application_limited = true;
-            sample.rate = Some(bytes * 20);
-            sample.newly_delivered = bytes;
-            sample.prior_delivered = delivered;
-            delivered += bytes;
-            sample.delivered = delivered;
-            sample.round_trip = Some(round_trip + queue);
-            (sample.queue, sample.standing) = (Some(queue), Some(queue));
-            sample.smoothed_round_trip = round_trip;
-            bbr.on_report(&sample);
-            bbr.metrics().state
-        };
-        for _ in 0..100 {
-            assert_eq!(round(&mut bbr, 60, Duration::ZERO), "startup");
-        }
-        for _ in 0..PATIENT_ROUNDS {
-            let state = round(&mut bbr, 14_000, Duration::from_millis(60));
-            assert_eq!(state, "startup");
-        }
-        assert_eq!(round(&mut bbr, 14_000, Duration::from_millis(60)), "drain");
-    }
-
-    #[test]
-    fn what_a_hostile_far_end_reports_makes_no_window_overflow() {
-        let now = Instant::now();
-        let mut bbr = Bbr::new(now, 1_400, Duration::from_millis(50), 1);
-        let mut sample = Sample::new(now);
-        sample.rate = Some(u64::MAX / 64);
-        sample.round_trip = Some(Duration::from_secs(60));
-        bbr.on_report(&sample);
-        bbr.cruise(now);
-        assert_eq!(bbr.window(), u64::MAX);
-    }
-}
