@@ -6,7 +6,7 @@
 //! a silent peer is lost after 20 s, or 15 s if there was something to say to it.
 //!
 //! A datagram lane breaks without a sound, and another may be there to take over, so it is watched
-//! more closely:
+//! more closely, from the first frame that is sent until an answer opens:
 //!
 //! ```text
 //!  sent    q = max(350 ms, 4 RTT)     3q/2        2q                        10 s after the ping
@@ -129,7 +129,7 @@ impl Liveness {
         std::mem::replace(&mut quick.quiet, first) > first
     }
 
-    /// Silence was reported: once until something opens.
+    /// Silence was reported: once until an answer opens.
     pub(super) fn handle_silent(&mut self) {
         if let Some(quick) = &mut self.quick {
             quick.silent = true;
@@ -305,22 +305,34 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    /// A lane that is watched closely.
+    fn watched(start: Instant, rtt: Duration) -> Liveness {
+        let mut liveness = Liveness::new(start, LivenessLimits::default());
+        liveness.quicken();
+        liveness.handle_rtt(rtt);
+        liveness
+    }
+
+    /// Lets time pass until a ping or silence is due, and does it.
+    fn pass(liveness: &mut Liveness) -> Instant {
+        let now = liveness.deadline(false);
+        match liveness.poll(now, false) {
+            Due::Ping => liveness.handle_ping_sent(now),
+            Due::Silent => liveness.handle_silent(),
+            due @ (Due::Nothing | Due::GiveUp) => panic!("{due:?} at its deadline"),
+        }
+        now
+    }
+
     #[test]
     fn a_lane_watched_closely_is_silent_700_ms_after_unanswered_data() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start, LivenessLimits::default());
-        liveness.quicken();
-        liveness.handle_rtt(millis(50));
+        let mut liveness = watched(start, millis(50));
         liveness.handle_sent(start);
         let mut due = Vec::new();
         let mut now = start;
         while now < start + millis(2900) {
-            now = liveness.deadline(false);
-            match liveness.poll(now, false) {
-                Due::Ping => liveness.handle_ping_sent(now),
-                Due::Silent => liveness.handle_silent(),
-                Due::Nothing | Due::GiveUp => panic!("at {:?}", now - start),
-            }
+            now = pass(&mut liveness);
             due.push(((now - start).as_millis(), liveness.is_silent()));
         }
         assert_eq!(
@@ -343,9 +355,7 @@ mod tests {
     #[test]
     fn a_lane_that_packets_came_on_is_asked_soon_and_then_less_and_less() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start, LivenessLimits::default());
-        liveness.quicken();
-        liveness.handle_rtt(millis(50));
+        let mut liveness = watched(start, millis(50));
         liveness.handle_received(start);
         assert!(liveness.handle_packet());
         assert!(!liveness.handle_packet());
@@ -364,12 +374,7 @@ mod tests {
         liveness.handle_packet();
         let cut = now;
         while !liveness.is_silent() {
-            now = liveness.deadline(false);
-            match liveness.poll(now, false) {
-                Due::Ping => liveness.handle_ping_sent(now),
-                Due::Silent => liveness.handle_silent(),
-                Due::Nothing | Due::GiveUp => panic!("at {:?}", now - cut),
-            }
+            now = pass(&mut liveness);
         }
         assert_eq!((now - cut).as_millis(), 1_700);
     }
@@ -377,9 +382,7 @@ mod tests {
     #[test]
     fn what_the_far_end_sends_of_its_own_accord_is_no_answer() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start, LivenessLimits::default());
-        liveness.quicken();
-        liveness.handle_rtt(millis(50));
+        let mut liveness = watched(start, millis(50));
         liveness.handle_sent(start);
         let mut pings = Vec::new();
         let mut now = start;
@@ -406,9 +409,7 @@ mod tests {
     #[test]
     fn a_long_round_trip_is_waited_for_four_times() {
         let start = Instant::now();
-        let mut liveness = Liveness::new(start, LivenessLimits::default());
-        liveness.quicken();
-        liveness.handle_rtt(millis(300));
+        let mut liveness = watched(start, millis(300));
         liveness.handle_sent(start);
         assert_eq!(liveness.deadline(false), start + millis(1200));
     }
