@@ -400,7 +400,12 @@ impl Congestion for Bbr {
             None => LENGTH_AGE,
         };
         let due = age > patience && !sample.application_limited;
-        if due && !matches!(self.phase, Phase::Probe { .. } | Phase::Startup) {
+        // The start and its drain tell whose the queue is that hides the path's length; both end soon.
+        let may_look = match self.phase {
+            Phase::Startup | Phase::Drain { .. } | Phase::Probe { .. } => false,
+            Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. } => true,
+        };
+        if due && may_look {
             self.look(sample);
         }
     }

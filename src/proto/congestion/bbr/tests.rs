@@ -62,3 +62,36 @@ fn what_a_hostile_far_end_reports_makes_no_window_overflow() {
     bbr.cruise(now);
     assert_eq!(bbr.window(), u64::MAX);
 }
+
+#[test]
+fn the_start_that_meets_a_queue_after_a_pause_drains_it_before_it_looks_how_long_the_path_is() {
+    let mut now = Instant::now();
+    let round_trip = Duration::from_millis(50);
+    let queue = Duration::from_millis(60);
+    let mut bbr = Bbr::new(now, 1_400, round_trip, 1);
+    let mut delivered = 0;
+    let mut round = |bbr: &mut Bbr, pause: Duration, queue: Duration| {
+        now += pause;
+        let mut sample = Sample::new(now);
+        sample.rate = Some(280_000);
+        sample.newly_delivered = 14_000;
+        sample.prior_delivered = delivered;
+        delivered += 14_000;
+        sample.delivered = delivered;
+        sample.in_flight = 28_000;
+        sample.round_trip = Some(round_trip + queue);
+        (sample.queue, sample.standing) = (Some(queue), Some(queue));
+        sample.smoothed_round_trip = round_trip;
+        bbr.on_report(&sample);
+        bbr.metrics().state
+    };
+    assert_eq!(round(&mut bbr, round_trip, Duration::ZERO), "startup");
+    // Nothing was sent for longer than a round trip is believed. Others have filled the queue meanwhile, and keep it so.
+    assert_eq!(round(&mut bbr, LENGTH_AGE * 2, queue), "drain");
+    assert_eq!(round(&mut bbr, round_trip, queue), "drain");
+    assert_eq!(round(&mut bbr, round_trip, queue), "probe");
+    assert!(
+        bbr.has_rivals(),
+        "the queue did not shrink at half the rate"
+    );
+}
