@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use start::INITIAL_DATAGRAMS;
 
-use self::start::{STARTUP_GAIN, Start};
+use self::start::Start;
 use super::model::{Model, Round};
 use super::rivalry::Rivalry;
 use super::{Congestion, Metrics};
@@ -147,18 +147,6 @@ impl Bbr {
             1 => 1.25,
             2 => 1.5,
             _ => 2.0,
-        }
-    }
-
-    fn gain(&self) -> f64 {
-        match self.phase {
-            Phase::Startup => STARTUP_GAIN,
-            Phase::Drain { emptied: true, .. } => 1.0,
-            Phase::Drain { emptied: false, .. } => 0.5,
-            Phase::Down { since, .. } if self.model.rounds().saturating_sub(since) < 2 => 0.75,
-            Phase::Down { .. } => 0.5,
-            Phase::Cruise { .. } | Phase::Probe { .. } => 1.0,
-            Phase::Up { free, .. } => self.push(free),
         }
     }
 
@@ -424,6 +412,13 @@ impl Congestion for Bbr {
 
     fn window(&self) -> u64 {
         let bandwidth = self.model.bandwidth();
+        let filling = |push: f64| {
+            // What is lost flies on until it is missed, which is one more round trip.
+            let unnoticed = 1.0 + 2.0 * self.model.usual_loss();
+            let bdp = volume(bandwidth, self.length()) as f64;
+            ((bdp * push * unnoticed) as u64)
+                .saturating_add(self.slack() + volume(bandwidth, WINDOW_QUEUE))
+        };
         let window = match (self.phase, &self.rivalry) {
             (Phase::Startup, _) => self.start_window(),
             (Phase::Probe { .. }, _) => self.probe_window(),
@@ -431,23 +426,9 @@ impl Congestion for Bbr {
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 Some(rivalry),
             ) => self.place(rivalry),
-            (
-                Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
-                None,
-            ) => {
-                let push = match self.phase {
-                    Phase::Up { free, .. } => self.push(free).max(1.25),
-                    Phase::Startup
-                    | Phase::Drain { .. }
-                    | Phase::Down { .. }
-                    | Phase::Cruise { .. }
-                    | Phase::Probe { .. } => 1.25,
-                };
-                // What is lost flies on until it is missed, which is one more round trip.
-                let unnoticed = 1.0 + 2.0 * self.model.usual_loss();
-                let bdp = volume(bandwidth, self.length()) as f64;
-                ((bdp * push * unnoticed) as u64)
-                    .saturating_add(self.slack() + volume(bandwidth, WINDOW_QUEUE))
+            (Phase::Up { free, .. }, None) => filling(self.push(free).max(1.25)),
+            (Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. }, None) => {
+                filling(1.25)
             }
         };
         window.max(self.least())
@@ -455,6 +436,7 @@ impl Congestion for Bbr {
 
     fn pacing_rate(&self) -> u64 {
         let bandwidth = self.model.bandwidth();
+        let paced = |gain: f64| gain * bandwidth as f64 * self.loss_factor();
         let rate = match (self.phase, &self.rivalry) {
             (Phase::Startup, _) => self.start_rate(),
             (Phase::Probe { .. }, _) => bandwidth as f64,
@@ -462,10 +444,13 @@ impl Congestion for Bbr {
                 Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
                 Some(rivalry),
             ) => RIVALRY_GAIN * self.place(rivalry) as f64 / self.smoothed.as_secs_f64().max(1e-6),
-            (
-                Phase::Drain { .. } | Phase::Down { .. } | Phase::Cruise { .. } | Phase::Up { .. },
-                None,
-            ) => self.gain() * bandwidth as f64 * self.loss_factor(),
+            (Phase::Drain { emptied: true, .. } | Phase::Cruise { .. }, None) => paced(1.0),
+            (Phase::Drain { emptied: false, .. }, None) => paced(0.5),
+            (Phase::Down { since, .. }, None) => {
+                let first = self.model.rounds().saturating_sub(since) < 2;
+                paced(if first { 0.75 } else { 0.5 })
+            }
+            (Phase::Up { free, .. }, None) => paced(self.push(free)),
         };
         (rate as u64).max(MIN_RATE)
     }

@@ -133,7 +133,7 @@ impl Bbr {
 pub const INITIAL_DATAGRAMS: u64 = 32;
 
 /// Doubles the rate each round trip: 4 ln 2 (draft-ietf-ccwg-bbr, section "Startup").
-pub(super) const STARTUP_GAIN: f64 = 2.77;
+const STARTUP_GAIN: f64 = 2.77;
 
 /// Rounds without a quarter more bandwidth after which the path is full (same draft).
 const PLATEAU_ROUNDS: u32 = 3;
