@@ -1,7 +1,7 @@
 //! Plays many links with repair and without, and says where repair is worse.
 //!
 //!   cargo run --release -p adit-integration --bin sweep -- [cases=200] [first=0] [seeds=5] [seed=1] [threads=2]
-//!       [budget=600] [super=1] [against=off|direct|chance] [report=1] [worst=5] [each=1] [residual=1000000]
+//!       [budget=600] [super=1] [against=off|direct|chance] [report=1] [worst=5] [each=1] [residual=1000000] [link=LINK]
 //!
 //! `cases` links are drawn from `seed`, those before `first` left out, and played with the seeds from 1 to `seeds`
 //! through a session with repair `auto` and with what it is held `against`; `chance` holds repair `off` against itself
@@ -11,7 +11,8 @@
 //! Mbit/s, ms of delay, share missed, bytes on the wire for each delivered.
 //!
 //! `residual=N` plays no cases: it plays N packets or more of a TCP flow and of a UDP flow at each of several rates of
-//! loss on one link, and prints what share their endpoints missed after repair.
+//! loss on a link (`delay=25,rate=50,limit=100ms`), and prints what share their endpoints missed after repair. `link=LINK`
+//! names another, of some rate, and with its `loss` that alone.
 //!
 //! Ends with an error if a median ratio of goodput lies below 0.95, a single one below 0.85, or a delay above what is
 //! allowed (see [`Grade`]).
@@ -24,9 +25,12 @@ use std::{
 };
 
 use adit_fec::{Mode, Settings};
-use adit_integration::sim::{
-    Case, Datagram, Direct, Grade, Packet, Scenario, SessionTunnel, Side, Sweep, SweepResult,
-    Tunnel, World, cases,
+use adit_integration::{
+    link::Link,
+    sim::{
+        Case, Datagram, Direct, Grade, Packet, Scenario, SessionTunnel, Side, Sweep, SweepResult,
+        Tunnel, World, cases,
+    },
 };
 
 fn main() -> ExitCode {
@@ -38,7 +42,7 @@ fn main() -> ExitCode {
         }
     };
     if options.residual > 0 {
-        residual::print(options.residual);
+        residual::print(options.residual, options.link);
         return ExitCode::SUCCESS;
     }
     let cases = cases(options.first + options.cases, options.seed);
@@ -183,6 +187,7 @@ struct Options {
     worst: usize,
     each: bool,
     residual: u64,
+    link: Link,
 }
 
 impl Options {
@@ -200,6 +205,7 @@ impl Options {
             worst: 5,
             each: false,
             residual: 0,
+            link: LINK.parse().map_err(|_| LINK.to_owned())?,
         };
         for argument in arguments {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
@@ -217,6 +223,7 @@ impl Options {
                 "worst" => options.worst = count()?,
                 "each" => options.each = number()? != 0,
                 "residual" => options.residual = number()?,
+                "link" => options.link = value.parse().map_err(|_| argument.clone())?,
                 "against" => {
                     options.against = match value {
                         "off" => Against::Off,
@@ -261,6 +268,9 @@ impl Options {
         Either::Session(Box::new(session))
     }
 }
+
+/// The link of `residual`, if no other is named.
+const LINK: &str = "delay=25,rate=50,limit=100ms";
 
 /// A session, or nothing.
 enum Either {

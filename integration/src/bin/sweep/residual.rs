@@ -4,30 +4,39 @@ use std::time::{Duration, Instant};
 
 use adit_fec::Settings;
 use adit_integration::{
-    link::{Limit, Link, Loss, Path},
+    link::{Link, Loss},
     sim::{ControlKind, Scenario, SessionTunnel, Side, Traffic, World},
 };
 
-/// Plays at least `packets` packets of a TCP flow and as many of a UDP flow at each rate of loss, both ways, and
-/// prints the shares of them that never came out of the tunnel. What the queue in front of the lane dropped to slow
+/// Plays at least `packets` packets of a TCP flow and as many of a UDP flow at each rate of loss, both ways, or with the
+/// loss that `link` names, and prints the shares of them that never came out of the tunnel. What the queue in front of the lane dropped to slow
 /// a flow down is no loss of the link's, and left out.
-pub(super) fn print(packets: u64) {
+pub(super) fn print(packets: u64, link: Link) {
     println!(
-        "50 Mbit/s, 50 ms, {packets} packets at least for each figure; bytes on the wire for each delivered"
+        "{link}: {packets} packets at least for each figure; bytes on the wire for each delivered"
     );
     println!(
         "| loss | tcp: lost | for good | wire | Mbit/s | udp: lost | for good | wire | Mbit/s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for percent in [0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0] {
-        let tcp = play(percent, Traffic::download(ControlKind::Cubic), packets);
+    let percents = [0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0];
+    let links = match link.down.loss {
+        Loss::None => percents
+            .map(|percent| (format!("{percent} %"), with_loss(link, percent)))
+            .to_vec(),
+        Loss::Random { .. } | Loss::Burst { .. } | Loss::Gilbert { .. } => {
+            vec![("the link's".to_owned(), link)]
+        }
+    };
+    for (loss, link) in links {
+        let tcp = play(link, Traffic::download(ControlKind::Cubic), packets);
         let constant = Traffic::Constant {
             from: Side::Server,
-            rate: 30_000_000,
+            rate: link.down.rate / 5 * 3,
             size: 1_200,
         };
-        let udp = play(percent, constant, packets);
-        println!("| {percent} % | {tcp} | {udp} |");
+        let udp = play(link, constant, packets);
+        println!("| {loss} | {tcp} | {udp} |");
     }
 }
 
@@ -55,26 +64,24 @@ impl std::fmt::Display for Tally {
     }
 }
 
-fn play(percent: f64, traffic: Traffic, packets: u64) -> Tally {
-    let loss = if percent > 0.0 {
-        Loss::Random { percent }
-    } else {
-        Loss::None
-    };
-    let link = Link::symmetric(Path {
-        loss,
-        delay: Duration::from_millis(25),
-        rate: 50_000_000,
-        limit: Limit::Time(Duration::from_millis(100)),
-        ..Path::default()
-    });
+fn with_loss(mut link: Link, percent: f64) -> Link {
+    if percent > 0.0 {
+        let loss = Loss::Random { percent };
+        (link.up.loss, link.down.loss) = (loss, loss);
+    }
+    link
+}
+
+fn play(link: Link, traffic: Traffic, packets: u64) -> Tally {
+    let bits = packets as f64 * f64::from(MTU) * 8.0;
+    let run = RUN.min(Duration::from_secs_f64(bits / link.down.rate as f64));
     let mut tally = Tally::default();
     let mut seed = 0;
     while tally.sent < packets {
         seed += 1;
         let epoch = Instant::now();
-        let mut scenario = Scenario::new(link, seed).with(traffic).lasting(RUN);
-        scenario.mtu = 1400;
+        let mut scenario = Scenario::new(link, seed).with(traffic).lasting(run);
+        scenario.mtu = MTU;
         scenario.warm_up = Duration::ZERO;
         let tunnel = SessionTunnel::new(epoch, &scenario.link, Settings::default(), seed);
         let mut world = match World::new(epoch, scenario, tunnel) {
@@ -95,5 +102,7 @@ fn play(percent: f64, traffic: Traffic, packets: u64) -> Tally {
     tally
 }
 
-/// Long enough for the beginning not to matter, short enough for several seeds.
+const MTU: u16 = 1400;
+
+/// Long enough for the beginning not to matter, short enough for several seeds; less where the packets need less.
 const RUN: Duration = Duration::from_secs(100);
