@@ -714,9 +714,12 @@ pub(super) const fn plain(checksum: Checksum) -> Offload {
 pub(super) fn gap_limits(round_trip: Duration) -> GapLimits {
     GapLimits {
         // Parity brings most of what it brings within this time; a resend asked for sooner is mostly wasted.
-        ask_after: (round_trip / 4).clamp(Duration::from_millis(4), Duration::from_millis(15)),
+        ask_after: (round_trip / 4).clamp(LEAST_ASK_AFTER, Duration::from_millis(15)),
         // From the repetition of the first question: its answer has come, or was lost.
         ask_again: round_trip + Duration::from_millis(8),
+        // On a longer path what goes by so fast is forgotten before any question comes.
+        ask_behind: (round_trip / 4 < LEAST_ASK_AFTER).then_some(ASK_BEHIND),
+        answer_after: round_trip,
         // Two and a half round trips bring the answer to the second question.
         give_up_after: hold_time(round_trip, REPAIR_SPAN),
         // Smoothed, so that a shorter one is possible.
@@ -731,6 +734,12 @@ const PACKET_OVERHEAD: usize =
 
 /// What a thin packet takes at most on the wire, but for large ones of DNS: [`queue::Class::Thin`].
 const SMALL_DATAGRAM: usize = 640;
+
+/// Below a few milliseconds reports, which carry the questions, would cost more than they bring.
+const LEAST_ASK_AFTER: Duration = Duration::from_millis(4);
+
+/// The far end keeps [`RING`] packets: with as many again for the question's way, this leaves two more chances.
+const ASK_BEHIND: u64 = RING as u64 / 4;
 
 /// A guess until there is a measurement: half the world away.
 const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);

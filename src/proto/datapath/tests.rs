@@ -739,7 +739,7 @@ fn what_a_dead_lane_had_just_sent_again_leaves_on_another() {
     let (mut now, mut session, mut datapath, _) = ends(RepairSettings::default());
     assert_eq!(send(&mut session, &mut datapath, now, 2), 2);
     let first = session.next_source() - 2;
-    for number in [first, first, first + 1] {
+    for number in [first, first, first, first + 1] {
         now += Duration::from_millis(200);
         let outgoing = datapath.outgoing.as_mut().expect("there were packets");
         let rtt = Duration::from_millis(50);

@@ -9,7 +9,7 @@
 //!                     arrives, repaired, or resent
 //!            ┌───────────────────────────────────────────▶ filled
 //!            │
-//!  missing ──┤ [`GapLimits::ask_after`], once or twice
+//!  missing ──┤ [`GapLimits::ask_after`], and again
 //!            ├────────────────▶ asked for ─────────────────▶ filled
 //!            │                      │
 //!            └──────────────────────┴─────────────────────▶ hopeless
@@ -17,9 +17,13 @@
 //! ```
 //!
 //! Parity usually comes first, which is why a number is asked for only after a while. Each question
-//! stands in two reports, should one be lost, and is put again when a round trip brought no answer. Where packets overtake each other it is asked for only after
-//! what is late has usually come. A number that is hopeless holds nobody back any
+//! stands in two reports, should one be lost, and is put again when a round trip brought no answer. Where packets overtake
+//! each other it is asked for only after what is late has usually come. A number that is hopeless holds nobody back any
 //! more; should it come all the same, it is delivered like any other.
+//!
+//! The sender keeps so many packets and no more, which on a fast path are few milliseconds' worth. So what so many others
+//! have followed that the sender will soon have forgotten it, [`GapLimits::ask_behind`], is asked for at once, and again when
+//! as many more have followed and a round trip has passed.
 //!
 //! # Limits
 //!
@@ -40,6 +44,10 @@ pub struct GapLimits {
     pub ask_after: Duration,
     /// From a question to its repetition.
     pub ask_again: Duration,
+    /// After how many later numbers one is asked for before its time, and again; never if none.
+    pub ask_behind: Option<u64>,
+    /// From a question until its answer can have come.
+    pub answer_after: Duration,
     /// From when a number is missed until it is hopeless.
     pub give_up_after: Duration,
     /// What comes within this time of being missed was on its way all along: no resend is so quick.
@@ -135,6 +143,7 @@ impl Gaps {
                 lane: before,
                 since: now,
                 asked: None,
+                followed_from: missed,
                 questions: if self.asking { 0 } else { MAX_QUESTIONS },
             });
         }
@@ -169,15 +178,16 @@ impl Gaps {
     /// Gives every number that should be asked for at `now` to `ask`, lowest first, until it
     /// answers false; those it took are not due again before [`GapLimits::ask_again`].
     pub fn poll_ask(&mut self, now: Instant, mut ask: impl FnMut(u64) -> bool) {
-        let limits = self.patient_limits();
+        let (limits, next) = (self.patient_limits(), self.next());
         for missing in &mut self.missing {
-            if missing.ask_at(&limits).is_none_or(|at| at > now) {
+            if missing.ask_at(&limits, next).is_none_or(|at| at > now) {
                 continue;
             }
             if !ask(missing.number) {
                 return;
             }
             missing.asked = Some(now);
+            missing.followed_from = next;
             missing.questions += 1;
             self.asked += 1;
         }
@@ -203,10 +213,10 @@ impl Gaps {
     /// When a question is due: [`Gaps::poll_ask`], once a report can be made.
     #[must_use]
     pub fn question_at(&self) -> Option<Instant> {
-        let limits = self.patient_limits();
+        let (limits, next) = (self.patient_limits(), self.next());
         self.missing
             .iter()
-            .filter_map(|missing| missing.ask_at(&limits))
+            .filter_map(|missing| missing.ask_at(&limits, next))
             .min()
     }
 
@@ -239,11 +249,14 @@ impl Gaps {
     }
 
     /// The limits, with questions put off where what is missing often just comes later.
-    fn patient_limits(&self) -> GapLimits {
+    fn patient_limits(&self) -> Patient {
         let patience = (self.lateness * 5 / 4).min(self.limits.late_within);
-        GapLimits {
-            ask_after: self.limits.ask_after.max(patience),
-            ..self.limits
+        Patient {
+            limits: GapLimits {
+                ask_after: self.limits.ask_after.max(patience),
+                ..self.limits
+            },
+            patience,
         }
     }
 
@@ -258,7 +271,7 @@ pub const MAX_GAPS: usize = 1024;
 
 /// How often a number is asked for: twice, in two reports each time, since a report is lost as often as
 /// any packet, and so is the answer to the first question. The answer to a third would come after the hold
-/// has ended.
+/// has ended; where the round trip is shorter than reports are apart, each of the four is a question of its own.
 const MAX_QUESTIONS: u8 = 4;
 
 /// From a question to its repetition in a later report. The sender ignores it while its answer flies.
@@ -273,19 +286,39 @@ struct Missing {
     lane: LaneId,
     since: Instant,
     asked: Option<Instant>,
+    /// From where it is counted how many have followed: its own number, or the next when it was asked for last.
+    followed_from: u64,
     questions: u8,
 }
 
+/// Limits where packets come late.
+#[derive(Clone, Copy, Debug)]
+struct Patient {
+    limits: GapLimits,
+    /// How long what is missing may just be late.
+    patience: Duration,
+}
+
 impl Missing {
-    fn ask_at(&self, limits: &GapLimits) -> Option<Instant> {
+    /// When it is asked for, if it is; `next` is the number after the highest that came.
+    fn ask_at(&self, Patient { limits, patience }: &Patient, next: u64) -> Option<Instant> {
         if self.questions >= MAX_QUESTIONS {
             return None;
         }
-        Some(match self.asked {
+        let in_time = match self.asked {
             None => self.since + limits.ask_after,
             Some(asked) if self.questions % 2 == 1 => asked + REPEATED_AFTER,
             Some(asked) => asked + limits.ask_again,
-        })
+        };
+        let followed = next.saturating_sub(self.followed_from);
+        if limits.ask_behind.is_none_or(|behind| followed < behind) {
+            return Some(in_time);
+        }
+        let early = match self.asked {
+            None => self.since + *patience,
+            Some(asked) => asked + limits.answer_after,
+        };
+        Some(in_time.min(early))
     }
 }
 
@@ -300,6 +333,8 @@ mod tests {
     const LIMITS: GapLimits = GapLimits {
         ask_after: Duration::from_millis(10),
         ask_again: Duration::from_millis(60),
+        ask_behind: None,
+        answer_after: Duration::from_millis(50),
         give_up_after: Duration::from_millis(150),
         late_within: Duration::from_millis(37),
     };
@@ -358,6 +393,42 @@ mod tests {
         assert_eq!((gaps.len(), gaps.asked()), (0, 6));
         assert_eq!(gaps.poll_hopeless(), Some((LANE, 1)));
         assert_eq!(gaps.poll_hopeless(), None);
+    }
+
+    #[test]
+    fn what_the_sender_will_soon_have_forgotten_is_asked_for_before_its_time() {
+        let start = Instant::now();
+        let mut gaps = Gaps::new(
+            0,
+            GapLimits {
+                ask_behind: Some(100),
+                answer_after: ms(2),
+                ..LIMITS
+            },
+        );
+        let receive = |gaps: &mut Gaps, after: Duration, numbers: std::ops::Range<u64>| {
+            for number in numbers {
+                gaps.handle_received(start + after, LANE, number);
+            }
+            gaps.question_at().map(|at| at <= start + after)
+        };
+        receive(&mut gaps, ms(0), 0..1);
+        assert_eq!(receive(&mut gaps, ms(0), 2..100), Some(false));
+        assert_eq!(receive(&mut gaps, ms(1), 100..101), Some(true));
+        assert_eq!(asked(&mut gaps, start + ms(1)), [1]);
+        // As many more have followed, but no answer can have come.
+        assert_eq!(receive(&mut gaps, ms(2), 101..250), Some(false));
+        assert_eq!(receive(&mut gaps, ms(3), 250..251), Some(true));
+        assert_eq!(asked(&mut gaps, start + ms(3)), [1]);
+        // Where fewer follow, time decides as it does elsewhere.
+        assert_eq!(receive(&mut gaps, ms(4), 251..252), Some(false));
+        assert_eq!(gaps.question_at(), Some(start + ms(3 + 60)));
+        receive(&mut gaps, ms(9), 252..600);
+        assert_eq!(asked(&mut gaps, start + ms(9)), [1]);
+        receive(&mut gaps, ms(12), 600..900);
+        assert_eq!(asked(&mut gaps, start + ms(12)), [1]);
+        receive(&mut gaps, ms(15), 900..1_300);
+        assert_eq!(gaps.question_at(), None);
     }
 
     #[test]
