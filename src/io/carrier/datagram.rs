@@ -529,6 +529,8 @@ impl Datagrams {
             };
             loop {
                 let Some(room) = port.batch.reserve(ROOM) else {
+                    // If its socket is full as well, nothing can be done about what is due until that wakes us.
+                    datapath.handle_blocked(*lane);
                     all = false;
                     break;
                 };

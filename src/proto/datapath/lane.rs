@@ -20,6 +20,8 @@ pub(super) struct DatapathLane {
     pub(super) permit: Permit,
     /// A probe is to be sent, whatever there is to say.
     pub(super) probe: bool,
+    /// Its socket takes nothing, and wakes whoever waits for it when it does again.
+    pub(super) blocked: bool,
     /// What repair was told of its losses.
     told: LossCounts,
 }
@@ -90,12 +92,23 @@ impl DatapathLane {
             datagram,
             permit: Permit::Now,
             probe: false,
+            blocked: false,
             told: LossCounts::default(),
         }
     }
 
+    /// When something is to leave, if nothing else happens: not while the socket takes nothing.
+    pub(super) fn leaves_at(&self) -> Option<Instant> {
+        let leaving = [self.received.poll_timeout(), self.release()];
+        leaving
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| !self.blocked)
+    }
+
     /// When the pacer lets the next datagram go, if that is what it waits for.
-    pub(super) fn release(&self) -> Option<Instant> {
+    fn release(&self) -> Option<Instant> {
         match self.permit {
             Permit::At(at) => Some(at),
             Permit::Now | Permit::Full => None,

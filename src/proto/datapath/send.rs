@@ -265,6 +265,7 @@ impl<P: QueuePacket> Datapath<P> {
         } else if self.carrier == Some(id) {
             self.carrier = None;
         }
+        self.lanes[index].blocked = false;
         if let Some(len) = self.poll_report(session, now, index, out) {
             return Some(len);
         }
@@ -320,16 +321,19 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
+    /// Takes note that the socket of a lane takes nothing: what is to leave waits for [`Datapath::poll_datagram`], and wakes
+    /// nobody until then.
+    pub fn handle_blocked(&mut self, id: LaneId) {
+        if let Some(lane) = self.lane_mut(id) {
+            lane.blocked = true;
+        }
+    }
+
     /// When something is due that nothing else will bring about.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let lanes = self.lanes.iter().flat_map(|lane| {
-            [
-                lane.flight.poll_timeout(),
-                lane.received.poll_timeout(),
-                lane.release(),
-            ]
-        });
+        let lanes =
+            (self.lanes.iter()).flat_map(|lane| [lane.flight.poll_timeout(), lane.leaves_at()]);
         let extra = self
             .outgoing
             .as_ref()
@@ -337,7 +341,7 @@ impl<P: QueuePacket> Datapath<P> {
             // While the lane that it goes on lets nothing go, or there is none, nothing can be done about it.
             .filter(|_| {
                 self.carrier()
-                    .is_some_and(|lane| lane.permit == Permit::Now)
+                    .is_some_and(|lane| lane.permit == Permit::Now && !lane.blocked)
             });
         let idle = self.outgoing.as_ref().map(|_| self.sourced_at + IDLE);
         lanes

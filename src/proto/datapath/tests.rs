@@ -586,6 +586,25 @@ fn resends_that_no_lane_may_send_wake_nobody() {
 }
 
 #[test]
+fn what_is_to_leave_by_a_socket_that_takes_nothing_wakes_nobody() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    let due = now + Duration::from_secs(1);
+    let class = crate::proto::delivery::Class::Data;
+    datapath.lanes[0]
+        .received
+        .handle_datagram(now, 1, 100, false, class);
+    assert!(datapath.poll_timeout().is_some_and(|at| at < due));
+    datapath.handle_blocked(LANE);
+    assert_eq!(datapath.poll_timeout(), None);
+    // It does again.
+    assert_eq!(polled(&mut session, &mut datapath, due, false), 1);
+    datapath.lanes[0]
+        .received
+        .handle_datagram(due, 2, 100, false, class);
+    assert!(datapath.poll_timeout().is_some());
+}
+
+#[test]
 fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() {
     let (mut now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
     let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
