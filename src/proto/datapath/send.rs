@@ -317,6 +317,8 @@ impl<P: QueuePacket> Datapath<P> {
         datagram: &[u8],
     ) {
         if let Some(index) = self.lanes.iter().position(|lane| lane.id == id) {
+            // It is answered, as a probe is.
+            self.lanes[index].probe = false;
             self.note_sent(session, now, index, datagram, Class::Data, Content::Control);
         }
     }

@@ -605,6 +605,31 @@ fn what_is_to_leave_by_a_socket_that_takes_nothing_wakes_nobody() {
 }
 
 #[test]
+fn a_control_frame_is_probe_enough() {
+    let (now, mut session, mut datapath, _) = ends(RepairSettings::default());
+    let mut out = Vec::new();
+    let mut pings = |session: &mut Session, datapath: &mut Datapath<Owned>| {
+        polled(session, datapath, now, false);
+        let mut count = 0;
+        while let Some(lane) = session.poll_control(now, &mut out) {
+            datapath.handle_control_sent(session, now, lane, &out);
+            count += 1;
+        }
+        count
+    };
+    assert_eq!(pings(&mut session, &mut datapath), 0);
+    datapath.lanes[0].probe = true;
+    assert_eq!(pings(&mut session, &mut datapath), 1);
+    // Said of its own accord, and then a probe is due.
+    session.ping(LANE);
+    datapath.lanes[0].probe = true;
+    let mut frame = Vec::new();
+    assert_eq!(session.poll_control(now, &mut frame), Some(LANE));
+    datapath.handle_control_sent(&session, now, LANE, &frame);
+    assert_eq!(pings(&mut session, &mut datapath), 0);
+}
+
+#[test]
 fn questions_that_no_lane_can_put_wake_nobody_and_others_take_a_lane_that_can() {
     let (mut now, mut session, mut datapath, mut client) = ends(RepairSettings::default());
     let mut deliver = |_: &mut [u8], _: std::ops::Range<usize>, _: Offload| {};
