@@ -607,24 +607,25 @@ impl<P: QueuePacket> Datapath<P> {
         let id = self.lanes[index].id;
         let (_, rest) = self.rest.take_if(|(lane, _)| *lane == id)?;
         let whole = DATAGRAM_PACKET_HEADROOM + rest.bytes.len() + TAG_LEN;
-        let room = out.get_mut(..whole)?;
-        room[DATAGRAM_PACKET_HEADROOM..whole - TAG_LEN].copy_from_slice(&rest.bytes);
         let header = DatagramPacketHeader {
             source: rest.number as u32,
             checksum: rest.checksum,
             kept: self.keeps(),
             piece: Piece::Last,
         };
-        let sealed = session.seal_piece(now, id, header, room);
-        if sealed.is_err() {
-            self.drops.unsealed += 1;
-            return None;
-        }
+        let sealed = out.get_mut(..whole).is_some_and(|room| {
+            room[DATAGRAM_PACKET_HEADROOM..whole - TAG_LEN].copy_from_slice(&rest.bytes);
+            session.seal_piece(now, id, header, room).is_ok()
+        });
         let content = Content::Source {
             number: rest.number,
         };
         self.spare = rest.bytes;
         self.spare.clear();
+        if !sealed {
+            self.drops.unsealed += 1;
+            return None;
+        }
         self.note_sent(session, now, index, &out[..whole], Class::Data, content);
         Some(whole)
     }
