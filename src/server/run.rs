@@ -105,6 +105,8 @@ pub struct Shared {
 pub struct ServerStats {
     /// Sessions that have ended.
     pub ended: AtomicU64,
+    /// Sessions that were not served, for want of a place or an address.
+    pub refused: AtomicU64,
 }
 
 impl Shared {

@@ -82,6 +82,8 @@ enum State {
         _seat: Seat,
     },
     Live,
+    /// It is told why it is not served.
+    Refused,
     Ended,
 }
 
@@ -391,6 +393,8 @@ impl SessionDriver {
             Err(error) => {
                 let client = self.shared.client_name(&self.owner.key);
                 warn!(client, %error, "a session is not served");
+                self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+                self.state = State::Refused;
                 self.close(now, error.close_reason());
             }
         }
@@ -409,7 +413,7 @@ impl SessionDriver {
         let over = match &self.state {
             State::Ended => true,
             State::Unconfirmed { until, .. } => now >= *until || self.carrier.lanes() == 0,
-            State::Live => self
+            State::Live | State::Refused => self
                 .laneless_since
                 .is_some_and(|since| now >= since + LINGER),
         };
@@ -450,7 +454,7 @@ impl SessionDriver {
             self.laneless_since.map(|since| since + LINGER),
             match &self.state {
                 State::Unconfirmed { until, .. } => Some(*until),
-                State::Live | State::Ended => None,
+                State::Live | State::Refused | State::Ended => None,
             },
         ]
         .into_iter()
