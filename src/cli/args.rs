@@ -170,7 +170,7 @@ pub(super) struct ClientArgs {
     /// How many connections to a tcp:// or tls:// server carry the session side by side
     #[arg(long, value_name = "NUMBER")]
     lanes: Option<String>,
-    /// How losses of what is sent by udp:// are repaired: auto, off or fixed
+    /// How losses of what is sent by udp:// are repaired: auto, off, fixed or fixed:20%
     #[arg(long, value_name = "MODE")]
     repair: Option<String>,
 }

@@ -37,7 +37,7 @@ pub(super) fn percentage(text: &str, least: u8, most: u8) -> Parsed<u8> {
                 format!("`{text}` is out of range: write a percentage from {least}% to {most}%")
             }),
         Some(Err(_)) | None => Err(format!(
-            "`{text}` is not a percentage: write one from {least}% to {most}%, such as 20%"
+            "`{text}` is not a whole percentage: write one from {least}% to {most}%, such as 20%"
         )),
     }
 }

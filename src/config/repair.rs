@@ -43,20 +43,25 @@ impl Repair {
 enum Mode {
     Auto,
     Off,
-    Fixed,
+    Fixed {
+        /// In percent, where the word itself says it.
+        overhead: Option<u8>,
+    },
 }
 
-/// Reads `repair: auto | off | fixed` or `repair: {mode: fixed, overhead: 20%}`. What YAML calls a boolean is auto or off.
+/// Reads `repair: auto | off | fixed | fixed:20%` or `repair: {mode: fixed, overhead: 20%}`. What YAML calls a boolean is
+/// auto or off.
 pub(super) fn read(settings: &mut Settings<'_>) -> Repair {
     let mode = settings.choice("repair", "mode", mode);
-    let overhead = settings.detail("repair", "overhead", |text| {
-        parse::percentage(text, LEAST_OVERHEAD, MOST_OVERHEAD)
-    });
+    let overhead = settings.detail("repair", "overhead", percentage);
     let wrong = settings.has_problem("repair") || settings.has_problem("repair.mode");
     let (mode, chosen) = mode.map(|at| (at.value, at.place)).unzip();
     match (mode, overhead) {
-        (Some(Mode::Fixed), overhead) => Repair::Fixed(FixedRepair {
-            overhead_percent: overhead.map_or(DEFAULT_OVERHEAD, |at| at.value),
+        // One that is said with the mode is for wherever the mode is.
+        (Some(Mode::Fixed { overhead: said }), overhead) => Repair::Fixed(FixedRepair {
+            overhead_percent: said
+                .or(overhead.map(|at| at.value))
+                .unwrap_or(DEFAULT_OVERHEAD),
         }),
         (mode @ (Some(Mode::Auto | Mode::Off) | None), overhead) => {
             // A mode that was given outside of the file is for this run, whatever the file's is like.
@@ -73,7 +78,7 @@ pub(super) fn read(settings: &mut Settings<'_>) -> Repair {
             }
             match mode {
                 Some(Mode::Off) => Repair::Off,
-                Some(Mode::Auto | Mode::Fixed) | None => Repair::Auto,
+                Some(Mode::Auto | Mode::Fixed { .. }) | None => Repair::Auto,
             }
         }
     }
@@ -83,15 +88,26 @@ fn mode(text: &str) -> Result<Mode, String> {
     match text.to_ascii_lowercase().as_str() {
         "auto" | "on" | "true" | "yes" => Ok(Mode::Auto),
         "off" | "false" | "no" => Ok(Mode::Off),
-        "fixed" => Ok(Mode::Fixed),
-        word if word.ends_with('%') => Err(format!(
-            "`{text}` is an overhead: write {{mode: fixed, overhead: {text}}}"
-        )),
+        "fixed" => Ok(Mode::Fixed { overhead: None }),
+        word if word.starts_with("fixed:") => {
+            let overhead = percentage(word["fixed:".len()..].trim_start())?;
+            Ok(Mode::Fixed {
+                overhead: Some(overhead),
+            })
+        }
+        word if word.ends_with('%') => Err(match percentage(word) {
+            Ok(overhead) => format!("`{text}` is an overhead: write fixed:{overhead}%"),
+            Err(wrong) => wrong,
+        }),
         word => Err(match nearest(word, ["auto", "off", "fixed"].into_iter()) {
             Some(near) => format!("`{text}` is no way to repair: did you mean {near}?"),
-            None => format!("`{text}` is no way to repair: write auto, off or fixed"),
+            None => format!("`{text}` is no way to repair: write auto, off, fixed or fixed:20%"),
         }),
     }
+}
+
+fn percentage(text: &str) -> Result<u8, String> {
+    parse::percentage(text, LEAST_OVERHEAD, MOST_OVERHEAD)
 }
 
 /// Packets that each repair covers where nothing is measured: 25 ms at 50 Mbit/s, enough for bursts.

@@ -495,6 +495,8 @@ fn repair_is_a_word_or_a_group_or_a_variable() {
         ("repair: true", Repair::Auto),
         ("repair: yes", Repair::Auto),
         ("repair: fixed", fixed(20)),
+        ("repair: fixed:35%", fixed(35)),
+        ("repair: \"Fixed: 35 %\"", fixed(35)),
         ("repair: {mode: off}", Repair::Off),
         ("repair: {mode: fixed}", fixed(20)),
         ("repair: {mode: fixed, overhead: 35%}", fixed(35)),
@@ -513,6 +515,7 @@ fn repair_is_a_word_or_a_group_or_a_variable() {
         ("off", Repair::Off),
         ("auto", Repair::Auto),
         ("fixed", fixed(35)),
+        ("fixed:7%", fixed(7)),
     ] {
         let bench = Bench::new().flag("repair", "--repair", &[mode]);
         assert_eq!(bench.client(&own).expect(mode).config.repair, repair);

@@ -20,11 +20,19 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     ),
     (
         "repair: sometimes",
-        &["2:9: repair: `sometimes` is no way to repair: write auto, off or fixed"],
+        &["2:9: repair: `sometimes` is no way to repair: write auto, off, fixed or fixed:20%"],
     ),
     (
         "repair: 30%",
-        &["2:9: repair: `30%` is an overhead: write {mode: fixed, overhead: 30%}"],
+        &["2:9: repair: `30%` is an overhead: write fixed:30%"],
+    ),
+    (
+        "repair: 12.5%",
+        &["2:9: repair: `12.5%` is not a whole percentage: write one from 1% to 100%, such as 20%"],
+    ),
+    (
+        "repair: fixed:101%",
+        &["2:9: repair: `101%` is out of range: write a percentage from 1% to 100%"],
     ),
     (
         "repair: {mode: fixd}",
@@ -40,7 +48,9 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     ),
     (
         "repair: {mode: fixed, overhead: 0.2}",
-        &["repair.overhead: `0.2` is not a percentage: write one from 1% to 100%, such as 20%"],
+        &[
+            "repair.overhead: `0.2` is not a whole percentage: write one from 1% to 100%, such as 20%",
+        ],
     ),
     (
         "repair: {overhead: 20%}",
