@@ -351,6 +351,9 @@ impl SessionDriver {
                     debug!(%reason, "the client closed the session");
                     self.end(true);
                 }
+                CarrierEvent::Session(SessionEvent::LaneMoved(lane)) => {
+                    info!(%lane, "the client's address has changed");
+                }
                 CarrierEvent::Session(event) => debug!(?event, "session"),
             }
         }
