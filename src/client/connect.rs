@@ -319,6 +319,11 @@ impl Connector {
         loop {
             lane.flush().await.map_err(failed)?;
             let Some(frame) = lane.read_frame().await.map_err(|error| match error {
+                ReadError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    ConnectFailure::Closed {
+                        server: server.clone(),
+                    }
+                }
                 ReadError::Io(error) => failed(error),
                 ReadError::Frame(error) => ConnectFailure::Frame {
                     server: server.clone(),

@@ -193,14 +193,14 @@ impl Carrier {
             let mut arrived = std::mem::take(&mut lane.unread);
             let ended = match lane.io.poll_read(cx) {
                 // Nothing is left to be read of a lane that cannot be written to.
-                Poll::Pending => lane.broken.take().map(LaneLoss::Io),
+                Poll::Pending => lane.broken.take().map(LaneLoss::from),
                 Poll::Ready(Ok(0)) => Some(LaneLoss::Closed),
                 Poll::Ready(Ok(_)) => {
                     arrived = true;
                     lane.quiet_at.get_or_insert(now + QUIET);
                     None
                 }
-                Poll::Ready(Err(error)) => Some(LaneLoss::Io(error)),
+                Poll::Ready(Err(error)) => Some(LaneLoss::from(error)),
             };
             // What arrived before the end still counts, a goodbye above all.
             let lost = if arrived {

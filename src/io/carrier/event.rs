@@ -39,7 +39,7 @@ pub enum LaneLoss {
     Closed,
     /// The connection failed.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// A frame's length field was not legal.
     #[error("a malformed frame arrived: {0}")]
     Frame(#[from] crate::io::lane::FrameError),
@@ -55,6 +55,17 @@ pub enum LaneLoss {
     /// The far end no longer answers.
     #[error("the far end no longer answers")]
     Silent,
+}
+
+impl From<io::Error> for LaneLoss {
+    /// A TLS connection that ends without TLS's own goodbye has ended, no more: what was cut off is the session's to notice.
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            Self::Closed
+        } else {
+            Self::Io(error)
+        }
+    }
 }
 
 /// What a [`Carrier`](super::Carrier) has counted.
