@@ -89,7 +89,7 @@ pub enum DialError {
         name: String,
     },
     /// No address could be connected to.
-    #[error("cannot connect to {addr}: {attempts}")]
+    #[error("cannot connect to {addr}: {attempts}{}", attempts.remedy())]
     Connect {
         /// What was dialled.
         addr: LaneAddr,
@@ -159,6 +159,19 @@ impl Attempts {
     /// Returns the addresses in the order in which their attempts ended.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.0.iter().map(|(address, _)| *address)
+    }
+
+    /// Returns what may be the matter where somebody said that nothing listens.
+    fn remedy(&self) -> &'static str {
+        let refused = |error: &AttemptError| match error {
+            AttemptError::Failed(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            AttemptError::TimedOut | AttemptError::NotTried => false,
+        };
+        if self.0.iter().any(|(_, error)| refused(error)) {
+            NOT_LISTENING
+        } else {
+            ""
+        }
     }
 }
 
@@ -300,6 +313,10 @@ where
 
 /// A `tcp://` port says nothing to a TLS hello, and then closes.
 const OTHER_SCHEME: &str = " (a tcp:// port, perhaps?)";
+
+/// Nothing listens at a port that refuses.
+const NOT_LISTENING: &str =
+    " (either the server is down, or its `listen` has not this scheme, address and port)";
 
 /// How long an attempt may stay unanswered before the next one starts beside it: the
 /// "Connection Attempt Delay" of RFC 8305, section 8.
@@ -458,7 +475,8 @@ mod tests {
                  127.0.0.1:443: connection refused; \
                  [::1]:443: no answer in time; \
                  [::2]:443: no answer in time; \
-                 [::3]:443: not tried, the time was up"
+                 [::3]:443: not tried, the time was up \
+                 (either the server is down, or its `listen` has not this scheme, address and port)"
             );
             assert_eq!(
                 tried.into_inner(),
