@@ -88,7 +88,7 @@ struct Attempt {
     deadline: Option<Instant>,
     /// A fresh session is asked for besides.
     greets: bool,
-    /// When people are told that nobody has answered; only datagrams can be sent to nobody at all.
+    /// When people are told that nobody has answered.
     quiet_at: Option<Instant>,
 }
 
@@ -263,10 +263,15 @@ impl Lanes {
         for attempt in &mut self.attempts {
             let quiet = attempt.quiet_at.take_if(|at| *at <= now).is_some();
             if quiet && self.known.is_empty() && self.notices.unanswered(attempt.server) {
+                let server = &self.connector.servers[attempt.server];
+                let way = match server.scheme {
+                    Scheme::Udp => "no UDP passes on the way",
+                    Scheme::Tcp | Scheme::Tls => "a firewall on the way drops it",
+                };
                 info!(
-                    server = %self.connector.servers[attempt.server],
-                    "no answer yet; if it stays so: no UDP passes on the way, or the server is down, or this is not its \
-                     address and port, or `server_key` is not its key, or this client's is not among its `clients`"
+                    %server,
+                    "no answer yet; if it stays so: {way}, or the server is down, or this is not its address and port, or \
+                     `server_key` is not its key, or this client's is not among its `clients`"
                 );
             }
         }
@@ -316,18 +321,16 @@ impl Lanes {
             joining: Vec::new(),
             deadline: None,
             greets: fresh,
-            quiet_at: None,
+            quiet_at: open.is_none().then_some(now + QUIET),
         };
         attempt.future = Some(match (address.scheme, open) {
             (Scheme::Udp, Some(_)) => {
                 attempt.greets = false;
                 Box::pin(connector.ways(address))
             }
-            (Scheme::Udp, None) => {
-                attempt.quiet_at = Some(now + QUIET);
+            (Scheme::Udp | Scheme::Tcp | Scheme::Tls, None) => {
                 Box::pin(connector.attempt(address, None, true))
             }
-            (Scheme::Tcp | Scheme::Tls, None) => Box::pin(connector.attempt(address, None, true)),
             (Scheme::Tcp | Scheme::Tls, Some(session)) => {
                 let join = session.join_frame(now);
                 attempt.joining.extend(join.as_ref().map(|(lane, _)| *lane));
@@ -693,8 +696,12 @@ mod tests {
     use crate::wire::{DatagramType, datagram_type};
 
     fn lanes(now: Instant, handshake: ClientConfig, pool: Arc<Pool>) -> Lanes {
+        lanes_to("udp://127.0.0.1:9", now, handshake, pool)
+    }
+
+    fn lanes_to(server: &str, now: Instant, handshake: ClientConfig, pool: Arc<Pool>) -> Lanes {
         let connector = Connector {
-            servers: vec!["udp://127.0.0.1:9".parse().unwrap()],
+            servers: vec![server.parse().unwrap()],
             tls: ClientTls::new(&Verify::Unchecked).unwrap(),
             handshake,
             time: Duration::from_secs(1),
@@ -869,17 +876,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn people_are_told_once_and_soon_that_nobody_answers_by_udp() {
+    async fn people_are_told_once_and_soon_that_nobody_answers() {
         let now = Instant::now();
         let (config, ..) = sessions(now);
-        let mut lanes = lanes(now, config, Pool::new("test", 4, 4));
-        assert_eq!(lanes.link.poll_attempt(now), Some(0));
-        lanes.start(now, &mut None, 0);
-        assert_eq!(lanes.poll_timeout(), Some(now + QUIET));
-        lanes.handle_timeout(now + QUIET, &mut None);
-        assert!(!lanes.notices.unanswered(0), "it has been told");
-        assert_eq!(lanes.poll_timeout(), None);
-        assert!(lanes.link.is_trying(0), "the attempt goes on");
+        for server in [
+            "udp://127.0.0.1:9",
+            "tcp://127.0.0.1:9",
+            "tls://127.0.0.1:9",
+        ] {
+            let mut lanes = lanes_to(server, now, config.clone(), Pool::new("test", 4, 4));
+            assert_eq!(lanes.link.poll_attempt(now), Some(0));
+            lanes.start(now, &mut None, 0);
+            assert_eq!(lanes.poll_timeout(), Some(now + QUIET));
+            lanes.handle_timeout(now + QUIET, &mut None);
+            assert!(!lanes.notices.unanswered(0), "it has been told");
+            assert_eq!(lanes.poll_timeout(), None);
+            assert!(lanes.link.is_trying(0), "the attempt goes on");
+        }
     }
 
     #[tokio::test]
