@@ -169,6 +169,7 @@ impl Lanes {
             }
             SessionEvent::LaneHeard(lane) => {
                 if let Some(server) = self.server_of(*lane) {
+                    info!(%lane, server = %self.connector.servers[server], "the server answers again");
                     self.link.handle_heard(now, server);
                 }
             }
@@ -486,7 +487,12 @@ impl Lanes {
     }
 
     fn joined(&mut self, now: Instant, carrier: &mut Carrier, server: usize, lane: LaneId) {
-        info!(session = %carrier.session().id(), %lane, server = %self.connector.servers[server], "session resumed");
+        let before = self.known.iter().map(|(_, known)| *known).min();
+        let resumed = match before {
+            Some(before) if server < before => "session goes on by a better way",
+            Some(_) | None => "session resumed",
+        };
+        info!(session = %carrier.session().id(), %lane, server = %self.connector.servers[server], "{resumed}");
         for attempt in &mut self.attempts {
             attempt.joining.retain(|joining| *joining != lane);
         }
