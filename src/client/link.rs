@@ -20,7 +20,7 @@
 //! |---|---|---|
 //! | any lane | there is none | as listed; after a loss the one that was lost first, since it still has the session |
 //! | another lane | the one in use is silent | the others as listed |
-//! | a better lane | the one in use is not the best of the list, and some time has passed | those listed before it |
+//! | a better lane | the one in use is not the best of the list, and some time has passed; at once where the silence was that of a server which did not know the session any more | those listed before it |
 //!
 //! The first connection of a round ends it. A worse lane than the newest is closed when that has
 //! been up for [`SETTLE`], a silent one at once: both ends send on the lane that was made last, so
@@ -181,7 +181,12 @@ impl Link {
         for entry in &mut self.servers {
             entry.lane = None;
         }
+        let was_silent = self.goal == Goal::Another;
         self.handle_connected(now, server);
+        if was_silent {
+            // The silence was the server's, which knew the session no more: nothing speaks against the ways before this.
+            self.probe_at = self.probe_at.map(|_| now);
+        }
     }
 
     /// An attempt has failed.
@@ -676,6 +681,28 @@ mod tests {
         while link.poll_retired(later).is_some() {}
         assert!(link.handle_lost(later, 1), "there is no other");
         assert!(wait(&link, later) <= BACKOFF_MIN);
+    }
+
+    #[test]
+    fn better_lane_is_looked_for_at_once_after_a_silence_that_was_the_servers() {
+        let (mut link, now) = ranked();
+        assert_eq!(link.poll_attempt(now), Some(0));
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(1));
+        // It still has the session, so that the first is what does not work.
+        let mut kept = link;
+        kept.handle_connected(now, 1);
+        assert_eq!(kept.poll_attempt(now), None);
+        let (mut link, now) = ranked();
+        assert_eq!(link.poll_attempt(now), Some(0));
+        link.handle_connected(now, 0);
+        link.handle_silent(now, 0);
+        assert_eq!(link.poll_attempt(now), Some(1));
+        link.handle_fresh(now, 1);
+        assert_eq!(link.poll_attempt(now), Some(0));
+        link.handle_failed(now, 0);
+        assert!(wait(&link, now) >= PROBE_MIN / 2);
     }
 
     #[test]
