@@ -29,7 +29,11 @@
 //!
 //! One attempt for each server of the list, two joining lanes for each attempt, and one attempt beside them.
 
-use std::net::{IpAddr, SocketAddr};
+mod beside;
+mod sources;
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,14 +41,14 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use self::sources::Sources;
 use super::beside::Beside;
 use super::connect::{ConnectFailure, Connected, Connector, Way};
 use super::link::{Change, Link};
 use super::notices::Notices;
 use crate::config::Scheme;
 use crate::io::carrier::{Carrier, LaneLoss};
-use crate::io::network::source_towards;
-use crate::proto::{OpenError, Session, SessionEvent};
+use crate::proto::SessionEvent;
 use crate::wire::{CloseReason, LaneId};
 
 /// The lanes of a client.
@@ -54,8 +58,7 @@ pub(super) struct Lanes {
     attempts: Vec<Attempt>,
     /// Which server each lane leads to.
     known: Vec<(LaneId, usize)>,
-    /// From where the datagrams to each remote leave.
-    sources: Vec<(SocketAddr, IpAddr)>,
+    sources: Sources,
     beside: Beside,
     /// The attempt at a lane beside, and the lane.
     joining_beside: Option<(LaneId, Pending)>,
@@ -104,7 +107,7 @@ impl Lanes {
             connector,
             attempts: Vec::new(),
             known: Vec::new(),
-            sources: Vec::new(),
+            sources: Sources::default(),
             offer: None,
         }
     }
@@ -237,7 +240,7 @@ impl Lanes {
             Change::Retry => self.drop_unwanted(now, carrier),
             Change::Probe => {
                 if let Some(carrier) = carrier.as_mut() {
-                    self.follow_sources(now, carrier.session_mut());
+                    self.sources.follow(now, carrier.session_mut());
                     carrier.session_mut().probe();
                 }
             }
@@ -424,7 +427,7 @@ impl Lanes {
             None => carrier.insert(fresh),
         };
         self.known = vec![(LaneId::FIRST, server)];
-        self.follow_sources(now, carrier.session_mut());
+        self.sources.follow(now, carrier.session_mut());
         for attempt in &mut self.attempts {
             // They were of the session before.
             attempt.joining.clear();
@@ -504,105 +507,10 @@ impl Lanes {
             carrier.remove_lane(now, former, LaneLoss::Replaced);
         }
         self.known.push((lane, server));
-        self.follow_sources(now, carrier.session_mut());
+        self.sources.follow(now, carrier.session_mut());
         self.notices.connected();
         self.link.handle_connected(now, server);
         self.begin_beside(now, carrier, server, lane);
-    }
-
-    /// The link has a lane: others beside it are opened, or are not wanted any more.
-    fn begin_beside(&mut self, now: Instant, carrier: &mut Carrier, server: usize, lane: LaneId) {
-        if let Some((joining, _)) = self.joining_beside.take() {
-            carrier.remove_lane(now, joining, LaneLoss::Replaced);
-        }
-        let scheme = self
-            .connector
-            .servers
-            .get(server)
-            .map(|server| server.scheme);
-        match scheme {
-            Some(Scheme::Tcp | Scheme::Tls) if self.beside.is_wanted() => {
-                carrier.session_mut().stand_beside(lane, lane);
-                self.beside.begin(now, server, lane);
-            }
-            Some(Scheme::Udp | Scheme::Tcp | Scheme::Tls) | None => self.beside.end(now),
-        }
-    }
-
-    /// Opens the lanes beside the link's; returns whether anything has come about.
-    fn poll_beside(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        carrier: &mut Option<Carrier>,
-    ) -> bool {
-        let Some(carrier) = carrier
-            .as_mut()
-            .filter(|carrier| carrier.session().closed().is_none())
-        else {
-            self.joining_beside = None;
-            return false;
-        };
-        let mut any = false;
-        while let Some(lane) = self.beside.poll_retired(now) {
-            any = true;
-            carrier.remove_lane(now, lane, LaneLoss::Replaced);
-        }
-        if let Some(server) = self.beside.poll_attempt(now) {
-            any = true;
-            let address = self.connector.servers.get(server).cloned();
-            match address.zip(carrier.session_mut().join_frame(now)) {
-                Some((address, join)) => {
-                    let lane = join.0;
-                    debug!(%lane, server = %address, "opening another lane");
-                    let attempt = self.connector.clone().attempt(address, Some(join), false);
-                    self.joining_beside = Some((lane, Box::pin(attempt)));
-                }
-                None => self.beside.handle_failed(now),
-            }
-        }
-        let Some((joining, future)) = &mut self.joining_beside else {
-            return any;
-        };
-        let joining = *joining;
-        let Poll::Ready(outcome) = future.as_mut().poll(cx) else {
-            return any;
-        };
-        self.joining_beside = None;
-        if let Err(error) = self.joined_beside(now, carrier, joining, outcome) {
-            let failures = self.beside.failures();
-            debug!(lane = %joining, %error, failures, "no other lane");
-            carrier.remove_lane(now, joining, LaneLoss::Replaced);
-            self.beside.handle_failed(now);
-        }
-        true
-    }
-
-    fn joined_beside(
-        &mut self,
-        now: Instant,
-        carrier: &mut Carrier,
-        joining: LaneId,
-        outcome: Outcome,
-    ) -> Result<(), NoLane> {
-        let Connected::Joined {
-            lane,
-            id,
-            mut first,
-        } = outcome?
-        else {
-            return Err(NoLane::Other);
-        };
-        carrier.session_mut().open(now, id, &mut first)?;
-        if id != joining || !carrier.add_lane(id, *lane, false) {
-            return Err(NoLane::Other);
-        }
-        let Some(group) = self.beside.handle_joined(now, id) else {
-            return Err(NoLane::Other);
-        };
-        carrier.session_mut().stand_beside(id, group);
-        info!(session = %carrier.session().id(), lane = %id, lanes = self.beside.lanes(), "another lane carries the session");
-        Ok(())
     }
 
     fn close_lane(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize) {
@@ -628,45 +536,10 @@ impl Lanes {
         });
     }
 
-    /// Has datagram lanes whose way leads by another address of this host than before look for what it carries.
-    fn follow_sources(&mut self, now: Instant, session: &mut Session) {
-        let former = std::mem::take(&mut self.sources);
-        let lanes: Vec<LaneId> = session.lanes().collect();
-        for lane in lanes {
-            let Some(remote) = session.datagram_path(lane).map(|path| path.remote) else {
-                continue;
-            };
-            let known = former.iter().find(|(known, _)| *known == remote);
-            // Without a way, the one that comes back is compared with the one there was.
-            let Some(source) = source_towards(remote)
-                .ok()
-                .or_else(|| known.map(|(_, source)| *source))
-            else {
-                continue;
-            };
-            if known.is_some_and(|(_, known)| *known != source) {
-                debug!(%lane, "the lane leaves from another address of this host");
-                session.handle_way_changed(now, lane);
-            }
-            self.sources.push((remote, source));
-        }
-    }
-
     fn server_of(&self, lane: LaneId) -> Option<usize> {
         let found = self.known.iter().find(|(known, _)| *known == lane);
         found.map(|(_, server)| *server)
     }
-}
-
-/// Why there is no other lane.
-#[derive(Debug, thiserror::Error)]
-enum NoLane {
-    #[error(transparent)]
-    Connect(#[from] ConnectFailure),
-    #[error("the answer to the join did not open: {0}")]
-    Open(#[from] OpenError),
-    #[error("there is no place for it")]
-    Other,
 }
 
 /// How long nobody answers an attempt before people hear of it: four Inits, and sooner than they wonder.
@@ -682,6 +555,3 @@ const RESUME_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long a join is waited for while another lane serves: the session repeats it four times.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
-
-#[cfg(test)]
-mod tests;

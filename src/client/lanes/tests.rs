@@ -1,5 +1,6 @@
 //! Attempts that join, are answered late, or not at all, on a carrier without a network.
 
+use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -231,11 +232,11 @@ async fn lane_that_leaves_from_another_address_of_this_host_asks_what_its_way_ca
     };
     pings(session);
     let remote: SocketAddr = ([127, 0, 0, 1], 9).into();
-    assert_eq!(lanes.sources, [(remote, remote.ip())]);
-    lanes.follow_sources(now, session);
+    assert_eq!(lanes.sources.known, [(remote, remote.ip())]);
+    lanes.sources.follow(now, session);
     assert_eq!(pings(session), 0, "nothing has changed");
-    lanes.sources = vec![(remote, [192, 0, 2, 1].into())];
-    lanes.follow_sources(now, session);
+    lanes.sources.known = vec![(remote, [192, 0, 2, 1].into())];
+    lanes.sources.follow(now, session);
     assert_eq!(pings(session), 1);
-    assert_eq!(lanes.sources, [(remote, remote.ip())]);
+    assert_eq!(lanes.sources.known, [(remote, remote.ip())]);
 }
