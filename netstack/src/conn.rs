@@ -10,18 +10,24 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::device::{Arrival, Departure, Limits, Shape, Written};
+use crate::device::{Arrival, Departure, Limits, Shape, Told, Written};
 use crate::event::Cause;
+use crate::extent::wrapped;
 use crate::flow::Tuple;
+use crate::memory::Account;
 use crate::offload::MAX_SEGMENTS;
 use crate::packet::{V4_HEADER, V6_HEADER};
 use crate::replies::Replies;
-use crate::rings::BoundSocket;
-use crate::segment::{self, SYN, Segment, TCP_HEADER};
+use crate::rings::{BoundSocket, Ring};
+use crate::segment::{self, ACK, SYN, Segment, TCP_HEADER};
 use crate::sink::PacketSink;
 
 mod growth;
+mod hold;
 mod track;
+mod window;
+
+pub(crate) use window::Window;
 
 /// A connection that smoltcp runs.
 pub(crate) struct Conn {
@@ -38,12 +44,12 @@ pub(crate) struct Conn {
     sent_una: u32,
     /// The last acknowledgement sent.
     ack_sent: Option<u32>,
-    /// The end of the furthest segment that arrived: beyond `ack_sent` there may be data out of order in the ring.
+    /// The end of the furthest bytes that wait in the ring behind a gap.
     seen_end: Option<u32>,
-    /// The sequence number after the peer's SYN.
-    peer_first: Option<u32>,
-    /// smoltcp believes in the window of our SYN still, and takes it for a scaled one.
-    window_unscaled: bool,
+    window: Window,
+    /// Where in the receive ring the next byte to be read lies, and in the send ring the next to be acknowledged.
+    read_at: usize,
+    send_at: usize,
     /// When the last segment arrived.
     heard: Instant,
     /// Since when something of ours is unacknowledged.
@@ -56,13 +62,12 @@ pub(crate) struct Conn {
     probing: bool,
     /// Nothing but the SYN was acknowledged yet.
     first_flight: bool,
-    /// The rings may hold memory: something was written since they were last given back.
-    receive_warm: bool,
-    send_warm: bool,
     /// Why the flow has failed, while there may be data left to read.
     pub(crate) failed: Option<Cause>,
     /// `send` said that there is no room.
     pub(crate) want_send: bool,
+    /// `send` took nothing since there is no memory, and nothing on its way will free any.
+    starved: bool,
     finished: bool,
 }
 
@@ -81,6 +86,10 @@ pub(crate) struct Change {
     pub(crate) progress: bool,
     pub(crate) failed: Option<Cause>,
     pub(crate) reply_lost: bool,
+    /// What came reaches beyond the window that was told, so that the peer needs to hear of it.
+    pub(crate) beyond_window: bool,
+    /// What came was not kept, since there is no memory for it.
+    pub(crate) no_memory: bool,
 }
 
 /// smoltcp has panicked; the connection must not be used any more.
@@ -128,9 +137,8 @@ impl Conn {
             .listen(IpEndpoint::from(tuple.local()))
             .ok()?;
         let parsed = Segment::parse(syn.get(at..)?)?;
-        conn.feed(clock.to_smoltcp(now), syn, None).ok()?;
-        conn.seen_end = Some(parsed.sequence.wrapping_add(1));
-        conn.peer_first = conn.seen_end;
+        conn.feed(clock.to_smoltcp(now), syn, 0, None).ok()?;
+        conn.window.begin(syn.get(at..)?, parsed.sequence);
         (conn.state() == tcp::State::SynReceived).then_some(conn)
     }
 
@@ -143,6 +151,7 @@ impl Conn {
         now: Instant,
         clock: &Clock,
     ) -> Conn {
+        let window = Window::new(socket.tcp().recv_capacity());
         let tcp = socket.tcp_mut();
         // The first flight is bounded by `send`; CUBIC comes with its first acknowledgement.
         tcp.set_congestion_control(tcp::CongestionControl::None);
@@ -173,8 +182,9 @@ impl Conn {
             sent_una: 0,
             ack_sent: None,
             seen_end: None,
-            peer_first: None,
-            window_unscaled: false,
+            window,
+            read_at: 0,
+            send_at: 0,
             heard: now,
             unacked_since: Some(now),
             handshake_until: now + config.connect_timeout,
@@ -182,11 +192,9 @@ impl Conn {
             time_wait_since: None,
             probing: false,
             first_flight: true,
-            // They may be another flow's.
-            receive_warm: true,
-            send_warm: true,
             failed: None,
             want_send: false,
+            starved: false,
             finished: false,
         }
     }
@@ -199,6 +207,7 @@ impl Conn {
         packet: &mut [u8],
         parsed: Segment,
         replies: &mut Replies,
+        account: &mut Account,
     ) -> Result<Change, Failed> {
         let smol_now = clock.to_smoltcp(now);
         let before_state = self.state();
@@ -207,7 +216,6 @@ impl Conn {
             self.socket.tcp().send_queue(),
         );
         self.heard = now;
-        self.receive_warm |= parsed.payload > 0;
         if self.probing {
             self.probing = false;
             self.socket
@@ -216,9 +224,6 @@ impl Conn {
         }
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
-        }
-        if self.exceeds_first_window(parsed) {
-            return Ok(Change::default());
         }
         self.divide_ack(smol_now, packet, parsed)?;
         // A super-packet is worth an acknowledgement of its own; smaller ones wait for company or for an answer.
@@ -230,30 +235,43 @@ impl Conn {
         self.socket
             .tcp_mut()
             .set_ack_delay(Some(smoltcp_duration(delay)));
-        let reply_lost = self.feed(smol_now, packet, Some(replies))?;
-        self.note_arrival(parsed);
+        if let Some(sequence) = self.believes_at(parsed) {
+            self.feed_bare(smol_now, packet, sequence, parsed.ack)?;
+        }
+        let mut change = Change {
+            beyond_window: self.window.is_exceeded_by(parsed),
+            ..Change::default()
+        };
+        let kept = match change.beyond_window {
+            true => 0,
+            false => self.make_room(parsed, account),
+        };
+        change.no_memory = kept < parsed.payload && !change.beyond_window;
+        let most = self.allowed(Ring::Receive, account);
+        if kept == parsed.payload {
+            change.reply_lost = self.feed(smol_now, packet, most, Some(replies))?;
+            self.note_arrival(parsed);
+        } else {
+            self.feed_part(smol_now, packet, parsed, kept)?;
+        }
 
         let after = self.state();
         if before_state == tcp::State::SynSent && after != tcp::State::SynSent {
             // Only now is it known that this SYN was the peer's.
-            self.peer_first = Some(parsed.sequence.wrapping_add(1));
+            let syn = packet.get(self.shape.ip_header..).unwrap_or_default();
+            self.window.begin(syn, parsed.sequence);
         }
         let tcp = self.socket.tcp();
-        let mut change = Change {
-            reply_lost,
-            ..Change::default()
-        };
+        let acked = before_queue.saturating_sub(tcp.send_queue());
+        self.send_at = wrapped(self.send_at + acked, tcp.send_capacity());
         change.progress = tcp.recv_queue() > before_read || ended(after) && !ended(before_state);
-        if tcp.send_queue() < before_queue {
+        if acked > 0 {
             self.unacked_since = Some(now);
         }
-        if self.want_send
-            && self.writable()
-            && (tcp.send_queue() < before_queue || !self.established)
-        {
-            self.want_send = false;
+        if (acked > 0 || !self.established) && self.stops_waiting(account) {
             change.progress = true;
         }
+        let tcp = self.socket.tcp();
         if tcp.send_queue() == 0
             && !matches!(
                 after,
@@ -288,6 +306,7 @@ impl Conn {
         now: Instant,
         clock: &Clock,
         sink: &mut S,
+        account: &Account,
     ) -> Result<Written, Failed> {
         let mut written = Written::default();
         let idle = now.saturating_duration_since(self.heard);
@@ -299,16 +318,19 @@ impl Conn {
                 .set_keep_alive(Some(smoltcp_duration(PROBE_INTERVAL)));
         }
         let bound = self.bound();
+        let most = self.allowed(Ring::Receive, account);
         let Conn {
             interface,
             socket,
             shape,
+            window,
             ..
         } = self;
         let mut device = Departure {
             sink,
             bound,
             shape: *shape,
+            told: Told { window, most },
             written: &mut written,
         };
         let smol_now = clock.to_smoltcp(now);
@@ -393,17 +415,53 @@ impl Conn {
     }
 
     /// Lends what has arrived to `f`; none if nothing has.
-    pub(crate) fn recv<R>(&mut self, f: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+    pub(crate) fn recv<R>(
+        &mut self,
+        now: Instant,
+        account: &mut Account,
+        f: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<R> {
         let tcp = self.socket.tcp_mut();
         if !tcp.can_recv() {
             return None;
         }
-        tcp.recv(|bytes| {
-            let most = bytes.len();
-            let (count, result) = f(bytes);
-            (count.min(most), result)
-        })
-        .ok()
+        let mut taken = 0;
+        let result = tcp
+            .recv(|bytes| {
+                let most = bytes.len();
+                let (count, result) = f(bytes);
+                taken = count.min(most);
+                (taken, result)
+            })
+            .ok()?;
+        self.note_read(now, taken, account);
+        Some(result)
+    }
+
+    /// Says what to tell the peer at once of a window that has opened: sequence number, acknowledgement and window.
+    pub(crate) fn window_update(&mut self, account: &Account) -> Option<(u32, u32, u16)> {
+        let may_come = match self.state() {
+            tcp::State::Established | tcp::State::FinWait1 | tcp::State::FinWait2 => true,
+            tcp::State::Closed
+            | tcp::State::Listen
+            | tcp::State::SynSent
+            | tcp::State::SynReceived
+            | tcp::State::CloseWait
+            | tcp::State::Closing
+            | tcp::State::LastAck
+            | tcp::State::TimeWait => false,
+        };
+        let sequence = self.sent_next.filter(|_| may_come)?;
+        let most = self.allowed(Ring::Receive, account);
+        let queue = self.socket.tcp().recv_queue();
+        let (ack, window) = self.window.update(queue, most)?;
+        Some((sequence, ack, window))
+    }
+
+    /// Says the window as it was told: sequence number, acknowledgement and window.
+    pub(crate) fn window_told(&self) -> Option<(u32, u32, u16)> {
+        let (ack, window) = self.window.told(self.socket.tcp().recv_queue())?;
+        Some((self.sent_next?, ack, window))
     }
 
     /// Says whether the peer has ended its stream; what it sent before may still be unread.
@@ -421,23 +479,32 @@ impl Conn {
     pub(crate) fn send<R>(
         &mut self,
         now: Instant,
+        account: &mut Account,
         f: impl FnOnce(&mut [u8]) -> (usize, R),
     ) -> Option<R> {
-        let space = self.send_space();
+        let space = self.send_space(account);
+        if self.send_queue() == 0 {
+            // smoltcp begins anew with an empty ring.
+            self.begin_send_ring(account);
+        }
+        let (at, space) = self.place_to_send(space, account);
         if space == 0 {
             self.want_send = true;
+            self.starved = self.established && self.send_queue() == 0;
             return None;
         }
         let tcp = self.socket.tcp_mut();
         let was_empty = tcp.send_queue() == 0;
+        let mut written = 0;
         let result = tcp.send(|room| {
             let most = room.len().min(space);
             let (count, result) = f(&mut room[..most]);
-            (count.min(most), result)
+            written = count.min(most);
+            (written, result)
         });
         let result = result.ok()?;
-        self.send_warm = true;
-        if was_empty && tcp.send_queue() > 0 {
+        self.socket.grow(Ring::Send, at, written, account);
+        if was_empty && written > 0 {
             self.unacked_since = Some(now);
         }
         Some(result)
@@ -457,12 +524,14 @@ impl Conn {
         self.socket.tcp().recv_queue()
     }
 
-    pub(crate) fn send_space(&self) -> usize {
+    pub(crate) fn send_space(&self, account: &Account) -> usize {
         let tcp = self.socket.tcp();
         let limit = match (tcp.may_send(), self.first_flight) {
             (false, _) => 0,
-            (true, true) => tcp.send_capacity().min(self.first_flight_len()),
-            (true, false) => tcp.send_capacity(),
+            (true, true) => self
+                .allowed(Ring::Send, account)
+                .min(self.first_flight_len()),
+            (true, false) => self.allowed(Ring::Send, account),
         };
         limit.saturating_sub(tcp.send_queue())
     }
@@ -490,11 +559,6 @@ impl Conn {
         }
     }
 
-    /// Says whether a ring may hold memory that could be given back.
-    pub(crate) fn is_warm(&self) -> bool {
-        self.receive_warm || self.send_warm
-    }
-
     pub(crate) fn state(&self) -> tcp::State {
         self.socket.tcp().state()
     }
@@ -503,16 +567,30 @@ impl Conn {
         self.socket
     }
 
-    fn writable(&self) -> bool {
-        let tcp = self.socket.tcp();
-        // Not for every segment's worth: a writer that is woken for crumbs makes crumbs.
-        tcp.may_send() && tcp.send_capacity() - tcp.send_queue() >= tcp.send_capacity() / 4
+    /// Shows smoltcp the first bytes of a segment, and what it acknowledges: that is what frees memory. What it would
+    /// answer is not sent.
+    fn feed_part(
+        &mut self,
+        now: SmolInstant,
+        packet: &mut [u8],
+        parsed: Segment,
+        payload: usize,
+    ) -> Result<(), Failed> {
+        if payload > 0 {
+            let packet = segment::shorten(packet, self.shape.ip_header, parsed, payload);
+            self.feed(now, packet, 0, None)?;
+        } else if parsed.has(ACK) {
+            self.feed_bare(now, packet, parsed.sequence, parsed.ack)?;
+        }
+        self.note_arrival(Segment { payload, ..parsed });
+        Ok(())
     }
 
     fn feed(
         &mut self,
         now: SmolInstant,
         packet: &[u8],
+        most: usize,
         replies: Option<&mut Replies>,
     ) -> Result<bool, Failed> {
         let mut written = Written::default();
@@ -520,12 +598,14 @@ impl Conn {
             interface,
             socket,
             shape,
+            window,
             ..
         } = self;
         let mut device = Arrival {
             frame: Some(packet),
             replies,
             shape: *shape,
+            told: Told { window, most },
             written: &mut written,
         };
         guard(|| {

@@ -3,10 +3,26 @@
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
+use crate::conn::Window;
 use crate::offload::{Checksum, Gso, Offload};
 use crate::replies::Replies;
 use crate::segment::{self, SYN, Segment};
 use crate::sink::PacketSink;
+
+/// The window of a flow whose packets are written, and what memory allows it to be.
+pub(crate) struct Told<'a> {
+    pub(crate) window: &'a mut Window,
+    pub(crate) most: usize,
+}
+
+impl Told<'_> {
+    fn reborrow(&mut self) -> Told<'_> {
+        Told {
+            window: self.window,
+            most: self.most,
+        }
+    }
+}
 
 /// The sizes that rule how a flow's packets are written.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +49,8 @@ impl Shape {
     ///
     /// smoltcp 0.14 neither marks IPv6 super-packets nor lets an interface name another segment size than its MTU
     /// gives, and an interface that may write super-packets of IPv6 needs an MTU of that size. So the option of a SYN
-    /// and the segment size are ours.
-    fn finish(&self, packet: &mut [u8]) -> Option<(usize, Offload, Segment)> {
+    /// and the segment size are ours. So is the window, since smoltcp tells the whole ring.
+    fn finish(&self, packet: &mut [u8], told: &mut Told<'_>) -> Option<(usize, Offload, Segment)> {
         let len = packet.len();
         let bytes = packet.get_mut(self.ip_header..)?;
         let parsed = Segment::parse(bytes)?;
@@ -43,6 +59,7 @@ impl Shape {
         {
             *option = self.own_mss.to_be_bytes();
         }
+        told.window.write(bytes, parsed, told.most);
         let gso = if parsed.payload > usize::from(self.mss) {
             Gso::Tcp { size: self.mss }
         } else {
@@ -65,6 +82,7 @@ pub(crate) struct Arrival<'a> {
     /// None discards the answer.
     pub(crate) replies: Option<&'a mut Replies>,
     pub(crate) shape: Shape,
+    pub(crate) told: Told<'a>,
     pub(crate) written: &'a mut Written,
 }
 
@@ -85,6 +103,7 @@ impl Device for Arrival<'_> {
             Answer {
                 replies: self.replies.as_deref_mut(),
                 shape: self.shape,
+                told: self.told.reborrow(),
                 written: self.written,
             },
         ))
@@ -112,18 +131,19 @@ impl phy::RxToken for Frame<'_> {
 pub(crate) struct Answer<'a> {
     replies: Option<&'a mut Replies>,
     shape: Shape,
+    told: Told<'a>,
     written: &'a mut Written,
 }
 
 impl phy::TxToken for Answer<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
         let Some(replies) = self.replies else {
             return f(&mut vec![0; len]);
         };
         let mut buffer = replies.buffer();
         buffer.resize(len, 0);
         let result = f(&mut buffer);
-        match self.shape.finish(&mut buffer) {
+        match self.shape.finish(&mut buffer, &mut self.told) {
             Some((len, offload, parsed)) => {
                 self.written.packet = Some((len, offload, parsed));
                 self.written.lost = !replies.push(buffer, offload);
@@ -143,6 +163,7 @@ pub(crate) struct Departure<'a, S> {
     /// The most bytes the packet can have.
     pub(crate) bound: usize,
     pub(crate) shape: Shape,
+    pub(crate) told: Told<'a>,
     pub(crate) written: &'a mut Written,
 }
 
@@ -165,6 +186,7 @@ impl<S: PacketSink> Device for Departure<'_, S> {
         Some(Slot {
             sink: self.sink,
             shape: self.shape,
+            told: self.told.reborrow(),
             written: self.written,
         })
     }
@@ -178,18 +200,19 @@ impl<S: PacketSink> Device for Departure<'_, S> {
 pub(crate) struct Slot<'a, S> {
     sink: &'a mut S,
     shape: Shape,
+    told: Told<'a>,
     written: &'a mut Written,
 }
 
 impl<S: PacketSink> phy::TxToken for Slot<'_, S> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
         let Some(buffer) = self.sink.reserve(len) else {
             // A sink that lends more and then refuses less is broken; smoltcp must have its buffer all the same.
             self.written.lost = true;
             return f(&mut vec![0; len]);
         };
         let result = f(buffer);
-        match self.shape.finish(buffer) {
+        match self.shape.finish(buffer, &mut self.told) {
             Some((len, offload, parsed)) => {
                 self.written.packet = Some((len, offload, parsed));
                 self.sink.commit(len, offload);

@@ -163,7 +163,7 @@ pub enum ConnectError {
         /// Whom to connect to.
         remote: SocketAddr,
     },
-    /// No memory could be mapped.
+    /// No memory could be mapped, or the soft bound of memory is reached.
     #[error("no memory for the rings of a flow")]
     NoMemory,
 }

@@ -133,3 +133,35 @@ pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
 
 /// The default of IANA's registry, as hosts use it.
 const HOP_LIMIT: u8 = 64;
+
+/// Makes the length in the header that of a packet that was cut short.
+pub(crate) fn set_length(packet: &mut [u8]) {
+    let len = packet.len();
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let Ok(parsed_len) = u16::try_from(len) else {
+                return;
+            };
+            let header_len = packet
+                .first()
+                .map_or(0, |first| usize::from(first & 0x0f) * 4);
+            if let Some(header) = packet
+                .get_mut(..header_len)
+                .filter(|header| header.len() >= 20)
+            {
+                header[2..4].copy_from_slice(&parsed_len.to_be_bytes());
+                header[10..12].fill(0);
+                let sum = !checksum::fold(checksum::sum(header));
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+        }
+        Some(_) | None => {
+            if let (Some(field), Ok(payload)) = (
+                packet.get_mut(4..6),
+                u16::try_from(len.saturating_sub(V6_HEADER)),
+            ) {
+                field.copy_from_slice(&payload.to_be_bytes());
+            }
+        }
+    }
+}

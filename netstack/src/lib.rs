@@ -68,9 +68,13 @@
 //!   stands for.
 //! - Its congestion window starts with 2 KiB. A flow's first flight goes without one and is bounded to ten segments
 //!   (RFC 6928) by what [`Stack::send`] takes; CUBIC begins with its first acknowledgement.
+//! - It tells the peer that all of a ring is free. The window that leaves is the stack's: it begins with 64 KiB and grows
+//!   as the application reads.
+//! - It drops a segment with nothing new as a whole, and sends acknowledgements from where it began to send again. What
+//!   such a segment acknowledges is shown to it by itself, or two ends that send again at once would not hear each other.
 //! - It leaves TIME-WAIT by clearing the receive ring, read or not; it is not called then.
 //! - It trusts the window of its own SYN to be scaled and asserts that what it accepts fits its ring: segments beyond
-//!   the true window are dropped before it. Should it panic all the same, the flow ends with [`Cause::Internal`] and
+//!   the true window are dropped before it, and answered. Should it panic all the same, the flow ends with [`Cause::Internal`] and
 //!   [`Stats::internal_failures`] counts it.
 //!
 //! What it does and a wide-area sender should do better: it ignores incoming SACK, and waits a second at least before
@@ -78,9 +82,15 @@
 //!
 //! # Memory
 //!
-//! A flow's rings are one anonymous mapping, 1 MiB each way by default, of which the kernel supplies what is touched.
-//! Rings that are empty and idle for 10 s are given back, some flows per second; those of ended flows wait in a
-//! bounded list for the next. Everything is bounded: flows, half-open flows, replies (1,024 packets, 256 KiB),
+//! A flow's rings are one anonymous mapping, 1 MiB each way by default, of which the kernel supplies what is touched. What
+//! that is, is counted by pages and told to the owner's [`Memory`], if it has [set](Stack::set_memory) one, which may be
+//! shared by many stacks and by what else keeps bytes. What it says is left bounds what the peer is told that it may send
+//! and what [`Stack::send`] takes; at a soft bound new flows are refused, and beyond a hard one what comes is dropped and
+//! sent again by TCP.
+//!
+//! Rings that are empty and idle for 10 s are given back, some flows per second; when memory is short, at once, and of a
+//! ring that is in use what holds nothing. Those of ended flows wait in a bounded list for the next.
+//! Everything else is bounded, too: flows, half-open flows, replies (1,024 packets, 256 KiB),
 //! fragments (64 datagrams, 1 MiB, 15 s), TIME-WAIT (16,384). Nothing is allocated per packet once warm, but for
 //! fragments and echo replies above the MTU.
 //!
@@ -103,6 +113,10 @@
 //! Linux through a TUN with offload, one flow makes 15 to 29 Gbit/s to the kernel and 8 to 10 from it on the same cores
 //! under load, and an echo takes 4.4 µs.
 
+// Unit tests share the simulated link of the tests outside.
+#[cfg(test)]
+extern crate self as adit_netstack;
+
 mod checksum;
 mod clock;
 mod config;
@@ -113,12 +127,14 @@ mod cut;
 mod device;
 mod ecn;
 mod event;
+mod extent;
 mod flow;
 mod fragments;
 mod header;
 mod icmp;
 mod join;
 mod limiter;
+mod memory;
 mod offload;
 mod packet;
 mod replies;
@@ -139,6 +155,7 @@ pub use event::{
 };
 pub use icmp::{Unreachable, too_big, unreachable};
 pub use join::{Join, JoinStats, MAX_JOINED};
+pub use memory::Memory;
 pub use offload::{Checksum, Gso, MAX_SEGMENTS, MIN_SEGMENT, Offload, VirtioFields, virtio_fields};
 pub use packet::{Fragment, Packet, PacketError, protocol};
 pub use sink::PacketSink;

@@ -1,6 +1,6 @@
 //! Reads the few fields of a TCP header that the stack acts on beside smoltcp, and writes bare segments.
 
-use crate::header::Header;
+use crate::header::{self, Header};
 use crate::packet::protocol;
 
 /// The fields of one TCP header.
@@ -48,6 +48,17 @@ impl Segment {
 
 /// Finds the maximum segment size option of a TCP header (RFC 9293 §3.7.1) and lends its value.
 pub(crate) fn mss_option(segment: &mut [u8]) -> Option<&mut [u8; 2]> {
+    let at = find_option(segment, 2, 4)?;
+    segment.get_mut(at + 2..at + 4)?.first_chunk_mut::<2>()
+}
+
+/// Says whether a SYN tells a scale of windows (RFC 7323 §2.2); without one in both, none is scaled.
+pub(crate) fn has_window_scale(segment: &[u8]) -> bool {
+    find_option(segment, 3, 3).is_some()
+}
+
+/// Finds where an option of this kind and length begins.
+fn find_option(segment: &[u8], wanted: u8, wanted_len: usize) -> Option<usize> {
     let header = Segment::parse(segment)?.header;
     let mut at = TCP_HEADER;
     while at < header {
@@ -59,8 +70,8 @@ pub(crate) fn mss_option(segment: &mut [u8]) -> Option<&mut [u8; 2]> {
                 if len < 2 || at + len > header {
                     return None;
                 }
-                if kind == 2 && len == 4 {
-                    return segment.get_mut(at + 2..at + 4)?.first_chunk_mut::<2>();
+                if kind == wanted && len == wanted_len {
+                    return Some(at);
                 }
                 at += len;
             }
@@ -92,6 +103,7 @@ pub(crate) fn write_bare(
     ports: (u16, u16),
     numbers: (u32, u32),
     flags: u8,
+    window: u16,
     zeros: usize,
 ) {
     let at = header.len();
@@ -111,6 +123,19 @@ pub(crate) fn write_bare(
     head[8..12].copy_from_slice(&ack.to_be_bytes());
     head[12] = ((TCP_HEADER / 4) << 4) as u8;
     head[13] = flags;
+    head[14..16].copy_from_slice(&window.to_be_bytes());
+}
+
+/// Cuts a whole packet, whose TCP header begins at `at`, so that it carries `payload` bytes of what it did; an end that
+/// came behind them is no longer told.
+pub(crate) fn shorten(packet: &mut [u8], at: usize, parsed: Segment, payload: usize) -> &mut [u8] {
+    if let Some(flags) = packet.get_mut(at + 13) {
+        *flags &= !FIN;
+    }
+    let len = (at + parsed.header + payload).min(packet.len());
+    let packet = &mut packet[..len];
+    header::set_length(packet);
+    packet
 }
 
 /// Makes the header of a segment that answers one between these two addresses.

@@ -19,6 +19,7 @@ use crate::flow::{Flow, Owed, State, Tuple};
 use crate::fragments::Reassembly;
 use crate::icmp::Unreachable;
 use crate::limiter::Limiter;
+use crate::memory::{Account, Memory};
 use crate::offload::Offload;
 use crate::packet::is_unicast;
 use crate::replies::Replies;
@@ -27,6 +28,8 @@ use crate::stats::{Dropped, Stats};
 use crate::timers::Timers;
 use crate::waits::Waits;
 
+#[cfg(test)]
+mod bounds;
 mod datagrams;
 mod ingress;
 mod schedule;
@@ -50,6 +53,8 @@ pub struct Stack {
     replies: Replies,
     waits: Waits,
     pool: RingPool,
+    /// What all rings hold, and may hold.
+    account: Account,
     fragments: Reassembly,
     /// The datagram last put together, while it is delivered.
     reassembled: Vec<u8>,
@@ -156,6 +161,7 @@ impl Stack {
             replies: Replies::default(),
             waits: Waits::new(hasher.clone()),
             pool: RingPool::new(config.receive_ring, config.send_ring),
+            account: Account::default(),
             fragments: Reassembly::new(hasher.clone()),
             reassembled: Vec::new(),
             icmp_limit: Limiter::new(ICMP_ERRORS_PER_SECOND, ICMP_ERROR_BURST),
@@ -169,6 +175,12 @@ impl Stack {
             rng,
             config,
         }
+    }
+
+    /// Sets the account that says how much memory rings may hold, and that is told what they do; without one they may
+    /// hold all that they have room for.
+    pub fn set_memory(&mut self, memory: Box<dyn Memory>) {
+        self.account.set(memory);
     }
 
     /// Sets the stack's own addresses, as a new lease does.
@@ -259,6 +271,10 @@ impl Stack {
             return Err(ConnectError::TooManyFlows {
                 limit: self.config.max_flows,
             });
+        }
+        if self.account.is_short() {
+            self.stats.refused_for_memory += 1;
+            return Err(ConnectError::NoMemory);
         }
         let tuple = self
             .free_tuple(local, remote)
@@ -359,9 +375,10 @@ impl Stack {
             State::Failed(cause) => return Err(RecvError::Failed(*cause)),
             State::Open(conn) => conn,
         };
-        match conn.recv(f) {
+        match conn.recv(now, &mut self.account, f) {
             Some(result) => {
                 // The window may have opened.
+                self.update_window(slot);
                 self.touch(slot, now);
                 Ok(result)
             }
@@ -394,7 +411,13 @@ impl Stack {
         if conn.is_finished() {
             return Err(SendError::Closed);
         }
-        let result = conn.send(now, f).ok_or(SendError::Full)?;
+        let Some(result) = conn.send(now, &mut self.account, f) else {
+            if conn.is_starved() {
+                // Nothing but the sweep will find memory for it.
+                self.next_sweep.get_or_insert(now + SHORT_SWEEP);
+            }
+            return Err(SendError::Full);
+        };
         self.touch(slot, now);
         Ok(result)
     }
@@ -404,9 +427,10 @@ impl Stack {
         self.conn(flow).map_or(0, Conn::recv_len)
     }
 
-    /// Says how many bytes fit into a flow's send ring now; zero before it is established and after `finish`.
+    /// Says how many bytes a flow may send now; zero before it is established and after `finish`.
     pub fn send_space(&self, flow: FlowId) -> usize {
-        self.conn(flow).map_or(0, Conn::send_space)
+        self.conn(flow)
+            .map_or(0, |conn| conn.send_space(&self.account))
     }
 
     /// Says how many bytes were sent or wait to be and are not acknowledged.
@@ -479,6 +503,11 @@ impl Stack {
     /// Says what was counted.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Says how many bytes of memory all rings hold, those of ended flows included that wait for the next.
+    pub fn held(&self) -> usize {
+        self.account.held()
     }
 
     /// Says how many flows there are, half-open and closing ones included.
@@ -647,6 +676,8 @@ const ICMP_ERROR_BURST: u32 = 50;
 const RING_IDLE: Duration = Duration::from_secs(10);
 /// How often some flows are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while memory is short, when others wait for what is found.
+const SHORT_SWEEP: Duration = Duration::from_millis(100);
 /// How many flows and how many spare rings one sweep looks at: a `madvise` costs a few microseconds.
 const SWEEP_FLOWS: usize = 1024;
 const SWEEP_RINGS: usize = 16;

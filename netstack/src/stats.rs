@@ -38,7 +38,9 @@ pub struct Stats {
     pub timed_out: u64,
     /// Flows refused because no memory could be mapped.
     pub ring_failures: u64,
-    /// Rings whose memory was given back to the kernel.
+    /// Flows refused because the soft bound of memory was reached.
+    pub refused_for_memory: u64,
+    /// Rings of which memory was given back to the kernel.
     pub rings_given_back: u64,
     /// Flows ended because smoltcp failed in them.
     pub internal_failures: u64,
@@ -103,6 +105,9 @@ pub enum Dropped {
     /// A fragment that overlaps, or above the bound.
     #[error("fragment overlaps or is above the bound")]
     Fragment,
+    /// A SYN at the soft bound of memory, or bytes that would be held beyond the hard bound.
+    #[error("out of memory for flows")]
+    Memory,
 }
 
 /// Counts of incoming packets dropped, one field for each [`Dropped`].
@@ -123,6 +128,7 @@ pub struct Drops {
     pub icmp_unmatched: u64,
     pub icmp_ignored: u64,
     pub fragment: u64,
+    pub memory: u64,
 }
 
 impl Drops {
@@ -141,6 +147,7 @@ impl Drops {
             Dropped::IcmpUnmatched => &mut self.icmp_unmatched,
             Dropped::IcmpIgnored => &mut self.icmp_ignored,
             Dropped::Fragment => &mut self.fragment,
+            Dropped::Memory => &mut self.memory,
         };
         *field += 1;
     }
@@ -160,5 +167,6 @@ impl Drops {
             + self.icmp_unmatched
             + self.icmp_ignored
             + self.fragment
+            + self.memory
     }
 }

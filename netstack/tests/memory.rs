@@ -47,7 +47,14 @@ fn memory_is_used_while_needed_and_given_back() {
         "100 flows that moved 1 MiB touched {} KiB of rings",
         used - open
     );
+    let counted = world.a.stack.held() + world.b.stack.held();
+    assert!(
+        (used - open) * 1024 < counted as u64 + (8 << 20),
+        "{} KiB are in memory, {counted} bytes are counted",
+        used - open
+    );
     world.run(Duration::from_secs(30));
+    assert_eq!(world.a.stack.held() + world.b.stack.held(), 0);
     let idle = resident();
     assert!(
         idle < open + open / 10 + 8 * 1024,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{RING_IDLE, STUCK_RETRY, SWEEP_FLOWS, SWEEP_INTERVAL, SWEEP_RINGS, Stack};
+use super::{RING_IDLE, SHORT_SWEEP, STUCK_RETRY, SWEEP_FLOWS, SWEEP_INTERVAL, SWEEP_RINGS, Stack};
 use crate::conn::Due;
 use crate::event::Cause;
 use crate::flow::State;
@@ -59,7 +59,7 @@ impl Stack {
                 // none would never be sent again.
                 return;
             }
-            let written = match conn.egress(now, &clock, sink) {
+            let written = match conn.egress(now, &clock, sink, &self.account) {
                 Ok(written) => written,
                 Err(_) => {
                     self.stats.internal_failures += 1;
@@ -232,8 +232,10 @@ impl Stack {
         };
         match std::mem::replace(&mut flow.state, State::Failed(cause)) {
             State::Open(conn) => {
-                if cause != Cause::Internal {
-                    self.pool.put(conn.into_socket());
+                if cause == Cause::Internal {
+                    self.account.sub(conn.held());
+                } else {
+                    self.pool.put(conn.into_socket(), &mut self.account);
                 }
             }
             State::Waiting(_) => self.stats.half_open_now -= 1,
@@ -269,7 +271,7 @@ impl Stack {
                 let wait = conn
                     .time_wait()
                     .map(|(sequence, ack)| Wait::TimeWait { sequence, ack });
-                self.pool.put(conn.into_socket());
+                self.pool.put(conn.into_socket(), &mut self.account);
                 wait
             }
             State::Waiting(_) | State::Failed(_) => None,
@@ -288,18 +290,22 @@ impl Stack {
         }
     }
 
-    /// Gives memory back: of some spare rings, and of the idle ones among some flows.
+    /// Gives memory back, of some spare rings and of what some flows do not use, and wakes flows that wait for it.
     ///
-    /// It goes on once a second until a whole round has found nothing that is still in memory.
+    /// It goes on once a second, oftener while memory is short, until a whole round has found nothing that is still in
+    /// memory, and nobody who waits.
     fn sweep(&mut self, now: Instant) {
-        self.stats.rings_given_back += self.pool.cool(SWEEP_RINGS) as u64;
+        self.stats.rings_given_back += self.pool.cool(SWEEP_RINGS, &mut self.account) as u64;
         let end = self.sweep_at + SWEEP_FLOWS;
         for slot in self.sweep_at..end.min(self.flows.capacity()) {
             if let Some(flow) = self.flows.get_mut(slot)
                 && let State::Open(conn) = &mut flow.state
             {
-                self.stats.rings_given_back += conn.give_back(now, RING_IDLE);
-                self.sweep_found |= conn.is_warm();
+                self.stats.rings_given_back += conn.give_back(now, RING_IDLE, &mut self.account);
+                self.sweep_found |= conn.is_warm() || conn.is_starved();
+                if conn.is_starved() && conn.stops_waiting(&self.account) {
+                    self.owe(slot, |owed| owed.progress = true);
+                }
             }
         }
         let mut more = self.pool.is_warm();
@@ -310,7 +316,12 @@ impl Stack {
             self.sweep_at = 0;
             more |= std::mem::take(&mut self.sweep_found);
         }
-        self.next_sweep = more.then_some(now + SWEEP_INTERVAL);
+        let interval = if self.account.is_short() {
+            SHORT_SWEEP
+        } else {
+            SWEEP_INTERVAL
+        };
+        self.next_sweep = more.then_some(now + interval);
     }
 }
 

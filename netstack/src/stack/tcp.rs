@@ -62,7 +62,15 @@ impl Stack {
             // smoltcp would answer for a socket it has forgotten.
             return Err(Dropped::NoFlow);
         }
-        let change = match conn.ingress(now, &clock, bytes, parsed, &mut self.replies) {
+        let ingress = conn.ingress(
+            now,
+            &clock,
+            bytes,
+            parsed,
+            &mut self.replies,
+            &mut self.account,
+        );
+        let change = match ingress {
             Ok(change) => change,
             Err(_) => {
                 self.stats.internal_failures += 1;
@@ -85,8 +93,36 @@ impl Stack {
                 owed.closed = owed.closed.or(change.failed);
             });
         }
+        if change.beyond_window {
+            self.answer_window(slot);
+        }
         self.touch(slot, now);
+        if change.no_memory {
+            return Err(Dropped::Memory);
+        }
         Ok(Outcome::Absorbed)
+    }
+
+    /// Says the window again to a peer that has sent more.
+    fn answer_window(&mut self, slot: usize) {
+        let flow = &self.flows[slot];
+        if let State::Open(conn) = &flow.state
+            && let Some((sequence, ack, window)) = conn.window_told()
+        {
+            let tuple = flow.tuple;
+            self.reply_bare(&tuple, (sequence, ack), ACK, window, 0);
+        }
+    }
+
+    /// Tells the peer at once of a window that has opened.
+    pub(super) fn update_window(&mut self, slot: usize) {
+        let flow = &mut self.flows[slot];
+        if let State::Open(conn) = &mut flow.state
+            && let Some((sequence, ack, window)) = conn.window_update(&self.account)
+        {
+            let tuple = flow.tuple;
+            self.reply_bare(&tuple, (sequence, ack), ACK, window, 0);
+        }
     }
 
     /// Takes a segment for a flow that the driver has not accepted yet.
@@ -143,7 +179,7 @@ impl Stack {
                     return Err(Dropped::NoFlow);
                 }
                 if parsed.payload > 0 || parsed.flags & (SYN | FIN) != 0 {
-                    self.reply_bare(&tuple, sequence, ack, ACK, 0);
+                    self.reply_bare(&tuple, (sequence, ack), ACK, 0, 0);
                 }
                 return Ok(Outcome::Absorbed);
             }
@@ -165,6 +201,11 @@ impl Stack {
         if self.stats.half_open_now >= self.config.max_half_open as u64 {
             return Err(Dropped::HalfOpenFull);
         }
+        if self.account.is_short() {
+            self.stats.refused_for_memory += 1;
+            self.answer_stray(&tuple, parsed);
+            return Err(Dropped::Memory);
+        }
         let packet = without_payload(bytes, parsed).ok_or(Dropped::Transport)?;
         let expires = now + self.config.connect_timeout;
         let slot = self.insert(tuple, State::Waiting(Syn { packet, expires }), false);
@@ -179,9 +220,9 @@ impl Stack {
     fn answer_stray(&mut self, tuple: &Tuple, parsed: Segment) -> Dropped {
         if !parsed.has(RST) {
             if parsed.has(ACK) {
-                self.reply_bare(tuple, parsed.ack, 0, RST, 0);
+                self.reply_bare(tuple, (parsed.ack, 0), RST, 0, 0);
             } else {
-                self.reply_bare(tuple, 0, parsed.end(), RST | ACK, 0);
+                self.reply_bare(tuple, (0, parsed.end()), RST | ACK, 0, 0);
             }
             self.stats.resets_sent += 1;
         }
@@ -226,19 +267,27 @@ impl Stack {
         for (_, tuple, (sequence, ack)) in probes {
             // With the byte, a NAT that has forgotten the flow as well learns how far it has come, and takes the
             // answer for one: Linux resets the peer otherwise, for an acknowledgement of what was never sent.
-            self.reply_bare(&tuple, sequence, ack, ACK, 1);
+            self.reply_bare(&tuple, (sequence, ack), ACK, 0, 1);
         }
     }
 
-    fn reply_bare(&mut self, tuple: &Tuple, sequence: u32, ack: u32, flags: u8, zeros: usize) {
+    fn reply_bare(
+        &mut self,
+        tuple: &Tuple,
+        numbers: (u32, u32),
+        flags: u8,
+        window: u16,
+        zeros: usize,
+    ) {
         let mut buffer = self.replies.buffer();
         let header = segment::answer(tuple.local.0, tuple.remote.0);
         segment::write_bare(
             &mut buffer,
             &header,
             (tuple.local.1, tuple.remote.1),
-            (sequence, ack),
+            numbers,
             flags,
+            window,
             zeros,
         );
         let offload = Offload {
@@ -302,38 +351,6 @@ fn plain_v4<'a>(bytes: &'a mut [u8], packet: &Packet) -> &'a mut [u8] {
 fn without_payload(bytes: &[u8], parsed: Segment) -> Option<Box<[u8]>> {
     let headers = bytes.len().checked_sub(parsed.payload)?;
     let mut packet: Box<[u8]> = bytes.get(..headers)?.into();
-    set_length(&mut packet);
+    header::set_length(&mut packet);
     Some(packet)
-}
-
-/// Makes the length in the header that of a packet that was cut short.
-fn set_length(packet: &mut [u8]) {
-    let len = packet.len();
-    match packet.first().map(|first| first >> 4) {
-        Some(4) => {
-            let Ok(parsed_len) = u16::try_from(len) else {
-                return;
-            };
-            let header_len = packet
-                .first()
-                .map_or(0, |first| usize::from(first & 0x0f) * 4);
-            if let Some(header) = packet
-                .get_mut(..header_len)
-                .filter(|header| header.len() >= 20)
-            {
-                header[2..4].copy_from_slice(&parsed_len.to_be_bytes());
-                header[10..12].fill(0);
-                let sum = !crate::checksum::fold(crate::checksum::sum(header));
-                header[10..12].copy_from_slice(&sum.to_be_bytes());
-            }
-        }
-        Some(_) | None => {
-            if let (Some(field), Ok(payload)) = (
-                packet.get_mut(4..6),
-                u16::try_from(len.saturating_sub(V6_HEADER)),
-            ) {
-                field.copy_from_slice(&payload.to_be_bytes());
-            }
-        }
-    }
 }
