@@ -150,9 +150,9 @@
 //! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
 //! | a relayed flow's queues | [`proto::relayed::WINDOW`] each way, in memory only while used | the socket is not read; a peer that sends more is reset |
-//! | what relayed flows hold together | [`proto::budget::SESSION`] of a session, [`proto::budget::PROCESS`] of all, twice that for bytes that come | windows do not grow, sockets are hardly read, new flows are refused; beyond it the flow is reset; all counted |
+//! | what the flows of a process or session hold together | `limits:` of the configuration; by default [`proto::budget::PROCESS`], [`proto::budget::SESSION`], at a client [`proto::budget::CLIENT`] | windows do not grow, sockets are hardly read; from half of it on new flows are refused; at it what comes is dropped and sent again (the netstack's flows), or its flow is reset (relayed ones); all counted |
 //! | resets of relayed flows that wait for a lane | 4,096 | dropped, counted; told when the peer speaks of the flow |
-//! | a flow's rings | 1 MiB each way, in memory only while used | the window closes |
+//! | a flow's rings | 1 MiB each way, in memory only while used; the window begins with 64 KiB | the window closes, the socket is not read |
 //! | UDP mappings of a session | [`server::egress::udp::MAX_MAPPINGS`] | the idlest is replaced |
 //! | pings of a session under way | [`server::egress::echo::MAX_ECHOES`] | dropped, counted |
 //! | segments of a super-packet | 64 | dropped, counted |

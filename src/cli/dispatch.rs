@@ -17,7 +17,7 @@ use crate::config::{
     Scheme, ServerConfig, TunConfig,
 };
 use crate::io::ready::Ready;
-use crate::proto::SecretKey;
+use crate::proto::{SecretKey, budget};
 use crate::server::run::Server;
 use crate::wire::DEFAULT_MTU;
 
@@ -171,6 +171,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         limits: Limits {
             flows_per_client: 16_384,
             half_open_per_client: 1024,
+            ..Limits::default()
         },
         aead: Vec::new(),
         repair: Repair::Auto,
@@ -195,6 +196,7 @@ fn try_client(
         lanes: 1,
         aead: Vec::new(),
         repair: Repair::Auto,
+        memory: budget::CLIENT,
     }
 }
 

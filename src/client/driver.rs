@@ -48,7 +48,7 @@ use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::proto::SessionEvent;
-use crate::proto::budget::{Budget, PROCESS, SESSION, Share};
+use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
 use crate::wire::{CloseReason, FlowFrame, InnerConfig, LaneId};
 
@@ -66,6 +66,8 @@ pub struct Driver {
     mtu: u16,
     waiting: VecDeque<Waiting>,
     resolver: NameQueries,
+    /// What all flows may hold.
+    share: Share,
     timer: Pin<Box<Sleep>>,
     suspend: SuspendWatch,
     closing: Option<Instant>,
@@ -88,6 +90,7 @@ impl Driver {
         inner: watch::Sender<Option<InnerConfig>>,
         resolver: NameQueries,
         network: NetworkWatch,
+        share: Share,
         stop: CancellationToken,
     ) -> Self {
         let now = clock::now();
@@ -104,6 +107,7 @@ impl Driver {
             mtu: 0,
             waiting: VecDeque::new(),
             resolver,
+            share,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
             closing: None,
@@ -134,7 +138,7 @@ impl Driver {
             }
             any |= self.poll_network(cx, now);
             any |= self.poll_lanes(cx, now);
-            self.follow_session();
+            self.follow_session(now);
             any |= self.poll_in(cx, now);
             any |= self.poll_inside(cx, now);
             any |= self.poll_out(cx, now);
@@ -329,12 +333,12 @@ impl Driver {
             Some(_) | None => {
                 let seed = rand::rng().random();
                 self.mtu = config.mtu;
-                let share = Share::new(Budget::new(PROCESS), SESSION);
+                let share = self.share.part();
                 self.inside = Some(Inside::new(&config, self.resolver.clone(), share, seed));
             }
         }
         self.inner.send_replace(Some(config));
-        self.follow_session();
+        self.follow_session(now);
         for waiting in std::mem::take(&mut self.waiting) {
             // Its asker has gone, and said so while nobody knew of the request.
             if waiting.command.is_abandoned() {
@@ -347,10 +351,11 @@ impl Driver {
     // ---- packets -----------------------------------------------------------------------
 
     /// Tells the inside which session there is: flows that are relayed live and end with theirs.
-    fn follow_session(&mut self) {
+    fn follow_session(&mut self, now: Instant) {
         if let Some(inside) = self.inside.as_mut() {
             let session = self.carrier.as_ref().map(Carrier::session);
-            inside.follow_session(session.map(|session| (session.id(), session.relays())));
+            let session = session.map(|session| (session.id(), session.relays()));
+            inside.follow_session(now, session);
         }
     }
 

@@ -112,7 +112,7 @@ impl Inside {
         )
     }
 
-    /// Makes the inside of a session with this configuration; its relayed flows hold as much as `share` lets them.
+    /// Makes the inside of a session with this configuration; its flows hold as much as `share` lets them.
     pub(super) fn new(
         config: &InnerConfig,
         resolver: NameQueries,
@@ -128,8 +128,10 @@ impl Inside {
         };
         let max_flows = stack_config.max_flows;
         let (ready, relayed_ready) = (ReadySet::new(), ReadySet::new());
+        let mut stack = Stack::new(stack_config, seed);
+        stack.set_memory(Box::new(share.part()));
         Self {
-            stack: Stack::new(stack_config, seed),
+            stack,
             relay: Relay::new(ready.clone()),
             ready,
             relayed: Relayed::new(Role::Initiator, max_flows, share),
@@ -159,12 +161,12 @@ impl Inside {
 
     /// Follows the session there is, by its name, and whether it relays flows. The flows that another one relayed are
     /// over; those not answered yet are asked for again.
-    pub(super) fn follow_session(&mut self, session: Option<(SessionId, bool)>) {
+    pub(super) fn follow_session(&mut self, now: Instant, session: Option<(SessionId, bool)>) {
         if self.session == session {
             return;
         }
         self.session = session;
-        self.relayed.reset_all();
+        self.relayed.reset_all(now);
         if session.is_some_and(|(_, relays)| !relays) {
             for (flow, _) in self.handles.iter() {
                 if let Carried::Relayed(key) = flow {
@@ -585,7 +587,7 @@ mod tests {
 
     use super::*;
     use crate::client::resolve::NameQuery;
-    use crate::proto::budget::{Budget, PROCESS, SESSION};
+    use crate::proto::budget::{HARD, SESSION};
 
     /// A lane that has room or not.
     #[derive(Default)]
@@ -618,7 +620,7 @@ mod tests {
         };
         let (names, asked) = mpsc::channel(1);
         (
-            Inside::new(&config, names, Share::new(Budget::new(PROCESS), SESSION), 1),
+            Inside::new(&config, names, Share::alone(SESSION / HARD), 1),
             asked,
         )
     }

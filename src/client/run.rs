@@ -41,6 +41,7 @@ use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, ClientTlsError, Pin, Verify};
 use crate::proto;
+use crate::proto::budget::{HARD, Share};
 use crate::wire::InnerConfig;
 
 /// A tunnel that keeps itself connected, and the resolver that asks through it.
@@ -99,6 +100,7 @@ impl Client {
             configured,
             names,
             NetworkWatch::new(),
+            Share::alone(config.memory / HARD),
             stop.clone(),
         );
         let over = CancellationToken::new();

@@ -15,7 +15,7 @@ use super::repair::{self, Repair};
 use super::settings::{Inputs, Located, Settings};
 use super::shared::{Unique, read_aead, values};
 use super::{Loaded, files, parse};
-use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
+use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
 /// Everything that a client is told, checked.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub struct ClientConfig {
     pub aead: Vec<AeadKind>,
     /// What this end spends on repairing losses of what it sends.
     pub repair: Repair,
+    /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
+    pub memory: usize,
 }
 
 /// The user name and the password of the local proxy. `Debug` shows neither.
@@ -119,6 +121,7 @@ impl ClientConfig {
         let lanes = read_lanes(settings, &servers);
         let aead = read_aead(settings);
         let repair = repair::read(settings);
+        let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
         Some(Self {
             servers,
             server_key: server_key?.value,
@@ -131,6 +134,7 @@ impl ClientConfig {
             lanes,
             aead,
             repair,
+            memory: memory.map_or(budget::CLIENT, |at| at.value),
         })
     }
 }

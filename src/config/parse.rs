@@ -57,6 +57,31 @@ pub(super) fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
     }
 }
 
+/// A size in memory: `256MiB`, `1GiB`.
+pub(super) fn size(text: &str, least: usize) -> Parsed<usize> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let per_unit: Option<usize> = match unit.trim() {
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = per_unit.and_then(|per_unit| digits.parse::<usize>().ok()?.checked_mul(per_unit));
+    match bytes {
+        Some(bytes) if bytes >= least => Ok(bytes),
+        Some(_) => Err(format!(
+            "`{text}` is too little: write {}MiB or more",
+            least.div_ceil(1 << 20)
+        )),
+        None => Err(format!(
+            "`{text}` is not a size: write one like 256MiB or 1GiB"
+        )),
+    }
+}
+
 /// A duration: `10s`, `500ms`, `2m`; a number alone means seconds.
 pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Parsed<Duration> {
     let split = text

@@ -12,7 +12,7 @@ use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
 use super::shared::{Unique, values};
 use super::{Loaded, clients, files, parse, shared};
-use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey};
+use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
 /// Everything that a server is told, checked: addresses are inside their networks, names and keys are unique.
 #[derive(Clone, Debug)]
@@ -106,7 +106,8 @@ pub struct ClientEntry {
     pub preshared_key: Option<PresharedKey>,
 }
 
-/// Bounds for each session of a client with the `user` egress; a client has one session for each of its instances.
+/// Bounds for each session of a client with the `user` egress, and for the memory of all; a client has one session for each
+/// of its instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most TCP flows that one session may have open. UDP and ICMP echo have bounds of their own:
@@ -115,6 +116,12 @@ pub struct Limits {
     pub flows_per_client: u32,
     /// Most TCP flows of one session whose origin has not answered yet.
     pub half_open_per_client: u32,
+    /// Most bytes that the flows of all sessions may hold; from half of it on new ones are refused. At least
+    /// [`LEAST`](budget::LEAST).
+    pub memory: usize,
+    /// Most bytes that the flows of one session may hold, as much as of all at most; from half of it on new ones are
+    /// refused.
+    pub memory_per_client: usize,
 }
 
 impl ServerConfig {
@@ -251,6 +258,8 @@ impl Default for Limits {
         Self {
             flows_per_client: DEFAULT_FLOWS,
             half_open_per_client: DEFAULT_HALF_OPEN,
+            memory: budget::PROCESS,
+            memory_per_client: budget::SESSION,
         }
     }
 }
@@ -372,25 +381,38 @@ fn read_limits(settings: &mut Settings<'_>) -> Limits {
     let half_open = settings.value("limits.half_open_per_client", |text| {
         parse::number(text, 1, MOST_FLOWS)
     });
+    let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
+    let of_client = settings.value("limits.memory_per_client", |text| {
+        parse::size(text, budget::LEAST)
+    });
+    // A default never contradicts what was written.
+    let flows_per_client = flows.map_or(DEFAULT_FLOWS, |at| at.value);
+    let memory = memory.map_or(budget::PROCESS, |at| at.value);
     let limits = Limits {
-        flows_per_client: flows.map_or(DEFAULT_FLOWS, |at| at.value),
-        half_open_per_client: half_open.as_ref().map_or(DEFAULT_HALF_OPEN, |at| at.value),
+        flows_per_client,
+        half_open_per_client: DEFAULT_HALF_OPEN.min(flows_per_client),
+        memory,
+        memory_per_client: budget::SESSION.min(memory),
     };
-    match half_open {
-        Some(at) if at.value > limits.flows_per_client => {
-            let message = format!(
-                "`{}` is more than flows_per_client, {}: write less",
-                at.value, limits.flows_per_client
-            );
-            settings.problem_at(&at, message);
-            limits
-        }
-        Some(_) => limits,
-        // A default never contradicts what was written.
-        None => Limits {
-            half_open_per_client: limits.half_open_per_client.min(limits.flows_per_client),
-            ..limits
-        },
+    if let Some(at) = half_open.as_ref().filter(|at| at.value > flows_per_client) {
+        let message = format!(
+            "`{}` is more than flows_per_client, {flows_per_client}: write less",
+            at.value
+        );
+        settings.problem_at(at, message);
+    }
+    if let Some(at) = of_client.as_ref().filter(|at| at.value > memory) {
+        let message = format!(
+            "`{}MiB` is more than memory, {}MiB: write less",
+            at.value >> 20,
+            memory >> 20
+        );
+        settings.problem_at(at, message);
+    }
+    Limits {
+        half_open_per_client: half_open.map_or(limits.half_open_per_client, |at| at.value),
+        memory_per_client: of_client.map_or(limits.memory_per_client, |at| at.value),
+        ..limits
     }
 }
 

@@ -135,7 +135,9 @@ fn a_key_alone_makes_a_server_with_the_documented_defaults() {
         config.limits,
         Limits {
             flows_per_client: 16_384,
-            half_open_per_client: 2048
+            half_open_per_client: 2048,
+            memory: 512 << 20,
+            memory_per_client: 128 << 20
         }
     );
     assert_eq!((config.max_clients, config.client_to_client), (4096, false));
@@ -183,7 +185,7 @@ dns: [9.9.9.9, '[2620:fe::fe]:5353']
 client_to_client: yes
 state_dir: state
 max_clients: 7
-limits: {flows_per_client: 100}
+limits: {flows_per_client: 100, memory: 64MiB}
 aead: [aes-128-gcm, xchacha20-poly1305]
 ",
         )
@@ -243,7 +245,9 @@ aead: [aes-128-gcm, xchacha20-poly1305]
         config.limits,
         Limits {
             flows_per_client: 100,
-            half_open_per_client: 100
+            half_open_per_client: 100,
+            memory: 64 << 20,
+            memory_per_client: 64 << 20
         }
     );
     assert_eq!(

@@ -1,9 +1,10 @@
-//! How much memory flows may hold: all of a process, and those of each session.
+//! How much memory flows may hold, relayed or of a netstack: all of a process, and those of each session.
 //!
 //! # Theory of operation
 //!
-//! A [`Budget`] is the process's, a [`Share`] of it is one session's. Whoever keeps bytes asks its share before, and says
-//! how much memory it took and gave back; nothing is ever summed up.
+//! A [`Budget`] is the process's, a [`Share`] of it is one session's, of which whoever keeps bytes has a
+//! [part](Share::part): the table of [relayed flows](crate::proto::relayed) for its queues, the netstack for its rings, as
+//! its [`Memory`]. Each asks its part before, and says how much memory it took and gave back; nothing is ever summed up.
 //!
 //! ```text
 //!  0 ──────────── soft ─────────────── hard = 2 × soft
@@ -11,6 +12,8 @@
 //!  │ with what is    │ new flows           │ are not kept
 //!  │ left            │                     │
 //! ```
+//!
+//! The hard bound is what `limits:` of the configuration names, the soft one is half of it.
 //!
 //! What one flow may keep is half of what its session has left, and what a session may keep is at most what the process
 //! has left (dynamic queue length thresholds, Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). So
@@ -20,10 +23,15 @@
 //! # Limits
 //!
 //! Sessions count at once and without a lock, so that together they may go beyond the hard bound by what each takes in one
-//! step.
+//! step. What a flow has for a floor goes beyond the soft bound: a chunk of 4 KiB to send of a relayed one, as much each
+//! way of the netstack's, whose receive rings have it beyond the hard bound, too, since two ends full of what they have to
+//! send could wait for each other. So 16,384 flows, that nobody reads, of a session that has used up the rest hold 64 MiB
+//! more each way at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use adit_netstack::Memory;
 
 /// What all sessions of a process hold, and may hold.
 #[derive(Debug)]
@@ -49,34 +57,64 @@ impl Budget {
     }
 }
 
-/// What one session holds of a [`Budget`], and may hold.
+/// What one session holds of a [`Budget`], and may hold, or a part of that.
 #[derive(Debug)]
 pub struct Share {
     all: Arc<Budget>,
+    session: Arc<Session>,
     held: usize,
+}
+
+/// What all parts of a session's share hold, and may hold.
+#[derive(Debug)]
+struct Session {
+    held: AtomicUsize,
     most: usize,
 }
 
 impl Share {
     /// Makes a share of at most `most` bytes, the soft bound.
     #[must_use]
-    pub const fn new(all: Arc<Budget>, most: usize) -> Self {
-        Self { all, held: 0, most }
+    pub fn new(all: Arc<Budget>, most: usize) -> Self {
+        let held = AtomicUsize::new(0);
+        Self {
+            all,
+            session: Arc::new(Session { held, most }),
+            held: 0,
+        }
+    }
+
+    /// Makes the share of the only session of a process: all of at most `most` bytes, the soft bound.
+    #[must_use]
+    pub fn alone(most: usize) -> Self {
+        Self::new(Budget::new(most.saturating_mul(2)), most)
+    }
+
+    /// Makes another part of the same session's share, for something else that keeps bytes of it.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            all: self.all.clone(),
+            session: self.session.clone(),
+            held: 0,
+        }
     }
 
     /// Takes note that `len` more bytes are held.
     pub fn add(&mut self, len: usize) {
         self.held += len;
+        self.session.held.fetch_add(len, Ordering::Relaxed);
         self.all.held.fetch_add(len, Ordering::Relaxed);
     }
 
     /// Takes note that `len` bytes are no longer held.
     pub fn sub(&mut self, len: usize) {
         self.held -= len;
+        self.session.held.fetch_sub(len, Ordering::Relaxed);
         self.all.held.fetch_sub(len, Ordering::Relaxed);
     }
 
-    /// Returns the bytes that the session holds.
+    /// Returns the bytes that this part of the session's share holds.
     #[must_use]
     pub const fn held(&self) -> usize {
         self.held
@@ -97,7 +135,7 @@ impl Share {
     /// Returns whether so little is held that some may be kept for later use: half of what there is.
     #[must_use]
     pub fn is_ample(&self) -> bool {
-        self.held <= self.most / 2 && self.all.held() <= self.all.most / 2
+        self.session.held() <= self.session.most / 2 && self.all.held() <= self.all.most / 2
     }
 
     /// Returns whether `len` more bytes stay below the hard bound.
@@ -109,7 +147,41 @@ impl Share {
     /// What is left below `times` the soft bounds.
     fn left(&self, times: usize) -> usize {
         let all = (self.all.most * times).saturating_sub(self.all.held());
-        (self.most * times).min(all).saturating_sub(self.held)
+        (self.session.most * times)
+            .min(all)
+            .saturating_sub(self.session.held())
+    }
+}
+
+impl Session {
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+impl Memory for Share {
+    fn add(&mut self, len: usize) {
+        Share::add(self, len);
+    }
+
+    fn sub(&mut self, len: usize) {
+        Share::sub(self, len);
+    }
+
+    fn allowance(&self) -> usize {
+        Share::allowance(self)
+    }
+
+    fn is_short(&self) -> bool {
+        Share::is_short(self)
+    }
+
+    fn is_ample(&self) -> bool {
+        Share::is_ample(self)
+    }
+
+    fn admits(&self, len: usize) -> bool {
+        Share::admits(self, len)
     }
 }
 
@@ -121,15 +193,22 @@ impl Drop for Share {
 
 /// The hard bound in soft ones: what the far end was promised before memory ran short may still come, and most of it is
 /// taken at once.
-const HARD: usize = 2;
+pub const HARD: usize = 2;
 
-/// The soft bound of a process: four sessions that use all they may, of which each then has less. The hard bound, twice
-/// that, is what a host of 1 GiB can spare.
-pub const PROCESS: usize = 256 << 20;
+/// The hard bound of a server's process, if none is said: four sessions that use all they may, of which each then has
+/// less; what a host of 1 GiB can spare.
+pub const PROCESS: usize = 512 << 20;
 
-/// The soft bound of a session: 64 flows with a full queue of 1 MiB, as many as bulk transfers at once may be, or the
-/// floor of 16,384.
-pub const SESSION: usize = 64 << 20;
+/// The hard bound of a session, if none is said: at the soft one 64 relayed flows have a full queue of 1 MiB, as many as
+/// bulk transfers at once may be, or 16,384 the floor.
+pub const SESSION: usize = 128 << 20;
+
+/// The hard bound of a client's process, if none is said: at the soft one 64 flows of the netstack have touched both of
+/// their rings, 1 MiB each.
+pub const CLIENT: usize = 256 << 20;
+
+/// The least hard bound: a few flows have what they can use.
+pub const LEAST: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -180,6 +259,19 @@ mod tests {
         drop(greedy);
         assert_eq!(all.held(), 0, "who goes gives back");
         assert_eq!(next.allowance(), 1000);
+    }
+
+    #[test]
+    fn parts_of_a_share_hold_together() {
+        let mut relayed = Share::alone(1000);
+        let mut rings = relayed.part();
+        relayed.add(400);
+        assert_eq!((rings.held(), rings.allowance()), (0, 300));
+        rings.add(600);
+        assert!(relayed.is_short() && rings.is_short());
+        assert!(relayed.admits(1000) && !relayed.admits(1001));
+        drop(rings);
+        assert_eq!(relayed.allowance(), 300, "who goes gives back");
     }
 
     #[test]

@@ -124,8 +124,7 @@ pub struct LocalStats {
 
 impl Local {
     /// Makes the netstack of a session whose gateway has these addresses; `egress` tells
-    /// whether flows for other destinations are carried on by sockets, and `share` how much those hold that are
-    /// relayed.
+    /// whether flows for other destinations are carried on by sockets, and `share` how much all of them may hold.
     pub fn new(
         gateways: Vec<IpAddr>,
         mtu: u16,
@@ -147,8 +146,10 @@ impl Local {
             ..Config::default()
         };
         let (ready, relayed_ready) = (ReadySet::new(), ReadySet::new());
+        let mut stack = Stack::new(config, seed);
+        stack.set_memory(Box::new(share.part()));
         Self {
-            stack: Stack::new(config, seed),
+            stack,
             relay: Relay::new(ready.clone()),
             ready,
             relayed: Relayed::new(Role::Responder, limits.flows, share),
@@ -578,7 +579,7 @@ mod tests {
 
     use super::*;
     use crate::proto::PublicKey;
-    use crate::proto::budget::{Budget, PROCESS, SESSION};
+    use crate::proto::budget::{HARD, SESSION};
     use crate::server::dns::DnsService;
 
     /// A lane that has room or not.
@@ -630,7 +631,7 @@ mod tests {
                     1400,
                     true,
                     limits,
-                    Share::new(Budget::new(PROCESS), SESSION),
+                    Share::alone(SESSION / HARD),
                     dns.client(&PublicKey::from_bytes([1; 32])),
                     2,
                 ),

@@ -52,7 +52,7 @@ use crate::io::state::{StateDir, StateError};
 use crate::io::tls::{Certificate, CertificateError, ServerTls};
 use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
 use crate::io::udp::UdpIo;
-use crate::proto::budget::{Budget, PROCESS};
+use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, PublicKey, Responder, Settings};
 use crate::wire::InnerConfig;
 
@@ -75,6 +75,8 @@ pub struct Shared {
     pub limits: LocalLimits,
     /// What the relayed flows of all sessions may hold.
     pub memory: Arc<Budget>,
+    /// The soft bound of what those of one session may hold.
+    pub memory_per_client: usize,
     /// Answers names on the gateway.
     pub dns: Arc<DnsService>,
     /// The certificate, where a listener needs one.
@@ -265,7 +267,8 @@ impl Server {
                 flows: config.limits.flows_per_client as usize,
                 half_open: config.limits.half_open_per_client as usize,
             },
-            memory: Budget::new(PROCESS),
+            memory: Budget::new(config.limits.memory / HARD),
+            memory_per_client: config.limits.memory_per_client / HARD,
             dns,
             tls,
             pool: Pool::new("server", POOL_SMALL, POOL_LARGE),

@@ -44,7 +44,7 @@ use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
 use crate::io::udp::Inbox;
-use crate::proto::budget::{SESSION, Share};
+use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
 use crate::proto::{Session, SessionEvent};
 use crate::wire::{CloseReason, FlowFrame, LaneId, PACKET_HEADROOM, TAILROOM};
@@ -384,7 +384,7 @@ impl SessionDriver {
                     config.mtu,
                     matches!(self.shared.egress, Egress::User),
                     self.shared.limits,
-                    Share::new(self.shared.memory.clone(), SESSION),
+                    Share::new(self.shared.memory.clone(), self.shared.memory_per_client),
                     self.shared.dns.client(&self.owner.key),
                     rand::rng().random(),
                 ));

@@ -14,7 +14,7 @@ use adit::config::{
     CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
     Scheme, ServerConfig, TunConfig,
 };
-use adit::proto::{PublicKey, SecretKey};
+use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{RunError, Server, Shared};
 use adit::wire::InnerConfig;
 use tokio_util::sync::CancellationToken;
@@ -110,6 +110,7 @@ impl Path {
             limits: Limits {
                 flows_per_client: 1000,
                 half_open_per_client: 100,
+                ..Limits::default()
             },
             aead: Vec::new(),
             repair: Repair::Auto,
@@ -133,6 +134,7 @@ impl Path {
             lanes,
             aead: Vec::new(),
             repair: Repair::Auto,
+            memory: budget::CLIENT,
         })
         .unwrap();
         Path {

@@ -309,8 +309,24 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     (
         "limits: {flows: 10}",
         &[
-            "limits.flows: unknown key `flows`: the keys here are flows_per_client, half_open_per_client",
+            "limits.flows: unknown key `flows`: the keys here are flows_per_client, half_open_per_client, memory, memory_per_client",
         ],
+    ),
+    (
+        "limits: {memory: lots}",
+        &["limits.memory: `lots` is not a size: write one like 256MiB or 1GiB"],
+    ),
+    (
+        "limits: {memory: 256}",
+        &["limits.memory: `256` is not a size"],
+    ),
+    (
+        "limits: {memory_per_client: 1MiB}",
+        &["limits.memory_per_client: `1MiB` is too little: write 4MiB or more"],
+    ),
+    (
+        "limits: {memory: 64MiB, memory_per_client: 65MiB}",
+        &["limits.memory_per_client: `65MiB` is more than memory, 64MiB"],
     ),
     (
         "aead: [aes-265-gcm]",

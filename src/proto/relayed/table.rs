@@ -488,7 +488,7 @@ impl Relayed {
 
     /// Ends every flow: their session is gone. Each is told to be closed, and numbers begin anew. What a client asked for
     /// and was not answered it asks for in the next session.
-    pub fn reset_all(&mut self) {
+    pub fn reset_all(&mut self, now: Instant) {
         for slot in 0..self.slots.len() {
             let Some(flow) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) else {
                 continue;
@@ -508,6 +508,8 @@ impl Relayed {
         self.by_id.clear();
         self.next_id = 0;
         self.lane = None;
+        // Nothing else may come that would see to it.
+        self.rest_later(now);
     }
 
     /// Returns the number of flows, those included that are over for their owner.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::bytes::{LARGE, SMALL};
 use super::*;
-use crate::proto::budget::{Budget, PROCESS, SESSION, Share};
+use crate::proto::budget::{Budget, HARD, PROCESS, SESSION, Share};
 use crate::proto::keys::Role;
 use crate::wire::{FlowFrame, InnerType, LaneId, RelayedId, ResetReason};
 
@@ -26,7 +26,7 @@ struct End {
 impl End {
     fn new(role: Role, now: Instant, session: usize) -> Self {
         Self {
-            table: Relayed::new(role, 128, Share::new(Budget::new(PROCESS), session)),
+            table: Relayed::new(role, 128, Share::new(Budget::new(PROCESS / HARD), session)),
             now,
             got: Vec::new(),
             ended: false,
@@ -105,7 +105,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        Self::with_memory(SESSION)
+        Self::with_memory(SESSION / HARD)
     }
 
     fn with_memory(session: usize) -> Self {
@@ -352,7 +352,7 @@ fn flow_that_finds_no_memory_at_all_tries_again() {
     let all = Budget::new(1 << 20);
     let mut other = Share::new(all.clone(), 1 << 30);
     let mut pair = Pair::new();
-    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all, SESSION));
+    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all, SESSION / HARD));
     pair.client.table.set_lane(LaneId(0));
     let (near, _) = pair.open();
     other.add(2 << 20);
@@ -445,9 +445,9 @@ fn bytes_beyond_the_hard_bound_end_their_flow() {
 
 #[test]
 fn spares_of_an_idle_session_are_given_back() {
-    let all = Budget::new(PROCESS);
+    let all = Budget::new(PROCESS / HARD);
     let mut pair = Pair::new();
-    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all.clone(), SESSION));
+    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all.clone(), SESSION / HARD));
     pair.client.table.set_lane(LaneId(0));
     let (near, _) = pair.open();
     pair.client.write(near, &pattern(60_000));
@@ -455,6 +455,23 @@ fn spares_of_an_idle_session_are_given_back() {
     pair.wait();
     assert_eq!((pair.client.table.held(), all.held()), (0, SMALL + LARGE));
     pair.now += 2 * SPARES_REST;
+    while let Some(due) = (pair.client.table.poll_timeout()).filter(|due| *due <= pair.now) {
+        pair.client.table.handle_timeout(due);
+    }
+    assert_eq!(all.held(), 0);
+}
+
+#[test]
+fn spares_of_a_session_that_has_gone_are_given_back() {
+    let all = Budget::new(PROCESS / HARD);
+    let mut pair = Pair::new();
+    pair.client.table = Relayed::new(Role::Initiator, 8, Share::new(all.clone(), SESSION / HARD));
+    pair.client.table.set_lane(LaneId(0));
+    let (near, _) = pair.open();
+    pair.client.write(near, &pattern(60_000));
+    pair.client.table.reset_all(pair.now);
+    assert_eq!((pair.client.table.held(), all.held()), (0, SMALL + LARGE));
+    pair.now += 3 * SPARES_REST;
     while let Some(due) = (pair.client.table.poll_timeout()).filter(|due| *due <= pair.now) {
         pair.client.table.handle_timeout(due);
     }
@@ -630,8 +647,8 @@ fn end_of_the_session_closes_every_flow_and_numbers_begin_anew() {
     let (near, far) = pair.open();
     let (other, _) = pair.open();
     pair.client.write(near, &pattern(100_000));
-    pair.client.table.reset_all();
-    pair.server.table.reset_all();
+    pair.client.table.reset_all(pair.now);
+    pair.server.table.reset_all(pair.now);
     let reason = ResetReason::Aborted;
     for flow in [near, other] {
         let told = pair.client.table.poll_event();
@@ -696,7 +713,7 @@ proptest! {
     fn every_byte_arrives_once_and_in_order_whatever_the_lanes_do(
         steps in steps(),
         direct in prop_oneof![Just(0), Just(1000usize), Just(usize::MAX)],
-        memory in prop_oneof![Just(SESSION), Just(512 * 1024)],
+        memory in prop_oneof![Just(SESSION / HARD), Just(512 * 1024)],
     ) {
         let mut pair = Pair::with_memory(memory);
         (pair.client.direct, pair.server.direct) = (direct, direct);
