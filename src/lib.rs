@@ -66,6 +66,7 @@
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
+//! | [`bench`] | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
 //! | [`fuzz`] | entry points for fuzzers | no | no |
 //! | `adit-fec` | the erasure code of [`proto::repair`], and how much of it to send when | no | no |
 //!
@@ -209,6 +210,7 @@
 //!   should not see is repaired below it, and the hold keeps TCP from noticing meanwhile; other packets are never
 //!   held.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;

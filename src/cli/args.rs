@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::bench::BenchArgs;
 use crate::config::{FlagValue, Kind};
 
 /// A VPN whose client needs no root.
@@ -74,6 +75,8 @@ pub(super) enum Command {
     /// not checked: whether a port is free, whether this user may make a TUN device or write to the state
     /// folder, whether the server answers.
     Check(CheckArgs),
+    /// Measure: a path with all its parts on this host, any SOCKS5 proxy, or a server with thousands of clients
+    Bench(BenchArgs),
 }
 
 /// How log lines are written.

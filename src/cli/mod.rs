@@ -3,7 +3,7 @@
 //! ```text
 //! args ─▶ command ─▶ keys (keygen, pubkey)
 //!                 ├▶ check
-//!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try)
+//!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! when a second signal ended the program at once. Errors are one line each on standard error, behind `adit: `.
 
 mod args;
+mod bench;
 mod check;
 pub mod dispatch;
 mod keys;
@@ -49,7 +50,9 @@ pub fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<(), Failure> {
     match &args.command {
-        Command::Try(_) | Command::Server(_) | Command::Client(_) => serve::run(&args),
+        Command::Try(_) | Command::Server(_) | Command::Client(_) | Command::Bench(_) => {
+            serve::run(&args)
+        }
         Command::Keygen(command) => keys::keygen(command),
         Command::Pubkey(command) => keys::pubkey(command),
         Command::Check(command) => check::run(command),

@@ -1,4 +1,4 @@
-//! `adit server`, `adit client` and `adit try`: configuration, logging, runtime, then the program itself.
+//! `adit server`, `adit client`, `adit try` and `adit bench`: configuration, logging, runtime, then the program itself.
 
 use std::env;
 use std::path::Path;
@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, Command, TryArgs};
+use super::bench::Bench;
 use super::{Failure, dispatch, logging, signals};
 use crate::config::{
     ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
@@ -42,6 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
             Program::Client(config) => dispatch::run_client(*config, ready, stop).await,
             Program::Try(options) => dispatch::run_try(options, ready, stop).await,
+            Program::Bench(bench) => bench.run(stop).await,
         }
     });
     // A task that blocks (a name being resolved by the system) must not hold up the end.
@@ -59,6 +61,7 @@ enum Program {
     Server(Box<ServerConfig>),
     Client(Box<ClientConfig>),
     Try(dispatch::TryOptions),
+    Bench(Bench),
 }
 
 fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
@@ -93,6 +96,13 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
             config: Program::Try(try_options(options)?),
             warnings: Vec::new(),
         }),
+        Command::Bench(options) => {
+            let loaded = options.load()?;
+            Ok(Loaded {
+                config: Program::Bench(loaded.config),
+                warnings: loaded.warnings,
+            })
+        }
         Command::Keygen(_) | Command::Pubkey(_) | Command::Check(_) => {
             Err(Failure::Usage("this command runs no program".to_owned()))
         }
@@ -100,7 +110,7 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
 }
 
 /// Loads a configuration; where nothing at all was given, says how to begin rather than what is missing.
-fn load_by<T>(
+pub(super) fn load_by<T>(
     file: Option<&Path>,
     flags: &[FlagValue],
     kind: Kind,

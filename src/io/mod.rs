@@ -1,6 +1,7 @@
 //! Every side effect: clock, buffer pools, sockets, TLS, TUN and netlink.
 
 pub mod carrier;
+pub mod child;
 pub mod clock;
 pub mod dial;
 pub mod journal;
