@@ -61,7 +61,9 @@ fn version_and_help_are_answered() {
         "{version:?}"
     );
     let help = workdir.run(&["--help"]);
-    for command in ["try", "server", "client", "keygen", "pubkey", "check"] {
+    for command in [
+        "try", "server", "client", "keygen", "pubkey", "check", "bench",
+    ] {
         assert!(
             help.stdout.contains(command),
             "{command} is missing in {}",

@@ -1,4 +1,4 @@
-//! The server of a bench that is told of none: a child process with keys for all its clients.
+//! The server of a bench that is told of none, a child process with keys for all its clients, and a client of it.
 //!
 //! A key has eight instances, so a swarm of two thousand takes 250 keys. Everything lives in a folder that is deleted at
 //! the end.
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::config::{KeyFileError, Scheme, write_key};
+use crate::config::{KeyFileError, LaneAddr, Scheme, write_key};
 use crate::proto::{PublicKey, SecretKey};
 
 /// A folder with the configuration of a server.
@@ -56,11 +56,29 @@ impl ServerFolder {
         Ok(Self { folder })
     }
 
+    /// Writes the configuration of a client with `key`, and returns the arguments that start it.
+    ///
+    /// # Errors
+    /// There is no room for temporary files.
+    pub(super) fn client(
+        &self,
+        server: &LaneAddr,
+        server_key: &PublicKey,
+        key: &SecretKey,
+    ) -> Result<[OsString; 5], FolderError> {
+        let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let text = format!(
+            "server: [\"{server}\"]\nserver_key: \"{server_key}\"\nkey_file: {CLIENT_KEY_FILE}\nproxy: \"{proxy}\"\n"
+        );
+        write_key(&self.path().join(CLIENT_KEY_FILE), key, false)?;
+        let config = self.path().join(CLIENT_CONFIG_FILE);
+        std::fs::write(&config, text)?;
+        Ok(arguments("client", config))
+    }
+
     /// Returns the arguments that start the server.
     pub(super) fn arguments(&self) -> [OsString; 5] {
-        let [server, config, level, warn] =
-            ["server", "-c", "--log-level", "warn"].map(OsString::from);
-        [server, config, self.config().into(), level, warn]
+        arguments("server", self.config())
     }
 
     /// Returns the path of the configuration.
@@ -91,13 +109,20 @@ impl Plan<'_> {
     }
 }
 
+fn arguments(program: &str, config: PathBuf) -> [OsString; 5] {
+    let [program, option, level, warn] = [program, "-c", "--log-level", "warn"].map(OsString::from);
+    [program, option, config.into(), level, warn]
+}
+
 const KEY_FILE: &str = "server.key";
 const CONFIG_FILE: &str = "server.yaml";
+const CLIENT_KEY_FILE: &str = "client.key";
+const CLIENT_CONFIG_FILE: &str = "client.yaml";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EgressKind, Inputs, ServerConfig};
+    use crate::config::{ClientConfig, EgressKind, Inputs, ServerConfig};
 
     #[test]
     fn server_takes_its_configuration() {
@@ -129,6 +154,24 @@ mod tests {
             let listed = config.clients.iter().map(|client| client.public_key);
             assert_eq!(listed.collect::<Vec<_>>(), clients);
             assert!(config.state_dir.starts_with(folder.path()));
+            let address = format!("{}://127.0.0.1:7443", scheme.as_str());
+            let address: LaneAddr = address.parse().expect("an address");
+            let own = generate();
+            let [program, _, file, ..] = folder
+                .client(&address, &key.public(), &own)
+                .expect("room for temporary files");
+            assert_eq!(program, "client");
+            let loaded = ClientConfig::load(Inputs {
+                file: Some(file.as_ref()),
+                environment: &|_| None,
+                flags: &[],
+            })
+            .expect("it is in order");
+            assert_eq!(loaded.warnings, Vec::<String>::new());
+            assert_eq!(loaded.config.servers, [address]);
+            assert_eq!(loaded.config.server_key, key.public());
+            assert_eq!(loaded.config.secret_key.public(), own.public());
+            assert_eq!(loaded.config.proxy.port(), 0);
         }
     }
 }

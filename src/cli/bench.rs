@@ -1,6 +1,7 @@
 //! `adit bench`: what is to be measured, from the arguments, and how it is told.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,24 +12,72 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::load_by;
 use super::{Failure, print};
+use crate::bench::Origin;
+use crate::bench::measure::{Course, measure};
+use crate::bench::pair::{self, PairOptions};
 use crate::bench::swarm::{self, SwarmOptions, Target, There};
+use crate::bench::way::{Socks, Spot, Way};
 use crate::config::{ClientConfig, Kind, Loaded, Scheme, read_key};
+use crate::io::ready::Ready;
 use crate::proto::SecretKey;
 
 /// The arguments of `adit bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
-    part: Part,
+    part: Option<Part>,
+    #[command(flatten)]
+    measures: MeasureArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// Be the far side of measures: a source, a sink and echoes, on one port over TCP and UDP
+    ///
+    /// Whoever reaches it can have bytes from it and nothing else; stop it when the measures are done.
+    Origin(OriginArgs),
     /// Put thousands of simulated clients on a server: real handshakes and frames, each with light traffic
     ///
     /// Without a configuration, a server is started on this host, with keys for all. The command fails if a client is
     /// not served; how fast that was is told and not judged.
     Swarm(SwarmArgs),
+}
+
+#[derive(Debug, Args)]
+struct MeasureArgs {
+    /// How long each measure takes, in seconds
+    #[arg(long, value_name = "SECS", default_value = "3", value_parser = parse_seconds)]
+    time: Duration,
+    /// How many flows, or connections at once, are measured beside one
+    #[arg(long, value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=MOST_FLOWS))]
+    flows: u16,
+    /// What carries the session: tcp, tls or udp [default: tcp]
+    #[arg(long, value_name = "LANE", value_parser = parse_lane, conflicts_with = "origin")]
+    lane: Option<Scheme>,
+    /// Measure to this origin, which runs `adit bench origin`, instead of starting both ends here
+    #[arg(long, value_name = "HOST:PORT")]
+    origin: Option<Spot>,
+    /// Measure through this SOCKS5 proxy, whoever made it; without, straight
+    #[arg(
+        long,
+        value_name = "socks5://[USER:PASSWORD@]HOST:PORT",
+        requires = "origin"
+    )]
+    proxy: Option<Socks>,
+    /// Count the CPU time of this process; may be given several times
+    #[arg(long, value_name = "NUMBER", requires = "origin")]
+    pid: Vec<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct OriginArgs {
+    /// Where it listens, over TCP and over UDP
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5201")]
+    listen: SocketAddr,
 }
 
 #[derive(Debug, Args)]
@@ -73,15 +122,43 @@ pub(super) struct Bench {
 
 #[derive(Debug)]
 enum What {
+    Pair(PairOptions),
+    Path(Course),
+    Origin(SocketAddr),
     Swarm(SwarmOptions),
 }
 
 impl BenchArgs {
     /// Reads what the arguments name.
     pub(super) fn load(&self) -> Result<Loaded<Bench>, Failure> {
-        match &self.part {
-            Part::Swarm(swarm) => swarm.load(),
-        }
+        let (what, json) = match &self.part {
+            Some(Part::Swarm(swarm)) => return swarm.load(),
+            Some(Part::Origin(origin)) => (What::Origin(origin.listen), false),
+            None => (self.measures.what(), self.measures.json),
+        };
+        Ok(Loaded {
+            config: Bench { what, json },
+            warnings: Vec::new(),
+        })
+    }
+}
+
+impl MeasureArgs {
+    fn what(&self) -> What {
+        let (time, flows) = (self.time, usize::from(self.flows));
+        let Some(origin) = self.origin.clone() else {
+            let lane = self.lane.unwrap_or(Scheme::Tcp);
+            return What::Pair(PairOptions { lane, time, flows });
+        };
+        What::Path(Course {
+            way: self.proxy.clone().map_or(Way::Straight, Way::Socks),
+            origin,
+            time,
+            flows,
+            processes: (self.pid.iter())
+                .map(|pid| (format!("process {pid}"), *pid))
+                .collect(),
+        })
     }
 }
 
@@ -138,9 +215,23 @@ impl SwarmArgs {
 }
 
 impl Bench {
-    /// Measures and prints what was found.
-    pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+    /// Measures and prints what was found. An origin is ready when it listens, and serves until `stop`.
+    pub(super) async fn run(self, mut ready: Ready, stop: CancellationToken) -> anyhow::Result<()> {
         match self.what {
+            What::Pair(options) => tell(&pair::run(options, stop).await?, self.json)?,
+            What::Path(course) => {
+                let report = tokio::select! {
+                    () = stop.cancelled() => bail!("interrupted before the end"),
+                    report = measure(course) => report?,
+                };
+                tell(&report, self.json)?;
+            }
+            What::Origin(listen) => {
+                let origin = Origin::bind(listen).await?;
+                ready.announce(&format!("origin on {}", origin.address()));
+                origin.serve(stop).await;
+                ready.stopping();
+            }
             What::Swarm(options) => {
                 let report = swarm::run(options, stop).await?;
                 tell(&report, self.json)?;
@@ -190,6 +281,9 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 /// Clients of one swarm: each is a descriptor, a local port and an address of the server's network.
 const MOST_CLIENTS: i64 = 20_000;
+
+/// Flows at once: more would be a measure of this program.
+const MOST_FLOWS: i64 = 1024;
 
 /// What is shorter measures nothing.
 const SHORTEST: Duration = Duration::from_millis(100);

@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
             Program::Client(config) => dispatch::run_client(*config, ready, stop).await,
             Program::Try(options) => dispatch::run_try(options, ready, stop).await,
-            Program::Bench(bench) => bench.run(stop).await,
+            Program::Bench(bench) => bench.run(ready, stop).await,
         }
     });
     // A task that blocks (a name being resolved by the system) must not hold up the end.

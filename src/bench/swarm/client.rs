@@ -165,13 +165,13 @@ impl Client {
             let Some(sequence) = ends.and_then(|ends| ends.read_reply(packet)) else {
                 return;
             };
+            if *served == Served::No {
+                *served = Served::ToBeTold;
+            }
             if let Some(place) = waiting.iter().position(|(sent, _)| *sent == sequence)
                 && let Some((_, at)) = waiting.remove(place)
             {
                 echoes.answered().add(now - at);
-                if *served == Served::No {
-                    *served = Served::ToBeTold;
-                }
             }
         })
     }

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::unconstrained;
 
 use super::client::{Client, Echoes, Turn};
-use crate::client::connect::{Connected, Connector};
+use crate::client::connect::{ConnectFailure, Connected, Connector};
 use crate::config::LaneAddr;
 use crate::io::clock;
 
@@ -104,7 +104,7 @@ impl Member {
             Ok(Connected::Joined { .. } | Connected::Ways(_)) => {
                 return Err("the server has joined a lane that nobody asked for".to_owned());
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(cause(&error)),
         };
         let mut client = Client::new(carrier);
         let turn = poll_fn(|cx| client.poll(cx, &self.echoes));
@@ -156,6 +156,18 @@ impl Member {
     async fn tell(&self, news: News) {
         // Whoever does not listen any more has ended the swarm.
         let _ = self.news.send(news).await;
+    }
+}
+
+/// Says why an attempt has failed in words that are the same for all members.
+fn cause(error: &ConnectFailure) -> String {
+    match error {
+        ConnectFailure::Silent { server, .. } => format!(
+            "{server}: no answer to the handshake: the server is down or too busy, or does not list the clients' keys, or \
+             no {} comes through",
+            server.scheme.as_str()
+        ),
+        error => error.to_string(),
     }
 }
 

@@ -56,9 +56,9 @@ pub struct ServerReport {
     /// The reverse: clients for each second of one core.
     pub handshakes_per_cpu_second: Option<f64>,
     /// How much of one core the echoes took.
-    pub cpu_share_of_traffic: f64,
+    pub cpu_share_of_traffic: Option<f64>,
     /// How much of one core quiet clients took.
-    pub cpu_share_when_idle: f64,
+    pub cpu_share_when_idle: Option<f64>,
     /// Resident memory before the first client.
     pub resident_bytes_at_start: u64,
     /// Resident memory when all had connected.
@@ -98,7 +98,12 @@ impl fmt::Display for SwarmReport {
         ]);
         rows.extend(Row::quantiles("an echo takes", &self.echo.round_trip));
         if let Some(server) = &self.server {
-            let percent = |share: f64| format!("{:.1} % of a core", share * 100.0);
+            let percent = |share: Option<f64>| {
+                share.map_or_else(
+                    || "none".to_owned(),
+                    |share| format!("{:.1} % of a core", share * 100.0),
+                )
+            };
             rows.extend([
                 Row::new(
                     "server: CPU of a handshake",

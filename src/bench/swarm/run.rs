@@ -187,6 +187,7 @@ struct Tally {
 /// What the server had used at a time.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
+    at: Instant,
     cpu: Duration,
     resident: u64,
 }
@@ -244,15 +245,21 @@ impl Swarm {
         info!(clients = options.clients, server = %self.course.server, "connecting");
         let last = self.connect(options.clients).await;
         let connected = self.read()?;
-        info!(connected = self.tally.connected, "sending echoes");
-        self.phase.send_replace(Phase::Traffic);
-        self.listen(sleep(options.time)).await;
-        self.phase.send_replace(Phase::Rest);
-        let busy = self.read()?;
-        info!("keeping quiet");
-        // Echoes that are under way have their time at least.
-        self.listen(sleep(options.idle.max(PATIENCE))).await;
-        let idle = self.read()?;
+        let (mut busy, mut idle) = (connected, connected);
+        // Where nobody is, there is nothing to wait for.
+        if self.tally.connected > 0 {
+            info!(connected = self.tally.connected, "sending echoes");
+            self.phase.send_replace(Phase::Traffic);
+            self.listen(sleep(options.time)).await;
+            // A client that waits for its turn on a busy machine is not one that is not served.
+            let _ = timeout(SERVED_PATIENCE, self.listen_until_served()).await;
+            self.phase.send_replace(Phase::Rest);
+            busy = self.read()?;
+            info!("keeping quiet");
+            // Echoes that are under way have their time at least.
+            self.listen(sleep(options.idle.max(PATIENCE))).await;
+            idle = self.read()?;
+        }
         self.phase.send_replace(Phase::End);
         let _ = timeout(END_PATIENCE, self.listen_to_all()).await;
         let server =
@@ -260,7 +267,7 @@ impl Swarm {
                 .zip(connected)
                 .zip(busy.zip(idle))
                 .map(|((fresh, connected), (busy, idle))| {
-                    self.server_report(options, [fresh, connected, busy, idle])
+                    self.server_report([fresh, connected, busy, idle])
                 });
         Ok(self.report(options, last.map(|last| last - began), server))
     }
@@ -291,6 +298,15 @@ impl Swarm {
         }
     }
 
+    /// Hears the news until every member that is there was served.
+    async fn listen_until_served(&mut self) {
+        while self.tally.served + self.tally.lost < self.tally.connected
+            && let Some(news) = self.news.recv().await
+        {
+            self.tally.add(news);
+        }
+    }
+
     /// Hears the news until every member has gone.
     async fn listen_to_all(&mut self) {
         loop {
@@ -313,24 +329,21 @@ impl Swarm {
         }
         let process = own.server.id();
         Ok(Some(Reading {
+            at: clock::now(),
             cpu: meters::cpu(process).context("cannot read the server's CPU time")?,
             resident: meters::resident(process).context("cannot read the server's memory")?,
         }))
     }
 
-    fn server_report(
-        &self,
-        options: &SwarmOptions,
-        [fresh, connected, busy, idle]: [Reading; 4],
-    ) -> ServerReport {
+    fn server_report(&self, [fresh, connected, busy, idle]: [Reading; 4]) -> ServerReport {
         let there = self.tally.connected.max(1) as f64;
         let handshakes = (connected.cpu - fresh.cpu).as_secs_f64();
         let more = idle.resident.saturating_sub(fresh.resident);
         ServerReport {
             cpu_ms_per_handshake: handshakes / there * 1e3,
             handshakes_per_cpu_second: (handshakes > 0.0).then(|| there / handshakes),
-            cpu_share_of_traffic: share(busy.cpu - connected.cpu, options.time),
-            cpu_share_when_idle: share(idle.cpu - busy.cpu, options.idle.max(PATIENCE)),
+            cpu_share_of_traffic: share(&connected, &busy),
+            cpu_share_when_idle: share(&busy, &idle),
             resident_bytes_at_start: fresh.resident,
             resident_bytes_connected: connected.resident,
             resident_bytes_idle: idle.resident,
@@ -402,9 +415,10 @@ impl Tally {
     }
 }
 
-/// How much of one core `cpu` is in `time`.
-fn share(cpu: Duration, time: Duration) -> f64 {
-    cpu.as_secs_f64() / time.as_secs_f64()
+/// How much of one core was used between two readings.
+fn share(from: &Reading, to: &Reading) -> Option<f64> {
+    let time = (to.at - from.at).as_secs_f64();
+    (time > 0.0).then(|| (to.cpu - from.cpu).as_secs_f64() / time)
 }
 
 /// Says so where this process may not open as much as so many clients need.
@@ -443,6 +457,9 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long an attempt may take. A server that is slow is to be measured, not given up.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long clients that were not served yet go on beyond the time.
+const SERVED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long all goodbyes may take.
 const END_PATIENCE: Duration = Duration::from_secs(10);
