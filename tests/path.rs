@@ -81,6 +81,7 @@ async fn full_server_says_so_before_it_hangs_up() {
         handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
         time: Duration::from_secs(5),
         lanes: 1,
+        source: None,
         pool: Pool::new("second", 4, 4),
     });
     let attempt = connector.attempt(path.address.clone(), None, true);
@@ -125,6 +126,7 @@ async fn tcp_at_a_tls_port_is_told_to_be_that() {
         handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
         time: Duration::from_secs(5),
         lanes: 1,
+        source: None,
         pool: Pool::new("second", 4, 4),
     });
     let error = connector.attempt(address, None, true).await.unwrap_err();

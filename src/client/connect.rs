@@ -19,7 +19,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Connector {
     pub time: Duration,
     /// How many lanes carry a session side by side where they are streams.
     pub lanes: usize,
+    /// Which of this host's addresses datagrams are sent from; without, whichever it takes at the time.
+    pub source: Option<IpAddr>,
     /// Buffers for the lanes.
     pub pool: Arc<Pool>,
 }
@@ -193,7 +195,10 @@ impl Connector {
     }
 
     fn way(&self, remote: SocketAddr) -> io::Result<Way> {
-        let io = Arc::new(UdpIo::for_remote(remote)?);
+        let io = Arc::new(match self.source {
+            Some(source) => UdpIo::sending_from(source)?,
+            None => UdpIo::for_remote(remote)?,
+        });
         let path = DatagramPath {
             socket: io.id(),
             ..DatagramPath::to(remote)
@@ -445,6 +450,7 @@ mod tests {
             handshake: ClientConfig::new(own, secret.public(), *b"instance"),
             time: Duration::from_secs(2),
             lanes: 1,
+            source: None,
             pool: Pool::new("test", 4, 4),
         };
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();

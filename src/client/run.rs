@@ -86,6 +86,7 @@ impl Client {
             handshake,
             time: config.connect_timeout,
             lanes: config.lanes,
+            source: None,
             pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
         };
         let (configured, inner) = watch::channel(None);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -212,6 +213,7 @@ impl Swarm {
                 handshake,
                 time: course.time,
                 lanes: 1,
+                source: own.as_ref().map(|_| address_of(number)),
                 pool: pool.clone(),
             };
             let member = Member {
@@ -415,6 +417,14 @@ impl Tally {
     }
 }
 
+/// An address of this host for each client: a server under load takes few handshakes over datagrams from one address, and
+/// clients of one address are not what it is about.
+fn address_of(number: usize) -> IpAddr {
+    let [.., high, low] = (number as u32).to_be_bytes();
+    // All of 127.0.0.0/8 is loopback (RFC 1122, section 3.2.1.3), and 127.1 has no broadcast address.
+    Ipv4Addr::new(127, 1, high, low).into()
+}
+
 /// How much of one core was used between two readings.
 fn share(from: &Reading, to: &Reading) -> Option<f64> {
     let time = (to.at - from.at).as_secs_f64();
@@ -466,6 +476,8 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -476,6 +488,13 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("2000 clients need 2064 open files"), "{text}");
         assert!(text.contains("is 1024"), "{text}");
+    }
+
+    #[test]
+    fn each_client_has_an_address_of_its_own() {
+        let addresses: HashSet<_> = (0..20_000).map(address_of).collect();
+        assert_eq!(addresses.len(), 20_000);
+        assert!(addresses.iter().all(IpAddr::is_loopback));
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn lanes_to(server: &str, now: Instant, handshake: ClientConfig, pool: Arc<Pool>
         handshake,
         time: Duration::from_secs(1),
         lanes: 1,
+        source: None,
         pool,
     };
     Lanes::new(now, Arc::new(connector), 7)

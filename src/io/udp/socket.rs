@@ -51,7 +51,16 @@ impl UdpIo {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let io = Self::bind(SocketAddr::new(any, 0), true)?;
+        Self::sending_from(any)
+    }
+
+    /// Makes such a socket that is bound to one address of the host's all the same.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn sending_from(source: IpAddr) -> io::Result<Self> {
+        let io = Self::bind(SocketAddr::new(source, 0), true)?;
         // A kernel that cannot do it says nothing about the path, and silence tells in time.
         if let Err(error) = io
             .state
