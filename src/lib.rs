@@ -89,6 +89,7 @@
 //! | [`server::session`] | one a session | the session, its lanes, and with egress `user` its netstack and its clients' sockets |
 //! | [`server::local`] | one a TCP connection to the inner resolver; outer connects are futures of the session's task | the stream of queries |
 //! | [`server::egress::tun`] | one | reading the TUN device |
+//! | [`bench::swarm`] | one a simulated client | its session and its lane |
 //!
 //! There is no task per flow on the data path: a socket that would block registers a waker that
 //! names its flow ([`io::relay`]). Tasks speak over bounded queues; what crosses between a session and
@@ -157,6 +158,7 @@
 //! | UDP mappings of a session | [`server::egress::udp::MAX_MAPPINGS`] | the idlest is replaced |
 //! | pings of a session under way | [`server::egress::echo::MAX_ECHOES`] | dropped, counted |
 //! | segments of a super-packet | 64 | dropped, counted |
+//! | connections to an origin of `adit bench` | [`bench::origin::MAX_CONNECTIONS`], for [`bench::origin::IDLE`] without a byte | closed, counted |
 //! | requests before the first session, at the client | 1,024 for 10 s | refused in words |
 //! | answers of the resolver that are kept | [`client::resolve::CACHE_ENTRIES`] | the least used goes |
 //!
