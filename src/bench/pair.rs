@@ -35,6 +35,13 @@ pub struct PairOptions {
 /// # Errors
 /// One of them does not start, or a measure fails.
 pub async fn run(options: PairOptions, stop: CancellationToken) -> anyhow::Result<MeasureReport> {
+    tokio::select! {
+        () = stop.cancelled() => bail!("interrupted before the end"),
+        report = both_ends(options) => report,
+    }
+}
+
+async fn both_ends(options: PairOptions) -> anyhow::Result<MeasureReport> {
     raise_open_files().context("cannot raise the limit of open files")?;
     let origin = Origin::bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
     let target = origin.address().into();
@@ -66,12 +73,10 @@ pub async fn run(options: PairOptions, stop: CancellationToken) -> anyhow::Resul
             ("load and origin".to_owned(), std::process::id()),
         ],
     };
-    let serving = tokio::spawn(origin.serve(stop.clone()));
-    let measured = tokio::select! {
-        () = stop.cancelled() => bail!("interrupted before the end"),
-        measured = measure(course) => measured,
-    };
-    serving.abort();
+    let stop_origin = CancellationToken::new();
+    let _serves_until_here = stop_origin.clone().drop_guard();
+    tokio::spawn(origin.serve(stop_origin));
+    let measured = measure(course).await;
     let ended = [
         ("client", client.has_ended()),
         ("server", server.has_ended()),

@@ -27,6 +27,7 @@ pub use datagrams::Echoes;
 pub use report::{Latency, MeasureReport};
 pub use throughput::{Direction, Throughput};
 
+use super::meters;
 use super::way::{Spot, Way, WayError};
 
 /// What all measures have in common.
@@ -57,6 +58,14 @@ pub enum MeasureError {
     /// Nothing comes through.
     #[error("nothing comes through: is there an origin (adit bench origin)?")]
     StandsStill,
+    /// A process whose time is to be counted is not there.
+    #[error("cannot read the CPU time of {name}: {error}")]
+    Process {
+        /// What it is.
+        name: String,
+        /// What the system says.
+        error: io::Error,
+    },
     /// A fault of this program.
     #[error("a part of the measure has failed; the log says more")]
     Broken,
@@ -67,6 +76,12 @@ pub enum MeasureError {
 /// # Errors
 /// The origin is not reached, or a measure fails. That a proxy carries no UDP is a finding.
 pub async fn measure(course: Course) -> Result<MeasureReport, MeasureError> {
+    for (name, process) in &course.processes {
+        meters::cpu(*process).map_err(|error| MeasureError::Process {
+            name: name.clone(),
+            error,
+        })?;
+    }
     let course = Arc::new(course);
     let counts = if course.flows > 1 {
         vec![1, course.flows]
@@ -165,5 +180,20 @@ mod tests {
             let begin = format!("cannot connect to {address}: ");
             assert!(text.starts_with(&begin), "{text}");
         });
+    }
+
+    #[test]
+    fn process_that_is_not_there_is_said() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let error = runtime.block_on(measure(Course {
+            way: Way::Straight,
+            origin: "127.0.0.1:1".parse().expect("an address"),
+            time: Duration::from_millis(100),
+            flows: 1,
+            processes: vec![("process 4294967295".to_owned(), u32::MAX)],
+        }));
+        let text = error.expect_err("there is no such number").to_string();
+        let begin = "cannot read the CPU time of process 4294967295: ";
+        assert!(text.starts_with(begin), "{text}");
     }
 }

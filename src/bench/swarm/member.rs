@@ -167,7 +167,11 @@ fn cause(error: &ConnectFailure) -> String {
              no {} comes through",
             server.scheme.as_str()
         ),
-        error => error.to_string(),
+        ConnectFailure::Dial(_)
+        | ConnectFailure::Io { .. }
+        | ConnectFailure::Closed { .. }
+        | ConnectFailure::Frame { .. }
+        | ConnectFailure::Handshake { .. } => error.to_string(),
     }
 }
 

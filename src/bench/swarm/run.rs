@@ -76,7 +76,10 @@ pub struct There {
 /// It cannot begin. What becomes of its clients is told by the report.
 pub async fn run(options: SwarmOptions, stop: CancellationToken) -> anyhow::Result<SwarmReport> {
     check_descriptors(options.clients, raise_open_files())?;
-    let (course, own) = prepare(&options).await?;
+    let (course, own) = tokio::select! {
+        () = stop.cancelled() => bail!("interrupted before the beginning"),
+        prepared = prepare(&options) => prepared?,
+    };
     let mut swarm = Swarm::begin(&options, course, own);
     let report = tokio::select! {
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted before the end")),
