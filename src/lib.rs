@@ -66,7 +66,7 @@
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
-//! | [`bench`] | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
+//! | [`bench`](mod@bench) | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
 //! | [`fuzz`] | entry points for fuzzers | no | no |
 //! | `adit-fec` | the erasure code of [`proto::repair`], and how much of it to send when | no | no |
 //!
