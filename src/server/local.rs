@@ -48,6 +48,7 @@ use tracing::debug;
 
 use crate::io::carrier::has_room;
 use crate::io::memory;
+use crate::io::pool::Pool;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
 use crate::proto::budget::Share;
@@ -251,11 +252,12 @@ impl Local {
         self.stack.send_unreachable(packet, why);
     }
 
-    /// Moves everything that can be moved; returns whether anything did.
+    /// Moves everything that can be moved, with buffers of `pool`; returns whether anything did.
     pub fn poll<S: PacketSink>(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
+        pool: &Arc<Pool>,
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
@@ -266,8 +268,8 @@ impl Local {
         any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
         any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN);
         any |= self.poll_queries(cx, sink);
-        any |= self.mappings.poll(cx, now, &mut self.stack, sink);
-        any |= self.echoes.poll(cx, now, &mut self.stack, sink);
+        any |= self.mappings.poll(cx, now, pool, &mut self.stack, sink);
+        any |= self.echoes.poll(cx, now, pool, &mut self.stack, sink);
         while self.relay.poll_ended().is_some() {}
         self.stack.poll_transmit(now, sink);
         any
@@ -610,6 +612,7 @@ mod tests {
     struct Path {
         client: Stack,
         local: Local,
+        pool: Arc<Pool>,
         now: Instant,
     }
 
@@ -635,6 +638,7 @@ mod tests {
                     dns.client(&PublicKey::from_bytes([1; 32])),
                     2,
                 ),
+                pool: Pool::new("test", 0, 1),
                 now: Instant::now(),
             }
         }
@@ -651,7 +655,7 @@ mod tests {
                 }
                 let mut down = Wire::default();
                 let mut cx = Context::from_waker(Waker::noop());
-                let moved = self.local.poll(&mut cx, self.now, &mut down);
+                let moved = (self.local).poll(&mut cx, self.now, &self.pool, &mut down);
                 if quiet && !moved && down.packets.is_empty() {
                     return events;
                 }
@@ -775,10 +779,11 @@ mod tests {
             ..Wire::default()
         };
         let mut cx = Context::from_waker(Waker::noop());
-        path.local.poll(&mut cx, path.now, &mut wire);
-        assert!(!path.local.poll(&mut cx, path.now, &mut wire), "no room");
+        let mut poll = |wire: &mut Wire| path.local.poll(&mut cx, path.now, &path.pool, wire);
+        poll(&mut wire);
+        assert!(!poll(&mut wire), "no room");
         wire.full = false;
-        assert!(path.local.poll(&mut cx, path.now, &mut wire));
+        assert!(poll(&mut wire));
         assert!(wire.packets[0].0.ends_with(b"answer"));
         assert_eq!(path.local.stats.no_room, 0);
     }

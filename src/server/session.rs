@@ -322,7 +322,7 @@ impl SessionDriver {
     fn poll_local(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         match self.local.as_mut() {
             Some(local) => {
-                let any = local.poll(cx, now, &mut self.carrier.sink(now));
+                let any = local.poll(cx, now, &self.shared.pool, &mut self.carrier.sink(now));
                 any | self.carrier.poll_flows(now, local.relayed())
             }
             None => false,

@@ -27,6 +27,7 @@ use tokio::net::UdpSocket;
 
 use super::udp::send;
 use crate::io::carrier::has_room;
+use crate::io::pool::{Buffer, Pool};
 use crate::io::relay::{Notice, ReadySet};
 
 /// The ping sockets of one session.
@@ -37,7 +38,6 @@ pub struct EchoSockets {
     ready: Arc<ReadySet>,
     /// The message that is being sent.
     message: Vec<u8>,
-    scratch: Vec<u8>,
     sweep: Option<Instant>,
     stats: EchoStats,
 }
@@ -69,7 +69,6 @@ impl EchoSockets {
             echoes: Slab::new(),
             ready: ReadySet::new(),
             message: Vec::new(),
-            scratch: Vec::new(),
             sweep: None,
             stats: EchoStats::default(),
         }
@@ -124,16 +123,18 @@ impl EchoSockets {
         }
     }
 
-    /// Moves the replies into the tunnel; returns whether there were any.
+    /// Moves the replies into the tunnel, through a buffer of `pool`; returns whether there were any.
     pub fn poll<S: PacketSink>(
         &mut self,
         cx: &Context<'_>,
         now: Instant,
+        pool: &Arc<Pool>,
         stack: &mut Stack,
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
         let mut any = false;
+        let mut scratch = None;
         for _ in 0..MAX_ECHOES {
             if self.ready.is_empty() || !has_room(sink) {
                 return any;
@@ -145,7 +146,7 @@ impl EchoSockets {
             any = true;
             echo.notice.taken();
             // Replies are read here first: their length is not known before.
-            self.scratch.resize(MAX_MESSAGE, 0);
+            let scratch: &mut Buffer = scratch.get_or_insert_with(|| pool.large());
             let mut wake = Context::from_waker(&echo.waker);
             let mut errors = 0;
             for turn in 1..=REPLIES_PER_TURN {
@@ -153,7 +154,7 @@ impl EchoSockets {
                     echo.notice.queue();
                     break;
                 }
-                let mut buffer = ReadBuf::new(&mut self.scratch);
+                let mut buffer = ReadBuf::new(scratch);
                 let from = match echo.socket.poll_recv_from(&mut wake, &mut buffer) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(from)) => Some(from),
@@ -206,7 +207,6 @@ impl EchoSockets {
         });
         if self.echoes.is_empty() {
             self.message = Vec::new();
-            self.scratch = Vec::new();
         }
         self.sweep = self
             .echoes
@@ -273,9 +273,6 @@ pub const ECHO_IDLE: Duration = Duration::from_secs(30);
 /// Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443 section 4.1).
 const ICMP_HEADER: usize = 8;
 
-/// The largest message there is.
-const MAX_MESSAGE: usize = 65_536;
-
 const REQUEST_V4: u8 = 8;
 const REPLY_V4: u8 = 0;
 const REQUEST_V6: u8 = 128;
@@ -325,8 +322,9 @@ mod tests {
     async fn replies(echoes: &mut EchoSockets, now: Instant, count: usize) -> Vec<Vec<u8>> {
         let (mut stack, mut wire) = (stack(), Wire::default());
         let cx = Context::from_waker(Waker::noop());
+        let pool = Pool::new("test", 0, 1);
         while wire.packets.len() < count {
-            echoes.poll(&cx, now, &mut stack, &mut wire);
+            echoes.poll(&cx, now, &pool, &mut stack, &mut wire);
             tokio::task::yield_now().await;
         }
         wire.packets

@@ -27,6 +27,7 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
 use crate::io::carrier::has_room;
+use crate::io::pool::Pool;
 use crate::io::relay::{Notice, ReadySet};
 
 /// The UDP mappings of one session.
@@ -35,7 +36,6 @@ pub struct Mappings {
     by_client: HashMap<SocketAddr, usize>,
     mappings: Slab<Mapping>,
     ready: Arc<ReadySet>,
-    scratch: Vec<u8>,
     sweep: Option<Instant>,
     stats: MappingStats,
 }
@@ -66,7 +66,6 @@ impl Mappings {
             by_client: HashMap::new(),
             mappings: Slab::new(),
             ready: ReadySet::new(),
-            scratch: Vec::new(),
             sweep: None,
             stats: MappingStats::default(),
         }
@@ -96,18 +95,20 @@ impl Mappings {
         mapping.notice.queue();
     }
 
-    /// Moves what arrived into the tunnel; returns whether anything did.
+    /// Moves what arrived into the tunnel, through a buffer of `pool`; returns whether anything did.
     ///
     /// Without room in `sink`, datagrams stay in the sockets.
     pub fn poll<S: PacketSink>(
         &mut self,
         cx: &Context<'_>,
         now: Instant,
+        pool: &Arc<Pool>,
         stack: &mut Stack,
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
         let mut any = false;
+        let mut scratch = None;
         for _ in 0..READY_PER_TURN {
             if self.ready.is_empty() || !has_room(sink) {
                 return any;
@@ -118,15 +119,15 @@ impl Mappings {
             };
             any = true;
             mapping.notice.taken();
-            // Datagrams are read here first: their length is not known before.
-            self.scratch.resize(MAX_DATAGRAM, 0);
+            // Datagrams are read here first: their length is not known before. Lent for this turn alone: a mapping
+            // stays for minutes, and a thousand idle sessions have one.
+            let scratch = scratch.get_or_insert_with(|| pool.large());
             let stats = &mut self.stats;
-            let received =
-                mapping.receive(&mut self.scratch, sink, |sink, client, origin, bytes| {
-                    if stack.send_udp(sink, origin, client, bytes).is_err() {
-                        stats.no_room += 1;
-                    }
-                });
+            let received = mapping.receive(scratch, sink, |sink, client, origin, bytes| {
+                if stack.send_udp(sink, origin, client, bytes).is_err() {
+                    stats.no_room += 1;
+                }
+            });
             self.stats.receive_failed += received.errors as u64;
             if received.datagrams > 0 {
                 mapping.last_used = now;
@@ -202,9 +203,6 @@ impl Mappings {
     fn remove(&mut self, key: usize) {
         if let Some(mapping) = self.mappings.try_remove(key) {
             self.by_client.remove(&mapping.client);
-        }
-        if self.mappings.is_empty() {
-            self.scratch = Vec::new();
         }
     }
 }
@@ -302,9 +300,6 @@ pub const MAX_MAPPINGS: usize = 1024;
 /// How long an idle mapping lives (RFC 4787 REQ-5 asks for at least two minutes).
 pub const MAPPING_IDLE: Duration = Duration::from_secs(180);
 
-/// The largest datagram there is.
-const MAX_DATAGRAM: usize = 65_536;
-
 /// Mappings served per turn.
 const READY_PER_TURN: usize = 128;
 
@@ -369,7 +364,16 @@ mod tests {
 
         fn turn(&mut self, wire: &mut Wire) -> bool {
             let cx = Context::from_waker(Waker::noop());
-            self.mappings.poll(&cx, self.now, &mut self.stack, wire)
+            let pool = Pool::new("test", 0, 1);
+            let moved = self
+                .mappings
+                .poll(&cx, self.now, &pool, &mut self.stack, wire);
+            assert_eq!(
+                pool.stats().large.outstanding,
+                0,
+                "between turns nothing is kept"
+            );
+            moved
         }
 
         /// Sends from the client's port and returns where the origin sees it from.
