@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use adit::config::address::Host;
-use adit::io::lane::{LaneStream, StreamLane, prepare_socket};
+use adit::io::lane::{LaneStream, ReadMemory, StreamLane, prepare_socket};
 use adit::io::pool::Pool;
 use adit::io::tls::{Certificate, ClientTls, ServerTls, Verify};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -110,8 +110,10 @@ async fn receive(mut lane: StreamLane, total: u64) {
 }
 
 fn lane(stream: LaneStream) -> StreamLane {
-    let mut lane = StreamLane::new(stream, Pool::new("bench", 64, 64));
-    lane.set_frame_limit(66_000);
+    let pool = Pool::new("bench", 64, 64);
+    let memory = ReadMemory::of(pool.reads());
+    let mut lane = StreamLane::new(stream, pool);
+    lane.set_frame_limit(66_000, memory);
     lane
 }
 

@@ -6,12 +6,18 @@
 //! thread that happens. A pool keeps at most as many free buffers as it was told; what comes
 //! back beyond that is freed, so a burst does not stay in memory for ever.
 //!
+//! The frames that arrive on stream lanes are put together in buffers of the lanes' own, whose sizes
+//! follow the traffic: of those a pool has the [budget](Pool::reads) alone.
+//!
 //! Buffers are zeroed once, when they are allocated, and never again: whoever takes one writes
 //! before it reads.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::io::lane::READ_MEMORY;
+use crate::proto::budget::Budget;
 
 /// The capacity of a small buffer in bytes: one wire packet with its frame, or one handshake.
 pub const SMALL: usize = 2 * 1024;
@@ -33,6 +39,7 @@ pub struct Pool {
     small: Mutex<FreeList>,
     medium: Mutex<FreeList>,
     large: Mutex<FreeList>,
+    reads: Arc<Budget>,
 }
 
 impl Pool {
@@ -47,6 +54,7 @@ impl Pool {
             small: Mutex::new(FreeList::new(max_small)),
             medium: Mutex::new(FreeList::new(max_large)),
             large: Mutex::new(FreeList::new(max_large)),
+            reads: Budget::new(READ_MEMORY),
         })
     }
 
@@ -70,6 +78,11 @@ impl Pool {
         let mut buffer = self.lend(class);
         buffer.truncate(len);
         buffer
+    }
+
+    /// Returns what bounds the read buffers of the lanes that this pool is for.
+    pub fn reads(&self) -> &Arc<Budget> {
+        &self.reads
     }
 
     /// Returns what logs and metrics call this pool.

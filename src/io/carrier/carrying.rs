@@ -15,7 +15,7 @@ use super::event::{CarrierEvent, CarrierStats, LaneLoss};
 use super::several::Several;
 use super::sink::{LaneSink, Room as SinkRoom};
 use super::stream::{CarriedStream, QUIET};
-use crate::io::lane::StreamLane;
+use crate::io::lane::{ReadMemory, StreamLane};
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::datapath::{DatapathStats, Orphan};
@@ -29,6 +29,8 @@ use crate::wire::{LaneId, PACKET_HEADROOM, SEALED_HEADER_LEN, TAILROOM};
 pub struct Carrier {
     session: Session,
     streams: Vec<CarriedStream>,
+    /// For frames that arrive on them.
+    memory: ReadMemory,
     datagrams: Datagrams,
     /// Which of the lanes side by side a packet takes; there while there are any.
     spread: Option<Box<Spread>>,
@@ -50,7 +52,8 @@ impl Carrier {
     /// Carries `session` over `lane`, the one its handshake was made on.
     pub fn new(session: Session, id: LaneId, lane: StreamLane) -> Self {
         let mut carrier = Self::without_lanes(session, lane.pool().clone());
-        carrier.streams.push(CarriedStream::new(id, lane, false));
+        let stream = CarriedStream::new(id, lane, false, &carrier.memory);
+        carrier.streams.push(stream);
         carrier
     }
 
@@ -83,7 +86,8 @@ impl Carrier {
         if self.lanes() >= MAX_LANES {
             return false;
         }
-        self.streams.push(CarriedStream::new(id, lane, after_join));
+        let stream = CarriedStream::new(id, lane, after_join, &self.memory);
+        self.streams.push(stream);
         true
     }
 
@@ -216,6 +220,8 @@ impl Carrier {
             } else {
                 ended
             };
+            let starved = self.streams[at].handle_read(now);
+            self.stats.starved += u64::from(starved);
             match lost {
                 Some(cause) => {
                     any = true;
@@ -389,7 +395,8 @@ impl Carrier {
 
     /// Returns when [`Carrier::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let quiet = self.streams.iter().filter_map(|lane| lane.quiet_at).min();
+        let streams = self.streams.iter();
+        let lanes = streams.filter_map(CarriedStream::poll_timeout).min();
         let over = self.session.closed().is_some() && self.lanes() == 0;
         let datagrams = self.datagrams.poll_timeout().filter(|_| !over);
         let last_word = self.last_word.filter(|_| !over);
@@ -397,7 +404,7 @@ impl Carrier {
         let stall = spread.and_then(Spread::poll_timeout);
         [
             self.session.poll_timeout(),
-            quiet,
+            lanes,
             datagrams,
             last_word,
             stall,
@@ -412,6 +419,13 @@ impl Carrier {
         self.session.handle_timeout(now);
         for lane in &mut self.streams {
             lane.handle_timeout(now);
+        }
+        while let Some(lane) = self.streams.iter_mut().find_map(|lane| {
+            let overdue = lane.is_overdue(now);
+            overdue.then_some(lane.id)
+        }) {
+            self.stats.parts_given_up += 1;
+            self.lose(now, lane, LaneLoss::PartHeld);
         }
         self.datagrams.handle_timeout(now);
         if let Some(spread) = self.spread.as_deref_mut() {
@@ -436,6 +450,7 @@ impl Carrier {
         Self {
             session,
             streams: Vec::with_capacity(1),
+            memory: ReadMemory::of(pool.reads()),
             datagrams: Datagrams::new(pool),
             spread: None,
             scratch: Vec::new(),

@@ -55,6 +55,9 @@ pub enum LaneLoss {
     /// The far end no longer answers.
     #[error("the far end no longer answers")]
     Silent,
+    /// It sat on a part of a frame while memory for such was short.
+    #[error("a frame did not get on while memory for such was short")]
+    PartHeld,
 }
 
 impl From<io::Error> for LaneLoss {
@@ -81,6 +84,10 @@ pub struct CarrierStats {
     pub copies_refused: u64,
     /// Lanes lost.
     pub lanes_lost: u64,
+    /// Times that a lane was not read, because there was no memory for the frame that was coming.
+    pub starved: u64,
+    /// Lanes lost because they sat on a part of a frame while memory for such was short.
+    pub parts_given_up: u64,
     /// Datagrams of no session, or in the wrong place.
     pub stray_datagrams: u64,
     /// Datagrams that did not open, or joins that were refused.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::datagram::Datagrams;
 use super::deliver::Deliver;
 use super::event::{CarrierStats, LaneLoss};
-use crate::io::lane::StreamLane;
+use crate::io::lane::{ReadMemory, StreamLane};
 use crate::proto::datapath::Received;
 use crate::proto::relayed::Pieces;
 use crate::proto::spread::LaneView;
@@ -31,11 +31,29 @@ pub(super) struct CarriedStream {
     pub(super) broken: Option<io::Error>,
     /// Our side of the connection is shut: the far end has heard everything.
     pub(super) shut: bool,
+    /// When to read again what was not read for want of memory.
+    pub(super) again_at: Option<Instant>,
+    /// The frame that has come in part and takes memory of all lanes.
+    part: Option<Part>,
+}
+
+/// A frame that has come in part.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// How many have come before it, which tells it from others.
+    number: u64,
+    /// When to look whether it is to be given up.
+    due: Instant,
 }
 
 impl CarriedStream {
-    pub(super) fn new(id: LaneId, mut io: StreamLane, after_join: bool) -> Self {
-        io.set_frame_limit(MAX_FRAME);
+    pub(super) fn new(
+        id: LaneId,
+        mut io: StreamLane,
+        after_join: bool,
+        memory: &ReadMemory,
+    ) -> Self {
+        io.set_frame_limit(MAX_FRAME, memory.clone());
         Self {
             id,
             io,
@@ -45,7 +63,43 @@ impl CarriedStream {
             quiet_at: None,
             broken: None,
             shut: false,
+            again_at: None,
+            part: None,
         }
+    }
+
+    /// Takes note of what the read buffer holds after it was read; returns whether it was not, for want of memory.
+    pub(super) fn handle_read(&mut self, now: Instant) -> bool {
+        let starved = self.io.is_starved();
+        self.again_at = starved.then(|| now + AGAIN_AFTER);
+        let number = self.io.stats().frames_read;
+        self.part.take_if(|part| part.number != number);
+        if !self.io.holds_part() {
+            self.part = None;
+        } else if self.part.is_none() {
+            let due = now + PART_TIME;
+            self.part = Some(Part { number, due });
+        }
+        starved
+    }
+
+    /// Returns whether it is to be given up: memory is short, and a frame that has some does not get on.
+    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
+        let Some(part) = self.part.as_mut().filter(|part| part.due <= now) else {
+            return false;
+        };
+        part.due = now + PART_AGAIN;
+        self.io.is_short()
+    }
+
+    /// Returns when [`CarriedStream::handle_timeout`] or [`CarriedStream::is_overdue`] is to be called, or the lane to be
+    /// read.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let part = self.part.map(|part| part.due);
+        [self.quiet_at, self.again_at, part]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How it stands among others.
@@ -72,6 +126,8 @@ impl CarriedStream {
 
     /// Gives the read buffer back if next to nothing came in for [`QUIET`].
     pub(super) fn handle_timeout(&mut self, now: Instant) {
+        // The driver reads after each time-out.
+        self.again_at.take_if(|due| *due <= now);
         if self.quiet_at.is_none_or(|due| now < due) {
             return;
         }
@@ -225,3 +281,13 @@ pub(super) const QUIET: Duration = Duration::from_secs(5);
 
 /// What may arrive meanwhile: keepalives and the odd small packet.
 const QUIET_BYTES: u64 = 16 * 1024;
+
+/// How soon a lane that found no memory is tried again: a frame of others is whole, or their lane given up.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a frame may take memory of all lanes in part while that is short: a super-packet needs so long at 100 kbit/s,
+/// and half of that was enough time to make room for others.
+const PART_TIME: Duration = Duration::from_secs(5);
+
+/// How soon after that it is looked at again, where there was memory enough.
+const PART_AGAIN: Duration = Duration::from_secs(1);

@@ -11,10 +11,16 @@
 //!
 //! The memory is zeroed when it is allocated (by the kernel, for the sizes that matter) and not
 //! again, so that a read may be given all of it as an ordinary slice.
+//!
+//! How large the buffer may be is not its own to say: see [`memory`](super::memory). Where memory is
+//! refused to it, bytes are moved more often; where it is refused for a frame that has begun, there is
+//! no room until there is memory.
 
 use std::ops::Range;
 
 use thiserror::Error;
+
+use super::memory::{FLOOR, Grant, ReadMemory};
 
 /// The largest value of a frame's length field that a lane accepts at first: what the messages
 /// before authentication may need.
@@ -26,6 +32,10 @@ pub(super) struct Inbound {
     start: usize,
     end: usize,
     limit: usize,
+    /// What it may hold; there once the peer is authenticated.
+    grant: Option<Grant>,
+    /// There is no room, because there is no memory for the frame that is coming.
+    starved: bool,
     finished: bool,
     /// The last read filled all the room it was given, and that was most of the buffer.
     filled: bool,
@@ -39,10 +49,12 @@ pub(super) struct Inbound {
 impl Inbound {
     pub(super) fn new() -> Inbound {
         Inbound {
-            bytes: allocate(LENGTH + FRAME_LIMIT_AT_FIRST),
+            bytes: allocate(FLOOR),
             start: 0,
             end: 0,
             limit: FRAME_LIMIT_AT_FIRST,
+            grant: None,
+            starved: false,
             finished: false,
             filled: false,
             window: 0,
@@ -51,13 +63,16 @@ impl Inbound {
         }
     }
 
-    pub(super) fn set_limit(&mut self, limit: usize) {
+    /// Accepts frames up to `limit` from now on, which take what they need beyond the floor from `memory`.
+    pub(super) fn set_limit(&mut self, limit: usize, memory: ReadMemory) {
         self.limit = limit;
+        self.grant = Some(Grant::new(memory));
     }
 
     /// Returns the room for the next read, empty only when the frames that are there fill the
-    /// buffer and have to be handed out first.
+    /// buffer and have to be handed out first, or when it [is starved](Inbound::is_starved).
     pub(super) fn room(&mut self) -> &mut [u8] {
+        self.starved = false;
         self.judge_size();
         let room = self.bytes.len() - self.end;
         let tail = self.end - self.start;
@@ -68,15 +83,17 @@ impl Inbound {
         } else if self.start > 0 && cramped {
             // A dear move means that the buffer is small for such frames: a larger one moves
             // them more rarely.
-            let larger = self.larger();
-            if larger > self.bytes.len() {
-                self.resize(larger);
-            } else {
+            if !self.grow() {
                 self.move_to_front();
             }
-        } else if room == 0 {
-            self.resize(self.larger());
+        } else if room == 0 && !self.grow() {
+            self.grow_for_frame();
         }
+        self.spare()
+    }
+
+    /// Returns the room there is, as [`Inbound::room`] has made it.
+    pub(super) fn spare(&mut self) -> &mut [u8] {
         &mut self.bytes[self.end..]
     }
 
@@ -123,11 +140,27 @@ impl Inbound {
 
     /// Gives back the memory that what is buffered does not need.
     pub(super) fn shrink(&mut self) {
-        let needed = (self.end - self.start).max(LENGTH + FRAME_LIMIT_AT_FIRST);
+        let needed = (self.end - self.start).max(FLOOR);
         self.filled = false;
         if needed < self.bytes.len() {
             self.resize(needed);
         }
+        self.settle();
+    }
+
+    /// Tells whether there was no room, because there is no memory for the frame that is coming.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Tells whether a part of a frame takes memory that others could use.
+    pub(super) fn holds_part(&self) -> bool {
+        !self.starved && self.coming() > FLOOR && self.reserved() > FLOOR
+    }
+
+    /// Tells whether memory is short for its session, or for all.
+    pub(super) fn is_short(&self) -> bool {
+        self.grant.as_ref().is_some_and(Grant::is_short)
     }
 
     /// How many bytes have arrived and were not handed out.
@@ -170,26 +203,80 @@ impl Inbound {
         }
     }
 
+    /// The whole length of the frame that is coming, of which a part is there; 0 where none is.
+    fn coming(&self) -> usize {
+        match self.frame_len() {
+            Ok(Some(total)) if total > self.end - self.start => total,
+            Ok(_) | Err(_) => 0,
+        }
+    }
+
+    /// How many bytes it may hold without asking.
+    fn reserved(&self) -> usize {
+        self.grant.as_ref().map_or(FLOOR, Grant::capacity)
+    }
+
     /// Grows a buffer that the last read filled; shrinks one that a whole window of reads left
-    /// mostly empty.
+    /// mostly empty, and where memory is short any that is larger than its frame.
     fn judge_size(&mut self) {
-        if self.filled {
+        self.settle();
+        if self.bytes.len() > FLOOR && self.is_short() {
             self.filled = false;
-            self.resize(self.larger());
+            let needed = self.coming().max(self.end - self.start).max(FLOOR);
+            if needed < self.bytes.len() {
+                self.resize(needed);
+                self.settle();
+            }
+        } else if self.filled {
+            self.filled = false;
+            self.grow();
         } else if self.window >= SIZE_WINDOW {
-            let wanted = (self.peak * SPARE).max(LENGTH + FRAME_LIMIT_AT_FIRST);
+            let wanted = (self.peak * SPARE).max(FLOOR);
             self.window = 0;
             self.peak = 0;
             if self.start == self.end && wanted * 2 <= self.bytes.len() {
                 self.resize(wanted);
+                self.settle();
             }
+        }
+    }
+
+    /// Gives back what was granted and neither the buffer nor the frame that is coming needs.
+    fn settle(&mut self) {
+        let needed = self.bytes.len().max(self.coming());
+        if let Some(grant) = &mut self.grant {
+            grant.settle(needed);
+        }
+    }
+
+    /// Makes the buffer a size larger, if it may be; returns whether it is.
+    fn grow(&mut self) -> bool {
+        let larger = self.larger();
+        let granted = larger > self.bytes.len()
+            && (self.grant.as_mut()).is_some_and(|grant| grant.grow(larger));
+        if granted {
+            self.resize(larger);
+        }
+        granted
+    }
+
+    /// Makes the buffer larger for the frame that fills it and is longer, or starves.
+    fn grow_for_frame(&mut self) {
+        let total = self.coming();
+        if total <= self.bytes.len() {
+            return;
+        }
+        if (self.grant.as_mut()).is_some_and(|grant| grant.claim(total)) {
+            self.resize(self.larger().min(total));
+        } else {
+            self.starved = true;
         }
     }
 
     /// The next size up that the frame limit allows.
     fn larger(&self) -> usize {
         let max = if self.limit <= FRAME_LIMIT_AT_FIRST {
-            LENGTH + FRAME_LIMIT_AT_FIRST
+            FLOOR
         } else {
             MAX_CAPACITY.max(LENGTH + self.limit)
         };
@@ -271,7 +358,13 @@ const SIZE_WINDOW: u32 = 32;
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::memory::READ_MEMORY;
     use super::*;
+    use crate::proto::budget::Budget;
+
+    fn memory() -> ReadMemory {
+        ReadMemory::of(&Budget::new(READ_MEMORY))
+    }
 
     fn frame(body: &[u8]) -> Vec<u8> {
         let mut frame = (body.len() as u32).to_be_bytes().to_vec();
@@ -328,7 +421,7 @@ mod tests {
     #[test]
     fn largest_length_field_is_refused() {
         let mut inbound = Inbound::new();
-        inbound.set_limit(66_000);
+        inbound.set_limit(66_000, memory());
         inbound.room()[..4].copy_from_slice(&[0xff; 4]);
         inbound.advance(4);
         assert!(matches!(
@@ -380,7 +473,7 @@ mod tests {
     fn steady_traffic_keeps_its_buffer() {
         for portion in [1_448, 16_384, 200_000] {
             let mut inbound = Inbound::new();
-            inbound.set_limit(66_000);
+            inbound.set_limit(66_000, memory());
             let stream = frame(&[3; 60_000]).repeat(100);
             feed(&mut inbound, &stream, &[portion]);
             let settled = inbound.capacity();
@@ -394,7 +487,7 @@ mod tests {
     #[test]
     fn large_frame_grows_the_buffer_only_as_its_bytes_come() {
         let mut inbound = Inbound::new();
-        inbound.set_limit(66_000);
+        inbound.set_limit(66_000, memory());
         inbound.room()[..4].copy_from_slice(&66_000_u32.to_be_bytes());
         inbound.advance(4);
         assert_eq!(inbound.next_frame(), Ok(None));
@@ -412,7 +505,7 @@ mod tests {
     #[test]
     fn buffer_grows_under_load_and_shrinks_after_it() {
         let mut inbound = Inbound::new();
-        inbound.set_limit(66_000);
+        inbound.set_limit(66_000, memory());
         let load: Vec<u8> = (0..200).flat_map(|_| frame(&[1; 60_000])).collect();
         feed(&mut inbound, &load, &[usize::MAX]);
         assert_eq!(inbound.capacity(), MAX_CAPACITY);
@@ -424,7 +517,7 @@ mod tests {
     #[test]
     fn shrink_keeps_what_is_buffered() {
         let mut inbound = Inbound::new();
-        inbound.set_limit(66_000);
+        inbound.set_limit(66_000, memory());
         let load: Vec<u8> = (0..100).flat_map(|_| frame(&[1; 60_000])).collect();
         feed(&mut inbound, &load, &[usize::MAX]);
         let last = frame(&[5; 5000]);
@@ -439,7 +532,7 @@ mod tests {
         for body in [65_577_usize, 65_000, 40_000, 9_000, 1_426, 100] {
             for portion in [usize::MAX, 300_000, 70_000, 16_384, 1_448] {
                 let mut inbound = Inbound::new();
-                inbound.set_limit(66_000);
+                inbound.set_limit(66_000, memory());
                 let one = frame(&vec![3; body]);
                 let stream = one.repeat(32_000_000 / one.len());
                 feed(&mut inbound, &stream, &[portion]);
@@ -468,7 +561,7 @@ mod tests {
             }
             let frames: Vec<Vec<u8>> = bodies.iter().map(|body| frame(body)).collect();
             let mut inbound = Inbound::new();
-            inbound.set_limit(66_000);
+            inbound.set_limit(66_000, memory());
             let got = feed(&mut inbound, &frames.concat(), &portions);
             prop_assert_eq!(got, frames);
             prop_assert_eq!(inbound.len(), 0);

@@ -32,18 +32,24 @@
 //! fourfold each time the peer fills it, up to 768 KiB, and shrinks when the traffic no
 //! longer needs it. A frame above the limit is an error before anything grows for it.
 //!
+//! What buffers have beyond that first size comes out of one bounded pool of memory
+//! ([`ReadMemory`]). A lane that gets nothing of it for a frame that is coming is not read
+//! ([`StreamLane::is_starved`]); its driver tries again after a moment.
+//!
 //! The write queue refuses ([`StreamLane::reserve`] answers `None`) above [`HIGH_WATER`]:
 //! the sender of the packets is made to wait instead. Control frames have a small allowance
 //! above it ([`StreamLane::reserve_control`]), so that a full lane still answers a ping.
 
 mod exchange;
 mod inbound;
+mod memory;
 mod outbound;
 mod socket;
 mod stream;
 
 pub use exchange::ReadError;
 pub use inbound::{FRAME_LIMIT_AT_FIRST, FrameError};
+pub use memory::{READ_MEMORY, ReadMemory};
 pub use outbound::{CONTROL_ALLOWANCE, HIGH_WATER};
 pub use socket::{LaneStream, NOTSENT_LOWAT, prepare_socket};
 pub use stream::{LaneStats, StreamLane};

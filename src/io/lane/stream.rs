@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::inbound::{FRAME_LIMIT_AT_FIRST, FrameError, Inbound};
+use super::memory::ReadMemory;
 use super::outbound::{CONTROL_ALLOWANCE, HIGH_WATER, MAX_SLICES, Outbound};
 use super::socket::LaneStream;
 use crate::io::pool::{Buffer, Pool};
@@ -41,9 +42,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
     /// Sets the largest value of a frame's length field that is accepted from now on.
     ///
     /// It starts at [`FRAME_LIMIT_AT_FIRST`]. Raising it says that the peer is authenticated and
-    /// worth memory: the buffers may grow from then on.
-    pub fn set_frame_limit(&mut self, limit: usize) {
-        self.inbound.set_limit(limit);
+    /// worth memory: the buffers may grow from then on, the read buffer as far as `memory` lets it.
+    pub fn set_frame_limit(&mut self, limit: usize, memory: ReadMemory) {
+        self.inbound.set_limit(limit, memory);
         if limit > FRAME_LIMIT_AT_FIRST {
             self.outbound.use_large_chunks();
         }
@@ -53,16 +54,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
     ///
     /// All frames are to be taken by [`StreamLane::next_frame`] between two calls. When they
     /// were not and there is no room left, nothing is read and the number of bytes that wait is
-    /// returned.
+    /// returned. A lane that [is starved](StreamLane::is_starved) afterwards is pending, and nothing
+    /// wakes whoever waits for it: call again soon.
     ///
     /// # Errors
     ///
     /// What the stream reports; the lane is of no more use.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let room = self.inbound.room();
-        if room.is_empty() {
+        if self.inbound.room().is_empty() {
+            if self.inbound.is_starved() {
+                return Poll::Pending;
+            }
             return Poll::Ready(Ok(self.inbound.len()));
         }
+        let room = self.inbound.spare();
         let mut buf = ReadBuf::new(room);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
         let read = buf.filled().len();
@@ -184,6 +189,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StreamLane<S> {
         self.outbound.shrink();
     }
 
+    /// Tells whether it was not read, because there is no memory for the frame that is coming.
+    pub fn is_starved(&self) -> bool {
+        self.inbound.is_starved()
+    }
+
+    /// Tells whether a part of a frame has come and takes memory that others could use.
+    pub fn holds_part(&self) -> bool {
+        self.inbound.holds_part()
+    }
+
+    /// Tells whether memory for frames that are coming is short.
+    pub fn is_short(&self) -> bool {
+        self.inbound.is_short()
+    }
+
     /// Returns the pool that its write buffers come from.
     pub fn pool(&self) -> &Arc<Pool> {
         self.outbound.pool()
@@ -277,8 +297,10 @@ mod tests {
     }
 
     fn lane<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> StreamLane<S> {
-        let mut lane = StreamLane::new(stream, Pool::new("test", 16, 16));
-        lane.set_frame_limit(LIMIT);
+        let pool = Pool::new("test", 16, 16);
+        let memory = ReadMemory::of(pool.reads());
+        let mut lane = StreamLane::new(stream, pool);
+        lane.set_frame_limit(LIMIT, memory);
         lane
     }
 
@@ -418,7 +440,7 @@ mod tests {
             raw.write_all(&both).await.expect("room");
             poll_fn(|cx| lane.poll_read(cx)).await.expect("bytes came");
             assert!(lane.next_frame().expect("legal").is_some());
-            lane.set_frame_limit(LIMIT);
+            lane.set_frame_limit(LIMIT, ReadMemory::of(lane.pool().reads()));
             loop {
                 if let Some(frame) = lane.next_frame().expect("legal now") {
                     assert_eq!(frame, large);

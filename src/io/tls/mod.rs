@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
     use crate::config::address::Host;
-    use crate::io::lane::{LaneStream, StreamLane};
+    use crate::io::lane::{LaneStream, ReadMemory, StreamLane};
     use crate::io::pool::Pool;
 
     fn block_on<F: Future>(future: F) -> F::Output {
@@ -335,7 +335,8 @@ mod tests {
             let mut near = StreamLane::new(near.expect("done"), Arc::clone(&pool));
             let mut far = StreamLane::new(far.expect("done"), pool);
             for lane in [&mut near, &mut far] {
-                lane.set_frame_limit(66_000);
+                let memory = ReadMemory::of(lane.pool().reads());
+                lane.set_frame_limit(66_000, memory);
             }
             for round in 0..20_usize {
                 let (from, to) = if round % 2 == 0 {
