@@ -143,6 +143,7 @@ impl<P: QueuePacket> Datapath<P> {
     /// Shows a packet that came for the first time to repair.
     fn note_source(&mut self, session: &mut Session, now: Instant, packet: &Received<'_>) {
         let (lane, number) = (packet.lane, packet.number);
+        self.used_at = Some(now);
         let bits = offload_byte(packet.offload.checksum);
         let bytes = &packet.frame[packet.range.clone()];
         let in_time = self.incoming.handle_source(now, lane, number, bits, bytes);

@@ -35,6 +35,8 @@ pub struct Datapath<P> {
     past: OutgoingStats,
     /// When a packet was last sent.
     sourced_at: Instant,
+    /// When a packet was last sent or came; `None` while nothing is held on that account.
+    pub(super) used_at: Option<Instant>,
     pub(super) incoming: Incoming,
     pub(super) hold: Hold,
     pub(super) lanes: Vec<DatapathLane>,
@@ -128,6 +130,7 @@ impl<P: QueuePacket> Datapath<P> {
             carrier: None,
             past: OutgoingStats::default(),
             sourced_at: now,
+            used_at: None,
             incoming,
             hold,
             lanes: Vec::new(),
@@ -350,6 +353,7 @@ impl<P: QueuePacket> Datapath<P> {
             .chain([
                 extra,
                 idle,
+                self.used_at.map(|at| at + IDLE),
                 self.incoming.poll_timeout(),
                 self.question_at(),
                 self.hold.poll_timeout(),
@@ -379,11 +383,20 @@ impl<P: QueuePacket> Datapath<P> {
         }
     }
 
-    /// Gives back what a sender that sends nothing holds.
+    /// Gives back what a sender that sends nothing holds, and what is kept for packets where none come or go.
     pub(super) fn rest_when_idle(&mut self, now: Instant) {
         if now.saturating_duration_since(self.sourced_at) >= IDLE {
             self.past = self.outgoing_stats();
             self.outgoing = None;
+        }
+        let idle = |at: &mut Instant| now.saturating_duration_since(*at) >= IDLE;
+        if self.used_at.take_if(idle).is_some() {
+            self.queue.release_memory();
+            self.hold.release_memory();
+            self.incoming.gaps_mut().release_memory();
+            for lane in &mut self.lanes {
+                lane.flight.release_memory();
+            }
         }
     }
 
@@ -546,6 +559,7 @@ impl<P: QueuePacket> Datapath<P> {
             let number = session.alloc_source(packet.len);
             let checksum = packet.offload.checksum;
             self.sourced_at = now;
+            self.used_at = Some(now);
             let class = match packet.class {
                 queue::Class::Thin => RepairClass::Thin,
                 queue::Class::Bulk => RepairClass::Bulk,

@@ -57,6 +57,11 @@ impl<T: Copy> Flight<T> {
         }
     }
 
+    /// Gives back what is kept for more datagrams than fly.
+    pub fn release_memory(&mut self) {
+        self.sent.release_memory();
+    }
+
     /// Whether a datagram of `bytes` may leave now.
     ///
     /// Datagrams of [`Class::Report`] need no permission, since they answer what others sent.

@@ -105,6 +105,11 @@ impl<T: Copy> Sent<T> {
         }
     }
 
+    /// Gives back what is kept for more datagrams than are tracked.
+    pub fn release_memory(&mut self) {
+        self.ring.shrink_to_fit();
+    }
+
     /// Takes note of a datagram that leaves now.
     ///
     /// `number` is `epoch << 32 | counter` and higher than all before; `bytes` is the length of the UDP

@@ -89,6 +89,11 @@ impl Gaps {
         self.ranges.front().map(|gap| gap.noticed)
     }
 
+    /// Gives back what no range needs.
+    pub(super) fn release_memory(&mut self) {
+        self.ranges.shrink_to_fit();
+    }
+
     /// Keeps the number of ranges bounded; returns whether one had to go.
     fn forget_surplus(&mut self) -> bool {
         self.ranges.len() > MAX_GAPS && self.ranges.pop_front().is_some()

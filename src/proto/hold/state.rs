@@ -258,6 +258,15 @@ impl Hold {
         }
     }
 
+    /// Gives back what is kept for flows that come and gaps that open, unless packets are held: for when none have come
+    /// for long.
+    pub fn release_memory(&mut self) {
+        if self.packets.is_empty() {
+            self.flows = Flows::default();
+            self.gaps.release_memory();
+        }
+    }
+
     /// Says how many bytes are held.
     #[must_use]
     pub fn len_bytes(&self) -> usize {

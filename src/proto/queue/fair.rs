@@ -128,6 +128,15 @@ impl<P: QueuePacket> FairQueue<P> {
         }
     }
 
+    /// Gives back what is kept for packets and flows, unless some wait: for when none have come for longer than a flow is
+    /// worth remembering.
+    pub fn release_memory(&mut self) {
+        if self.packets.is_empty() {
+            self.packets = Slab::new();
+            self.flows = Flows::new();
+        }
+    }
+
     /// Learns what the lane does: bytes each second and its least round-trip time, each 0 if unknown.
     ///
     /// CoDel's target and interval and [`FairQueue::room`] follow.

@@ -85,7 +85,7 @@ impl Gaps {
             first,
             next: Some(first),
             lane: None,
-            missing: VecDeque::with_capacity(MAX_GAPS),
+            missing: VecDeque::new(),
             lateness: Duration::ZERO,
             hopeless: Vec::new(),
             asked: 0,
@@ -95,6 +95,11 @@ impl Gaps {
     /// Changes the limits, of gaps that are open too: they follow the round-trip time.
     pub fn set_limits(&mut self, limits: GapLimits) {
         self.limits = limits;
+    }
+
+    /// Gives back what no missing number needs.
+    pub fn release_memory(&mut self) {
+        self.missing.shrink_to_fit();
     }
 
     /// Sets whether what is missed from now on is asked for. What is missing when it no longer is, is asked for no more:
