@@ -1,7 +1,7 @@
 //! What proves a message 1 fresh when its time does not: the newest time of every instance, and a
 //! challenge that only a living client can answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::proto::aead::same_secret;
 use crate::proto::identity::PublicKey;
@@ -56,7 +56,9 @@ impl Freshness for ChallengeState {
 /// The newest time heard from every (key, instance), in microseconds since 1970.
 #[derive(Debug)]
 pub(super) struct NewestTimes {
-    newest: HashMap<(PublicKey, [u8; INSTANCE_LEN]), Times>,
+    newest: HashMap<Instance, Times>,
+    /// The same by their newest times: a full table has to find its oldest entry for every newcomer.
+    oldest: BTreeSet<(u64, Instance)>,
     floor: u64,
     limit: usize,
 }
@@ -66,6 +68,7 @@ impl NewestTimes {
     pub(super) fn new(floor: u64, limit: usize) -> Self {
         Self {
             newest: HashMap::new(),
+            oldest: BTreeSet::new(),
             floor,
             limit,
         }
@@ -107,22 +110,27 @@ impl NewestTimes {
     /// from then on takes anything as old as that for stale.
     fn accept(&mut self, key: PublicKey, instance: [u8; INSTANCE_LEN], time: u64) {
         let entry = (key, instance);
-        if self.newest.len() >= self.limit && !self.newest.contains_key(&entry) {
-            let oldest = self.newest.iter().min_by_key(|(_, times)| times.newest);
-            if let Some((oldest, time)) = oldest.map(|(entry, times)| (*entry, times.newest)) {
-                self.newest.remove(&oldest);
-                self.floor = self.floor.max(time);
-            }
+        if self.newest.len() >= self.limit
+            && !self.newest.contains_key(&entry)
+            && let Some((time, oldest)) = self.oldest.pop_first()
+        {
+            self.newest.remove(&oldest);
+            self.floor = self.floor.max(time);
         }
         let floor = self.floor;
         let times = self.newest.entry(entry).or_insert(Times {
             newest: floor,
             last: floor,
         });
+        self.oldest.remove(&(times.newest, entry));
         times.newest = time.max(times.newest);
         times.last = time;
+        self.oldest.insert((times.newest, entry));
     }
 }
+
+/// A run of a client.
+type Instance = (PublicKey, [u8; INSTANCE_LEN]);
 
 /// What is known of one instance.
 #[derive(Clone, Copy, Debug)]
@@ -190,6 +198,18 @@ mod tests {
         assert_eq!(times.newest.len(), 2);
         assert!(times.is_stale(&A, &[0; 8], 500));
         assert!(!times.is_stale(&A, &[0; 8], 501));
+    }
+
+    #[test]
+    fn who_is_heard_again_is_not_the_oldest_any_more() {
+        let mut times = NewestTimes::new(0, 3);
+        for (instance, time) in [(0, 500), (1, 600), (2, 700), (0, 900), (1, 100), (3, 1000)] {
+            times.accept(A, [instance; 8], time);
+        }
+        // The second was accepted with an older time, which does not make it newer.
+        assert_eq!(times.last(A, [1; 8]), 600);
+        assert_eq!(times.last(A, [0; 8]), 900);
+        assert_eq!((times.newest.len(), times.oldest.len()), (3, 3));
     }
 
     #[test]
