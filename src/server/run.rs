@@ -20,6 +20,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use adit_netstack::Packet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -144,6 +145,21 @@ impl Shared {
         self.networks.iter().any(|net| net.contains(&address))
     }
 
+    /// Returns where a packet goes of the client that has `addresses`, as `policy` has it.
+    pub fn way(&self, policy: &DestinationPolicy, addresses: &[IpAddr], packet: &Packet) -> Way {
+        if !addresses.contains(&packet.source) {
+            Way::Foreign
+        } else if self.gateways.contains(&packet.destination) {
+            Way::Gateway
+        } else if self.is_inner(packet.destination) {
+            Way::Client
+        } else if policy.allows(packet.destination) {
+            Way::Out
+        } else {
+            Way::Denied
+        }
+    }
+
     /// Returns what a session with this lease is told about its network.
     pub fn inner_config(&self, lease: &Lease) -> InnerConfig {
         let prefix = |want: fn(&IpNet) -> bool| {
@@ -170,6 +186,21 @@ impl Shared {
         }
         config
     }
+}
+
+/// Where a client's packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Nowhere: its source is not the client's.
+    Foreign,
+    /// To the inner gateway.
+    Gateway,
+    /// To another client.
+    Client,
+    /// Nowhere: the policy lets nobody go there.
+    Denied,
+    /// Out by the egress.
+    Out,
 }
 
 /// What lanes come in by.

@@ -38,7 +38,7 @@ use super::leases::Owner;
 use super::local::Local;
 use super::registry::{Entrant, Join, Joined, addresses};
 use super::router::{Downlink, Queued};
-use super::run::Shared;
+use super::run::{Shared, Way};
 use super::unconfirmed::Place;
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
@@ -541,28 +541,24 @@ impl Uplink<'_> {
             self.stats.unreadable += 1;
             return;
         };
-        if !self.addresses.contains(&packet.source) {
-            self.stats.foreign_source += 1;
-            return;
-        }
-        if self.shared.gateways.contains(&packet.destination) {
-            self.stats.passed += 1;
-            local.handle_packet(self.now, bytes, offload);
-            return;
-        }
-        if self.shared.is_inner(packet.destination) {
-            self.pass_to_client(frame, range, &packet, offload);
-            return;
-        }
-        if !self.policy.allows(packet.destination) {
-            self.stats.denied += 1;
-            local.refuse(bytes, Unreachable::AdminProhibited);
-            return;
-        }
-        self.stats.passed += 1;
-        match &self.shared.egress {
-            Egress::Tun(tun) => tun.send(frame, range, &packet, offload),
-            Egress::User => local.handle_packet(self.now, bytes, offload),
+        match (self.shared).way(self.policy, self.addresses, &packet) {
+            Way::Foreign => self.stats.foreign_source += 1,
+            Way::Gateway => {
+                self.stats.passed += 1;
+                local.handle_packet(self.now, bytes, offload);
+            }
+            Way::Client => self.pass_to_client(frame, range, &packet, offload),
+            Way::Denied => {
+                self.stats.denied += 1;
+                local.refuse(bytes, Unreachable::AdminProhibited);
+            }
+            Way::Out => {
+                self.stats.passed += 1;
+                match &self.shared.egress {
+                    Egress::Tun(tun) => tun.send(frame, range, &packet, offload),
+                    Egress::User => local.handle_packet(self.now, bytes, offload),
+                }
+            }
         }
     }
 
