@@ -1,5 +1,5 @@
 //! Goodput of stream lanes over loopback: frames of one super-packet and of one wire packet, on
-//! bare TCP and under TLS.
+//! bare TCP and under TLS; and of their part that is ours, the cutting into frames.
 //!
 //! Each end has a thread of its own, as a client and a server have. (On one thread the kernel's
 //! queues grow and drain in steps that have nothing to do with the lane, and figures differ by
@@ -11,7 +11,9 @@
 
 use std::future::poll_fn;
 use std::hint::black_box;
-use std::task::{Poll, ready};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,9 @@ use adit::config::address::Host;
 use adit::io::lane::{LaneStream, ReadMemory, StreamLane, prepare_socket};
 use adit::io::pool::Pool;
 use adit::io::tls::{Certificate, ClientTls, ServerTls, Verify};
+use adit::wire::SealedHeader;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
@@ -76,6 +80,79 @@ fn transfer(tls: bool, frame: usize, total: u64) -> Duration {
     })
 }
 
+/// What it costs to cut what arrives into frames and to read their headers, without the system calls: the stream is
+/// copied from memory.
+fn frames(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("frames");
+    group.throughput(Throughput::Bytes(TRANSFER as u64));
+    for frame in [65_581, 1_446] {
+        let mut one = vec![0; frame];
+        let header = SealedHeader {
+            epoch: 0,
+            counter: 0,
+        };
+        header.write(&mut one).expect("there is room");
+        let source = Source {
+            bytes: one.repeat((1 << 20) / frame + 1),
+            at: 0,
+        };
+        let pool = Pool::new("bench", 1, 1);
+        let memory = ReadMemory::of(pool.reads());
+        let mut lane = StreamLane::new(source, pool);
+        lane.set_frame_limit(66_000, memory);
+        let mut cx = Context::from_waker(Waker::noop());
+        group.bench_function(BenchmarkId::new("parsed", frame), |bencher| {
+            bencher.iter(|| {
+                let mut parsed = 0;
+                while parsed < TRANSFER {
+                    assert!(lane.poll_read(&mut cx).is_ready());
+                    while let Some(frame) = lane.next_frame().expect("legal frames") {
+                        black_box(SealedHeader::parse(frame).expect("a sealed frame"));
+                        parsed += frame.len();
+                    }
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The same bytes over and over.
+struct Source {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl AsyncRead for Source {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.at == self.bytes.len() {
+            self.at = 0;
+        }
+        let end = self.bytes.len().min(self.at + buf.remaining());
+        buf.put_slice(&self.bytes[self.at..end]);
+        self.at = end;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Source {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
 async fn send(mut lane: StreamLane, frame: usize, total: u64) {
     let header = u32::try_from(frame - 4).expect("small").to_be_bytes();
     let mut queued = 0;
@@ -130,5 +207,5 @@ fn runtime() -> Runtime {
 /// Bytes of one round: enough to forget how a connection starts.
 const TRANSFER: usize = 64 * 1024 * 1024;
 
-criterion_group!(benches, lanes);
+criterion_group!(benches, lanes, frames);
 criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! Throughput of one flow between two stacks, and the cost of a packet among many flows.
+//! Throughput of one flow between two stacks and of each of them, and the cost of a packet among many flows.
 //!
 //! `cargo bench -p adit-netstack`
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
@@ -86,6 +86,11 @@ impl Pair {
         self.now += Duration::from_micros(10);
         self.a.poll_transmit(self.now, &mut self.ab);
         self.ab.deliver(self.now, &mut self.b);
+        self.answer();
+    }
+
+    /// The way back, and what is due.
+    fn answer(&mut self) {
         self.b.poll_transmit(self.now, &mut self.ba);
         self.ba.deliver(self.now, &mut self.a);
         if self.a.poll_timeout().is_some_and(|at| at <= self.now) {
@@ -114,11 +119,57 @@ impl Pair {
     }
 }
 
+/// Bytes of one round.
+const CHUNK: usize = 16 << 20;
+
+/// Carries [`CHUNK`] bytes by a flow from `a` to `b`; returns how much of the time went out of the one stack, and how
+/// much into the other.
+fn carry(
+    pair: &mut Pair,
+    (flow, other): (FlowId, FlowId),
+    source: &[u8],
+    target: &mut [u8],
+) -> Spent {
+    let mut spent = Spent::default();
+    let mut read = 0;
+    while read < CHUNK {
+        let began = Instant::now();
+        while let Ok(_count) = pair.a.send(pair.now, flow, |room| {
+            let count = room.len().min(source.len());
+            room[..count].copy_from_slice(&source[..count]);
+            (count, count)
+        }) {}
+        pair.now += Duration::from_micros(10);
+        pair.a.poll_transmit(pair.now, &mut pair.ab);
+        let left = Instant::now();
+        pair.ab.deliver(pair.now, &mut pair.b);
+        while let Ok(count) = pair.b.recv(pair.now, other, |bytes| {
+            let count = bytes.len().min(target.len());
+            target[..count].copy_from_slice(&bytes[..count]);
+            (count, count)
+        }) {
+            read += count;
+        }
+        spent.out += left - began;
+        spent.into += left.elapsed();
+        pair.answer();
+        while pair.a.poll_event().is_some() || pair.b.poll_event().is_some() {}
+    }
+    black_box(target);
+    spent
+}
+
+#[derive(Default)]
+struct Spent {
+    out: Duration,
+    into: Duration,
+}
+
 fn throughput(c: &mut Criterion) {
-    const CHUNK: usize = 16 << 20;
     let mut group = c.benchmark_group("one_flow");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     group.sample_size(20);
+    let (source, mut target) = (vec![7; 1 << 20], vec![0; 1 << 20]);
     for (name, super_packets, send_ring) in [
         ("super_packets", true, 512 << 10),
         ("super_packets_send_ring_128k", true, 128 << 10),
@@ -133,31 +184,39 @@ fn throughput(c: &mut Criterion) {
         };
         let mut pair = Pair::new(&config);
         pair.ab.limit = if super_packets { 16 } else { 256 };
-        let (flow, other) = pair.open(443);
+        let flows = pair.open(443);
         group.bench_function(name, |bencher| {
-            let source = vec![7u8; 1 << 20];
-            let mut target = vec![0u8; 1 << 20];
-            bencher.iter(|| {
-                let mut read = 0;
-                while read < CHUNK {
-                    while let Ok(_count) = pair.a.send(pair.now, flow, |room| {
-                        let count = room.len().min(source.len());
-                        room[..count].copy_from_slice(&source[..count]);
-                        (count, count)
-                    }) {}
-                    pair.turn();
-                    while let Ok(count) = pair.b.recv(pair.now, other, |bytes| {
-                        let count = bytes.len().min(target.len());
-                        target[..count].copy_from_slice(&bytes[..count]);
-                        (count, count)
-                    }) {
-                        read += count;
-                    }
-                    while pair.a.poll_event().is_some() || pair.b.poll_event().is_some() {}
-                }
-                black_box(&target);
-            });
+            bencher.iter(|| carry(&mut pair, flows, &source, &mut target));
         });
+    }
+    group.finish();
+}
+
+/// Each end by itself: an application's bytes to packets, and packets to an application's bytes. The acknowledgements are
+/// neither's.
+fn stages(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stage");
+    group.throughput(Throughput::Bytes(CHUNK as u64));
+    group.sample_size(20);
+    let (source, mut target) = (vec![7; 1 << 20], vec![0; 1 << 20]);
+    for (packets, super_packets) in [("super_packets", true), ("mtu_1400", false)] {
+        let config = Config {
+            super_packets,
+            ..Config::default()
+        };
+        let mut pair = Pair::new(&config);
+        pair.ab.limit = if super_packets { 16 } else { 256 };
+        let flows = pair.open(443);
+        let stages: [(&str, fn(Spent) -> Duration); 2] =
+            [("out", |spent| spent.out), ("in", |spent| spent.into)];
+        for (stage, part) in stages {
+            group.bench_function(BenchmarkId::new(stage, packets), |bencher| {
+                bencher.iter_custom(|rounds| {
+                    let mut round = || carry(&mut pair, flows, &source, &mut target);
+                    (0..rounds).map(|_| part(round())).sum()
+                });
+            });
+        }
     }
     group.finish();
 }
@@ -195,5 +254,5 @@ fn many_flows(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, throughput, many_flows);
+criterion_group!(benches, throughput, stages, many_flows);
 criterion_main!(benches);
