@@ -184,10 +184,7 @@ async fn server(state: &std::path::Path) -> Server {
         client_to_client: false,
         state_dir: state.to_path_buf(),
         max_clients: 100_000,
-        limits: Limits {
-            flows_per_client: 1000,
-            half_open_per_client: 100,
-        },
+        limits: Limits::default(),
         aead: Vec::new(),
         repair: Repair::Auto,
     };

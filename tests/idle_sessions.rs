@@ -17,7 +17,8 @@ use adit::config::{
     Scheme, ServerConfig, TunConfig,
 };
 use adit::io::pool::{LARGE, SMALL};
-use adit::proto::{PublicKey, SecretKey};
+
+use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{Server, Shared};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
@@ -174,10 +175,7 @@ fn config(
         client_to_client: false,
         state_dir: state.to_path_buf(),
         max_clients: 1000,
-        limits: Limits {
-            flows_per_client: 1000,
-            half_open_per_client: 100,
-        },
+        limits: Limits::default(),
         aead: Vec::new(),
         repair: Repair::Auto,
     }
@@ -194,6 +192,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         tls: CertificateCheck::Unchecked,
         connect_timeout: Duration::from_secs(30),
         lanes: 1,
+        memory: budget::CLIENT,
         aead: Vec::new(),
         repair: Repair::Auto,
     });

@@ -165,6 +165,9 @@ struct Spent {
     into: Duration,
 }
 
+/// A name, and its part of the time.
+type Stage = (&'static str, fn(Spent) -> Duration);
+
 fn throughput(c: &mut Criterion) {
     let mut group = c.benchmark_group("one_flow");
     group.throughput(Throughput::Bytes(CHUNK as u64));
@@ -207,8 +210,7 @@ fn stages(c: &mut Criterion) {
         let mut pair = Pair::new(&config);
         pair.ab.limit = if super_packets { 16 } else { 256 };
         let flows = pair.open(443);
-        let stages: [(&str, fn(Spent) -> Duration); 2] =
-            [("out", |spent| spent.out), ("in", |spent| spent.into)];
+        let stages: [Stage; 2] = [("out", |spent| spent.out), ("in", |spent| spent.into)];
         for (stage, part) in stages {
             group.bench_function(BenchmarkId::new(stage, packets), |bencher| {
                 bencher.iter_custom(|rounds| {
