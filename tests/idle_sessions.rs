@@ -17,7 +17,6 @@ use adit::config::{
     Scheme, ServerConfig, TunConfig,
 };
 use adit::io::pool::{LARGE, SMALL};
-
 use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{Server, Shared};
 use tokio::net::UdpSocket;

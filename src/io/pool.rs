@@ -99,6 +99,15 @@ impl Pool {
         }
     }
 
+    /// Frees what waits to be lent again, as after a burst.
+    pub fn give_back(&self) {
+        for class in [Class::Small, Class::Medium, Class::Large] {
+            let free = std::mem::take(&mut self.list(class).free);
+            // Freed here, outside the lock.
+            drop(free);
+        }
+    }
+
     fn lend(self: &Arc<Self>, class: Class) -> Buffer {
         let reused = self.list(class).take();
         let bytes = reused.unwrap_or_else(|| vec![0; class.capacity()].into_boxed_slice());
@@ -358,6 +367,22 @@ mod tests {
         let stats = pool.stats();
         assert_eq!((stats.small.free, stats.small.outstanding), (2, 0));
         assert_eq!((stats.large.free, stats.large.outstanding), (0, 0));
+    }
+
+    #[test]
+    fn pool_that_gives_back_keeps_none_but_what_is_lent() {
+        let pool = Pool::new("test", 4, 4);
+        let lent = pool.large();
+        drop([pool.sized(SMALL), pool.sized(MEDIUM), pool.sized(LARGE)]);
+        pool.give_back();
+        let stats = pool.stats();
+        let free = [stats.small, stats.medium, stats.large].map(|class| class.free);
+        assert_eq!(free, [0; 3]);
+        drop(lent);
+        assert_eq!(
+            (pool.stats().large.free, pool.stats().large.outstanding),
+            (1, 0)
+        );
     }
 
     #[test]

@@ -47,7 +47,6 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::io::carrier::has_room;
-use crate::io::memory;
 use crate::io::pool::Pool;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
 use crate::proto::Role;
@@ -288,20 +287,18 @@ impl Local {
         .min()
     }
 
-    /// Does what is due by `now`.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Does what is due by `now`; returns whether so many flows came and went that memory is to be given back.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
         self.stack.handle_timeout(now);
         self.relayed.handle_timeout(now);
-        if self.relayed.is_empty() && self.relayed_relay.burst_is_over() {
-            memory::give_back();
-        }
-        // Asked in this order: the burst is over when its addresses have rested, too.
-        if self.stack.is_empty() && self.stack.stats().waits_now == 0 && self.relay.burst_is_over()
-        {
-            memory::give_back();
-        }
         self.mappings.handle_timeout(now);
         self.echoes.handle_timeout(now);
+        let relayed = self.relayed.is_empty() && self.relayed_relay.burst_is_over();
+        // Asked in this order: the burst is over when its addresses have rested, too.
+        let inside = self.stack.is_empty()
+            && self.stack.stats().waits_now == 0
+            && self.relay.burst_is_over();
+        relayed || inside
     }
 
     /// What was counted, of all parts, for the log at the end.

@@ -43,6 +43,7 @@ use super::unconfirmed::Place;
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
+use crate::io::memory;
 use crate::io::udp::Inbox;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
@@ -405,8 +406,10 @@ impl SessionDriver {
 
     fn handle_timeout(&mut self, now: Instant) {
         self.carrier.handle_timeout(now);
-        if let Some(local) = self.local.as_mut() {
-            local.handle_timeout(now);
+        let over = (self.local.as_mut()).is_some_and(|local| local.handle_timeout(now));
+        if over {
+            self.shared.pool.give_back();
+            memory::give_back();
         }
     }
 
