@@ -694,7 +694,7 @@ struct Moved {
     more: bool,
 }
 
-/// Pieces offered to a socket by one system call: half a read of a lane, and more than most sockets take.
+/// Pieces offered to a socket by one system call: as many frames as a lane hands on together.
 const OFFERED: usize = 8;
 
 /// Flows at once that leave enough memory behind for it to be given back.

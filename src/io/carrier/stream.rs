@@ -273,7 +273,7 @@ impl Run {
     }
 }
 
-/// Frames of a run: most of what one read brings.
+/// Frames of a run: half a MiB, which is more than most sockets take at once.
 const RUN: usize = 8;
 
 /// How long a lane must be quiet before its read buffer is given back.

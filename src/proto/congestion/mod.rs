@@ -6,7 +6,8 @@
 //! pacing rate. One budget covers everything on the lane: sources, repair, resends, control.
 //!
 //! [`Bbr`] keeps a model of the path, as BBR does (draft-ietf-ccwg-bbr): its bandwidth is the highest delivery
-//! rate of the last ten round trips, its length the lowest round-trip time. **Random loss is no
+//! rate of the last ten round trips, its length the lowest round-trip time; a
+//! round trip counts for 20 ms at least. **Random loss is no
 //! signal.** What is one: delay that rises, marks of congestion (ECN-CE), and more loss than the path had
 //! while nothing was pushed.
 //!

@@ -20,9 +20,9 @@
 //! datagram carried is the caller's (`T`), and comes back with its [`Fate`]. Repair and resends
 //! never speak of datagram numbers, only of source numbers.
 //!
-//! **Reports** ([`Received`]) are made each eighth of a round trip, at least 5 ms apart; sooner after 256 datagrams, when a gap
-//! opened, as far as that costs below 1 % of what arrives; and at the latest 25 ms after a datagram that
-//! wants one, so the last of what was sent is reported too. Each datagram is told in eight reports, so
+//! **Reports** ([`Received`]) are made each eighth of a round trip, at least 5 ms apart; sooner after 256
+//! datagrams, and when a gap opened, as far as that costs below 1 % of what arrives; and at the
+//! latest 25 ms after a datagram that wants one, so the last of what was sent is reported too. Each datagram is told in eight reports, so
 //! that their loss does no harm. A datagram that holds only a report wants none itself
 //! ([`Class::Report`]), else two idle ends would never fall silent; once in a while one asks
 //! ([`Class::Asking`]).
