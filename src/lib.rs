@@ -136,6 +136,7 @@
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
 //! | flows whose lane is remembered, of several | 512 | the idlest of four takes a lane anew |
 //! | copies of thin packets on other stream lanes | [`proto::spread::MAX_COPIES`] in all of each, [`proto::spread::COPY_RATE`] | sent once, counted |
+//! | what stream lanes' read buffers hold beyond 2 KiB each | [`io::lane::READ_MEMORY`], and 4 MiB a session; twice that for frames that have begun | the lane is not read, counted; one that sits on a part of a frame is ended |
 //! | a stream lane's write queue | [`io::lane::HIGH_WATER`] | back-pressure to the netstack |
 //! | packets that wait for a datagram lane | [`proto::QueueLimits`]: 4 MiB, 4,096 packets, 8 MiB of memory | dropped from the flow that has most there, counted; the own netstack is pushed back before |
 //! | flows that the fair queue tells apart | 1,024 | the idlest of eight is forgotten; two share a queue |
