@@ -33,7 +33,7 @@
 //!
 //! # Limits
 //!
-//! Flows as given; each may keep [`WINDOW`] bytes that are not acknowledged. What may come and wait for the socket begins
+//! Flows as given; each may keep [`WINDOW`] bytes that are not acknowledged, of which at most [`READ_AHEAD`] are not sent. What may come and wait for the socket begins
 //! at [`FIRST_WINDOW`] and doubles, up to [`WINDOW`], each time the socket has taken a window's worth within
 //! [`GROW_WITHIN`]: a receiver that sizes itself by what its application takes, as Linux's does (Fisk and Feng, Dynamic
 //! Right-Sizing in TCP, 2001). A flow whose socket does not read never gets more.
@@ -70,6 +70,10 @@ pub use table::{Relayed, RelayedEvent, RelayedKey, RelayedStats};
 
 /// Bytes of a flow, in one direction, that are on their way or wait at the far end: a netstack's receive ring.
 pub const WINDOW: u64 = 1 << 20;
+
+/// Bytes of a flow that are read from its socket before they can be sent. More would only wait here instead of in the
+/// socket, and cost memory and cache; less would make reads smaller than the chunks of a flow in bulk.
+pub const READ_AHEAD: usize = 256 * 1024;
 
 /// With how much of that a receiver begins: what most flows never need more than, and as much as an initial window of TCP
 /// (RFC 6928) brings in two round trips.

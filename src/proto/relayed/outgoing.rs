@@ -1,7 +1,7 @@
 //! One direction out: bytes that were read from a socket, kept until they are acknowledged.
 
-use super::WINDOW;
 use super::bytes::{Bytes, Spares};
+use super::{READ_AHEAD, WINDOW};
 use crate::wire::MAX_FLOW_DATA;
 
 /// What is sent of a flow.
@@ -37,12 +37,27 @@ enum Fin {
 pub(super) struct Unsent;
 
 impl Outgoing {
-    /// Lends room for more bytes; none while the far end's limit, our own, or that of memory is reached.
+    /// Lends room for more bytes; none while the far end's limit, our own, or that of memory is reached, or while there
+    /// is enough to send.
     pub(super) fn room(&mut self, spares: &mut Spares) -> &mut [u8] {
+        let most = self.permitted();
+        self.kept.room(spares, most)
+    }
+
+    /// Whether there would be room, if there is memory.
+    pub(super) fn has_room(&self) -> bool {
+        self.permitted() > 0
+    }
+
+    /// How much more may be read. What may be read ahead comes by halves, so that reads are large.
+    fn permitted(&self) -> usize {
+        let pending = self.pending();
+        if pending >= READ_AHEAD / 2 {
+            return 0;
+        }
         let most = self.limit.min(self.acked.saturating_add(WINDOW));
         let room = most.saturating_sub(self.written());
-        self.kept
-            .room(spares, usize::try_from(room).unwrap_or(usize::MAX))
+        usize::try_from(room).unwrap_or(READ_AHEAD).min(READ_AHEAD - pending)
     }
 
     /// Takes note that `len` bytes of the room were filled.

@@ -101,6 +101,8 @@ struct Pair {
     client: End,
     server: End,
     now: Instant,
+    /// What the client's lane has taken.
+    taken: Vec<Sealed>,
 }
 
 impl Pair {
@@ -114,13 +116,31 @@ impl Pair {
             client: End::new(Role::Initiator, now, session),
             server: End::new(Role::Responder, now, session),
             now,
+            taken: Vec::new(),
         };
         pair.client.table.set_lane(LaneId(0));
         pair.server.table.set_lane(LaneId(0));
         pair
     }
 
+    /// Writes what the client has room for, while the lane takes all that it says; returns how much.
+    fn fill(&mut self, near: RelayedKey, bytes: &[u8]) -> usize {
+        let mut written = 0;
+        loop {
+            let more = self.client.write(near, &bytes[written..]);
+            let said = self.client.say(usize::MAX);
+            if more == 0 && said.is_empty() {
+                return written;
+            }
+            written += more;
+            self.taken.extend(said);
+        }
+    }
+
     fn settle(&mut self) {
+        for frame in std::mem::take(&mut self.taken) {
+            self.server.handle(self.now, &frame);
+        }
         loop {
             let (up, down) = (self.client.say(usize::MAX), self.server.say(usize::MAX));
             if up.is_empty() && down.is_empty() {
@@ -280,7 +300,7 @@ fn socket_that_takes_nothing_stops_the_sender_at_the_first_window() {
 
 /// How much a client can write at once.
 fn window(pair: &mut Pair, near: RelayedKey) -> u64 {
-    let written = pair.client.write(near, &ALL[..2 * WINDOW as usize]);
+    let written = pair.fill(near, &ALL[..2 * WINDOW as usize]);
     pair.settle();
     pair.wait();
     written as u64
@@ -328,7 +348,7 @@ fn flows_that_nobody_acknowledges_share_what_memory_there_is() {
         }
     }
     let (wide, before) = (&ALL[..2 << 20], pair.server.got.len());
-    let mut sent = flows.map(|(near, _)| pair.client.write(near, wide));
+    let mut sent = flows.map(|(near, _)| pair.fill(near, wide));
     assert!(pair.client.table.held() <= MEMORY + flows.len() * SMALL);
     assert!(*sent.iter().min().unwrap() >= SMALL, "{sent:?}");
     assert!(sent[0] <= MEMORY / 3 && sent[0] > 10 * LARGE, "{sent:?}");
@@ -490,18 +510,34 @@ fn owner_that_found_no_room_is_told_of_some() {
 }
 
 #[test]
+fn what_waits_for_the_lane_is_bounded_and_is_read_in_large_parts() {
+    let mut pair = Pair::new();
+    let (near, _) = pair.open();
+    while window(&mut pair, near) < WINDOW {}
+    while pair.client.table.poll_event().is_some() {}
+    let waiting = pair.client.write(near, &ALL[..2 * WINDOW as usize]);
+    assert!((READ_AHEAD / 2..=READ_AHEAD).contains(&waiting), "{waiting}");
+    assert_eq!(pair.client.say(1).len(), 1);
+    assert_eq!(pair.client.table.poll_event(), None, "too little has left");
+    pair.client.say(usize::MAX);
+    let told = RelayedEvent::Progress { flow: near };
+    assert_eq!(pair.client.table.poll_event(), Some(told));
+    assert!(pair.client.write(near, &ALL[..2 * WINDOW as usize]) >= READ_AHEAD / 2);
+}
+
+#[test]
 fn idle_flow_holds_nothing_and_warm_flows_allocate_nothing() {
     let mut pair = Pair::new();
     let (near, _) = pair.open();
     for _ in 0..10 {
-        pair.client.write(near, &pattern(900_000));
+        pair.fill(near, &pattern(900_000));
         pair.settle();
         pair.wait();
         assert_eq!(pair.client.table.held() + pair.server.table.held(), 0);
     }
     let warm = pair.client.table.stats().chunks_made;
     for _ in 0..20 {
-        pair.client.write(near, &pattern(900_000));
+        pair.fill(near, &pattern(900_000));
         pair.settle();
         pair.wait();
     }

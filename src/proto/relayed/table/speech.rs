@@ -55,6 +55,7 @@ impl Relayed {
                 return any;
             }
             self.turns.finish(turn.said);
+            self.make_room(at);
             if turn.more {
                 self.queue(at);
             } else {
@@ -62,6 +63,18 @@ impl Relayed {
             }
         }
         any
+    }
+
+    /// Tells the owner of a flow that waits for room when enough of what was read ahead has been sent.
+    fn make_room(&mut self, at: usize) {
+        if let Some(flow) = self.slots.get_mut(at).and_then(Option::as_deref_mut)
+            && flow.wants_room
+            && flow.state == State::Open
+            && flow.out.has_room()
+        {
+            flow.wants_room = false;
+            self.progress(at);
+        }
     }
 
     /// Says what a flow has to say, one Data frame of it at most.
