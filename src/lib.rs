@@ -52,7 +52,7 @@
 //! |---|---|---|---|
 //! | [`wire`] | bytes to meaning and back, without state | no | no |
 //! | [`proto`] | the session: handshake, keys, replay, lanes, timers | no | no |
-//! | `proto::queue` | the fair queue in front of datagram lanes: [`proto::FairQueue`] | no | no |
+//! | `proto::queue` | the fair queue in front of lanes: [`proto::FairQueue`] | no | no |
 //! | `proto::hold` | the hold behind them: [`proto::Hold`] | no | no |
 //! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
 //! | [`proto::delivery`] | reports, loss, round-trip time and delivery rate of a datagram lane | no | no |
@@ -91,6 +91,11 @@
 //! | [`server::egress::tun`] | one | reading the TUN device |
 //! | [`bench::swarm`] | one a simulated client | its session and its lane |
 //!
+//! A client runs on one thread, a server on half as many as there are processors: a session that is woken on the thread of
+//! whoever brought its packets finds them in the cache, and one that another thread takes over does not (`threads` of the
+//! configuration; measured in `docs/benchmarks.md`). A task with a flow in bulk gives way after a quarter of a
+//! millisecond ([`io::turns`]), or it would learn of no other socket.
+//!
 //! There is no task per flow on the data path: a socket that would block registers a waker that
 //! names its flow ([`io::relay`]). Tasks speak over bounded queues; what crosses between a session and
 //! the TUN device is buffers, never copies.
@@ -115,6 +120,7 @@
 //! flow, and AES-GCM seals it from there into the lane's write buffer (ChaCha20 wants it copied first); it is opened in
 //! the lane's read buffer and written to the socket from there. Only what the socket does not take goes to a queue.
 //!
+//! What a stream lane has no room for waits in a fair queue, in the buffer it was read into, and loses nothing by it.
 //! On a datagram lane a packet waits in the fair queue, in a buffer of its own; each wire packet that is cut from it is
 //! copied into the batch of datagrams, where it is sealed, and into the ring of what can be repaired. What arrives is
 //! opened in place and delivered from there; it is copied besides while the far end sends repairs, and when it is held.
@@ -149,8 +155,9 @@
 //! | those beyond the window, and reports | [`proto::delivery::MAX_UNPERMITTED`] | leave, and have no fate |
 //! | a report | [`wire::MAX_RANGES`] ranges, [`wire::MAX_MISSING`] numbers asked for | told in the next |
 //! | reordering over all lanes | [`proto::WINDOW`] source numbers | dropped, counted |
-//! | packets waiting for one client | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
-//! | packets waiting for all clients | [`server::router::TOTAL_BYTES`] | dropped, counted |
+//! | packets waiting for one client, until its session takes them | [`server::router::DOWNLINK_BYTES`], [`server::router::DOWNLINK_MEMORY`] | dropped, counted |
+//! | packets that wait for a session's stream lanes | [`proto::QueueLimits`]: 4 MiB, 4,096 packets, 16 MiB of memory | dropped from the flow that has most there, counted |
+//! | packets waiting for all clients, in front of lanes too | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
 //! | a relayed flow's queues | [`proto::relayed::WINDOW`] each way, in memory only while used | the socket is not read; a peer that sends more is reset |
 //! | what the flows of a process or session hold together | `limits:` of the configuration; by default [`proto::budget::PROCESS`], [`proto::budget::SESSION`], at a client [`proto::budget::CLIENT`] | windows do not grow, sockets are hardly read; from half of it on new flows are refused; at it what comes is dropped and sent again (the netstack's flows), or its flow is reset (relayed ones); all counted |

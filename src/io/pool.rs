@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::io::lane::READ_MEMORY;
@@ -116,6 +117,7 @@ impl Pool {
             bytes,
             class,
             pool: Arc::clone(self),
+            charged: None,
         }
     }
 
@@ -148,9 +150,19 @@ pub struct Buffer {
     len: usize,
     class: Class,
     pool: Arc<Pool>,
+    /// What its memory counts against, while it is lent.
+    charged: Option<Arc<AtomicUsize>>,
 }
 
 impl Buffer {
+    /// Counts the buffer's memory against `total` until it is given back.
+    pub fn charge(&mut self, total: &Arc<AtomicUsize>) {
+        total.fetch_add(self.capacity(), Ordering::Relaxed);
+        if let Some(former) = self.charged.replace(total.clone()) {
+            former.fetch_sub(self.capacity(), Ordering::Relaxed);
+        }
+    }
+
     /// Shortens the buffer to `len` bytes; does nothing when it is not longer than that.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -214,6 +226,9 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if let Some(total) = self.charged.take() {
+            total.fetch_sub(self.capacity(), Ordering::Relaxed);
+        }
         let bytes = std::mem::take(&mut self.bytes);
         let surplus = self.pool.list(self.class).put(bytes);
         // Freed here, outside the lock.

@@ -13,7 +13,8 @@
 //! # Limits
 //!
 //! A downlink holds at most [`DOWNLINK_BYTES`] of packets in at most [`DOWNLINK_MEMORY`] of
-//! buffers; all downlinks together occupy at most [`TOTAL_BYTES`] of buffers.
+//! buffers; all downlinks together, and what their sessions have taken from them and not sent, occupy at most
+//! [`TOTAL_BYTES`] of buffers.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -91,7 +92,7 @@ impl Router {
         self.no_route.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes queued in all downlinks.
+    /// Returns the memory of all packets that wait, in downlinks or in front of lanes.
     pub fn queued_bytes(&self) -> usize {
         self.queued.load(Ordering::Relaxed)
     }
@@ -122,7 +123,7 @@ pub struct Queued {
 
 impl Downlink {
     /// Queues a packet without waking the session; returns whether there was room.
-    pub fn push(&self, packet: Queued) -> bool {
+    pub fn push(&self, mut packet: Queued) -> bool {
         let (len, cost) = (packet.buffer.len(), packet.buffer.capacity());
         if self.bytes.load(Ordering::Relaxed) + len > DOWNLINK_BYTES
             || self.memory.load(Ordering::Relaxed) + cost > DOWNLINK_MEMORY
@@ -136,7 +137,7 @@ impl Downlink {
         }
         self.bytes.fetch_add(len, Ordering::Relaxed);
         self.memory.fetch_add(cost, Ordering::Relaxed);
-        self.total.fetch_add(cost, Ordering::Relaxed);
+        packet.buffer.charge(&self.total);
         self.packets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -183,7 +184,6 @@ impl Downlink {
         let (len, cost) = (packet.buffer.len(), packet.buffer.capacity());
         self.bytes.fetch_sub(len, Ordering::Relaxed);
         self.memory.fetch_sub(cost, Ordering::Relaxed);
-        self.total.fetch_sub(cost, Ordering::Relaxed);
         Some(packet)
     }
 }

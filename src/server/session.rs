@@ -306,7 +306,7 @@ impl SessionDriver {
     fn poll_downlink(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
         for _ in 0..DOWNLINK_PER_TURN {
-            if !self.carrier.has_room(now) {
+            if !self.carrier.takes_packets(now) {
                 break;
             }
             match self.downlink.poll_pop(cx) {

@@ -15,6 +15,7 @@ use super::event::{CarrierEvent, CarrierStats, LaneLoss};
 use super::several::Several;
 use super::sink::{LaneSink, Room as SinkRoom};
 use super::stream::{CarriedStream, QUIET};
+use super::waiting::Waiting;
 use crate::io::lane::{ReadMemory, StreamLane};
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
@@ -32,6 +33,8 @@ pub struct Carrier {
     /// For frames that arrive on them.
     memory: ReadMemory,
     datagrams: Datagrams,
+    /// Packets of others that wait for stream lanes.
+    waiting: Waiting,
     /// Which of the lanes side by side a packet takes; there while there are any.
     spread: Option<Box<Spread>>,
     /// Of what is copied.
@@ -146,6 +149,7 @@ impl Carrier {
             traffic = ?self.session.traffic(),
             datapath = ?self.datapath_stats(),
             carrier = ?self.stats(),
+            waiting = ?self.waiting.stats(),
             beside = ?self.spread_stats(),
             "counters"
         );
@@ -297,8 +301,43 @@ impl Carrier {
         }
     }
 
+    /// Returns whether packets of others are taken: as long as there is a lane. What it has no room for waits, at the cost
+    /// of the flow that has most waiting.
+    pub fn takes_packets(&mut self, now: Instant) -> bool {
+        match self.session.lane_for(now, PacketMeta::default()) {
+            Some(id) if self.datagrams.lanes.contains(&id) => self.datagrams.takes_packets(),
+            Some(id) => {
+                let lane = self.streams.iter().find(|lane| lane.id == id);
+                lane.is_some_and(|lane| lane.broken.is_none())
+            }
+            None => false,
+        }
+    }
+
+    /// Queues the packet in `buffer` (headroom, packet, tailroom); call only if [`Carrier::takes_packets`]. A packet that
+    /// cannot be sealed is dropped and counted.
+    pub fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload) {
+        if self.waiting.is_empty() && self.has_room(now) {
+            self.send(now, buffer, offload);
+        } else {
+            self.waiting.push(now, buffer, offload);
+        }
+    }
+
+    /// Sends what waits as far as the lanes have room.
+    fn send_waiting(&mut self, now: Instant) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let pool = self.datagrams.pool().clone();
+        let send = |carrier: &mut Self, buffer, offload| carrier.send(now, buffer, offload);
+        waiting.drain(now, &pool, self, |carrier| carrier.has_room(now), send);
+        self.waiting = waiting;
+    }
+
     /// Returns whether the scheduled lane, or one of several, has room for another packet.
-    pub fn has_room(&mut self, now: Instant) -> bool {
+    pub(super) fn has_room(&mut self, now: Instant) -> bool {
         let lane = self.session.lane_for(now, PacketMeta::default());
         if lane.is_some() && self.follow_spread(now) {
             let spread = self.spread.as_deref();
@@ -315,9 +354,8 @@ impl Carrier {
         }
     }
 
-    /// Queues the packet in `buffer` (headroom, packet, tailroom); call only after
-    /// [`Carrier::has_room`]. A packet that cannot be sealed is dropped and counted.
-    pub fn push(&mut self, now: Instant, mut buffer: Buffer, offload: Offload) {
+    /// Gives the packet to the lane that has room for it.
+    fn send(&mut self, now: Instant, mut buffer: Buffer, offload: Offload) {
         let id = self.session.lane_for(now, PacketMeta::default());
         if id.is_some()
             && self.follow_spread(now)
@@ -356,6 +394,7 @@ impl Carrier {
         self.log_lanes(now);
         self.speak(cx, now);
         self.hand_over(now);
+        self.send_waiting(now);
         self.datagrams.poll_flush(cx, now, &mut self.session);
         let mut lost = false;
         let closed = self.session.closed();
@@ -390,7 +429,8 @@ impl Carrier {
                 lost = true;
             }
         }
-        lost || self.rooms(now) & !had_room != 0
+        let more = !self.waiting.is_empty() && self.has_room(now);
+        lost || more || self.rooms(now) & !had_room != 0
     }
 
     /// Returns when [`Carrier::handle_timeout`] is due.
@@ -406,6 +446,7 @@ impl Carrier {
             self.session.poll_timeout(),
             lanes,
             datagrams,
+            self.waiting.poll_timeout().filter(|_| !over),
             last_word,
             stall,
         ]
@@ -428,6 +469,7 @@ impl Carrier {
             self.lose(now, lane, LaneLoss::PartHeld);
         }
         self.datagrams.handle_timeout(now);
+        self.waiting.handle_timeout(now);
         if let Some(spread) = self.spread.as_deref_mut() {
             spread.handle_timeout(now);
         }
@@ -452,6 +494,7 @@ impl Carrier {
             streams: Vec::with_capacity(1),
             memory: ReadMemory::of(pool.reads()),
             datagrams: Datagrams::new(pool),
+            waiting: Waiting::default(),
             spread: None,
             scratch: Vec::new(),
             events: VecDeque::new(),

@@ -10,6 +10,7 @@ use adit_netstack::{Join, Offload};
 
 use super::event::CarrierStats;
 use super::stream::QUIET;
+use super::waiting::Queued;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::datapath::{
@@ -58,28 +59,6 @@ pub(super) enum Room {
     Full,
 }
 
-/// A packet that waits for its turn.
-#[derive(Debug)]
-struct Queued {
-    buffer: Buffer,
-    packet: Range<usize>,
-    offload: Offload,
-}
-
-impl QueuePacket for Queued {
-    fn bytes(&self) -> &[u8] {
-        self.buffer.get(self.packet.clone()).unwrap_or_default()
-    }
-
-    fn offload(&self) -> Offload {
-        self.offload
-    }
-
-    fn memory(&self) -> usize {
-        self.buffer.capacity()
-    }
-}
-
 /// What a datagram that arrived has done.
 enum Taken {
     Nothing,
@@ -100,6 +79,11 @@ impl Datagrams {
             lent: None,
             feedback: None,
         }
+    }
+
+    /// Returns what lends buffers.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Takes what another task has read for this session from now on.

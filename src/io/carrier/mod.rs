@@ -28,7 +28,8 @@
 //! has room, and copied from there before it is sealed. A lane that is full is passed over.
 //!
 //! A lane that fails in any way is removed and reported; the session lives on without it.
-//! No room in the lane means back-pressure: the sink answers `None`.
+//! No room in the lane means back-pressure for our own stack: the sink answers `None`. Packets of others wait in a
+//! [fair queue](crate::proto::FairQueue), in front of stream lanes as of datagram lanes, and each flow has its turn.
 //!
 //! A session that has closed says its last word, ends its streams and reads on until the far end
 //! has closed them too, for `LAST_WORD` at most: a connection that is closed while something
@@ -37,7 +38,7 @@
 //! # Limits
 //!
 //! One call of `poll_receive` reads each lane at most once, and takes a bounded number of messages
-//! from the inbox. At most [`MAX_LANES`] lanes. What waits for datagram lanes is bounded by the
+//! from the inbox. At most [`MAX_LANES`] lanes. What waits for lanes is bounded by the
 //! [queue](crate::proto::QueueLimits) in front of them. What arrived as datagrams and is being put together
 //! again is handed on at the end of the same call, and holds at most eight super-packets meanwhile.
 
@@ -50,6 +51,7 @@ mod sink;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use carrying::{Carrier, MAX_LANES};
 pub use deliver::Deliver;

@@ -271,6 +271,8 @@ impl<P: QueuePacket> FairQueue<P> {
     /// One that was begun by [`FairQueue::poll`] or has lost a segment to CoDel comes with what is left to cut. The
     /// flow is charged all of it.
     pub fn take(&mut self, now: Instant) -> Option<Taken<P>> {
+        // A turn is to last for one.
+        self.mtu = usize::from(u16::MAX);
         loop {
             let index = self.turn(now)?;
             let key = self.head(index)?;
