@@ -259,10 +259,11 @@ pub(super) const HUGE: usize = WINDOW as usize / 4;
 /// A queue that holds so much is in bulk.
 const BULK: usize = HUGE;
 
-/// Bytes kept in chunks of each size: one window, so that a bulk flow, whose queue breathes by a quarter of it,
-/// allocates nothing; and how many they are at most.
-const MOST_SPARE: usize = WINDOW as usize;
-const MOST_SPARES: usize = 16;
+/// Bytes kept in chunks of each size, and how many they are at most. A bulk flow's queue breathes by a quarter of its
+/// window: with this much 32 of them allocate nothing, and new memory, which the system hands out zeroed page by page, costs
+/// more than all that is done with the bytes.
+const MOST_SPARE: usize = 8 * WINDOW as usize;
+const MOST_SPARES: usize = 256;
 
 #[cfg(test)]
 mod tests {

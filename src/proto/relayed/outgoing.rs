@@ -57,7 +57,9 @@ impl Outgoing {
         }
         let most = self.limit.min(self.acked.saturating_add(WINDOW));
         let room = most.saturating_sub(self.written());
-        usize::try_from(room).unwrap_or(READ_AHEAD).min(READ_AHEAD - pending)
+        usize::try_from(room)
+            .unwrap_or(READ_AHEAD)
+            .min(READ_AHEAD - pending)
     }
 
     /// Takes note that `len` bytes of the room were filled.

@@ -516,7 +516,10 @@ fn what_waits_for_the_lane_is_bounded_and_is_read_in_large_parts() {
     while window(&mut pair, near) < WINDOW {}
     while pair.client.table.poll_event().is_some() {}
     let waiting = pair.client.write(near, &ALL[..2 * WINDOW as usize]);
-    assert!((READ_AHEAD / 2..=READ_AHEAD).contains(&waiting), "{waiting}");
+    assert!(
+        (READ_AHEAD / 2..=READ_AHEAD).contains(&waiting),
+        "{waiting}"
+    );
     assert_eq!(pair.client.say(1).len(), 1);
     assert_eq!(pair.client.table.poll_event(), None, "too little has left");
     pair.client.say(usize::MAX);
