@@ -187,6 +187,7 @@ async fn server(state: &std::path::Path) -> Server {
         limits: Limits::default(),
         aead: Vec::new(),
         repair: Repair::Auto,
+        threads: None,
     };
     Server::start(config).await.expect("a server")
 }

@@ -177,6 +177,7 @@ fn config(
         limits: Limits::default(),
         aead: Vec::new(),
         repair: Repair::Auto,
+        threads: None,
     }
 }
 
@@ -194,6 +195,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         memory: budget::CLIENT,
         aead: Vec::new(),
         repair: Repair::Auto,
+        threads: None,
     });
     let client = client.unwrap();
     let config = in_time("a configuration", client.connected()).await;

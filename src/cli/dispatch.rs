@@ -175,6 +175,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         },
         aead: Vec::new(),
         repair: Repair::Auto,
+        threads: None,
     }
 }
 
@@ -196,6 +197,7 @@ fn try_client(
         lanes: 1,
         aead: Vec::new(),
         repair: Repair::Auto,
+        threads: None,
         memory: budget::CLIENT,
     }
 }

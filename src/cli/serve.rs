@@ -32,6 +32,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(program.config.threads())
         .enable_all()
         .build()
         .context("cannot start the runtime")
@@ -62,6 +63,24 @@ enum Program {
     Client(Box<ClientConfig>),
     Try(dispatch::TryOptions),
     Bench(Bench),
+}
+
+impl Program {
+    /// How many threads run it.
+    ///
+    /// A client's session is one task, and whoever hands it work shares its caches on the same thread: a second thread only
+    /// costs wake-ups. A server's sessions spread over half of the processors, since the kernel needs as much again for
+    /// their packets; what reads the TUN device or the datagrams of all, and the sessions they are for, are faster
+    /// side by side on one thread than on two.
+    fn threads(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        match self {
+            Self::Server(config) => config.threads.unwrap_or(processors.div_ceil(2)),
+            Self::Client(config) => config.threads.unwrap_or(1),
+            // Both ends, or thousands of clients.
+            Self::Try(_) | Self::Bench(_) => processors,
+        }
+    }
 }
 
 fn load(args: &Args) -> Result<Loaded<Program>, Failure> {

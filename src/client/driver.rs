@@ -47,6 +47,7 @@ use super::tunnel::{Command, Commands, ConnectError, Reply};
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
+use crate::io::turns::Turns;
 use crate::proto::SessionEvent;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
@@ -130,8 +131,12 @@ impl Driver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
-        for _ in 0..TURNS {
+        let turns = Turns::begin();
+        loop {
             let now = clock::now();
+            if turns.are_over(now) {
+                break;
+            }
             let mut any = self.poll_commands(cx, now);
             if !self.commands_open && self.closing.is_none() {
                 self.begin_close();
@@ -153,7 +158,7 @@ impl Driver {
                 self.handle_timeout(clock::now());
             }
         }
-        cx.waker().wake_by_ref();
+        Turns::give_way(cx);
         Poll::Pending
     }
 
@@ -506,9 +511,6 @@ fn reply_of(command: Command) -> Option<Reply> {
         | Command::Resolved { .. } => None,
     }
 }
-
-/// Turns before the runtime gets the thread back.
-const TURNS: usize = 64;
 
 /// Commands taken per turn.
 const COMMANDS_PER_TURN: usize = 64;

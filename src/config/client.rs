@@ -13,7 +13,7 @@ use super::address::{LaneAddr, Scheme};
 use super::error::{ConfigError, Place};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Located, Settings};
-use super::shared::{Unique, read_aead, values};
+use super::shared::{Unique, read_aead, read_threads, values};
 use super::{Loaded, files, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
@@ -43,6 +43,8 @@ pub struct ClientConfig {
     pub aead: Vec<AeadKind>,
     /// What this end spends on repairing losses of what it sends.
     pub repair: Repair,
+    /// How many threads the program runs on, 1 to [`MOST_THREADS`](super::MOST_THREADS); `None` leaves it to the program.
+    pub threads: Option<usize>,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
 }
@@ -121,6 +123,7 @@ impl ClientConfig {
         let lanes = read_lanes(settings, &servers);
         let aead = read_aead(settings);
         let repair = repair::read(settings);
+        let threads = read_threads(settings);
         let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
         Some(Self {
             servers,
@@ -134,6 +137,7 @@ impl ClientConfig {
             lanes,
             aead,
             repair,
+            threads,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
         })
     }

@@ -35,6 +35,7 @@ pub use parse::proxy as parse_proxy;
 pub use repair::{FixedRepair, Repair};
 pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
 pub use settings::{FlagValue, Inputs, variable};
+pub use shared::MOST_THREADS;
 pub(crate) use text::read_text_alone;
 
 /// A configuration that can be used, and what somebody should look at all the same.

@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub aead: Vec<AeadKind>,
     /// What this end spends on repairing losses of what it sends.
     pub repair: Repair,
+    /// How many threads the program runs on, 1 to [`MOST_THREADS`](super::MOST_THREADS); `None` leaves it to the program.
+    pub threads: Option<usize>,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -172,6 +174,7 @@ impl ServerConfig {
         let limits = read_limits(settings);
         let aead = shared::read_aead(settings);
         let repair = repair::read(settings);
+        let threads = shared::read_threads(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -208,6 +211,7 @@ impl ServerConfig {
             limits,
             aead,
             repair,
+            threads,
         })
     }
 }

@@ -54,6 +54,15 @@ pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<AeadKind> {
     values(Some(aead))
 }
 
+/// Reads how many threads the program runs on.
+pub(super) fn read_threads(settings: &mut Settings<'_>) -> Option<usize> {
+    let threads = settings.value("threads", |text| parse::number(text, 1, MOST_THREADS));
+    threads.and_then(|at| usize::try_from(at.value).ok())
+}
+
+/// The most threads that a program can be told to run on.
+pub const MOST_THREADS: u32 = 1024;
+
 /// The values of a list, without their places.
 pub(super) fn values<T>(list: Option<Vec<Located<T>>>) -> Vec<T> {
     list.unwrap_or_default()

@@ -19,4 +19,5 @@ pub mod state;
 pub mod sysctl;
 pub mod tls;
 pub mod tun;
+pub mod turns;
 pub mod udp;

@@ -45,6 +45,7 @@ use super::session::SessionDriver;
 use super::unconfirmed::{Full, Unconfirmed};
 use crate::io::clock;
 use crate::io::pool::{Pool, SMALL};
+use crate::io::turns::Turns;
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
     Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Silence, StrangerDrop,
@@ -182,7 +183,7 @@ impl Sorter {
                 )) => {}
             }
         }
-        cx.waker().wake_by_ref();
+        Turns::give_way(cx);
         Poll::Pending
     }
 

@@ -44,6 +44,7 @@ use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
 use crate::io::lane::StreamLane;
 use crate::io::memory;
+use crate::io::turns::Turns;
 use crate::io::udp::Inbox;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
@@ -199,8 +200,12 @@ impl SessionDriver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..TURNS {
+        let turns = Turns::begin();
+        loop {
             let now = clock::now();
+            if turns.are_over(now) {
+                break;
+            }
             let mut any = self.poll_orders(cx, now);
             any |= self.poll_in(cx, now);
             // Before the downlink, which may fill the lane in every turn.
@@ -218,7 +223,7 @@ impl SessionDriver {
                 self.handle_timeout(clock::now());
             }
         }
-        cx.waker().wake_by_ref();
+        Turns::give_way(cx);
         Poll::Pending
     }
 
@@ -619,9 +624,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session waits for a client that has lost its last lane: long enough for a
 /// change of network, short enough that a killed client does not hold memory for long.
 pub const LINGER: Duration = Duration::from_secs(60);
-
-/// Turns before the runtime gets the thread back.
-const TURNS: usize = 32;
 
 /// Packets taken from the downlink queue per turn.
 const DOWNLINK_PER_TURN: usize = 64;

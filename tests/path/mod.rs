@@ -114,6 +114,7 @@ impl Path {
             },
             aead: Vec::new(),
             repair: Repair::Auto,
+            threads: None,
         })
         .await
         .unwrap();
@@ -134,6 +135,7 @@ impl Path {
             lanes,
             aead: Vec::new(),
             repair: Repair::Auto,
+            threads: None,
             memory: budget::CLIENT,
         })
         .unwrap();

@@ -312,6 +312,8 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
             "limits.flows: unknown key `flows`: the keys here are flows_per_client, half_open_per_client, memory, memory_per_client",
         ],
     ),
+    ("threads: none", &["threads: `none`"]),
+    ("threads: 0", &["threads: `0` is out of range"]),
     (
         "limits: {memory: lots}",
         &["limits.memory: `lots` is not a size: write one like 256MiB or 1GiB"],

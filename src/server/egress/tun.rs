@@ -92,6 +92,7 @@ impl TunEgress {
             if let Err(error) = poll_fn(|cx| self.tun.poll_read_ready(cx)).await {
                 return error;
             }
+            let mut full = true;
             for _ in 0..BATCH {
                 let mut buffer = spare.take().unwrap_or_else(|| pool.large());
                 let end = buffer.capacity() - TAILROOM;
@@ -100,6 +101,7 @@ impl TunEgress {
                     Ok(read) => spare = self.queue(router, pool, buffer, read, &mut touched),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         spare = Some(buffer);
+                        full = false;
                         break;
                     }
                     Err(error) => return error,
@@ -107,6 +109,10 @@ impl TunEgress {
             }
             for downlink in touched.drain(..) {
                 downlink.wake();
+            }
+            if full {
+                // Whom they are for have their turn, or queues would fill behind which nobody is.
+                tokio::task::yield_now().await;
             }
         }
     }
