@@ -1,5 +1,5 @@
 //! Goodput of stream lanes over loopback: frames of one super-packet and of one wire packet, on
-//! bare TCP and under TLS; and of their part that is ours, the cutting into frames.
+//! bare TCP and under TLS, with and without a WebSocket between; and of their part that is ours, the cutting into frames.
 //!
 //! Each end has a thread of its own, as a client and a server have. (On one thread the kernel's
 //! queues grow and drain in steps that have nothing to do with the lane, and figures differ by
@@ -17,10 +17,11 @@ use std::task::{Context, Poll, Waker, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use adit::config::address::Host;
+use adit::config::address::{Host, Scheme};
 use adit::io::lane::{LaneStream, ReadMemory, StreamLane, prepare_socket};
 use adit::io::pool::Pool;
 use adit::io::tls::{Certificate, ClientTls, ServerTls, Verify};
+use adit::io::websocket;
 use adit::wire::SealedHeader;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -31,11 +32,10 @@ fn lanes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lane");
     group.measurement_time(Duration::from_secs(3));
     group.throughput(Throughput::Bytes(TRANSFER as u64));
-    for tls in [false, true] {
+    for scheme in [Scheme::Tcp, Scheme::Tls, Scheme::Ws, Scheme::Wss] {
         for frame in [65_536, 1_400] {
-            let name = if tls { "tls" } else { "tcp" };
-            group.bench_function(BenchmarkId::new(name, frame), |bencher| {
-                bencher.iter_custom(|rounds| transfer(tls, frame, rounds * TRANSFER as u64));
+            group.bench_function(BenchmarkId::new(scheme.as_str(), frame), |bencher| {
+                bencher.iter_custom(|rounds| transfer(scheme, frame, rounds * TRANSFER as u64));
             });
         }
     }
@@ -43,7 +43,7 @@ fn lanes(criterion: &mut Criterion) {
 }
 
 /// Carries `total` bytes in frames of `frame` bytes and returns the time.
-fn transfer(tls: bool, frame: usize, total: u64) -> Duration {
+fn transfer(scheme: Scheme, frame: usize, total: u64) -> Duration {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = listener.local_addr().expect("bound");
     let certificate = Certificate::throw_away(&[]).expect("generates");
@@ -53,13 +53,17 @@ fn transfer(tls: bool, frame: usize, total: u64) -> Duration {
             runtime().block_on(async {
                 let tcp = TcpStream::connect(address).await.expect("it listens");
                 let tcp = prepared(tcp);
-                let stream = if tls {
+                let mut stream = LaneStream::Tcp(tcp);
+                if scheme.is_tls() {
                     let client = ClientTls::new(&Verify::Unchecked).expect("needs nothing");
                     let host = Host::Name("localhost".to_owned());
-                    client.connect(&host, tcp).await.expect("a handshake")
-                } else {
-                    LaneStream::Tcp(tcp)
-                };
+                    stream = client.connect(&host, stream).await.expect("a handshake");
+                }
+                if scheme.is_websocket() {
+                    let pool = Pool::new("bench", 4, 4);
+                    let socket = websocket::connect(stream, "localhost", "/", pool).await;
+                    stream = LaneStream::WebSocket(Box::new(socket.expect("a WebSocket")));
+                }
                 send(lane(stream), frame, total).await;
             });
         });
@@ -68,11 +72,16 @@ fn transfer(tls: bool, frame: usize, total: u64) -> Duration {
             let listener = TcpListener::from_std(listener).expect("open");
             let (tcp, _) = listener.accept().await.expect("it connects");
             let tcp = prepared(tcp);
-            let stream = if tls {
-                server.accept(tcp).await.expect("a handshake")
-            } else {
-                LaneStream::Tcp(tcp)
-            };
+            let mut stream = LaneStream::Tcp(tcp);
+            if scheme.is_tls() {
+                stream = server.accept(stream).await.expect("a handshake");
+            }
+            if scheme.is_websocket() {
+                let pool = Pool::new("bench", 4, 4);
+                let socket = websocket::accept(stream, "/", pool).await.expect("HTTP");
+                let socket = socket.expect("it is asked for");
+                stream = LaneStream::WebSocket(Box::new(socket));
+            }
             let started = Instant::now();
             receive(lane(stream), total).await;
             started.elapsed()

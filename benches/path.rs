@@ -32,11 +32,12 @@ fn main() {
         ("tcp", Scheme::Tcp, "packets"),
         ("tls", Scheme::Tls, "relayed"),
         ("tls", Scheme::Tls, "packets"),
+        ("wss", Scheme::Wss, "relayed"),
         ("udp", Scheme::Udp, "packets"),
     ] {
         for (flows, count) in [("1", 1), ("64", 64)] {
             for (way, up) in [("down", false), ("up", true)] {
-                if is_wanted(&["tcp", "tls", "udp"], lane)
+                if is_wanted(&["tcp", "tls", "wss", "udp"], lane)
                     && is_wanted(&["relayed", "packets"], by)
                     && is_wanted(&["1", "64"], flows)
                     && is_wanted(&["down", "up"], way)

@@ -163,10 +163,10 @@ fn up(c: &mut Criterion) {
 
 async fn server(state: &std::path::Path) -> Server {
     let config = ServerConfig {
-        listen: vec![ListenAddr {
-            scheme: Scheme::Tcp,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        }],
+        listen: vec![ListenAddr::new(
+            Scheme::Tcp,
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+        )],
         secret_keys: vec![SecretKey::generate(&mut rand::rng())],
         network: Some("10.86.0.0/15".parse().expect("a network")),
         network6: Some("fd86::/64".parse().expect("a network")),

@@ -39,7 +39,7 @@
 //! | report | what a receiver says of a datagram lane: what came, what is missing |
 //! | flow | one 5-tuple conversation and its state |
 //! | session | what one client and one server agreed: keys, epochs, address, counters |
-//! | lane | one path that carries a session: a TCP or TLS connection, or a UDP address pair |
+//! | lane | one path that carries a session: a TCP or TLS connection, a WebSocket on either, or a UDP address pair |
 //! | lease | an inner address given to a client, with an expiry |
 //! | egress | where packets leave the server: `tun` or `user` |
 //! | origin | the Internet host a flow is for |
@@ -63,6 +63,8 @@
 //! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
 //! | `adit-netstack` | many TCP, UDP and ICMP flows over smoltcp | no | no |
 //! | [`io`] | clock, pools, sockets, TLS, TUN, netlink | polls | yes |
+//! | [`io::websocket`] | WebSockets under stream lanes, what reverse proxies pass | polls | through what is below |
+//! | [`io::via`] | asks a proxy for the connection to the server: CONNECT, SOCKS5 | until it is answered | through [`io::dial`] |
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
@@ -120,6 +122,9 @@
 //! flow, and AES-GCM seals it from there into the lane's write buffer (ChaCha20 wants it copied first); it is opened in
 //! the lane's read buffer and written to the socket from there. Only what the socket does not take goes to a queue.
 //!
+//! A WebSocket adds a move of what stands behind a head in a read, by the length of the head, and at a client that sends the
+//! masked copy; a server sends its buffers as they are ([`io::websocket`]). TLS copies both ways, as any user of it.
+//!
 //! What a stream lane has no room for waits in a fair queue, in the buffer it was read into, and loses nothing by it.
 //! On a datagram lane a packet waits in the fair queue, in a buffer of its own; each wire packet that is cut from it is
 //! copied into the batch of datagrams, where it is sealed, and into the ring of what can be repaired. What arrives is
@@ -131,6 +136,10 @@
 //! |---|---|---|
 //! | connections before authentication | [`server::accept::MAX_STRANGERS`], [`server::accept::AUTHENTICATION_TIMEOUT`]; beyond half of them [`server::accept::CROWDED_TIMEOUT`] | wait in the kernel's backlog |
 //! | a stranger's frame | [`wire::MAX_FRAME_PREAUTH`] | read and thrown away |
+//! | a stranger's requests over HTTP, where lanes are WebSockets | a head of 8 KiB each, 404 to each, until the time for authentication is over | 431, closed |
+//! | a WebSocket's messages | none is kept, whatever its length; one head and one control frame of 125 bytes are | the lane is closed |
+//! | what a client's WebSocket holds masked | [`io::websocket::MAX_MESSAGE`], until the socket has taken it | the lane's queue waits |
+//! | a proxy's answer | 8 KiB by HTTP, 262 bytes by SOCKS5, within `connect_timeout` | the attempt has failed |
 //! | a stranger's challenges | [`proto::MAX_CHALLENGES`] a connection | silence |
 //! | newest handshake times that are remembered | 8,192 (key, instance) pairs | the oldest goes; older handshakes are then challenged |
 //! | handshakes by datagrams that wait | [`server::datagrams::HANDSHAKES`] messages | dropped, counted |
@@ -203,6 +212,10 @@
 //!   it only sets how packets look to a TUN device and to the far end.
 //! - **TLS is camouflage.** A client does not check certificates unless told to; a server makes its own. Whatever
 //!   a lane is, the session inside authenticates both ends and seals everything, once more inside TLS too.
+//! - **No library for WebSockets**: those there are hand out messages in memory of their own, and a lane wants a stream in
+//!   its buffers ([`io::websocket`]). The handshakes are hyper's.
+//! - **No datagram goes past a proxy**: where `via` leads to a server, its `udp://` address is left out, and a proxy is
+//!   asked for names, so that the network sees what it would see of a browser.
 //! - **Flows are relayed only where a session can use nothing but one stream lane at a time**: one that may move to
 //!   datagrams needs packets that can be repaired, and lanes side by side carry copies of thin ones. Where a flow leads is
 //!   judged by each of its frames, as by each packet, so that a policy that changes cuts both.

@@ -239,6 +239,20 @@ fn relayed_bytes_over_a_tls_lane_are_copied_by_tls_alone() {
 }
 
 #[test]
+fn relayed_bytes_over_a_websocket_lane_are_copied_by_the_mask_and_behind_heads() {
+    check(
+        Scheme::Ws,
+        By::Relay,
+        Cost {
+            // None, but for what the runtime does once in a while.
+            allocations: 0.05,
+            // Once for the mask (up); what stands behind a head in a read is moved (both ways).
+            copies: 2.25,
+        },
+    );
+}
+
+#[test]
 fn packets_over_a_tcp_lane_are_copied_twice_without_an_allocation() {
     check(
         Scheme::Tcp,

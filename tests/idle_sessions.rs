@@ -144,10 +144,10 @@ fn config(
     clients: &[SecretKey],
     state: &std::path::Path,
 ) -> ServerConfig {
-    let listen = vec![ListenAddr {
+    let listen = vec![ListenAddr::new(
         scheme,
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
-    }];
+        SocketAddr::from(([127, 0, 0, 1], 0)),
+    )];
     let clients = clients.iter().enumerate().map(|(number, key)| ClientEntry {
         name: format!("client {number}"),
         public_key: key.public(),
@@ -190,6 +190,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
         proxy_auth: None,
         tls: CertificateCheck::Unchecked,
+        via: None,
         connect_timeout: Duration::from_secs(30),
         lanes: 1,
         memory: budget::CLIENT,

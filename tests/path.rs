@@ -9,6 +9,7 @@ use adit::client::tunnel::ConnectError;
 use adit::config::{LaneAddr, Scheme};
 use adit::io::carrier::CarrierEvent;
 use adit::io::clock;
+use adit::io::dial::Dialer;
 use adit::io::pool::Pool;
 use adit::io::tls::{ClientTls, Verify};
 use adit::proto::{ClientConfig as Handshake, SessionEvent};
@@ -56,6 +57,16 @@ async fn bytes_go_both_ways_over_a_tls_lane() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bytes_go_both_ways_over_a_websocket_lane() {
+    bytes_go_both_ways(Scheme::Ws).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_go_both_ways_over_a_websocket_lane_inside_tls() {
+    bytes_go_both_ways(Scheme::Wss).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dropped_client_ends_for_all_who_hold_its_tunnel() {
     let path = Path::start(Scheme::Tcp).await;
     let origin = echo().await;
@@ -75,15 +86,7 @@ async fn dropped_client_ends_for_all_who_hold_its_tunnel() {
 async fn full_server_says_so_before_it_hangs_up() {
     let path = Path::start_for(Scheme::Tls, 1).await;
     path.connected().await;
-    let connector = Arc::new(Connector {
-        servers: vec![path.address.clone()],
-        tls: ClientTls::new(&Verify::Unchecked).unwrap(),
-        handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
-        time: Duration::from_secs(5),
-        lanes: 1,
-        source: None,
-        pool: Pool::new("second", 4, 4),
-    });
+    let connector = Arc::new(second(&path, path.address.clone()));
     let attempt = connector.attempt(path.address.clone(), None, true);
     let Connected::Fresh(mut carrier) = attempt.await.unwrap() else {
         panic!("there is nothing to join");
@@ -120,17 +123,40 @@ async fn tcp_at_a_tls_port_is_told_to_be_that() {
         scheme: Scheme::Tcp,
         ..path.address.clone()
     };
-    let connector = Arc::new(Connector {
-        servers: vec![address.clone()],
-        tls: ClientTls::new(&Verify::Unchecked).unwrap(),
+    let connector = Arc::new(second(&path, address.clone()));
+    let error = connector.attempt(address, None, true).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.ends_with(" (a tls:// port, perhaps?)"), "{text}");
+    path.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_at_a_websocket_port_is_told_to_be_that() {
+    let path = Path::start(Scheme::Ws).await;
+    path.connected().await;
+    let address = LaneAddr {
+        scheme: Scheme::Tcp,
+        ..path.address.clone()
+    };
+    let connector = Arc::new(second(&path, address.clone()));
+    let error = connector.attempt(address, None, true).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.ends_with(" (a wss:// or ws:// port, perhaps?)"),
+        "{text}"
+    );
+    path.end().await;
+}
+
+/// What a second client at `address` connects by.
+fn second(path: &Path, address: LaneAddr) -> Connector {
+    Connector {
+        servers: vec![address],
+        dialer: Dialer::new(ClientTls::new(&Verify::Unchecked).unwrap()),
         handshake: Handshake::new(path.keys.1.clone(), path.keys.0, *b"a second"),
         time: Duration::from_secs(5),
         lanes: 1,
         source: None,
         pool: Pool::new("second", 4, 4),
-    });
-    let error = connector.attempt(address, None, true).await.unwrap_err();
-    let text = error.to_string();
-    assert!(text.ends_with(" (a tls:// port, perhaps?)"), "{text}");
-    path.end().await;
+    }
 }

@@ -79,11 +79,8 @@ impl Network {
     }
 
     fn lane(&self) -> LaneAddr {
-        LaneAddr {
-            scheme: Scheme::Udp,
-            host: Host::Ip(self.address.ip()),
-            port: self.address.port(),
-        }
+        let host = Host::Ip(self.address.ip());
+        LaneAddr::new(Scheme::Udp, host, self.address.port())
     }
 
     fn set_open(&self, open: bool) {

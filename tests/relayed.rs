@@ -87,6 +87,11 @@ async fn flow_outlives_tls_lanes_that_are_cut_in_the_middle_of_a_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flow_outlives_websocket_lanes_that_are_cut_in_the_middle_of_a_transfer() {
+    outlives_lanes(Scheme::Wss).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connection_that_is_asked_for_while_there_is_no_lane_is_made_when_there_is_one() {
     let (path, network) = through_a_network(Scheme::Tcp).await;
     let origin = echo().await;

@@ -107,7 +107,7 @@ pub(super) struct ServerArgs {
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Accept lanes here; may be given several times
-    #[arg(long, value_name = "SCHEME://ADDRESS:PORT")]
+    #[arg(long, value_name = "SCHEME://ADDRESS:PORT[/PATH]")]
     listen: Vec<String>,
     /// The file of the server's secret key; may be given several times, the newest first
     #[arg(long, value_name = "FILE")]
@@ -144,7 +144,7 @@ pub(super) struct ClientArgs {
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Where the server is reached; may be given several times, tried in turn
-    #[arg(long, value_name = "SCHEME://HOST:PORT")]
+    #[arg(long, value_name = "SCHEME://HOST:PORT[/PATH]")]
     server: Vec<String>,
     /// The server's public key
     #[arg(long, value_name = "KEY")]
@@ -167,10 +167,16 @@ pub(super) struct ClientArgs {
     /// Listen beyond this host without a password
     #[arg(long)]
     proxy_open: bool,
+    /// The proxy through which the server is reached: a URL, env for what HTTPS_PROXY or ALL_PROXY says, or off
+    #[arg(long, value_name = "URL")]
+    via: Option<String>,
+    /// The file of the password that this proxy asks for
+    #[arg(long, value_name = "FILE")]
+    via_password_file: Option<String>,
     /// How long one attempt to connect may take
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<String>,
-    /// How many connections to a tcp:// or tls:// server carry the session side by side
+    /// How many connections to a tcp://, tls:// or wss:// server carry the session side by side
     #[arg(long, value_name = "NUMBER")]
     lanes: Option<String>,
     /// How losses of what is sent by udp:// are repaired: auto, off, fixed or fixed:20%
@@ -251,6 +257,12 @@ impl ClientArgs {
                 self.proxy_password_file.as_slice(),
             ),
             flag("proxy_open", "--proxy-open", &open),
+            flag("via", "--via", self.via.as_slice()),
+            flag(
+                "via_password_file",
+                "--via-password-file",
+                self.via_password_file.as_slice(),
+            ),
             flag(
                 "connect_timeout",
                 "--connect-timeout",

@@ -52,7 +52,7 @@ struct MeasureArgs {
     /// How many flows, or connections at once, are measured beside one
     #[arg(long, value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=MOST_FLOWS))]
     flows: u16,
-    /// What carries the session: tcp, tls or udp [default: tcp]
+    /// What carries the session: tcp, tls, wss, ws or udp [default: tcp]
     #[arg(long, value_name = "LANE", value_parser = parse_lane, conflicts_with = "origin")]
     lane: Option<Scheme>,
     /// Measure to this origin, which runs `adit bench origin`, instead of starting both ends here
@@ -92,7 +92,7 @@ struct SwarmArgs {
     /// How many clients there are
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=MOST_CLIENTS))]
     clients: u32,
-    /// What carries each session: tcp, tls or udp [default: tcp, or the configuration's first]
+    /// What carries each session: tcp, tls, wss, ws or udp [default: tcp, or the configuration's first]
     #[arg(long, value_name = "LANE", value_parser = parse_lane)]
     lane: Option<Scheme>,
     /// How many clients connect at once
@@ -268,7 +268,7 @@ fn parse_lane(text: &str) -> Result<Scheme, String> {
     let mut schemes = Scheme::ALL.into_iter();
     schemes
         .find(|scheme| scheme.as_str() == text)
-        .ok_or_else(|| "write tcp, tls or udp".to_owned())
+        .ok_or_else(|| "write tcp, tls, wss, ws or udp".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::args::CheckArgs;
 use super::{Failure, print, serve};
-use crate::client::run::tls;
+use crate::client::run::dialer;
 use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind};
 use crate::io::tls::{Certificate, ServerTls};
 
@@ -43,7 +43,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         }
         Kind::Client => {
             let loaded = ClientConfig::load(inputs)?;
-            tls(&loaded.config).map_err(|error| useless(&error))?;
+            dialer(&loaded.config).map_err(|error| useless(&error))?;
             (loaded.config.to_string(), loaded.warnings)
         }
     };

@@ -135,10 +135,10 @@ fn generate() -> SecretKey {
 
 fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerConfig {
     ServerConfig {
-        listen: vec![ListenAddr {
-            scheme: Scheme::Tcp,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        }],
+        listen: vec![ListenAddr::new(
+            Scheme::Tcp,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        )],
         secret_keys: vec![server.clone()],
         network: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 86, 0, 0), 24)),
         network6: Some(Ipv6Net::new_assert(
@@ -193,6 +193,7 @@ fn try_client(
         proxy,
         proxy_auth: None,
         tls: CertificateCheck::Unchecked,
+        via: None,
         connect_timeout: Duration::from_secs(5),
         lanes: 1,
         aead: Vec::new(),

@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! One attempt: resolve the name anew, connect, TLS where the address says so, then send
-//! the handshake's first message, and in front of it, if there is a session to go on with,
+//! One attempt: resolve the name anew, connect, by way of a proxy if there is one, TLS and a WebSocket where the
+//! address says so ([`Dialer`]), then send the handshake's first message, and in front of it, if there is a session to go on with,
 //! a frame that joins the new lane to it. Both leave in one flight. A server that still has
 //! the session answers the join and never looks at the handshake; one that does not (it was
 //! restarted) is silent about the join and answers the handshake.
@@ -25,13 +25,12 @@ use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout};
 
-use crate::config::{LaneAddr, Scheme};
+use crate::config::LaneAddr;
 use crate::io::carrier::Carrier;
 use crate::io::clock;
-use crate::io::dial::{DialError, addresses, dial, race};
+use crate::io::dial::{DialError, Dialer, addresses, race};
 use crate::io::lane::{FrameError, ReadError, StreamLane};
 use crate::io::pool::Pool;
-use crate::io::tls::ClientTls;
 use crate::io::udp::{Feedback, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
     ClientConfig, DatagramInitiator, DatagramPath, HandshakeError, Initiator, Reply,
@@ -43,8 +42,8 @@ use crate::wire::{FrameType, LaneId, frame_type};
 pub struct Connector {
     /// Where the server is, in the order to try.
     pub servers: Vec<LaneAddr>,
-    /// How TLS lanes check the server's certificate.
-    pub tls: ClientTls,
+    /// How connections are made.
+    pub dialer: Dialer,
     /// Who we are and whom we expect.
     pub handshake: ClientConfig,
     /// How long an attempt may take, from the name to the handshake's answer.
@@ -151,11 +150,11 @@ impl Connector {
         join: Option<(LaneId, Vec<u8>)>,
         fresh: bool,
     ) -> Result<Connected, ConnectFailure> {
-        if server.scheme == Scheme::Udp {
+        if !server.scheme.is_stream() {
             return self.datagrams(server).await;
         }
         let start = clock::now();
-        let stream = dial(&server, &self.tls, self.time).await?;
+        let stream = self.dialer.dial(&server, &self.pool, self.time).await?;
         let lane = StreamLane::new(stream, self.pool.clone());
         let left = self.time.saturating_sub(clock::now() - start);
         let exchange = self.exchange(&server, lane, join, fresh);
@@ -176,7 +175,7 @@ impl Connector {
     pub async fn ways(self: Arc<Self>, server: LaneAddr) -> Result<Connected, ConnectFailure> {
         let mut ways: Vec<Way> = Vec::new();
         let mut failed = None;
-        for remote in addresses(&server, self.time).await? {
+        for remote in self.addresses(&server).await? {
             if ways
                 .iter()
                 .any(|way| way.path.remote.is_ipv4() == remote.is_ipv4())
@@ -192,6 +191,17 @@ impl Connector {
             Some(error) if ways.is_empty() => Err(ConnectFailure::Io { server, error }),
             Some(_) | None => Ok(Connected::Ways(ways)),
         }
+    }
+
+    /// Returns where datagrams to `server` may be sent.
+    async fn addresses(&self, server: &LaneAddr) -> Result<Vec<SocketAddr>, DialError> {
+        if self.dialer.proxy_for(&server.host).is_some() {
+            // Not past the proxy, which would tell the network what it is there to hide.
+            return Err(DialError::NoDatagrams {
+                addr: server.clone(),
+            });
+        }
+        addresses(server, self.time).await
     }
 
     fn way(&self, remote: SocketAddr) -> io::Result<Way> {
@@ -210,10 +220,14 @@ impl Connector {
     /// A handshake over datagrams with whichever address of `server` answers first.
     async fn datagrams(&self, server: LaneAddr) -> Result<Connected, ConnectFailure> {
         let deadline = clock::now() + self.time;
-        let found = addresses(&server, self.time).await?;
+        let found = self.addresses(&server).await?;
         let complaint = Mutex::new(None);
         let greet = |remote| self.greet(remote, &complaint);
-        let outcome = race(found, &server, deadline.into(), greet).await;
+        let outcome = race(found, deadline.into(), greet).await;
+        let outcome = outcome.map_err(|attempts| DialError::Connect {
+            addr: server.clone(),
+            attempts,
+        });
         let complaint = complaint
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
@@ -394,18 +408,22 @@ fn doubt(
 
 /// Adds what may be the matter where not even a connection shows that the server is there.
 fn unheard(server: &LaneAddr) -> &'static str {
-    match server.scheme {
-        Scheme::Udp => "no UDP passes, or the server is down, or ",
-        Scheme::Tcp | Scheme::Tls => "",
+    if server.scheme.is_stream() {
+        ""
+    } else {
+        "no UDP passes, or the server is down, or "
     }
 }
 
-/// Adds what may be the matter where a frame's length is the beginning of a TLS record: type 21 (alert) or 22
-/// (handshake), version 3 (RFC 8446, section 5.1).
+/// Adds what may be the matter where a frame's length is the beginning of a TLS record, type 21 (alert) or 22
+/// (handshake), version 3 (RFC 8446, section 5.1), or of an answer over HTTP.
 fn other_scheme(error: &FrameError) -> &'static str {
     match error {
         FrameError::TooLong { length, .. } if matches!(length >> 16, 0x1503 | 0x1603) => {
             " (a tls:// port, perhaps?)"
+        }
+        FrameError::TooLong { length, .. } if length.to_be_bytes() == *b"HTTP" => {
+            " (a wss:// or ws:// port, perhaps?)"
         }
         FrameError::TooLong { .. } | FrameError::Empty | FrameError::Truncated { .. } => "",
     }
@@ -420,6 +438,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+    use crate::io::tls::{ClientTls, Verify};
     use crate::proto::{
         Answer, ClientEntry, DatagramResponder, LoadLimits, PresharedKey, PublicKey, Reception,
         Responder, SecretKey, Settings,
@@ -435,7 +454,7 @@ mod tests {
         assert!(
             silent("udp://h:1").contains("either no UDP passes, or the server is down, or this")
         );
-        for stream in ["tcp://h:1", "tls://h:1"] {
+        for stream in ["tcp://h:1", "tls://h:1", "wss://h:1", "ws://h:1"] {
             assert!(silent(stream).contains("either this is not an Adit server"));
         }
     }
@@ -446,7 +465,7 @@ mod tests {
         let (secret, own) = (SecretKey::generate(&mut rng), SecretKey::generate(&mut rng));
         let connector = Connector {
             servers: Vec::new(),
-            tls: ClientTls::new(&crate::io::tls::Verify::Unchecked).unwrap(),
+            dialer: Dialer::new(ClientTls::new(&Verify::Unchecked).unwrap()),
             handshake: ClientConfig::new(own, secret.public(), *b"instance"),
             time: Duration::from_secs(2),
             lanes: 1,

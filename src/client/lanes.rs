@@ -268,9 +268,10 @@ impl Lanes {
             let quiet = attempt.quiet_at.take_if(|at| *at <= now).is_some();
             if quiet && self.known.is_empty() && self.notices.unanswered(attempt.server) {
                 let server = &self.connector.servers[attempt.server];
-                let way = match server.scheme {
-                    Scheme::Udp => "no UDP passes on the way",
-                    Scheme::Tcp | Scheme::Tls => "a firewall on the way drops it",
+                let way = if server.scheme.is_stream() {
+                    "a firewall on the way drops it"
+                } else {
+                    "no UDP passes on the way"
                 };
                 info!(
                     %server,
@@ -332,10 +333,8 @@ impl Lanes {
                 attempt.greets = false;
                 Box::pin(connector.ways(address))
             }
-            (Scheme::Udp | Scheme::Tcp | Scheme::Tls, None) => {
-                Box::pin(connector.attempt(address, None, true))
-            }
-            (Scheme::Tcp | Scheme::Tls, Some(session)) => {
+            (_, None) => Box::pin(connector.attempt(address, None, true)),
+            (Scheme::Tcp | Scheme::Tls | Scheme::Wss | Scheme::Ws, Some(session)) => {
                 let join = session.join_frame(now);
                 attempt.joining.extend(join.as_ref().map(|(lane, _)| *lane));
                 Box::pin(connector.attempt(address, join, fresh))

@@ -134,10 +134,10 @@ impl Link {
         let entry = self.servers.get_mut(server)?;
         entry.trying = Some(now);
         self.next_at = now
-            + match (self.goal, entry.scheme) {
-                (Goal::Another, Scheme::Udp | Scheme::Tcp | Scheme::Tls) => HEAD_START_ANOTHER,
-                (Goal::Any | Goal::Better, Scheme::Udp) => HEAD_START_UDP,
-                (Goal::Any | Goal::Better, Scheme::Tcp | Scheme::Tls) => HEAD_START_STREAM,
+            + match self.goal {
+                Goal::Another => HEAD_START_ANOTHER,
+                Goal::Any | Goal::Better if entry.scheme.is_stream() => HEAD_START_STREAM,
+                Goal::Any | Goal::Better => HEAD_START_UDP,
             };
         Some(server)
     }

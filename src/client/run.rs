@@ -35,7 +35,8 @@ use super::driver::{Driver, Exit};
 use super::proxy::{Credentials, CredentialsError, ProxySettings, serve};
 use super::resolve::{Resolver, name_service};
 use super::tunnel::{Tunnel, tunnel};
-use crate::config::{CertificateCheck, ClientConfig, Scheme};
+use crate::config::{CertificateCheck, ClientConfig};
+use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
 use crate::io::pool::Pool;
@@ -79,10 +80,10 @@ impl Client {
         handshake.settings.repair = config.repair.mode();
         // A session that may move to datagrams, or has copies of thin packets on lanes side by side, needs packets.
         handshake.settings.relayed =
-            config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme != Scheme::Udp);
+            config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme.is_stream());
         let connector = Connector {
             servers: config.servers.clone(),
-            tls: tls(config)?,
+            dialer: dialer(config)?,
             handshake,
             time: config.connect_timeout,
             lanes: config.lanes,
@@ -250,13 +251,17 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Prepares TLS as `config` says.
+/// Prepares to connect as `config` says: by TLS, and through its proxy.
 ///
 /// # Errors
 ///
 /// The authorities that it names are of no use.
-pub(crate) fn tls(config: &ClientConfig) -> Result<ClientTls, ClientTlsError> {
-    ClientTls::new(&verify(&config.tls))
+pub(crate) fn dialer(config: &ClientConfig) -> Result<Dialer, ClientTlsError> {
+    let dialer = Dialer::new(ClientTls::new(&verify(&config.tls))?);
+    match &config.via {
+        Some(via) => dialer.through(via.clone()),
+        None => Ok(dialer),
+    }
 }
 
 fn verify(check: &CertificateCheck) -> Verify {

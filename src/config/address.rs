@@ -1,4 +1,4 @@
-//! The address of a lane, `scheme://host:port`, as a configuration names it.
+//! The address of a lane, `scheme://host:port` or `wss://host/path`, as a configuration names it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,6 +16,8 @@ pub struct LaneAddr {
     pub host: Host,
     /// The port; 0 only where it is bound ("any free port").
     pub port: u16,
+    /// The path of a WebSocket, which begins with `/`; empty where the scheme has none.
+    pub path: String,
 }
 
 /// How a lane is carried.
@@ -27,6 +29,10 @@ pub enum Scheme {
     Tcp,
     /// Frames inside TLS 1.3 on a TCP connection.
     Tls,
+    /// Frames inside a WebSocket inside TLS 1.3: what reverse proxies pass.
+    Wss,
+    /// Frames inside a WebSocket on a plain TCP connection: what a reverse proxy that ends TLS makes of it.
+    Ws,
 }
 
 /// A host by name or by address.
@@ -40,7 +46,7 @@ pub enum Host {
 
 impl Scheme {
     /// Every scheme, in the order in which they are named to people.
-    pub const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Tls];
+    pub const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Wss, Self::Ws];
 
     /// The word in front of `://`.
     pub const fn as_str(self) -> &'static str {
@@ -48,6 +54,63 @@ impl Scheme {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            Self::Wss => "wss",
+            Self::Ws => "ws",
+        }
+    }
+
+    /// Tells whether such lanes are byte streams, not datagrams.
+    pub const fn is_stream(self) -> bool {
+        match self {
+            Self::Udp => false,
+            Self::Tcp | Self::Tls | Self::Wss | Self::Ws => true,
+        }
+    }
+
+    /// Tells whether there is TLS under such lanes.
+    pub const fn is_tls(self) -> bool {
+        match self {
+            Self::Tls | Self::Wss => true,
+            Self::Udp | Self::Tcp | Self::Ws => false,
+        }
+    }
+
+    /// Tells whether such lanes are WebSockets, which have a path.
+    pub const fn is_websocket(self) -> bool {
+        match self {
+            Self::Wss | Self::Ws => true,
+            Self::Udp | Self::Tcp | Self::Tls => false,
+        }
+    }
+
+    /// The port that is meant where none is written: that of the web, for what looks like it.
+    const fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Wss => Some(443),
+            Self::Ws => Some(80),
+            Self::Udp | Self::Tcp | Self::Tls => None,
+        }
+    }
+}
+
+impl LaneAddr {
+    /// Makes an address without a name in it; a WebSocket has the path `/`.
+    pub fn new(scheme: Scheme, host: Host, port: u16) -> Self {
+        let path = if scheme.is_websocket() { "/" } else { "" };
+        Self {
+            scheme,
+            host,
+            port,
+            path: path.to_owned(),
+        }
+    }
+
+    /// The host and, unless it is the usual one, the port, as a request over HTTP names them (RFC 9110, section 7.2).
+    pub fn authority(&self) -> String {
+        if self.scheme.default_port() == Some(self.port) {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
         }
     }
 }
@@ -67,19 +130,31 @@ impl FromStr for LaneAddr {
                 found: text.to_owned(),
             });
         }
-        let scheme = scheme.parse()?;
-        // A pasted URL often ends in a slash, which changes nothing.
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        if rest.contains(['/', '?', '#', '@']) {
+        let scheme: Scheme = scheme.parse()?;
+        let (authority, path) = if scheme.is_websocket() {
+            let at = rest.find('/').unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(at);
+            (authority, if path.is_empty() { "/" } else { path })
+        } else {
+            // A pasted URL often ends in a slash, which changes nothing.
+            (rest.strip_suffix('/').unwrap_or(rest), "")
+        };
+        if authority.contains(['/', '?', '#', '@']) {
             return Err(AddressError::NotOnlyHostAndPort {
                 found: text.to_owned(),
             });
         }
-        let (host, port) = split_port(scheme, rest)?;
+        if !path.bytes().all(is_of_a_path) || path.len() > MAX_PATH {
+            return Err(AddressError::BadPath {
+                found: path.to_owned(),
+            });
+        }
+        let (host, port) = split_port(scheme, authority)?;
         Ok(Self {
             scheme,
             host: host.parse()?,
             port,
+            path: path.to_owned(),
         })
     }
 }
@@ -144,7 +219,11 @@ impl From<LaneAddr> for String {
 
 impl fmt::Display for LaneAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+        write!(
+            f,
+            "{}://{}:{}{}",
+            self.scheme, self.host, self.port, self.path
+        )
     }
 }
 
@@ -170,7 +249,7 @@ impl fmt::Display for Host {
 pub enum AddressError {
     /// There is no `://`.
     #[error(
-        "`{found}` does not say how to connect: write udp://{rest}, tcp://{rest} or tls://{rest}"
+        "`{found}` does not say how to connect: write udp://{rest}, tcp://{rest}, tls://{rest} or wss://{rest}"
     )]
     NoScheme {
         /// The text.
@@ -185,7 +264,10 @@ pub enum AddressError {
         found: String,
     },
     /// The word in front of `://` is none that is known.
-    #[error("`{found}` is not a kind of lane: write udp://, tcp:// or tls://")]
+    #[error(
+        "`{found}` is not a kind of lane: write udp://, tcp://, tls:// or wss://{}",
+        web(found)
+    )]
     UnknownScheme {
         /// The word.
         found: String,
@@ -194,6 +276,14 @@ pub enum AddressError {
     #[error("`{found}` is more than a host and a port: write scheme://host:port")]
     NotOnlyHostAndPort {
         /// The text.
+        found: String,
+    },
+    /// The path is none, or too long.
+    #[error(
+        "`{found}` is not a path: write one of at most {MAX_PATH} letters, digits and - . _ ~ / after the port, such as wss://host/adit"
+    )]
+    BadPath {
+        /// The text behind the port.
         found: String,
     },
     /// The port is missing.
@@ -240,6 +330,20 @@ pub enum AddressError {
     },
 }
 
+/// Says what is meant by somebody who wrote the scheme of a web page.
+fn web(scheme: &str) -> &'static str {
+    match scheme {
+        "https" => " (for https://, wss://)",
+        "http" => " (for http://, ws://)",
+        _ => "",
+    }
+}
+
+/// Whether a byte may stand in the path of a URL (RFC 3986, section 3.3), without commas, which separate addresses.
+fn is_of_a_path(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+;=:@".contains(&byte)
+}
+
 /// The host and the port, where a scheme stands before them but not `://` in between.
 fn without_scheme(text: &str) -> &str {
     match text.split_once(':') {
@@ -262,7 +366,11 @@ fn split_port(scheme: Scheme, text: &str) -> Result<(&str, u16), AddressError> {
         scheme,
         host: text.to_owned(),
     };
-    if text.ends_with(']') {
+    let whole = text.ends_with(']') || !text.contains(':');
+    if let (true, Some(port)) = (whole, scheme.default_port()) {
+        return Ok((text, port));
+    }
+    if whole {
         return Err(no_port());
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(no_port)?;
@@ -297,6 +405,9 @@ fn is_host_name(name: &str) -> bool {
     name.len() <= MAX_NAME && !numeric && name.split('.').all(label_fits)
 }
 
+/// Bytes in the path of a WebSocket: more than anybody types, and little of a request's head.
+const MAX_PATH: usize = 255;
+
 /// Octets in one label of a name (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
 
@@ -323,6 +434,9 @@ mod tests {
             "tcp://[2001:db8::1]:1",
             "tcp://0.0.0.0:0",
             "tls://a_b.x-y:65535",
+            "wss://vpn.example.com:8443/adit",
+            "ws://127.0.0.1:8080/a/b-c~d/%7e",
+            "wss://[2001:db8::1]:443/",
         ] {
             assert_eq!(parse(text).expect(text).to_string(), text);
         }
@@ -335,6 +449,22 @@ mod tests {
     }
 
     #[test]
+    fn websocket_has_the_port_and_the_path_of_the_web() {
+        for (text, whole, authority) in [
+            ("wss://h", "wss://h:443/", "h"),
+            ("wss://h/adit/", "wss://h:443/adit/", "h"),
+            ("ws://h", "ws://h:80/", "h"),
+            ("wss://[::1]/x", "wss://[::1]:443/x", "[::1]"),
+            ("wss://h:80/x", "wss://h:80/x", "h:80"),
+            ("ws://h:443", "ws://h:443/", "h:443"),
+        ] {
+            let address = parse(text).expect(text);
+            assert_eq!(address.to_string(), whole);
+            assert_eq!(address.authority(), authority);
+        }
+    }
+
+    #[test]
     fn each_mistake_is_answered_with_what_would_be_right() {
         for (text, right) in [
             ("vpn.example.com:7443", "write udp://vpn.example.com:7443"),
@@ -344,6 +474,11 @@ mod tests {
             ("udp://a:1, tls://b:2", "more than one address"),
             ("udp://a:1,b:2", "more than one address"),
             ("sctp://h:1", "`sctp` is not a kind of lane"),
+            ("https://h/x", "or wss:// (for https://, wss://)"),
+            ("wss://h/x?y=z", "`/x?y=z` is not a path"),
+            ("wss://h/x y", "`/x y` is not a path"),
+            ("wss://user@h/x", "more than a host and a port"),
+            ("wss://h:x/y", "`x` is not a port"),
             ("udp://h", "`udp://h` has no port: write udp://h:7443"),
             ("tcp://[::1]", "write tcp://[::1]:7443"),
             ("tcp://::1", "without brackets: write tcp://[::1]:7443"),

@@ -9,11 +9,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use super::address::{LaneAddr, Scheme};
-use super::error::{ConfigError, Place};
+use super::address::{Host, LaneAddr};
+use super::error::ConfigError;
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Located, Settings};
-use super::shared::{Unique, read_aead, read_threads, values};
+use super::shared::{Unique, read_aead, read_password, read_threads, values, warn_of_readers};
+use super::via::{self, Via};
 use super::{Loaded, files, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
@@ -33,8 +34,11 @@ pub struct ClientConfig {
     pub proxy: SocketAddr,
     /// What the proxy asks of whoever uses it.
     pub proxy_auth: Option<ProxyAuth>,
-    /// How the certificate of a `tls` lane is checked.
+    /// How the certificate of a `tls` or `wss` lane is checked.
     pub tls: CertificateCheck,
+    /// The proxy through which the servers are reached; those of [`Scheme::Udp`](super::Scheme::Udp) are not, and are
+    /// not listed where it is for their host.
+    pub via: Option<Via>,
     /// How long one attempt at one server may take, until the session stands.
     pub connect_timeout: Duration,
     /// How many lanes carry the session side by side where it goes by TCP or TLS, 1 to 8.
@@ -98,7 +102,8 @@ impl ClientConfig {
 
     /// `None` only after a problem was added.
     pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
-        let servers = read_servers(settings);
+        let via = via::read(settings);
+        let servers = read_servers(settings, via.as_ref());
         let server_key = settings.value("server_key", parse::public_key);
         if server_key.is_none() {
             settings.missing(
@@ -116,6 +121,9 @@ impl ClientConfig {
         }
         let proxy_auth = read_auth(settings);
         let proxy = read_proxy(settings, proxy_auth.is_some());
+        if let Some(at) = &via {
+            refuse_loop(settings, at, proxy);
+        }
         let tls = read_tls(settings, &servers);
         let connect_timeout = settings.value("connect_timeout", |text| {
             parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
@@ -133,6 +141,7 @@ impl ClientConfig {
             proxy,
             proxy_auth,
             tls,
+            via: via.map(|at| at.value),
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
             lanes,
             aead,
@@ -147,12 +156,11 @@ impl fmt::Display for ClientConfig {
     /// One line for `adit check`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers: Vec<String> = self.servers.iter().map(LaneAddr::to_string).collect();
-        write!(
-            f,
-            "client of {}, proxy on {}",
-            servers.join(", "),
-            self.proxy
-        )
+        write!(f, "client of {}", servers.join(", "),)?;
+        if let Some(via) = &self.via {
+            write!(f, " through {}", via.proxy)?;
+        }
+        write!(f, ", proxy on {}", self.proxy)
     }
 }
 
@@ -162,8 +170,8 @@ impl fmt::Debug for ProxyAuth {
     }
 }
 
-fn read_servers(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
-    let servers = settings.list("server", parse::server).unwrap_or_default();
+fn read_servers(settings: &mut Settings<'_>, via: Option<&Located<Via>>) -> Vec<LaneAddr> {
+    let mut servers = settings.list("server", parse::server).unwrap_or_default();
     if servers.is_empty() {
         settings.missing(
             "server",
@@ -174,7 +182,48 @@ fn read_servers(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
     for at in &servers {
         seen.insert(settings, at, at.value.clone(), &at.value);
     }
+    if let Some(via) = via {
+        leave_datagrams_out(settings, &mut servers, via);
+    }
     values(Some(servers))
+}
+
+/// Leaves out what no proxy carries; past it nothing may go.
+fn leave_datagrams_out(
+    settings: &mut Settings<'_>,
+    servers: &mut Vec<Located<LaneAddr>>,
+    via: &Located<Via>,
+) {
+    let before = servers.len();
+    servers.retain(|at| {
+        let stays = at.value.scheme.is_stream() || via.value.proxy_for(&at.value.host).is_none();
+        if !stays {
+            settings.warn(format!(
+                "server: {} is left out, since `via` is set and no proxy carries datagrams",
+                at.value
+            ));
+        }
+        stays
+    });
+    if servers.is_empty() && before > 0 {
+        let message = "no proxy carries datagrams, and every server is udp://: add one by tls:// or wss:// to `server`";
+        settings.problem_at(via, message);
+    }
+}
+
+/// Refuses a client that would connect through itself.
+fn refuse_loop(settings: &mut Settings<'_>, via: &Located<Via>, own: SocketAddr) {
+    let proxy = &via.value.proxy;
+    let here = match &proxy.host {
+        Host::Ip(ip) => *ip == own.ip() || (own.ip().is_unspecified() && ip.is_loopback()),
+        Host::Name(name) => name.eq_ignore_ascii_case("localhost"),
+    };
+    if here && proxy.port == own.port() {
+        let message = format!(
+            "{proxy} is this client's own proxy: name the one that leads out of this network, or off"
+        );
+        settings.problem_at(via, message);
+    }
 }
 
 fn read_key(settings: &mut Settings<'_>) -> Option<SecretKey> {
@@ -199,13 +248,19 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
         parse::credential(text, true).map(Zeroizing::new)
     });
     if let Some(at) = &password {
-        warn_of_readers(settings, &at.place);
+        warn_of_readers(settings, "proxy_password", "proxy_password_file", &at.place);
     }
     let file = settings.path("proxy_password_file");
     if let (Some(_), Some(file)) = (&password, &file) {
         settings.problem_at(file, "stands beside proxy_password: keep one of the two");
     }
-    let from_file = file.and_then(|file| read_password(settings, file));
+    let from_file = file.and_then(|file| {
+        Some(Located {
+            value: read_password(settings, &file)?,
+            key: file.key,
+            place: file.place,
+        })
+    });
     match (user, password.or(from_file)) {
         (Some(user), Some(password)) => Some(ProxyAuth {
             user: user.value,
@@ -228,38 +283,6 @@ fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
             None
         }
         (None, None) => None,
-    }
-}
-
-/// Warns of a password in a configuration that others may read; a key file would be refused.
-fn warn_of_readers(settings: &mut Settings<'_>, place: &Place) {
-    let Place::File(spot) = place else {
-        return;
-    };
-    if let Some(mode) = files::mode_for_others(spot.path()) {
-        settings.warn(format!(
-            "proxy_password: others than you may read {} (its mode is {mode:04o}): run chmod 600 {}, or write proxy_password_file instead",
-            spot.path().display(),
-            spot.path().display()
-        ));
-    }
-}
-
-fn read_password(
-    settings: &mut Settings<'_>,
-    file: Located<PathBuf>,
-) -> Option<Located<Zeroizing<String>>> {
-    let text = settings.read_file(&file, files::read_password)?;
-    match parse::credential(&text, true) {
-        Ok(text) => Some(Located {
-            value: Zeroizing::new(text),
-            key: file.key,
-            place: file.place,
-        }),
-        Err(message) => {
-            settings.problem_at(&file, format!("the password in it {message}"));
-            None
-        }
     }
 }
 
@@ -307,10 +330,11 @@ fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> CertificateChe
     }
     if !given.is_empty()
         && !servers.is_empty()
-        && !servers.iter().any(|server| server.scheme == Scheme::Tls)
+        && !servers.iter().any(|server| server.scheme.is_tls())
     {
-        settings
-            .warn("tls: nothing of it is used, since no server is reached by tls://".to_owned());
+        settings.warn(
+            "tls: nothing of it is used, since no server is reached by tls:// or wss://".to_owned(),
+        );
     }
     match (pins, ca_file, system) {
         (Some(pins), _, _) => CertificateCheck::Pins(values(Some(pins))),
@@ -324,13 +348,10 @@ fn read_lanes(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> usize {
     let Some(at) = settings.value("lanes", |text| parse::number(text, 1, MAX_LANES)) else {
         return 1;
     };
-    let streams = servers.iter().any(|server| match server.scheme {
-        Scheme::Tcp | Scheme::Tls => true,
-        Scheme::Udp => false,
-    });
+    let streams = servers.iter().any(|server| server.scheme.is_stream());
     if at.value > 1 && !servers.is_empty() && !streams {
         settings.warn(
-            "lanes: not used, since no server is reached by tcp:// or tls://: one lane of datagrams serves".to_owned(),
+            "lanes: not used, since no server is reached by tcp://, tls:// or wss://: one lane of datagrams serves".to_owned(),
         );
     }
     usize::try_from(at.value).unwrap_or(1)

@@ -24,6 +24,7 @@ mod server;
 mod settings;
 mod shared;
 mod text;
+mod via;
 mod yaml;
 
 pub use address::{AddressError, Host, LaneAddr, Scheme};
@@ -37,6 +38,7 @@ pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsF
 pub use settings::{FlagValue, Inputs, variable};
 pub use shared::MOST_THREADS;
 pub(crate) use text::read_text_alone;
+pub use via::{Exception, ProxyAddr, ProxyScheme, Via};
 
 /// A configuration that can be used, and what somebody should look at all the same.
 #[derive(Clone, Debug)]

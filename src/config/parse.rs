@@ -122,6 +122,7 @@ pub(super) fn listen(text: &str) -> Parsed<ListenAddr> {
         Host::Ip(ip) => Ok(ListenAddr {
             scheme,
             address: SocketAddr::new(ip, lane.port),
+            path: lane.path,
         }),
         Host::Name(name) => Err(format!(
             "`{name}` is a name, and a server listens on an address: write {scheme}://0.0.0.0:{port}, {scheme}://[::]:{port} or one address of this host",
@@ -422,7 +423,7 @@ pub(super) fn credential(text: &str, may_hold_colon: bool) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-fn is_off(text: &str) -> bool {
+pub(super) fn is_off(text: &str) -> bool {
     matches!(
         text.to_ascii_lowercase().as_str(),
         "off" | "no" | "none" | "false"

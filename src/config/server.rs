@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::address::Scheme;
+use super::address::{Host, LaneAddr, Scheme};
 use super::error::ConfigError;
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
@@ -58,12 +58,26 @@ pub struct ServerConfig {
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ListenAddr {
     /// How the lanes are carried.
     pub scheme: Scheme,
     /// The address to bind.
     pub address: SocketAddr,
+    /// The path at which WebSockets are; empty where the scheme has none.
+    pub path: String,
+}
+
+impl ListenAddr {
+    /// Makes an address to listen on; WebSockets are at the path `/`.
+    pub fn new(scheme: Scheme, address: SocketAddr) -> Self {
+        let host = Host::Ip(address.ip());
+        Self {
+            scheme,
+            address,
+            path: LaneAddr::new(scheme, host, address.port()).path,
+        }
+    }
 }
 
 /// Where packets leave the server.
@@ -244,7 +258,7 @@ impl fmt::Display for EgressKind {
 
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.address)
+        write!(f, "{}://{}{}", self.scheme, self.address, self.path)
     }
 }
 
@@ -270,10 +284,8 @@ impl Default for Limits {
 
 fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
     let Some(listen) = settings.list("listen", parse::listen) else {
-        return vec![ListenAddr {
-            scheme: Scheme::Tcp,
-            address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT),
-        }];
+        let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT);
+        return vec![ListenAddr::new(Scheme::Tcp, address)];
     };
     if listen.is_empty() {
         settings.missing(
@@ -283,11 +295,11 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
     }
     let mut seen = Unique::default();
     for at in &listen {
-        // TCP and TLS cannot share a port, UDP has its own; any free port is free for all.
+        // Streams cannot share a port, datagrams have their own; any free port is free for all.
         let address = at.value.address;
         if address.port() != 0 {
-            let datagrams = at.value.scheme == Scheme::Udp;
-            seen.insert(settings, at, (datagrams, address), address);
+            let stream = at.value.scheme.is_stream();
+            seen.insert(settings, at, (stream, address), address);
         }
     }
     values(Some(listen))
@@ -338,9 +350,9 @@ fn read_tls(settings: &mut Settings<'_>, listen: &[ListenAddr]) -> Option<TlsFil
     }
     match (certificate, key) {
         (Some(certificate), Some(key)) => {
-            if !listen.iter().any(|listen| listen.scheme == Scheme::Tls) {
+            if !listen.iter().any(|listen| listen.scheme.is_tls()) {
                 settings.warn(
-                    "tls: the certificate is not used, since no tls:// address is listened on"
+                    "tls: the certificate is not used, since no tls:// or wss:// address is listened on"
                         .to_owned(),
                 );
             }

@@ -135,6 +135,11 @@ impl<'a> Settings<'a> {
         Ok(settings)
     }
 
+    /// Returns what looks up environment variables.
+    pub(super) fn environment(&self) -> &'a dyn Fn(&str) -> Option<String> {
+        self.inputs.environment
+    }
+
     /// Reads one value by `parse`, whose error says what was found and what would be right.
     pub(super) fn value<T>(
         &mut self,

@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::path::PathBuf;
+
+use zeroize::Zeroizing;
 
 use super::error::Place;
-use super::parse;
 use super::settings::{Located, Settings};
+use super::{files, parse};
 use crate::proto::AeadKind;
 
 /// Notices what is written twice.
@@ -38,6 +41,40 @@ impl<K> Default for Unique<K> {
     fn default() -> Self {
         Self {
             seen: HashMap::new(),
+        }
+    }
+}
+
+/// Warns of a password in a configuration that others may read; a key file would be refused.
+pub(super) fn warn_of_readers(
+    settings: &mut Settings<'_>,
+    key: &str,
+    instead: &str,
+    place: &Place,
+) {
+    let Place::File(spot) = place else {
+        return;
+    };
+    if let Some(mode) = files::mode_for_others(spot.path()) {
+        settings.warn(format!(
+            "{key}: others than you may read {} (its mode is {mode:04o}): run chmod 600 {}, or write {instead} instead",
+            spot.path().display(),
+            spot.path().display()
+        ));
+    }
+}
+
+/// Reads the password in the file that a value names.
+pub(super) fn read_password(
+    settings: &mut Settings<'_>,
+    file: &Located<PathBuf>,
+) -> Option<Zeroizing<String>> {
+    let text = settings.read_file(file, files::read_password)?;
+    match parse::credential(&text, true) {
+        Ok(text) => Some(Zeroizing::new(text)),
+        Err(message) => {
+            settings.problem_at(file, format!("the password in it {message}"));
+            None
         }
     }
 }

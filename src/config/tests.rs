@@ -266,7 +266,7 @@ fn every_client_setting_arrives() {
     bench.write("password", "12345\n");
     let config = bench
         .client(
-            "server: [tls://vpn.example.com:8443, tcp://203.0.113.7:7443]
+            "server: [tls://vpn.example.com:8443, tcp://203.0.113.7:7443, wss://vpn.example.com/adit]
 server_key: OTHER
 key_file: own.key
 preshared_key_file: other.key
@@ -274,6 +274,8 @@ proxy: 0.0.0.0:0
 proxy_user: alice
 proxy_password_file: password
 tls: {pin: ['sha256//jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI=']}
+via: http://bob@proxy.corp.example:3128
+via_password_file: password
 connect_timeout: 1500ms
 lanes: 3
 aead: chacha20-poly1305
@@ -281,7 +283,18 @@ aead: chacha20-poly1305
         )
         .expect("a client")
         .config;
-    assert_eq!(config.servers.len(), 2);
+    assert_eq!(config.servers.len(), 3);
+    assert_eq!(
+        config.servers[2].to_string(),
+        "wss://vpn.example.com:443/adit"
+    );
+    let via = config.via.expect("a proxy").proxy;
+    assert_eq!(via.to_string(), "http://proxy.corp.example:3128");
+    let login = via.login.expect("a user");
+    assert_eq!(
+        (login.user.as_str(), login.password.as_str()),
+        ("bob", "12345")
+    );
     assert!(config.preshared_key.is_some());
     let auth = config.proxy_auth.expect("a password");
     assert_eq!(
@@ -610,6 +623,43 @@ fn an_open_proxy_must_be_wanted() {
 }
 
 #[test]
+fn datagrams_are_left_out_where_a_proxy_leads_to_the_server() {
+    let servers = "server: [udp://vpn.example.com:1, tls://vpn.example.com:2]\nserver_key: OTHER\nkey_file: own.key\n";
+    let loaded = |bench: &Bench, more: &str| {
+        let loaded = bench.client(&format!("{servers}{more}")).expect("a client");
+        (loaded.config.servers.len(), loaded.warnings)
+    };
+    let bench = Bench::new().set("HTTPS_PROXY", "http://proxy:3128");
+    assert_eq!(loaded(&bench, ""), (2, Vec::new()));
+    assert_eq!(loaded(&bench, "via: off\n"), (2, Vec::new()));
+    let (count, warnings) = loaded(&bench, "via: env\n");
+    assert_eq!(count, 1);
+    assert!(
+        warnings[0].contains("udp://vpn.example.com:1 is left out"),
+        "{warnings:?}"
+    );
+    let direct = bench.set("NO_PROXY", "example.com");
+    assert_eq!(loaded(&direct, "via: env\n"), (2, Vec::new()));
+    assert_eq!(loaded(&direct, "via: socks5://proxy:1\n").0, 1);
+}
+
+#[test]
+fn a_password_of_via_in_a_file_for_all_is_warned_about() {
+    let bench = Bench::new();
+    let loaded = |via: &str| {
+        let text = format!("{CLIENT}via: {via}\n");
+        bench.client(&text).expect("a client").warnings
+    };
+    assert_eq!(loaded("http://bob@proxy:1"), Vec::<String>::new());
+    let warnings = loaded("http://bob:s3cret@proxy:1");
+    assert!(
+        warnings[0].starts_with("via: others than you may read")
+            && warnings[0].ends_with("or write via_password_file instead"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn keys_without_value_are_as_if_not_written() {
     let config = Bench::new()
         .server("key_file: own.key\nallow:\nclients: ~\ntun:\nmtu: null\n")
@@ -631,7 +681,7 @@ fn settings_without_effect_are_warned_about() {
         loaded
             .warnings
             .iter()
-            .any(|warning| warning.contains("no tls:// address")),
+            .any(|warning| warning.contains("no tls:// or wss:// address")),
         "{:?}",
         loaded.warnings
     );
@@ -743,6 +793,7 @@ fn examples_hold_every_key_and_their_comments_load_too() {
             "privkey.pem",
             "ca.pem",
             "proxy.password",
+            "via.password",
         ] {
             fs::copy(bench.path("own.key"), bench.path(file)).expect("copied");
         }
@@ -753,6 +804,7 @@ fn examples_hold_every_key_and_their_comments_load_too() {
         // The example shows ways that exclude each other; nothing else may be wrong.
         let allowed = [
             "stands beside proxy_password",
+            "stands beside a password in via",
             "a certificate is checked in one way",
             "stands beside tls.certificate",
         ];

@@ -21,6 +21,8 @@
 //! | [`proto_queue`] | a script of packets to send | bounds hold, whatever waits is sent or dropped |
 //! | [`proto_hold`] | a script of numbered packets | each comes out once, unchanged and in time |
 //! | [`socks`] | what an application sends to the proxy, in pieces | pieces do not matter, little is kept |
+//! | [`socks_via`] | what a proxy says that is asked for a connection | no more is read than an answer has, and it ends |
+//! | [`websocket`] | what the other end of a WebSocket sends, in pieces | pieces do not matter, nothing is made up |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
 //! | [`relayed`] | a script of relayed flows, of lanes that change, and of frames from a peer without manners | bounds hold; between honest ends every byte comes out once and in order |
@@ -37,6 +39,7 @@ mod relayed;
 mod repair;
 mod session;
 mod text;
+mod via;
 mod wire;
 
 pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
@@ -48,6 +51,7 @@ pub use relayed::relayed;
 pub use repair::repair;
 pub use session::{proto_responder, proto_session};
 pub use text::config;
+pub use via::{socks_via, websocket};
 pub use wire::{wire_frame, wire_handshake};
 
 /// One target: its name, which is also that of its folder in `fuzz/corpus/`, and its function.
@@ -75,4 +79,6 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("repair", repair),
     ("relayed", relayed),
+    ("socks_via", socks_via),
+    ("websocket", websocket),
 ];

@@ -1,16 +1,18 @@
-//! Connecting to a server: name, address race, TCP, TLS; for datagrams, where to send them.
+//! Connecting to a server: name, address race, TCP, proxy, TLS, WebSocket; for datagrams, where to send them.
 //!
 //! A name is resolved anew by the system each time. Its addresses are tried as RFC 8305
 //! ("happy eyeballs") says: IPv6 and IPv4 in turn, the next one started when the last has failed
-//! or has not answered for [`STAGGER`]; the first connection wins and the others are dropped. TLS
-//! follows on the winner. One time-out bounds it all, and an error names what was tried and why
-//! each attempt failed.
+//! or has not answered for [`STAGGER`]; the first connection wins and the others are dropped. TLS and WebSocket
+//! follow on the winner. One time-out bounds it all, and an error names what was tried and why
+//! each attempt failed. Through a proxy ([`via`]) it is the proxy's name that is resolved here and its
+//! addresses that are raced; the server's name is the proxy's to resolve.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -20,38 +22,155 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::lane::{LaneStream, prepare_socket};
-use super::tls::{ClientTls, speaks_no_tls};
-use crate::config::address::{Host, LaneAddr, Scheme};
+use super::pool::Pool;
+use super::tls::{ClientTls, ClientTlsError, Verify, speaks_no_tls};
+use super::via::{self, ViaError};
+use super::websocket;
+use crate::config::address::{Host, LaneAddr};
+use crate::config::{ProxyAddr, ProxyScheme, Via};
 
-/// Connects to `addr` within `timeout` by TCP, and by TLS where its scheme says so.
-///
-/// # Errors
-///
-/// What failed: the name, every address, or the TLS handshake.
-pub async fn dial(
-    addr: &LaneAddr,
-    tls: &ClientTls,
-    timeout: Duration,
-) -> Result<LaneStream, DialError> {
-    let deadline = Instant::now() + timeout;
-    let addresses = resolve(&addr.host, addr.port, deadline).await?;
-    let (tcp, address) = race(addresses, addr, deadline, TcpStream::connect).await?;
-    let broken = |source| DialError::Broken { address, source };
-    prepare_socket(&tcp).map_err(broken)?;
-    if addr.scheme != Scheme::Tls {
-        return Ok(LaneStream::Tcp(tcp));
+/// Connects to servers, each time anew.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    tls: ClientTls,
+    via: Option<Via>,
+    /// How the certificate of a proxy is checked that speaks TLS.
+    proxy_tls: Option<ClientTls>,
+}
+
+impl Dialer {
+    /// Dials servers themselves, and checks their certificates as `tls` does.
+    pub fn new(tls: ClientTls) -> Self {
+        Self {
+            tls,
+            via: None,
+            proxy_tls: None,
+        }
     }
-    match timeout_at(deadline, tls.connect(&addr.host, tcp)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(source)) => Err(DialError::Tls {
+
+    /// Dials through a proxy.
+    ///
+    /// The certificate of one that speaks TLS is checked by the system's authorities, since it is given a password.
+    ///
+    /// # Errors
+    ///
+    /// The system has no authorities, and they are needed.
+    pub fn through(self, via: Via) -> Result<Self, ClientTlsError> {
+        let proxy_tls = match via.proxy.scheme {
+            ProxyScheme::Https => Some(ClientTls::new(&Verify::System)?),
+            ProxyScheme::Http | ProxyScheme::Socks5 => None,
+        };
+        Ok(Self {
+            via: Some(via),
+            proxy_tls,
+            ..self
+        })
+    }
+
+    /// Connects to `addr` within `timeout`: by TCP, through the proxy if there is one, and by what its scheme says.
+    ///
+    /// # Errors
+    ///
+    /// What failed: the name, every address, the proxy, TLS, or the WebSocket.
+    pub async fn dial(
+        &self,
+        addr: &LaneAddr,
+        pool: &Arc<Pool>,
+        timeout: Duration,
+    ) -> Result<LaneStream, DialError> {
+        let deadline = Instant::now() + timeout;
+        let mut stream = match self.proxy_for(&addr.host) {
+            Some(proxy) => self.dial_through(proxy, addr, deadline).await?,
+            None => {
+                let addresses = resolve(&addr.host, addr.port, deadline).await?;
+                let connected = race(addresses, deadline, TcpStream::connect).await;
+                let (tcp, address) = connected.map_err(|attempts| DialError::Connect {
+                    addr: addr.clone(),
+                    attempts,
+                })?;
+                prepare_socket(&tcp).map_err(|source| DialError::Broken { address, source })?;
+                LaneStream::Tcp(tcp)
+            }
+        };
+        if addr.scheme.is_tls() {
+            let address = stream.peer_addr().map_err(DialError::Gone)?;
+            let tls = async {
+                if addr.scheme.is_websocket() {
+                    self.tls.connect_web(&addr.host, stream).await
+                } else {
+                    self.tls.connect(&addr.host, stream).await
+                }
+            };
+            stream = match timeout_at(deadline, tls).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(source)) => {
+                    return Err(DialError::Tls {
+                        addr: addr.clone(),
+                        address,
+                        source,
+                    });
+                }
+                Err(_elapsed) => {
+                    return Err(DialError::TlsTimedOut {
+                        addr: addr.clone(),
+                        address,
+                    });
+                }
+            };
+        }
+        if !addr.scheme.is_websocket() {
+            return Ok(stream);
+        }
+        let authority = addr.authority();
+        let asking = websocket::connect(stream, &authority, &addr.path, pool.clone());
+        match timeout_at(deadline, asking).await {
+            Ok(Ok(socket)) => Ok(LaneStream::WebSocket(Box::new(socket))),
+            Ok(Err(source)) => Err(DialError::WebSocket {
+                addr: addr.clone(),
+                source,
+            }),
+            Err(_elapsed) => Err(DialError::WebSocketTimedOut { addr: addr.clone() }),
+        }
+    }
+
+    /// Returns the proxy through which `host` is dialled.
+    pub fn proxy_for(&self, host: &Host) -> Option<&ProxyAddr> {
+        self.via.as_ref()?.proxy_for(host)
+    }
+
+    /// Asks a proxy for a connection to `addr`.
+    async fn dial_through(
+        &self,
+        proxy: &ProxyAddr,
+        addr: &LaneAddr,
+        deadline: Instant,
+    ) -> Result<LaneStream, DialError> {
+        let addresses = resolve(&proxy.host, proxy.port, deadline).await?;
+        let connected = race(addresses, deadline, TcpStream::connect).await;
+        let (tcp, address) = connected.map_err(|attempts| DialError::Proxy {
+            proxy: proxy.to_string(),
+            attempts,
+        })?;
+        prepare_socket(&tcp).map_err(|source| DialError::Broken { address, source })?;
+        let failed = |source| DialError::Via {
+            proxy: proxy.to_string(),
             addr: addr.clone(),
-            address,
             source,
-        }),
-        Err(_elapsed) => Err(DialError::TlsTimedOut {
-            addr: addr.clone(),
-            address,
-        }),
+        };
+        let asking = async {
+            let mut stream = LaneStream::Tcp(tcp);
+            if let Some(tls) = &self.proxy_tls {
+                stream = tls.connect_web(&proxy.host, stream).await?;
+            }
+            via::ask(stream, proxy, &addr.host, addr.port).await
+        };
+        match timeout_at(deadline, asking).await {
+            Ok(asked) => asked.map_err(failed),
+            Err(_elapsed) => Err(DialError::ViaTimedOut {
+                proxy: proxy.to_string(),
+                addr: addr.clone(),
+            }),
+        }
     }
 }
 
@@ -104,6 +223,55 @@ pub enum DialError {
         /// What the system says.
         source: io::Error,
     },
+    /// The proxy could not be connected to.
+    #[error("cannot connect to the proxy {proxy}, which `via` names: {attempts}")]
+    Proxy {
+        /// The proxy.
+        proxy: String,
+        /// Each address tried.
+        attempts: Attempts,
+    },
+    /// The proxy gave no connection.
+    #[error("no way to {addr} through the proxy {proxy}: {source}")]
+    Via {
+        /// The proxy.
+        proxy: String,
+        /// What was dialled.
+        addr: LaneAddr,
+        /// What it says.
+        source: ViaError,
+    },
+    /// The proxy did not answer in time.
+    #[error("no way to {addr} through the proxy {proxy}: no answer in time")]
+    ViaTimedOut {
+        /// The proxy.
+        proxy: String,
+        /// What was dialled.
+        addr: LaneAddr,
+    },
+    /// Datagrams were to go through a proxy.
+    #[error("{addr} cannot be reached through a proxy, which carries no datagrams")]
+    NoDatagrams {
+        /// What was dialled.
+        addr: LaneAddr,
+    },
+    /// The connection was lost before TLS began.
+    #[error("the connection was lost: {0}")]
+    Gone(io::Error),
+    /// There is no WebSocket.
+    #[error("no WebSocket at {addr}: {source}")]
+    WebSocket {
+        /// What was dialled.
+        addr: LaneAddr,
+        /// What came instead.
+        source: websocket::ConnectError,
+    },
+    /// Nobody answered the request for the WebSocket in time.
+    #[error("no WebSocket at {addr}: no answer in time")]
+    WebSocketTimedOut {
+        /// What was dialled.
+        addr: LaneAddr,
+    },
     /// The TLS handshake failed.
     #[error("no TLS with {addr} ({address}): {source}{}", other_scheme(source))]
     Tls {
@@ -136,6 +304,13 @@ impl DialError {
             | DialError::ResolveTimedOut { .. }
             | DialError::NoAddress { .. }
             | DialError::Broken { .. }
+            | DialError::Proxy { .. }
+            | DialError::Via { .. }
+            | DialError::ViaTimedOut { .. }
+            | DialError::NoDatagrams { .. }
+            | DialError::Gone(_)
+            | DialError::WebSocket { .. }
+            | DialError::WebSocketTimedOut { .. }
             | DialError::Tls { .. }
             | DialError::TlsTimedOut { .. } => false,
         }
@@ -244,17 +419,16 @@ fn interleave(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Connects to the first of `addresses` of `addr` that answers, by whatever `connect` does.
+/// Connects to the first of `addresses` that answers, by whatever `connect` does.
 ///
 /// # Errors
 ///
 /// What became of each address.
 pub async fn race<F, C, T>(
     addresses: Vec<SocketAddr>,
-    addr: &LaneAddr,
     deadline: Instant,
     connect: C,
-) -> Result<(T, SocketAddr), DialError>
+) -> Result<(T, SocketAddr), Attempts>
 where
     C: Fn(SocketAddr) -> F,
     F: Future<Output = io::Result<T>>,
@@ -305,10 +479,7 @@ where
             .into_iter()
             .map(|address| (address, AttemptError::NotTried)),
     );
-    Err(DialError::Connect {
-        addr: addr.clone(),
-        attempts: Attempts(attempts),
-    })
+    Err(Attempts(attempts))
 }
 
 /// A `tcp://` port says nothing to a TLS hello, and then closes.
@@ -334,8 +505,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::config::address::Scheme;
     use crate::io::listen::Listener;
-    use crate::io::tls::Verify;
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
         texts
@@ -345,15 +516,15 @@ mod tests {
     }
 
     fn lane_addr(scheme: Scheme, host: Host, port: u16) -> LaneAddr {
-        LaneAddr { scheme, host, port }
+        LaneAddr::new(scheme, host, port)
     }
 
-    fn name_addr() -> LaneAddr {
-        lane_addr(Scheme::Tcp, Host::Name("vpn.example".to_owned()), 443)
-    }
-
-    fn tls() -> ClientTls {
-        ClientTls::new(&Verify::Unchecked).expect("needs nothing")
+    /// Dials for a minute at most.
+    async fn dial(addr: &LaneAddr) -> Result<LaneStream, DialError> {
+        let tls = ClientTls::new(&Verify::Unchecked).expect("needs nothing");
+        let pool = Pool::new("test", 4, 4);
+        let dialer = Dialer::new(tls);
+        dialer.dial(addr, &pool, Duration::from_secs(60)).await
     }
 
     fn runtime() -> tokio::runtime::Builder {
@@ -413,7 +584,7 @@ mod tests {
                 }
                 Ok(address)
             };
-            let won = race(order, &name_addr(), deadline, connect).await;
+            let won = race(order, deadline, connect).await;
             let (connected, address) = won.expect("one of them answers");
             assert_eq!(connected, address);
             assert!(address.is_ipv4());
@@ -431,7 +602,7 @@ mod tests {
                 tokio::time::sleep(STAGGER * 2).await;
                 Ok(address)
             };
-            let won = race(order, &name_addr(), deadline, connect).await;
+            let won = race(order, deadline, connect).await;
             assert!(won.expect("both answer").1.is_ipv6());
         });
     }
@@ -446,7 +617,7 @@ mod tests {
                 SocketAddr::V6(_) => Err(io::ErrorKind::ConnectionRefused.into()),
                 SocketAddr::V4(_) => Ok(()),
             };
-            race(order, &name_addr(), deadline, connect)
+            race(order, deadline, connect)
                 .await
                 .expect("the second answers");
             assert!(started.elapsed() < STAGGER);
@@ -466,9 +637,11 @@ mod tests {
                     SocketAddr::V4(_) => Err(io::ErrorKind::ConnectionRefused.into()),
                 }
             };
-            let error = race(order, &name_addr(), deadline, connect)
+            let attempts = race(order, deadline, connect)
                 .await
                 .expect_err("nobody answers");
+            let addr = lane_addr(Scheme::Tcp, Host::Name("vpn.example".to_owned()), 443);
+            let error = DialError::Connect { addr, attempts };
             assert_eq!(
                 error.to_string(),
                 "cannot connect to tcp://vpn.example:443: \
@@ -510,14 +683,9 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
             let answering = listener.local_addr().expect("bound");
             let deadline = Instant::now() + Duration::from_secs(60);
-            let (_tcp, address) = race(
-                vec![silent, answering],
-                &name_addr(),
-                deadline,
-                TcpStream::connect,
-            )
-            .await
-            .expect("one of them answers");
+            let (_tcp, address) = race(vec![silent, answering], deadline, TcpStream::connect)
+                .await
+                .expect("one of them answers");
             assert_eq!(address, answering);
         });
     }
@@ -528,17 +696,13 @@ mod tests {
             let listener =
                 Listener::bind("127.0.0.1:0".parse().expect("an address"), &[]).expect("free");
             let port = listener.local_addr().port();
-            let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(4));
+            let permits = Arc::new(tokio::sync::Semaphore::new(4));
             for host in [
                 Host::Name("localhost".to_owned()),
                 Host::Ip(Ipv4Addr::LOCALHOST.into()),
             ] {
                 let addr = lane_addr(Scheme::Tcp, host, port);
-                let tls = tls();
-                let (stream, accepted) = tokio::join!(
-                    dial(&addr, &tls, Duration::from_secs(60)),
-                    listener.accept(&permits)
-                );
+                let (stream, accepted) = tokio::join!(dial(&addr), listener.accept(&permits));
                 let stream = stream.expect("it listens");
                 assert!(!stream.is_tls());
                 assert!(stream.tcp().nodelay().expect("an open socket"));
@@ -556,7 +720,7 @@ mod tests {
             let port = listener.local_addr().expect("bound").port();
             drop(listener);
             let addr = lane_addr(Scheme::Tls, Host::Ip(Ipv4Addr::LOCALHOST.into()), port);
-            let error = match dial(&addr, &tls(), Duration::from_secs(60)).await {
+            let error = match dial(&addr).await {
                 Ok(_) => panic!("nobody listens there"),
                 Err(error) => error.to_string(),
             };
@@ -573,7 +737,7 @@ mod tests {
             // A label of 70 characters is no legal name: no resolver is asked about it.
             let name = format!("{}.invalid", "x".repeat(70));
             let addr = lane_addr(Scheme::Tcp, Host::Name(name.clone()), 1);
-            match dial(&addr, &tls(), Duration::from_secs(60)).await {
+            match dial(&addr).await {
                 Err(DialError::Resolve { name: said, .. }) => assert_eq!(said, name),
                 Err(other) => panic!("{other}"),
                 Ok(_) => panic!("there is no such name"),
@@ -595,8 +759,7 @@ mod tests {
                 tokio::time::advance(Duration::from_secs(61)).await;
                 peer
             };
-            let tls = tls();
-            let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), silence);
+            let (result, _peer) = tokio::join!(dial(&addr), silence);
             let error = result.err().expect("nobody answers");
             assert!(matches!(error, DialError::TlsTimedOut { .. }), "{error}");
             assert!(error.to_string().ends_with(OTHER_SCHEME), "{error}");
@@ -617,8 +780,7 @@ mod tests {
                     .expect("open");
                 peer
             };
-            let tls = tls();
-            let (result, _peer) = tokio::join!(dial(&addr, &tls, Duration::from_secs(60)), answer);
+            let (result, _peer) = tokio::join!(dial(&addr), answer);
             let error = result.err().expect("that was no TLS");
             assert!(matches!(error, DialError::Tls { .. }), "{error}");
             assert!(error.to_string().ends_with(OTHER_SCHEME), "{error}");

@@ -2,7 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A connection gets one bounded buffer and [`AUTHENTICATION_TIMEOUT`]. Its first frames may
+//! A connection gets one bounded buffer and [`AUTHENTICATION_TIMEOUT`]. Where the lane is a WebSocket, whoever does not ask
+//! for it rightly gets 404 for all of that time ([`websocket::accept`](fn@websocket::accept)). Its first frames may
 //! be a join, which is passed to the session it names, or a handshake, which is answered if
 //! it is in order. Everything else, garbage, other protocols, replays, is read and thrown
 //! away without a word until the time is over: a stranger learns nothing, not even where
@@ -30,9 +31,10 @@ use super::leases::Owner;
 use super::registry::{Join, Joined};
 use super::run::Shared;
 use super::session::SessionDriver;
-use crate::config::Scheme;
+use crate::config::ListenAddr;
 use crate::io::clock;
 use crate::io::lane::{LaneStream, StreamLane};
+use crate::io::websocket;
 use crate::proto::{Answer, ChallengeState, Silence};
 use crate::wire::{FrameType, frame_type, join_session_id};
 
@@ -51,7 +53,7 @@ pub struct AcceptStats {
     pub handshakes_refused: AtomicU64,
     /// Challenges sent.
     pub challenges: AtomicU64,
-    /// Connections that sent something that is no frame.
+    /// Connections that sent something that is no frame, or no request.
     pub garbage: AtomicU64,
     /// Connections that were not known in time, or closed before.
     pub unknown: AtomicU64,
@@ -62,7 +64,7 @@ pub struct AcceptStats {
 /// Serves one accepted connection until it is a lane, or its time is over.
 pub async fn serve(
     shared: Arc<Shared>,
-    scheme: Scheme,
+    at: Arc<ListenAddr>,
     socket: TcpStream,
     permit: OwnedSemaphorePermit,
     crowded: bool,
@@ -73,7 +75,7 @@ pub async fn serve(
         () = stop.cancelled() => return,
         known = timeout(
             if crowded { CROWDED_TIMEOUT } else { AUTHENTICATION_TIMEOUT },
-            authenticate(&shared, scheme, socket, permit),
+            authenticate(&shared, &at, socket, permit),
         ) => known,
     };
     match known {
@@ -88,23 +90,12 @@ pub async fn serve(
 
 async fn authenticate(
     shared: &Arc<Shared>,
-    scheme: Scheme,
+    at: &ListenAddr,
     socket: TcpStream,
     permit: OwnedSemaphorePermit,
 ) -> Option<SessionDriver> {
     let stats = &shared.accept_stats;
-    let stream = if scheme == Scheme::Tls {
-        match shared.tls.as_ref()?.accept(socket).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                stats.tls_failed.fetch_add(1, Ordering::Relaxed);
-                debug!(%error, "a TLS handshake failed");
-                return None;
-            }
-        }
-    } else {
-        LaneStream::Tcp(socket)
-    };
+    let stream = open(shared, at, socket).await?;
     let mut lane = StreamLane::new(stream, shared.pool.clone());
     let mut challenge = ChallengeState::default();
     let mut asked_to_join = false;
@@ -209,6 +200,37 @@ async fn authenticate(
                 stats.garbage.fetch_add(1, Ordering::Relaxed);
                 return discard(lane).await;
             }
+        }
+    }
+}
+
+/// Puts on a connection what lanes have there: TLS, a WebSocket.
+async fn open(shared: &Shared, at: &ListenAddr, socket: TcpStream) -> Option<LaneStream> {
+    let stats = &shared.accept_stats;
+    let mut stream = LaneStream::Tcp(socket);
+    if at.scheme.is_tls() {
+        stream = match shared.tls.as_ref()?.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                stats.tls_failed.fetch_add(1, Ordering::Relaxed);
+                debug!(%error, "a TLS handshake failed");
+                return None;
+            }
+        };
+    }
+    if !at.scheme.is_websocket() {
+        return Some(stream);
+    }
+    match websocket::accept(stream, &at.path, shared.pool.clone()).await {
+        Ok(Some(socket)) => Some(LaneStream::WebSocket(Box::new(socket))),
+        Ok(None) => {
+            stats.unknown.fetch_add(1, Ordering::Relaxed);
+            None
+        }
+        Err(error) => {
+            stats.garbage.fetch_add(1, Ordering::Relaxed);
+            trace!(%error, "not a request");
+            None
         }
     }
 }

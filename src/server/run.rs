@@ -206,22 +206,23 @@ pub enum Way {
 /// What lanes come in by.
 #[derive(Debug)]
 enum Socket {
-    /// Connections, by TCP or TLS.
-    Stream(Scheme, Listener),
+    /// Connections, and what lanes are on them.
+    Stream(Arc<ListenAddr>, Listener),
     /// Datagrams.
     Datagram(Arc<UdpIo>),
 }
 
 impl Socket {
     fn address(&self) -> LaneAddr {
-        let (scheme, address) = match self {
-            Self::Stream(scheme, listener) => (*scheme, listener.local_addr()),
-            Self::Datagram(io) => (Scheme::Udp, io.local_addr()),
+        let (scheme, path, address) = match self {
+            Self::Stream(at, listener) => (at.scheme, at.path.as_str(), listener.local_addr()),
+            Self::Datagram(io) => (Scheme::Udp, "", io.local_addr()),
         };
         LaneAddr {
             scheme,
             host: Host::Ip(address.ip()),
             port: address.port(),
+            path: path.to_owned(),
         }
     }
 }
@@ -362,8 +363,8 @@ impl Server {
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
             match socket {
-                Socket::Stream(scheme, listener) => {
-                    listeners.spawn(accept_all(shared, scheme, listener, strangers, all));
+                Socket::Stream(at, listener) => {
+                    listeners.spawn(accept_all(shared, at, listener, strangers, all));
                 }
                 Socket::Datagram(io) => {
                     listeners.spawn(datagrams::serve(shared, io, all));
@@ -449,9 +450,7 @@ pub enum StartError {
 
 fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
     let siblings = |datagrams: bool| -> Vec<SocketAddr> {
-        let same = listen
-            .iter()
-            .filter(|l| (l.scheme == Scheme::Udp) == datagrams);
+        let same = listen.iter().filter(|l| l.scheme.is_stream() != datagrams);
         same.map(|l| l.address).collect()
     };
     let (streams, datagrams) = (siblings(false), siblings(true));
@@ -459,8 +458,8 @@ fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
         Scheme::Udp => Ok(Socket::Datagram(Arc::new(bind_datagrams(
             l.address, &datagrams,
         )?))),
-        Scheme::Tcp | Scheme::Tls => Ok(Socket::Stream(
-            l.scheme,
+        Scheme::Tcp | Scheme::Tls | Scheme::Wss | Scheme::Ws => Ok(Socket::Stream(
+            Arc::new(l.clone()),
             Listener::bind(l.address, &streams)?,
         )),
     };
@@ -468,7 +467,7 @@ fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
 }
 
 fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTls>, StartError> {
-    if config.listen.iter().all(|l| l.scheme != Scheme::Tls) {
+    if !config.listen.iter().any(|l| l.scheme.is_tls()) {
         return Ok(None);
     }
     let certificate = match &config.tls {
@@ -591,7 +590,7 @@ async fn failure(tasks: &mut JoinSet<()>) -> JoinError {
 
 async fn accept_all(
     shared: Arc<Shared>,
-    scheme: Scheme,
+    at: Arc<ListenAddr>,
     listener: Listener,
     strangers: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -604,7 +603,7 @@ async fn accept_all(
         let Some(accepted) = accepted else { return };
         tasks.spawn(accept::serve(
             shared.clone(),
-            scheme,
+            at.clone(),
             accepted.stream,
             accepted.permit,
             strangers.available_permits() < MAX_STRANGERS / 2,

@@ -7,7 +7,11 @@
 //! which keeps them in order, or a pair of UDP addresses, which keeps nothing. All security is in
 //! what is drawn here; a lane adds none that counts.
 //!
-//! A TLS lane is TLS 1.3, X25519MLKEM768 first, ALPN `http/1.1`, SNI where the server is a name. What the
+//! A WebSocket lane carries the bytes of a stream lane in binary messages (RFC 6455, version 13, no extension, no
+//! subprotocol), on TLS or TCP; where a message begins and ends means nothing. Before that the client asks by
+//! HTTP/1.1 for the path that both ends were told.
+//!
+//! A TLS lane is TLS 1.3, X25519MLKEM768 first, ALPN `http/1.1`, SNI where the server is a name; under a WebSocket that is a reverse proxy's, 1.2 does as well. What the
 //! client makes of the certificate is its own affair. Bytes of a handshake and of a session are given in
 //! hexadecimal in `src/proto/session/tests/vectors.rs`, to check another implementation by.
 //!

@@ -79,10 +79,7 @@ impl Path {
         let server = Server::start(ServerConfig {
             listen: schemes
                 .iter()
-                .map(|scheme| ListenAddr {
-                    scheme: *scheme,
-                    address: SocketAddr::from(([127, 0, 0, 1], 0)),
-                })
+                .map(|scheme| ListenAddr::new(*scheme, SocketAddr::from(([127, 0, 0, 1], 0))))
                 .collect(),
             secret_keys: vec![server_key.clone()],
             network: Some("10.86.0.0/24".parse().unwrap()),
@@ -131,6 +128,7 @@ impl Path {
             proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
             proxy_auth: None,
             tls: CertificateCheck::Unchecked,
+            via: None,
             connect_timeout: Duration::from_secs(5),
             lanes,
             aead: Vec::new(),

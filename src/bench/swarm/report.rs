@@ -11,7 +11,7 @@ use crate::bench::table::{Row, bytes, count, millis, rate, write_table};
 /// What became of a swarm.
 #[derive(Clone, Debug, Serialize)]
 pub struct SwarmReport {
-    /// What carried the sessions: udp, tcp or tls.
+    /// What carried the sessions: the scheme of an address.
     pub lane: &'static str,
     /// How many clients there were to be.
     pub clients: usize,

@@ -22,10 +22,11 @@ use crate::bench::meters;
 use crate::bench::samples::Samples;
 use crate::bench::server::{Plan, ServerFolder};
 use crate::client::connect::Connector;
-use crate::client::run::tls;
+use crate::client::run::dialer;
 use crate::config::{ClientConfig, LaneAddr, Scheme};
 use crate::io::child::Adit;
 use crate::io::clock;
+use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, Verify};
@@ -97,7 +98,7 @@ struct Course {
     server_key: PublicKey,
     keys: Vec<SecretKey>,
     psk: Option<PresharedKey>,
-    tls: ClientTls,
+    dialer: Dialer,
     time: Duration,
 }
 
@@ -126,7 +127,7 @@ async fn prepare(options: &SwarmOptions) -> anyhow::Result<(Course, Option<Own>)
                 server_key: there.config.server_key,
                 keys: there.keys.clone(),
                 psk: there.config.preshared_key.clone(),
-                tls: tls(&there.config)?,
+                dialer: dialer(&there.config)?,
                 time: there.config.connect_timeout,
             };
             return Ok((course, None));
@@ -155,7 +156,7 @@ async fn prepare(options: &SwarmOptions) -> anyhow::Result<(Course, Option<Own>)
         server_key: key.public(),
         keys,
         psk: None,
-        tls: ClientTls::new(&Verify::Unchecked)?,
+        dialer: Dialer::new(ClientTls::new(&Verify::Unchecked)?),
         time: CONNECT_PATIENCE,
     };
     let own = Own {
@@ -212,7 +213,7 @@ impl Swarm {
             handshake.psk = course.psk.clone();
             let connector = Connector {
                 servers: vec![course.server.clone()],
-                tls: course.tls.clone(),
+                dialer: course.dialer.clone(),
                 handshake,
                 time: course.time,
                 lanes: 1,

@@ -7,7 +7,6 @@ use tracing::{debug, info};
 
 use super::{Lanes, Outcome};
 use crate::client::connect::{ConnectFailure, Connected};
-use crate::config::Scheme;
 use crate::io::carrier::{Carrier, LaneLoss};
 use crate::proto::OpenError;
 use crate::wire::LaneId;
@@ -30,11 +29,11 @@ impl Lanes {
             .get(server)
             .map(|server| server.scheme);
         match scheme {
-            Some(Scheme::Tcp | Scheme::Tls) if self.beside.is_wanted() => {
+            Some(scheme) if scheme.is_stream() && self.beside.is_wanted() => {
                 carrier.session_mut().stand_beside(lane, lane);
                 self.beside.begin(now, server, lane);
             }
-            Some(Scheme::Udp | Scheme::Tcp | Scheme::Tls) | None => self.beside.end(now),
+            Some(_) | None => self.beside.end(now),
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::io::carrier::CarrierEvent;
+use crate::io::dial::Dialer;
 use crate::io::lane::{LaneStream, StreamLane};
 use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, Verify};
@@ -24,7 +25,7 @@ fn lanes(now: Instant, handshake: ClientConfig, pool: Arc<Pool>) -> Lanes {
 fn lanes_to(server: &str, now: Instant, handshake: ClientConfig, pool: Arc<Pool>) -> Lanes {
     let connector = Connector {
         servers: vec![server.parse().unwrap()],
-        tls: ClientTls::new(&Verify::Unchecked).unwrap(),
+        dialer: Dialer::new(ClientTls::new(&Verify::Unchecked).unwrap()),
         handshake,
         time: Duration::from_secs(1),
         lanes: 1,

@@ -92,12 +92,12 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     (
         "listen: [0.0.0.0:7443]",
         &[
-            "`0.0.0.0:7443` does not say how to connect: write udp://0.0.0.0:7443, tcp://0.0.0.0:7443 or tls://0.0.0.0:7443",
+            "`0.0.0.0:7443` does not say how to connect: write udp://0.0.0.0:7443, tcp://0.0.0.0:7443, tls://0.0.0.0:7443 or wss://0.0.0.0:7443",
         ],
     ),
     (
         "listen: [sctp://0.0.0.0:7443]",
-        &["`sctp` is not a kind of lane: write udp://, tcp:// or tls://"],
+        &["`sctp` is not a kind of lane: write udp://, tcp://, tls:// or wss://"],
     ),
     (
         "listen: [tcp://vpn.example.com:1]",
@@ -514,6 +514,34 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
     (
         "connect_timeout: 99999999999999999999h\n",
         &["is not a duration"],
+    ),
+    (
+        "via: http://u:s3cret@proxy\n",
+        &["1:6: via: has no port: write http://HOST:PORT, https://HOST:PORT, socks5://"],
+    ),
+    (
+        "via: proxy:3128\n",
+        &["via: does not say what kind of proxy it is: write http://"],
+    ),
+    (
+        "via: socks5://127.0.0.1:1080\n",
+        &["via: socks5://127.0.0.1:1080 is this client's own proxy"],
+    ),
+    (
+        "server: udp://h:1\nvia: http://proxy:1\n",
+        &["via: no proxy carries datagrams, and every server is udp://: add one by tls://"],
+    ),
+    (
+        "via_password_file: own.key\n",
+        &["via_password_file: has no proxy to be for: set via too"],
+    ),
+    (
+        "via: http://proxy:1\nvia_password_file: own.key\n",
+        &["via_password_file: has no user: write one in via"],
+    ),
+    (
+        "via: http://u:p@proxy:1\nvia_password_file: own.key\n",
+        &["via_password_file: stands beside a password in via"],
     ),
     ("listen: [tcp://0.0.0.0:1]\n", &["unknown key `listen`"]),
     (

@@ -1,4 +1,4 @@
-//! Stream lanes: frames over TCP or TLS, polled by a driver.
+//! Stream lanes: frames over TCP, TLS or a WebSocket, polled by a driver.
 //!
 //! ```text
 //!  socket ──poll_read──▶ [ frame │ frame │ part of a fr… ]──next_frame──▶ opened in place

@@ -1,4 +1,4 @@
-//! The byte stream under a stream lane: a TCP connection, bare or under TLS.
+//! The byte stream under a stream lane: a TCP connection, bare or with TLS and a WebSocket on it.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -11,12 +11,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-/// A connected byte stream that can carry a lane.
+use crate::io::websocket::WebSocket;
+
+/// A connected byte stream that can carry a lane: a TCP connection, and what was put on it.
 pub enum LaneStream {
     /// Bare TCP.
     Tcp(TcpStream),
-    /// TLS over TCP, from either side.
-    Tls(Box<TlsStream<TcpStream>>),
+    /// TLS over a stream, from either side.
+    Tls(Box<TlsStream<LaneStream>>),
+    /// A WebSocket over a stream, from either side.
+    WebSocket(Box<WebSocket<LaneStream>>),
 }
 
 impl LaneStream {
@@ -24,7 +28,8 @@ impl LaneStream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             LaneStream::Tcp(tcp) => tcp,
-            LaneStream::Tls(tls) => tls.get_ref().0,
+            LaneStream::Tls(tls) => tls.get_ref().0.tcp(),
+            LaneStream::WebSocket(socket) => socket.stream().tcp(),
         }
     }
 
@@ -37,11 +42,12 @@ impl LaneStream {
         self.tcp().peer_addr()
     }
 
-    /// Tells whether the stream is under TLS.
+    /// Tells whether there is TLS in it.
     pub fn is_tls(&self) -> bool {
         match self {
             LaneStream::Tcp(_) => false,
             LaneStream::Tls(_) => true,
+            LaneStream::WebSocket(socket) => socket.stream().is_tls(),
         }
     }
 }
@@ -55,6 +61,7 @@ impl AsyncRead for LaneStream {
         match self.get_mut() {
             LaneStream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             LaneStream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            LaneStream::WebSocket(socket) => Pin::new(socket).poll_read(cx, buf),
         }
     }
 }
@@ -68,6 +75,7 @@ impl AsyncWrite for LaneStream {
         match self.get_mut() {
             LaneStream::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             LaneStream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            LaneStream::WebSocket(socket) => Pin::new(socket).poll_write(cx, buf),
         }
     }
 
@@ -79,15 +87,17 @@ impl AsyncWrite for LaneStream {
         match self.get_mut() {
             LaneStream::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             LaneStream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            LaneStream::WebSocket(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
         }
     }
 
-    /// Bare TCP takes many slices in one system call. TLS is handed whole chunks: its records
-    /// are cut from one slice at a time, and a chunk is as large as its buffer.
+    /// Bare TCP takes many slices in one system call, a WebSocket makes one message of them. TLS is handed whole
+    /// chunks: its records are cut from one slice at a time, and a chunk is as large as its buffer.
     fn is_write_vectored(&self) -> bool {
         match self {
             LaneStream::Tcp(_) => true,
             LaneStream::Tls(_) => false,
+            LaneStream::WebSocket(_) => true,
         }
     }
 
@@ -95,6 +105,7 @@ impl AsyncWrite for LaneStream {
         match self.get_mut() {
             LaneStream::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             LaneStream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            LaneStream::WebSocket(socket) => Pin::new(socket).poll_flush(cx),
         }
     }
 
@@ -102,6 +113,7 @@ impl AsyncWrite for LaneStream {
         match self.get_mut() {
             LaneStream::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             LaneStream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            LaneStream::WebSocket(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

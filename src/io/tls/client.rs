@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, pem};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::refusal::CertificateRefused;
@@ -22,6 +24,8 @@ use crate::io::lane::LaneStream;
 #[derive(Clone)]
 pub struct ClientTls {
     connector: TlsConnector,
+    /// The same, for servers that are not ours.
+    web: TlsConnector,
     /// What is asked of certificates, to say what one lacks.
     verify: Verify,
 }
@@ -40,38 +44,30 @@ impl ClientTls {
     /// When the file of authorities cannot be read or the system has none.
     pub fn new(verify: &Verify) -> Result<ClientTls, ClientTlsError> {
         let provider = provider();
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?;
-        let dangerous = builder.dangerous();
-        let builder = match verify {
-            Verify::Unchecked => {
-                dangerous.with_custom_certificate_verifier(KeyVerifier::new(None, provider))
-            }
-            Verify::Pins(pins) => dangerous
-                .with_custom_certificate_verifier(KeyVerifier::new(Some(pins.clone()), provider)),
-            Verify::CaFile(path) => {
-                let roots = Arc::new(roots_of_file(path)?);
-                dangerous.with_custom_certificate_verifier(
-                    WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
-                )
-            }
-            Verify::System => {
-                let roots = Arc::new(roots_of_system()?);
-                dangerous.with_custom_certificate_verifier(
-                    WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
-                )
-            }
+        let verifier: Arc<dyn ServerCertVerifier> = match verify {
+            Verify::Unchecked => KeyVerifier::new(None, Arc::clone(&provider)),
+            Verify::Pins(pins) => KeyVerifier::new(Some(pins.clone()), Arc::clone(&provider)),
+            Verify::CaFile(path) => signed_by(roots_of_file(path)?, &provider)?,
+            Verify::System => signed_by(roots_of_system()?, &provider)?,
         };
-        let mut config = builder.with_no_client_auth();
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = Resumption::disabled();
+        let connector = |versions: &[&'static SupportedProtocolVersion]| {
+            let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(versions)?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::clone(&verifier))
+                .with_no_client_auth();
+            config.alpn_protocols = vec![ALPN.to_vec()];
+            config.resumption = Resumption::disabled();
+            Ok::<_, rustls::Error>(TlsConnector::from(Arc::new(config)))
+        };
         Ok(ClientTls {
-            connector: TlsConnector::from(Arc::new(config)),
+            connector: connector(&[&TLS13])?,
+            web: connector(&[&TLS13, &TLS12])?,
             verify: verify.clone(),
         })
     }
 
-    /// Makes the handshake on a connection; `host` is what was dialled.
+    /// Makes the handshake on a connection to a server of ours; `host` is what was dialled.
     ///
     /// The server is sent the host's name (SNI) if it is one; an address is not sent.
     ///
@@ -79,15 +75,32 @@ impl ClientTls {
     ///
     /// When the peer does not speak TLS 1.3, its certificate is not what was asked for, or the
     /// connection fails. The caller bounds the time.
-    pub async fn connect(&self, host: &Host, tcp: TcpStream) -> io::Result<LaneStream> {
+    pub async fn connect(&self, host: &Host, stream: LaneStream) -> io::Result<LaneStream> {
+        self.handshake(&self.connector, host, stream).await
+    }
+
+    /// The same with somebody else's server, which may have TLS 1.2 alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientTls::connect`], of both versions.
+    pub async fn connect_web(&self, host: &Host, stream: LaneStream) -> io::Result<LaneStream> {
+        self.handshake(&self.web, host, stream).await
+    }
+
+    async fn handshake(
+        &self,
+        connector: &TlsConnector,
+        host: &Host,
+        stream: LaneStream,
+    ) -> io::Result<LaneStream> {
         let name = match host {
             Host::Ip(ip) => ServerName::from(*ip),
             Host::Name(name) => ServerName::try_from(name.clone())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
         };
-        let mut stream = self
-            .connector
-            .connect(name, tcp)
+        let mut stream = connector
+            .connect(name, stream)
             .await
             .map_err(|error| CertificateRefused::explain(error, host, &self.verify))?;
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
@@ -125,6 +138,14 @@ pub enum ClientTlsError {
     /// The library refuses its settings.
     #[error("cannot set up TLS: {0}")]
     Settings(#[from] rustls::Error),
+}
+
+fn signed_by(
+    roots: RootCertStore,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, ClientTlsError> {
+    let provider = Arc::clone(provider);
+    Ok(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?)
 }
 
 fn roots_of_file(path: &Path) -> Result<RootCertStore, ClientTlsError> {

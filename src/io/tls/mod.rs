@@ -10,7 +10,8 @@
 //!   harder to set up. [`Verify::Pins`], [`Verify::CaFile`] and [`Verify::System`] are there for
 //!   those whose policy wants the outer wall checked too.
 //! - **TLS 1.3 only, X25519MLKEM768 first**: the shape of a current browser's handshake, and
-//!   the outer wall is post-quantum too.
+//!   the outer wall is post-quantum too. Where a client meets somebody else's TLS, a reverse proxy's or a proxy's
+//!   ([`ClientTls::connect_web`]), 1.2 does as well: nginx before 1.23.4 offers no more unless it is told to.
 //! - **ALPN `http/1.1`**: nearly all TLS on the web carries ALPN, so none would stand out;
 //!   `h2` would promise frames that a prober could ask for.
 //! - **No tickets, no resumption**: a lane is opened rarely and lives long. A ticket would only
@@ -111,13 +112,16 @@ mod tests {
     ) -> (io::Result<LaneStream>, io::Result<LaneStream>) {
         let client = ClientTls::new(verify).expect("the authorities are readable");
         let (near, far) = tcp_pair().await;
-        tokio::join!(client.connect(host, near), server.accept(far))
+        tokio::join!(
+            client.connect(host, LaneStream::Tcp(near)),
+            server.accept(LaneStream::Tcp(far))
+        )
     }
 
-    fn tls(stream: LaneStream) -> Box<TlsStream<TcpStream>> {
+    fn tls(stream: LaneStream) -> Box<TlsStream<LaneStream>> {
         match stream {
             LaneStream::Tls(tls) => tls,
-            LaneStream::Tcp(_) => panic!("bare TCP"),
+            LaneStream::Tcp(_) | LaneStream::WebSocket(_) => panic!("no TLS"),
         }
     }
 
@@ -144,6 +148,42 @@ mod tests {
                 panic!("a server has the server's side");
             };
             assert_eq!(far.get_ref().1.server_name(), Some("any.example"));
+        });
+    }
+
+    #[test]
+    fn server_that_has_tls_1_2_alone_is_for_the_web() {
+        block_on(async {
+            let certificate = Certificate::throw_away(&["vpn.example".to_owned()]);
+            let (chain, key) = certificate.expect("generates").into_parts();
+            let config = rustls::ServerConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&rustls::version::TLS12])
+                .expect("the provider has it")
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .expect("is of use");
+            let old = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let client = ClientTls::new(&Verify::Unchecked).expect("needs nothing");
+            let host = name("vpn.example");
+            let (near, far) = tcp_pair().await;
+            let connecting = client.connect_web(&host, LaneStream::Tcp(near));
+            let (near, far) = tokio::join!(connecting, old.accept(far));
+            far.expect("done");
+            let version = tls(near.expect("done")).get_ref().1.protocol_version();
+            assert_eq!(version, Some(rustls::ProtocolVersion::TLSv1_2));
+            let (near, far) = tcp_pair().await;
+            let connecting = client.connect(&host, LaneStream::Tcp(near));
+            let (near, _) = tokio::join!(connecting, old.accept(far));
+            assert!(near.is_err());
+            // And what has both takes the newer.
+            let (near, far) = tcp_pair().await;
+            let server = server();
+            let (near, _far) = tokio::join!(
+                client.connect_web(&host, LaneStream::Tcp(near)),
+                server.accept(LaneStream::Tcp(far))
+            );
+            let version = tls(near.expect("done")).get_ref().1.protocol_version();
+            assert_eq!(version, Some(rustls::ProtocolVersion::TLSv1_3));
         });
     }
 
@@ -249,7 +289,10 @@ mod tests {
                 let server = ServerTls::new(certificate).expect("is of use");
                 let (near, far) = tcp_pair().await;
                 let host = name("localhost");
-                let (near, _far) = tokio::join!(client.connect(&host, near), server.accept(far));
+                let (near, _far) = tokio::join!(
+                    client.connect(&host, LaneStream::Tcp(near)),
+                    server.accept(LaneStream::Tcp(far))
+                );
                 assert_eq!(
                     near.err().expect("nobody signed it").to_string(),
                     "the certificate is not signed by an authority of this host: use tls.pin or tls.ca_file"
@@ -321,7 +364,7 @@ mod tests {
                 near.read_exact(&mut alert).await.expect("an alert");
                 alert
             };
-            let (alert, accepted) = tokio::join!(probe, server.accept(far));
+            let (alert, accepted) = tokio::join!(probe, server.accept(LaneStream::Tcp(far)));
             assert!(accepted.is_err());
             assert_eq!((alert[0], alert[5], alert[6]), (21, 2, 70));
         });

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::certificate::Certificate;
@@ -53,8 +52,8 @@ impl ServerTls {
     /// # Errors
     ///
     /// When the peer does not speak TLS 1.3 or the connection fails. The caller bounds the time.
-    pub async fn accept(&self, tcp: TcpStream) -> io::Result<LaneStream> {
-        let mut stream = self.acceptor.accept(tcp).await?;
+    pub async fn accept(&self, stream: LaneStream) -> io::Result<LaneStream> {
+        let mut stream = self.acceptor.accept(stream).await?;
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
         Ok(LaneStream::Tls(Box::new(stream.into())))
     }
