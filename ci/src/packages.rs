@@ -26,6 +26,8 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("tc", &[], "iproute2"),
     ("linux.uml", &[], "user-mode-linux"),
     ("modprobe", &[], "kmod"),
+    ("nginx", &[], "nginx-light"),
+    ("tinyproxy", &[], "tinyproxy"),
 ];
 
 /// Installs what is missing, and says what that is.

@@ -27,6 +27,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -285,6 +286,26 @@ impl Certificate {
             key: rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der())
                 .expect("a PKCS #8 key"),
         }
+    }
+}
+
+impl Certificate {
+    /// The certificate's chain and its key, each in PEM, for programs that take files.
+    pub fn pem(&self) -> (String, String) {
+        let block = |what: &str, der: &[u8]| {
+            let text = STANDARD.encode(der);
+            let lines: Vec<_> = text
+                .as_bytes()
+                .chunks(64)
+                .map(String::from_utf8_lossy)
+                .collect();
+            format!(
+                "-----BEGIN {what}-----\n{}\n-----END {what}-----\n",
+                lines.join("\n")
+            )
+        };
+        let chain = self.chain.iter().map(|one| block("CERTIFICATE", one));
+        (chain.collect(), block("PRIVATE KEY", self.key.secret_der()))
     }
 }
 
