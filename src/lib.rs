@@ -66,6 +66,8 @@
 //! | [`io::websocket`] | WebSockets under stream lanes, what reverse proxies pass | polls | through what is below |
 //! | [`io::via`] | asks a proxy for the connection to the server: CONNECT, SOCKS5 | until it is answered | through [`io::dial`] |
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
+//! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
+//! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
 //! | [`bench`](mod@bench) | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
@@ -83,7 +85,8 @@
 //! |---|---|---|
 //! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket |
 //! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
-//! | [`client::proxy`] | one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten | the application's socket |
+//! | [`client::proxy`] | one a listener, and one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten, and so does what goes [directly](client::direct) | the application's socket |
+//! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
 //! | [`client::resolve`] | one for questions, at most 256 of them under way | the cache |
 //! | [`server::run`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
@@ -177,6 +180,11 @@
 //! | segments of a super-packet | 64 | dropped, counted |
 //! | connections to an origin of `adit bench` | [`bench::origin::MAX_CONNECTIONS`], for [`bench::origin::IDLE`] without a byte | closed, counted |
 //! | requests before the first session, at the client | 1,024 for 10 s | refused in words |
+//! | TCP flows beside the tunnel, of a client | [`client::direct::MAX_FLOWS`], of [`client::direct::BUFFER`] bytes each way | refused in words, counted |
+//! | names that the host's resolver is asked for at once | [`client::direct::MAX_LOOKUPS`] | wait, [`client::resolve::LOOKUP_LIMIT`] at most |
+//! | sockets beside the tunnel of a UDP association | one of each family | none needed |
+//! | datagrams of associations with direct rules that wait for room in the lane | 256 | dropped, counted |
+//! | rules of a proxy; further proxies | 1,000; 64 | refused in words at the start |
 //! | answers of the resolver that are kept | [`client::resolve::CACHE_ENTRIES`] | the least used goes |
 //!
 //! # After a lane is lost
@@ -210,6 +218,11 @@
 //!   handshake together, so that it need not know whether the server still has the session.
 //! - **The inner MTU is a constant of the server**, pushed to the client, and does not follow the lane: on stream lanes
 //!   it only sets how packets look to a TUN device and to the far end.
+//! - **A rule about networks never makes a name leak**: names are resolved through the tunnel, and by the host only where a
+//!   `direct` rule names the name. What the tunnel resolves to a private address goes nowhere directly, since strangers
+//!   would choose what is reached in the client's network ([`client::rules`]).
+//! - **A flow keeps what it was judged by.** Rules that change end the flows that they send another way, and no others;
+//!   so the driver asks each flow's judgement again instead of knowing rules itself.
 //! - **TLS is camouflage.** A client does not check certificates unless told to; a server makes its own. Whatever
 //!   a lane is, the session inside authenticates both ends and seals everything, once more inside TLS too.
 //! - **No library for WebSockets**: those there are hand out messages in memory of their own, and a lane wants a stream in

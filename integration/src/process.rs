@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, FromRawFd, RawFd},
         unix::process::CommandExt,
     },
     process::{Child, Command, ExitStatus, Stdio},
@@ -64,8 +64,10 @@ pub enum Signal {
     Interrupt,
     /// SIGKILL: end at once, with nothing undone.
     Kill,
-    /// SIGHUP: reload.
+    /// SIGHUP: what a terminal that is closed sends, and what tells a service to reload.
     HangUp,
+    /// SIGUSR1: reload.
+    User1,
     /// SIGSTOP: stand still, as a suspended machine does.
     Stop,
     /// SIGCONT: go on after [`Signal::Stop`].
@@ -139,6 +141,7 @@ impl Process {
             Signal::Interrupt => libc::SIGINT,
             Signal::Kill => libc::SIGKILL,
             Signal::HangUp => libc::SIGHUP,
+            Signal::User1 => libc::SIGUSR1,
             Signal::Stop => libc::SIGSTOP,
             Signal::Continue => libc::SIGCONT,
         };
@@ -371,6 +374,42 @@ pub fn run_inside(command: &mut Command, network: RawFd, mounts: RawFd) {
     };
     // SAFETY: the hook makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(hook) };
+}
+
+/// Lets `command` run in a session of its own, without a terminal, as services do.
+pub fn run_without_terminal(command: &mut Command) {
+    // SAFETY: one system call without arguments, allowed between fork and exec.
+    let hook = || check(unsafe { libc::setsid() }.min(0));
+    // SAFETY: the hook makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Lets `command` run in a session of its own whose terminal is new; returns the end that a terminal's window has. Dropping it
+/// closes the window.
+///
+/// # Panics
+///
+/// If the system gives no terminal.
+pub fn run_in_terminal(command: &mut Command) -> File {
+    let (mut window, mut terminal) = (-1, -1);
+    let null = std::ptr::null_mut;
+    // SAFETY: both numbers are written to, the other pointers may be null.
+    let made = unsafe { libc::openpty(&mut window, &mut terminal, null(), null(), null()) };
+    assert_eq!(made, 0, "no terminal: {}", io::Error::last_os_error());
+    // SAFETY: the call has just made both, and nobody else knows them.
+    let (window, terminal) = unsafe { (File::from_raw_fd(window), File::from_raw_fd(terminal)) };
+    // SAFETY: an own descriptor; a child must not hold the window open.
+    unsafe { libc::fcntl(window.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    let hook = move || {
+        // SAFETY: only system calls, allowed between fork and exec; the terminal is open as long as the hook lives.
+        unsafe {
+            check(libc::setsid().min(0))?;
+            check(libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0))
+        }
+    };
+    // SAFETY: the hook makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+    window
 }
 
 /// Lets `command` run in a network and a mount namespace of its own.

@@ -173,6 +173,10 @@ pub(super) struct ClientArgs {
     /// The file of the password that this proxy asks for
     #[arg(long, value_name = "FILE")]
     via_password_file: Option<String>,
+    /// Where requests of the proxy go, the first that fits decides: `direct 192.168.0.0/16`, `block *.ads.example`;
+    /// may be given several times
+    #[arg(long, value_name = "RULE")]
+    rule: Vec<String>,
     /// How long one attempt to connect may take
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<String>,
@@ -263,6 +267,7 @@ impl ClientArgs {
                 "--via-password-file",
                 self.via_password_file.as_slice(),
             ),
+            flag("rules", "--rule", &self.rule),
             flag(
                 "connect_timeout",
                 "--connect-timeout",

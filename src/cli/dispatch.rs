@@ -11,7 +11,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::client::run::{Client, Proxy};
+use super::reload::Reload;
+use crate::client::proxies::Proxies;
+use crate::client::run::Client;
 use crate::config::{
     CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
     Scheme, ServerConfig, TunConfig,
@@ -49,22 +51,30 @@ pub async fn run_server(
 
 /// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands.
 ///
+/// With `reload`, its configuration is read again whenever that is asked for.
+///
 /// # Errors
 /// It cannot start, or its driver has failed.
 pub async fn run_client(
     config: ClientConfig,
     mut ready: Ready,
     stop: CancellationToken,
+    reload: Option<Reload>,
 ) -> anyhow::Result<()> {
-    let proxy = Proxy::bind(&config)?;
-    let address = proxy.address();
+    let proxies = Proxies::bind(&config)?;
+    let addresses = proxies.addresses();
     let client = Client::start(&config)?;
-    let mut serving = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let book = proxies.rule_book(&client);
+    let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
+    let mut serving = tokio::spawn(proxies.serve(&client, stop.clone()));
     let result = until_stopped(&client, &mut serving, &stop, || {
-        ready.announce(&format!("proxy on {address}"));
+        ready.announce(&format!("proxy on {}", Addresses(&addresses)));
     })
     .await;
     ready.stopping();
+    if let Some(reloading) = reloading {
+        reloading.abort();
+    }
     client.close().await;
     // It only has its own listener and handshakes to drop.
     serving.abort();
@@ -87,12 +97,12 @@ pub async fn run_try(
     let (server_key, client_key) = (generate(), generate());
     let server = Server::start(try_server(&server_key, &client_key, state.path())).await?;
     let config = try_client(server.listening(), &server_key, client_key, options.proxy);
-    let proxy = Proxy::bind(&config)?;
-    let address = proxy.address();
+    let proxies = Proxies::bind(&config)?;
+    let address = Addresses(&proxies.addresses()).to_string();
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
     let client = Client::start(&config)?;
-    let mut serving_proxy = tokio::spawn(proxy.serve(&client, stop.clone()));
+    let mut serving_proxy = tokio::spawn(proxies.serve(&client, stop.clone()));
     let result = until_stopped(&client, &mut serving_proxy, &stop, || {
         ready.announce(&format!("proxy on {address}"));
         println!("try it:  curl -x socks5h://{address} https://example.com/");
@@ -192,6 +202,8 @@ fn try_client(
         preshared_key: None,
         proxy,
         proxy_auth: None,
+        rules: Vec::new(),
+        proxies: Vec::new(),
         tls: CertificateCheck::Unchecked,
         via: None,
         connect_timeout: Duration::from_secs(5),
@@ -204,9 +216,9 @@ fn try_client(
 }
 
 /// Addresses for people, separated by commas.
-struct Addresses<'a>(&'a [LaneAddr]);
+struct Addresses<'a, T>(&'a [T]);
 
-impl fmt::Display for Addresses<'_> {
+impl<T: fmt::Display> fmt::Display for Addresses<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, address) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };

@@ -4,7 +4,7 @@
 //! args ─▶ command ─▶ keys (keygen, pubkey)
 //!                 ├▶ check
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
-//!                                                    └─ signals: first stops, second ends
+//!                                                    └─ signals: first stops, second ends; others reload
 //! ```
 //!
 //! Exit statuses: 0 done or stopped as asked, 1 failed, 2 wrong usage or configuration, 128 and the signal's number
@@ -16,6 +16,7 @@ mod check;
 pub mod dispatch;
 mod keys;
 mod logging;
+mod reload;
 mod serve;
 mod signals;
 

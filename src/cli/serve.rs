@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, Command, TryArgs};
 use super::bench::Bench;
+use super::reload::{Again, Reload};
 use super::{Failure, dispatch, logging, signals};
 use crate::config::{
     ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
@@ -39,10 +40,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .map_err(Failure::Run)?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
-        signals::listen(stop.clone()).context("cannot listen for signals")?;
+        let (asked, reload) = match program.config {
+            Program::Client(_, Some(ref again)) => {
+                let (asked, reload) = Reload::new(again.clone());
+                (Some(asked), Some(reload))
+            }
+            _ => (None, None),
+        };
+        signals::listen(stop.clone(), asked).context("cannot listen for signals")?;
         match program.config {
             Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
-            Program::Client(config) => dispatch::run_client(*config, ready, stop).await,
+            Program::Client(config, _) => dispatch::run_client(*config, ready, stop, reload).await,
             Program::Try(options) => dispatch::run_try(options, ready, stop).await,
             Program::Bench(bench) => bench.run(ready, stop).await,
         }
@@ -60,7 +68,8 @@ pub(super) fn unknown_variables() -> impl Iterator<Item = String> {
 /// What is to be run.
 enum Program {
     Server(Box<ServerConfig>),
-    Client(Box<ClientConfig>),
+    /// With what to read again, where there is a file.
+    Client(Box<ClientConfig>, Option<Again>),
     Try(dispatch::TryOptions),
     Bench(Bench),
 }
@@ -106,8 +115,9 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 Kind::Client,
                 ClientConfig::load,
             )?;
+            let again = client.config.clone().map(|file| Again { file, flags });
             Ok(Loaded {
-                config: Program::Client(Box::new(loaded.config)),
+                config: Program::Client(Box::new(loaded.config), again),
                 warnings: loaded.warnings,
             })
         }

@@ -1,17 +1,24 @@
-//! SIGTERM, SIGINT and SIGHUP: the first one stops cleanly, the second one ends at once.
+//! SIGTERM and SIGINT: the first one stops cleanly, the second one ends at once. SIGUSR1: the configuration is read again.
 //!
+//! SIGHUP has two meanings. A terminal that is closed sends it to what runs there, which wants to end; to a service it says
+//! by custom that its configuration is to be read again. So it does that where a program has no terminal that could be
+//! closed, and knows how to read its configuration again; everywhere else it stops as SIGTERM does.
 //! A SIGHUP that was ignored when the program began stays ignored: `nohup` asked for that.
 
-use std::{fs, io};
+use std::fs::{self, File};
+use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Listens for signals in a task of the current runtime, until that is gone.
 ///
+/// `reload` is asked to read the configuration again, where the program can.
+///
 /// # Errors
 /// The handlers cannot be installed.
-pub(super) fn listen(stop: CancellationToken) -> io::Result<()> {
+pub(super) fn listen(stop: CancellationToken, reload: Option<mpsc::Sender<()>>) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Whoever closes the terminal wants the program to end, and cleanly.
@@ -20,16 +27,29 @@ pub(super) fn listen(stop: CancellationToken) -> io::Result<()> {
     } else {
         Some(signal(SignalKind::hangup())?)
     };
+    let mut user = match reload {
+        Some(_) => Some(signal(SignalKind::user_defined1())?),
+        None => None,
+    };
+    // Asked now: once it is closed, a terminal is one no more.
+    let hang_up_reloads = reload.is_some() && !has_terminal();
     tokio::spawn(async move {
         let mut stopping = false;
         loop {
             let number = tokio::select! {
                 received = terminate.recv() => received.map(|()| libc::SIGTERM),
                 received = interrupt.recv() => received.map(|()| libc::SIGINT),
-                received = hung_up(hang_up.as_mut()) => received.map(|()| libc::SIGHUP),
+                received = next(hang_up.as_mut()) => received.map(|()| libc::SIGHUP),
+                received = next(user.as_mut()) => received.map(|()| libc::SIGUSR1),
             };
             // No more signals can come: the runtime is ending.
             let Some(number) = number else { return };
+            let reloads = number == libc::SIGUSR1 || number == libc::SIGHUP && hang_up_reloads;
+            if let Some(reload) = reload.as_ref().filter(|_| reloads) {
+                // One that waits already will read what is there by then.
+                let _waits = reload.try_send(());
+                continue;
+            }
             if stopping {
                 // As a shell counts a process that a signal ended.
                 std::process::exit(128 + number);
@@ -42,12 +62,17 @@ pub(super) fn listen(stop: CancellationToken) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for a SIGHUP, for ever where that is ignored.
-async fn hung_up(signal: Option<&mut Signal>) -> Option<()> {
+/// Waits for a signal, for ever where there is none to listen for.
+async fn next(signal: Option<&mut Signal>) -> Option<()> {
     match signal {
         Some(signal) => signal.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// Whether this process has a controlling terminal, which alone can hang up.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
 }
 
 /// Whether SIGHUP is ignored; to be asked before a handler takes its place.

@@ -12,25 +12,44 @@
 //! first one is where answers go. A name in a header is given to the resolver, and its
 //! datagram waits for the answer.
 //!
+//! [Rules](super::rules) judge each datagram as it leaves: the tunnel carries it, or a socket of this host beside the
+//! inner port, or it is dropped. What arrives at either is not judged: to let a datagram out is to want its answer.
+//!
+//! ```text
+//!                                      ┌─ tunnel ─▶ inner port ──▶ lane      ◀── whoever answers there
+//!  application ──▶ header ──▶ rules ───┤
+//!                                      └─ direct ─▶ host's port ─▶ network   ◀── whoever answers there
+//! ```
+//!
+//! Without room in the lane datagrams stay in the applications' sockets, which pushes back. Those of an association whose
+//! rules send some directly are read all the same, or a lane that stands still would hold up what does not need it; what
+//! is for the tunnel waits then, or is dropped.
+//!
 //! # Limits
 //!
-//! At most `MAX_ASSOCIATIONS`; at most `MAX_UNRESOLVED` datagrams wait for names in all;
-//! an association remembers `MAX_NAMES` names for `NAME_TTL`.
+//! At most `MAX_ASSOCIATIONS`, each with a socket of either family beside the tunnel at most; at most `MAX_UNRESOLVED`
+//! datagrams wait for names in all, and `MAX_WAITING` for room; an association remembers `MAX_NAMES` names for `NAME_TTL`.
+
+mod entry;
+mod lookups;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use adit_netstack::{PacketSink, Stack};
 use slab::Slab;
 use tokio::io::ReadBuf;
-use tokio::net::UdpSocket;
 
+pub(super) use self::entry::Application;
+use self::entry::{Association, Route};
+use self::lookups::{Lookups, Unresolved};
 use super::proxy::udp_header;
-use super::resolve::{Host, NameQueries, NameQuery, ResolveError};
-use super::tunnel::{ConnectError, HandleId, Lifeline};
+use super::resolve::{NameQueries, ResolveError};
+use super::rules::Way;
+use super::tunnel::{ConnectError, HandleId};
 use crate::io::carrier::has_room;
 use crate::io::relay::{Notice, ReadySet};
 
@@ -42,9 +61,12 @@ pub(super) struct Associations {
     by_port: HashMap<u16, usize>,
     ready: Arc<ReadySet>,
     lookups: Lookups,
-    /// Datagrams whose name has got its address and that wait for room.
-    resolved: VecDeque<Resolved>,
+    /// Datagrams for the tunnel that wait for room.
+    waiting: VecDeque<Waiting>,
+    /// What was read last.
     scratch: Vec<u8>,
+    /// The same with a header in front.
+    headed: Vec<u8>,
     stats: AssociationStats,
 }
 
@@ -53,6 +75,12 @@ pub(super) struct Associations {
 pub(super) struct AssociationStats {
     /// Datagrams of applications that left.
     pub(super) sent: u64,
+    /// Those of them that left directly.
+    pub(super) direct: u64,
+    /// Datagrams that the rules drop.
+    pub(super) blocked: u64,
+    /// Datagrams that were to leave directly and that this host did not take.
+    pub(super) not_direct: u64,
     /// Datagrams for applications that were handed over.
     pub(super) received: u64,
     /// Datagrams from an address that did not open the association.
@@ -80,13 +108,10 @@ impl Associations {
             by_handle: HashMap::new(),
             by_port: HashMap::new(),
             ready: ReadySet::new(),
-            lookups: Lookups {
-                names,
-                waiting: HashMap::new(),
-                next: first_query,
-            },
-            resolved: VecDeque::new(),
+            lookups: Lookups::new(names, first_query),
+            waiting: VecDeque::new(),
             scratch: Vec::new(),
+            headed: Vec::new(),
             stats: AssociationStats::default(),
         }
     }
@@ -96,13 +121,12 @@ impl Associations {
         &self.stats
     }
 
+    /// Takes an association up.
     pub(super) fn insert(
         &mut self,
         stack: &mut Stack,
         handle: HandleId,
-        socket: UdpSocket,
-        client: IpAddr,
-        alive: Lifeline,
+        application: Application,
     ) -> Result<(), ConnectError> {
         if self.entries.len() >= MAX_ASSOCIATIONS {
             return Err(ConnectError::TooManyFlows);
@@ -113,17 +137,7 @@ impl Associations {
         let notice = Arc::new(Notice::new(self.ready.clone(), key));
         // The first poll registers the socket's waker.
         notice.queue();
-        entry.insert(Association {
-            handle,
-            socket,
-            client,
-            application: None,
-            port,
-            waker: Waker::from(notice.clone()),
-            notice,
-            names: HashMap::new(),
-            _alive: alive,
-        });
+        entry.insert(Association::new(handle, application, port, notice));
         self.by_handle.insert(handle, key);
         self.by_port.insert(port, key);
         Ok(())
@@ -137,12 +151,11 @@ impl Associations {
             self.by_port.remove(&entry.port);
             stack.unbind_udp(entry.port);
         }
-        self.lookups
-            .waiting
-            .retain(|_, waiting| waiting.handle != handle);
-        self.resolved.retain(|waiting| waiting.handle != handle);
+        self.lookups.forget(handle);
+        self.waiting.retain(|waiting| waiting.handle != handle);
         if self.entries.is_empty() {
             self.scratch = Vec::new();
+            self.headed = Vec::new();
         }
     }
 
@@ -152,16 +165,9 @@ impl Associations {
             .by_port
             .get(&port)
             .and_then(|key| self.entries.get(*key));
-        let Some((entry, application)) = entry.and_then(|e| Some((e, e.application?))) else {
-            self.stats.no_receiver += 1;
-            return;
-        };
-        self.scratch.clear();
-        udp_header::encode(remote, &mut self.scratch);
-        self.scratch.extend_from_slice(payload);
-        match socket2::SockRef::from(&entry.socket).send_to(&self.scratch, &application.into()) {
-            Ok(_) => self.stats.received += 1,
-            Err(_) => self.stats.not_taken += 1,
+        match entry {
+            Some(entry) => hand_over(entry, remote, payload, &mut self.headed, &mut self.stats),
+            None => self.stats.no_receiver += 1,
         }
     }
 
@@ -172,53 +178,75 @@ impl Associations {
         query: u64,
         addresses: Result<Vec<IpAddr>, ResolveError>,
     ) {
-        let Some(waiting) = self.lookups.waiting.remove(&query) else {
+        let Some(asked) = self.lookups.take(query) else {
             return;
         };
-        let address = addresses.ok().and_then(|all| all.first().copied());
         let entry = self
             .by_handle
-            .get(&waiting.handle)
+            .get(&asked.handle)
             .and_then(|key| self.entries.get_mut(*key));
-        let (Some(address), Some(entry)) = (address, entry) else {
+        let (Ok(addresses), Some(entry)) = (addresses, entry) else {
             self.stats.unresolved += 1;
             return;
         };
-        entry.remember(now, waiting.host, address);
-        self.resolved.push_back(Resolved {
-            handle: waiting.handle,
-            to: SocketAddr::new(address, waiting.port),
-            payload: waiting.payload,
-        });
+        entry.remember(now, asked.host.clone(), asked.by, addresses);
+        match entry.route(now, &asked.host, asked.port) {
+            Route::Send(Way::Tunnel, to) => self.waiting.push_back(Waiting {
+                handle: asked.handle,
+                to,
+                payload: asked.payload,
+            }),
+            Route::Send(Way::Direct, to) => {
+                send_directly(entry, to, &asked.payload, &mut self.stats);
+            }
+            Route::Blocked => self.stats.blocked += 1,
+            // The rules have changed, and say that somebody else is to be asked.
+            Route::Ask(_) => self.stats.unresolved += 1,
+        }
     }
 
-    /// Moves what applications have sent into the tunnel; returns whether there was any.
+    /// Moves what applications have sent to where it goes; returns whether there was any.
     ///
-    /// Without room in `sink`, datagrams stay in the applications' sockets.
+    /// `sink` is room in a lane, if there is a session. Without room, datagrams stay in the applications' sockets, but for
+    /// those of associations that may send directly.
     pub(super) fn poll<S: PacketSink>(
         &mut self,
         cx: &Context<'_>,
         now: Instant,
         stack: &mut Stack,
-        sink: &mut S,
+        mut sink: Option<&mut S>,
     ) -> bool {
         self.ready.register(cx);
-        let mut any = self.poll_resolved(stack, sink);
+        let mut any = false;
+        if let Some(sink) = sink.as_deref_mut() {
+            any |= self.poll_waiting(stack, sink);
+        }
+        let mut passed_over = Vec::new();
         for _ in 0..READY_PER_TURN {
-            if self.ready.is_empty() || !has_room(sink) {
-                return any;
-            }
             let Some(key) = self.ready.pop() else { break };
+            let goes_on = with_room(&mut sink).is_some()
+                || self.entries.get(key).is_some_and(Association::has_direct);
+            if !goes_on {
+                passed_over.push(key);
+                continue;
+            }
             any = true;
-            self.poll_one(key, now, stack, sink);
+            self.poll_one(key, now, stack, sink.as_deref_mut());
+        }
+        // They keep their turn until there is room.
+        for key in passed_over {
+            if let Some(entry) = self.entries.get(key) {
+                entry.notice.taken();
+                entry.notice.queue();
+            }
         }
         any
     }
 
-    fn poll_resolved<S: PacketSink>(&mut self, stack: &mut Stack, sink: &mut S) -> bool {
+    fn poll_waiting<S: PacketSink>(&mut self, stack: &mut Stack, sink: &mut S) -> bool {
         let mut any = false;
-        while !self.resolved.is_empty() && has_room(sink) {
-            let Some(waiting) = self.resolved.pop_front() else {
+        while !self.waiting.is_empty() && has_room(sink) {
+            let Some(waiting) = self.waiting.pop_front() else {
                 break;
             };
             any = true;
@@ -232,100 +260,182 @@ impl Associations {
         any
     }
 
-    /// Serves one association: reads until its socket has nothing, its turn is over, or there is
-    /// no room.
+    /// Serves one association: reads until its sockets have nothing, its turn is over, or there is no room.
     fn poll_one<S: PacketSink>(
         &mut self,
         key: usize,
         now: Instant,
         stack: &mut Stack,
-        sink: &mut S,
+        mut sink: Option<&mut S>,
     ) {
-        let Some(entry) = self.entries.get_mut(key) else {
+        let Some(entry) = self.entries.get(key) else {
             return;
         };
         entry.notice.taken();
-        self.scratch.resize(MAX_DATAGRAM, 0);
-        let mut wake = Context::from_waker(&entry.waker);
+        let may_wait = entry.has_direct();
+        let mut read = Read::Something;
         let mut errors = 0;
         for _ in 0..DATAGRAMS_PER_TURN {
-            if !has_room(sink) {
+            let sink = with_room(&mut sink);
+            if sink.is_none() && !may_wait {
                 break;
             }
-            let mut buffer = ReadBuf::new(&mut self.scratch);
-            let from = match entry.socket.poll_recv_from(&mut wake, &mut buffer) {
-                Poll::Pending => return,
-                Poll::Ready(Ok(from)) => from,
-                // What an earlier datagram met with; the next read may find one that came.
-                Poll::Ready(Err(_)) => {
-                    self.stats.receive_failed += 1;
-                    errors += 1;
-                    continue;
-                }
-            };
-            if from.ip() != entry.client || entry.application.is_some_and(|known| known != from) {
-                self.stats.foreign_sender += 1;
-                continue;
-            }
-            entry.application = Some(from);
-            let Ok((host, port, payload)) = udp_header::decode(buffer.filled()) else {
-                self.stats.bad_header += 1;
-                continue;
-            };
-            if let Some(address) = entry.address_of(now, &host) {
-                let to = SocketAddr::new(address, port);
-                let sent = entry.send(stack, sink, to, payload);
-                self.stats.count_sent(sent);
-                continue;
-            }
-            let asked = self.lookups.ask(
-                host.clone(),
-                Unresolved {
-                    handle: entry.handle,
-                    until: now + RESOLVE_TIMEOUT,
-                    host,
-                    port,
-                    payload: payload.to_vec(),
-                },
-                now,
-            );
-            if !asked {
-                self.stats.unresolved += 1;
+            read = self.poll_application(key, now, stack, sink);
+            match read {
+                Read::Something => {}
+                Read::Failed => errors += 1,
+                Read::Nothing => break,
             }
         }
+        // After what was sent: a socket that it has opened is listened to from here on.
+        let answers = self.poll_direct(key);
         // A socket that has nothing but errors gets its turn when something arrives.
-        if errors < DATAGRAMS_PER_TURN {
+        let questions = read != Read::Nothing && errors < DATAGRAMS_PER_TURN;
+        if (questions || answers)
+            && let Some(entry) = self.entries.get(key)
+        {
             entry.notice.queue();
         }
     }
-}
 
-/// Names that the resolver was asked for.
-#[derive(Debug)]
-struct Lookups {
-    names: NameQueries,
-    waiting: HashMap<u64, Unresolved>,
-    next: u64,
-}
-
-impl Lookups {
-    /// Asks for `host`, and keeps the datagram until the answer is there; false if it cannot.
-    fn ask(&mut self, host: Host, waiting: Unresolved, now: Instant) -> bool {
-        if self.waiting.len() >= MAX_UNRESOLVED {
-            // Those that no answer will come for any more.
-            self.waiting.retain(|_, waiting| now < waiting.until);
+    /// Reads one datagram of an application and sends it where it goes.
+    fn poll_application<S: PacketSink>(
+        &mut self,
+        key: usize,
+        now: Instant,
+        stack: &mut Stack,
+        sink: Option<&mut S>,
+    ) -> Read {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return Read::Nothing;
+        };
+        self.scratch.resize(MAX_DATAGRAM, 0);
+        let mut wake = Context::from_waker(&entry.waker);
+        let mut buffer = ReadBuf::new(&mut self.scratch);
+        let from = match entry.socket.poll_recv_from(&mut wake, &mut buffer) {
+            Poll::Pending => return Read::Nothing,
+            Poll::Ready(Ok(from)) => from,
+            // What an earlier datagram met with; the next read may find one that came.
+            Poll::Ready(Err(_)) => {
+                self.stats.receive_failed += 1;
+                return Read::Failed;
+            }
+        };
+        if !entry.admit(from) {
+            self.stats.foreign_sender += 1;
+            return Read::Something;
         }
-        if self.waiting.len() >= MAX_UNRESOLVED {
-            return false;
+        let Ok((host, port, payload)) = udp_header::decode(buffer.filled()) else {
+            self.stats.bad_header += 1;
+            return Read::Something;
+        };
+        match entry.route(now, &host, port) {
+            Route::Send(Way::Tunnel, to) => match sink {
+                Some(sink) => {
+                    let sent = entry.send(stack, sink, to, payload);
+                    self.stats.count_sent(sent);
+                }
+                None if self.waiting.len() < MAX_WAITING => self.waiting.push_back(Waiting {
+                    handle: entry.handle,
+                    to,
+                    payload: payload.to_vec(),
+                }),
+                None => self.stats.no_room += 1,
+            },
+            Route::Send(Way::Direct, to) => send_directly(entry, to, payload, &mut self.stats),
+            Route::Blocked => self.stats.blocked += 1,
+            Route::Ask(by) => {
+                let asked = Unresolved {
+                    handle: entry.handle,
+                    host,
+                    by,
+                    port,
+                    payload: payload.to_vec(),
+                };
+                if !self.lookups.ask(now, asked) {
+                    self.stats.unresolved += 1;
+                }
+            }
         }
-        let query = self.next;
-        if self.names.try_send(NameQuery { query, host }).is_err() {
-            return false;
-        }
-        self.next = self.next.wrapping_add(1);
-        self.waiting.insert(query, waiting);
-        true
+        Read::Something
     }
+
+    /// Hands an application what came beside the tunnel; returns whether there may be more.
+    fn poll_direct(&mut self, key: usize) -> bool {
+        let Some(entry) = self.entries.get(key) else {
+            return false;
+        };
+        let mut wake = Context::from_waker(&entry.waker);
+        let mut errors = 0;
+        self.scratch.resize(MAX_DATAGRAM, 0);
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let mut buffer = ReadBuf::new(&mut self.scratch);
+            match entry.direct.poll_recv_from(&mut wake, &mut buffer) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(from)) => {
+                    let payload = buffer.filled();
+                    hand_over(entry, from, payload, &mut self.headed, &mut self.stats);
+                }
+                Poll::Ready(Err(_)) => {
+                    self.stats.receive_failed += 1;
+                    errors += 1;
+                }
+            }
+        }
+        errors < DATAGRAMS_PER_TURN
+    }
+}
+
+/// Lends a lane that has room.
+fn with_room<'a, S: PacketSink>(sink: &'a mut Option<&mut S>) -> Option<&'a mut S> {
+    let sink = sink.as_deref_mut()?;
+    has_room(sink).then_some(sink)
+}
+
+/// Hands a datagram of `remote` to its application.
+fn hand_over(
+    entry: &Association,
+    remote: SocketAddr,
+    payload: &[u8],
+    headed: &mut Vec<u8>,
+    stats: &mut AssociationStats,
+) {
+    let Some(application) = entry.application() else {
+        stats.no_receiver += 1;
+        return;
+    };
+    headed.clear();
+    udp_header::encode(remote, headed);
+    headed.extend_from_slice(payload);
+    match socket2::SockRef::from(&entry.socket).send_to(headed, &application.into()) {
+        Ok(_) => stats.received += 1,
+        Err(_) => stats.not_taken += 1,
+    }
+}
+
+fn send_directly(
+    entry: &mut Association,
+    to: SocketAddr,
+    payload: &[u8],
+    stats: &mut AssociationStats,
+) {
+    match entry.direct.send_to(payload, to) {
+        Ok(()) => {
+            stats.sent += 1;
+            stats.direct += 1;
+            // A socket that it has opened is to be listened to.
+            entry.notice.queue();
+        }
+        Err(_) => stats.not_direct += 1,
+    }
+}
+
+/// What reading an application's socket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    Something,
+    Failed,
+    Nothing,
 }
 
 impl AssociationStats {
@@ -338,69 +448,9 @@ impl AssociationStats {
     }
 }
 
-#[derive(Debug)]
-struct Association {
-    handle: HandleId,
-    socket: UdpSocket,
-    /// The only address that may use it.
-    client: IpAddr,
-    /// Where answers go: where the first datagram came from.
-    application: Option<SocketAddr>,
-    /// The inner port.
-    port: u16,
-    waker: Waker,
-    notice: Arc<Notice>,
-    names: HashMap<Host, (IpAddr, Instant)>,
-    _alive: Lifeline,
-}
-
-impl Association {
-    fn address_of(&self, now: Instant, host: &Host) -> Option<IpAddr> {
-        match host {
-            Host::Ip(address) => Some(*address),
-            Host::Name(_) => self
-                .names
-                .get(host)
-                .filter(|(_, until)| now < *until)
-                .map(|(address, _)| *address),
-        }
-    }
-
-    fn remember(&mut self, now: Instant, host: Host, address: IpAddr) {
-        if self.names.len() >= MAX_NAMES {
-            self.names.clear();
-        }
-        self.names.insert(host, (address, now + NAME_TTL));
-    }
-
-    fn send<S: PacketSink>(
-        &self,
-        stack: &mut Stack,
-        sink: &mut S,
-        to: SocketAddr,
-        payload: &[u8],
-    ) -> bool {
-        stack.own_address(to.ip()).is_some_and(|own| {
-            stack
-                .send_udp(sink, SocketAddr::new(own, self.port), to, payload)
-                .is_ok()
-        })
-    }
-}
-
-/// A datagram that waits for its name's address.
-#[derive(Debug)]
-struct Unresolved {
-    handle: HandleId,
-    until: Instant,
-    host: Host,
-    port: u16,
-    payload: Vec<u8>,
-}
-
 /// A datagram that waits for room.
 #[derive(Debug)]
-struct Resolved {
+struct Waiting {
     handle: HandleId,
     to: SocketAddr,
     payload: Vec<u8>,
@@ -409,17 +459,8 @@ struct Resolved {
 /// Associations of one client: applications that speak UDP at the same time.
 const MAX_ASSOCIATIONS: usize = 1024;
 
-/// Datagrams that wait for a name.
-const MAX_UNRESOLVED: usize = 256;
-
-/// How long a datagram waits for its name: longer than the resolver tries.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Names that one association remembers.
-const MAX_NAMES: usize = 64;
-
-/// How long it remembers them: short, since it does not know their TTL.
-const NAME_TTL: Duration = Duration::from_secs(30);
+/// Datagrams that wait for room in the lane, beside those whose name has just got its address.
+const MAX_WAITING: usize = 256;
 
 /// The largest datagram there is.
 const MAX_DATAGRAM: usize = 65_536;
@@ -427,15 +468,21 @@ const MAX_DATAGRAM: usize = 65_536;
 /// Associations served per turn.
 const READY_PER_TURN: usize = 128;
 
-/// Datagrams read per association and turn.
+/// Datagrams read per socket of an association and turn.
 const DATAGRAMS_PER_TURN: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use adit_netstack::{Config, Offload};
+    use tokio::net::UdpSocket;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::client::resolve::NameQuery;
+    use crate::client::rules::{InForce, Replace, ResolvedBy, Rules, listed};
+    use crate::client::tunnel::Lifeline;
 
     /// A lane that has room or not.
     #[derive(Default)]
@@ -464,6 +511,8 @@ mod tests {
         stack: Stack,
         asked: mpsc::Receiver<NameQuery>,
         application: std::net::UdpSocket,
+        replace: Replace,
+        rules: InForce,
     }
 
     impl Setting {
@@ -472,12 +521,15 @@ mod tests {
                 addresses: vec![[10, 86, 0, 2].into()],
                 ..Config::default()
             };
-            let (names, asked) = mpsc::channel(MAX_UNRESOLVED);
+            let (names, asked) = mpsc::channel(8);
+            let (replace, rules) = InForce::new(Rules::default());
             Self {
                 associations: Associations::new(names, 70),
                 stack: Stack::new(config, 1),
                 asked,
                 application: std::net::UdpSocket::bind("127.0.0.1:0").unwrap(),
+                replace,
+                rules,
             }
         }
 
@@ -489,9 +541,12 @@ mod tests {
                 .insert(
                     &mut self.stack,
                     HandleId::numbered(number),
-                    socket,
-                    self.application.local_addr().unwrap().ip(),
-                    Lifeline::pair().0,
+                    Application {
+                        socket,
+                        client: self.application.local_addr().unwrap().ip(),
+                        rules: self.rules.clone(),
+                        alive: Lifeline::pair().0,
+                    },
                 )
                 .unwrap();
             address
@@ -500,7 +555,7 @@ mod tests {
         fn turn(&mut self, wire: &mut Wire) -> bool {
             let cx = Context::from_waker(Waker::noop());
             let now = Instant::now();
-            self.associations.poll(&cx, now, &mut self.stack, wire)
+            (self.associations).poll(&cx, now, &mut self.stack, Some(wire))
         }
 
         /// Takes turns until the association at work has read everything that was sent.
@@ -584,9 +639,9 @@ mod tests {
         let now = Instant::now();
         let answer = || Ok(vec![[192, 0, 2, 9].into()]);
         setting.associations.resolved(now, 69, answer());
-        assert_eq!(setting.associations.lookups.waiting.len(), 1, "not ours");
+        assert_eq!(setting.associations.lookups.len(), 1, "not ours");
         setting.associations.resolved(now, 70, answer());
-        assert!(setting.associations.lookups.waiting.is_empty());
+        assert!(setting.associations.lookups.len() == 0);
         wire.full = true;
         setting.turn(&mut wire);
         assert!(wire.packets.is_empty());
@@ -597,29 +652,6 @@ mod tests {
         setting.send(relay, TO_NAME, b"again");
         setting.settle(&mut wire, 2).await;
         assert!(setting.asked.try_recv().is_err());
-    }
-
-    #[tokio::test]
-    async fn lookups_without_an_answer_make_room_in_the_end() {
-        let mut setting = Setting::new();
-        let now = Instant::now();
-        let waiting = |until| Unresolved {
-            handle: HandleId::numbered(1),
-            until,
-            host: Host::parse(b"a.test").unwrap(),
-            port: 53,
-            payload: Vec::new(),
-        };
-        let host = || Host::parse(b"a.test").unwrap();
-        let lookups = &mut setting.associations.lookups;
-        for _ in 0..MAX_UNRESOLVED {
-            assert!(lookups.ask(host(), waiting(now + RESOLVE_TIMEOUT), now));
-            setting.asked.try_recv().unwrap();
-        }
-        assert!(!lookups.ask(host(), waiting(now + RESOLVE_TIMEOUT), now));
-        let later = now + RESOLVE_TIMEOUT;
-        assert!(lookups.ask(host(), waiting(later + RESOLVE_TIMEOUT), later));
-        assert_eq!(lookups.waiting.len(), 1);
     }
 
     #[tokio::test]
@@ -637,7 +669,160 @@ mod tests {
             .remove(&mut setting.stack, HandleId::numbered(1));
         let associations = &setting.associations;
         assert!(associations.entries.is_empty() && associations.by_handle.is_empty());
-        assert!(associations.by_port.is_empty() && associations.lookups.waiting.is_empty());
+        assert!(associations.by_port.is_empty() && associations.lookups.len() == 0);
         assert_eq!(associations.scratch.capacity(), 0);
+    }
+
+    impl Setting {
+        /// Takes turns, with or without room, until an application has heard something.
+        async fn answer(&mut self, wire: Option<&mut Wire>) -> (SocketAddr, Vec<u8>) {
+            let mut wire = wire;
+            self.application.set_nonblocking(true).unwrap();
+            let mut datagram = [0; 64];
+            loop {
+                let cx = Context::from_waker(Waker::noop());
+                let now = Instant::now();
+                let wire = wire.as_deref_mut();
+                (self.associations).poll(&cx, now, &mut self.stack, wire);
+                tokio::task::yield_now().await;
+                if let Ok(len) = self.application.recv(&mut datagram) {
+                    let (host, port, payload) = udp_header::decode(&datagram[..len]).unwrap();
+                    let crate::client::resolve::Host::Ip(ip) = host else {
+                        panic!("an address tells who answers");
+                    };
+                    return (SocketAddr::new(ip, port), payload.to_vec());
+                }
+            }
+        }
+    }
+
+    /// A header that names an address.
+    fn header(to: SocketAddr) -> Vec<u8> {
+        let mut header = Vec::new();
+        udp_header::encode(to, &mut header);
+        header
+    }
+
+    /// A socket of the host's own network, and the header that names it.
+    fn outside() -> (std::net::UdpSocket, SocketAddr) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    #[tokio::test]
+    async fn each_datagram_goes_the_way_that_the_rules_give_it_at_that_moment() {
+        let mut setting = Setting::new();
+        setting
+            .replace
+            .put(listed(&["direct 127.0.0.0/8", "block port 9"]));
+        let relay = setting.associate(1).await;
+        let mut wire = Wire::default();
+        let (far, address) = outside();
+        setting.send(relay, TO_ADDRESS, b"tunnel");
+        setting.send(relay, &header(([192, 0, 2, 1], 9).into()), b"blocked");
+        setting.send(relay, &header(address), b"direct");
+        setting.settle(&mut wire, 1).await;
+        let mut got = [0; 16];
+        let (len, from) = loop {
+            setting.turn(&mut wire);
+            tokio::task::yield_now().await;
+            if setting.associations.stats.direct == 1 {
+                break far.recv_from(&mut got).unwrap();
+            }
+        };
+        assert_eq!(&got[..len], b"direct");
+        far.send_to(b"answer", from).unwrap();
+        let (who, payload) = setting.answer(Some(&mut wire)).await;
+        assert_eq!((who, &payload[..]), (address, &b"answer"[..]));
+        let stats = setting.associations.stats;
+        assert_eq!((stats.sent, stats.direct, stats.blocked), (2, 1, 1));
+        assert!(wire.packets.len() == 1 && wire.packets[0].ends_with(b"tunnel"));
+
+        setting.replace.put(listed(&["block 192.0.2.0/24"]));
+        setting.send(relay, &header(address), b"tunnel now");
+        setting.send(relay, TO_ADDRESS, b"blocked now");
+        setting.settle(&mut wire, 2).await;
+        while setting.associations.stats.blocked < 2 {
+            setting.turn(&mut wire);
+            tokio::task::yield_now().await;
+        }
+        assert!(wire.packets.len() == 2 && wire.packets[1].ends_with(b"tunnel now"));
+    }
+
+    #[tokio::test]
+    async fn direct_datagrams_do_not_wait_for_the_tunnel_and_those_for_it_are_kept_within_bounds() {
+        let mut setting = Setting::new();
+        setting.replace.put(listed(&["direct 127.0.0.0/8"]));
+        let relay = setting.associate(1).await;
+        let (far, address) = outside();
+        for number in 0..MAX_WAITING + 3 {
+            setting.send(relay, TO_ADDRESS, &number.to_be_bytes());
+            if number % 32 == 0 {
+                let mut full = Wire {
+                    full: true,
+                    ..Wire::default()
+                };
+                setting.turn(&mut full);
+                tokio::task::yield_now().await;
+            }
+        }
+        setting.send(relay, &header(address), b"direct");
+        far.set_nonblocking(true).unwrap();
+        let mut got = [0; 16];
+        let from = loop {
+            let cx = Context::from_waker(Waker::noop());
+            let now = Instant::now();
+            let none: Option<&mut Wire> = None;
+            (setting.associations).poll(&cx, now, &mut setting.stack, none);
+            tokio::task::yield_now().await;
+            if let Ok((_, from)) = far.recv_from(&mut got) {
+                break from;
+            }
+        };
+        far.send_to(b"answer", from).unwrap();
+        assert_eq!(setting.answer(None).await.0, address);
+        assert_eq!(setting.associations.waiting.len(), MAX_WAITING);
+        assert_eq!(setting.associations.stats.no_room, 3);
+        let mut wire = Wire::default();
+        setting.settle(&mut wire, MAX_WAITING).await;
+        assert!(
+            wire.packets[0].ends_with(&0_usize.to_be_bytes()),
+            "in order"
+        );
+    }
+
+    #[tokio::test]
+    async fn name_is_asked_of_the_resolver_that_the_rules_say_and_its_addresses_are_judged() {
+        let mut setting = Setting::new();
+        setting
+            .replace
+            .put(listed(&["block 192.0.2.0/24", "direct a.test"]));
+        let relay = setting.associate(1).await;
+        let mut wire = Wire::default();
+        let mut ask = async |setting: &mut Setting| {
+            setting.send(relay, TO_NAME, b"named");
+            loop {
+                setting.turn(&mut wire);
+                if let Ok(query) = setting.asked.try_recv() {
+                    return query;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let query = ask(&mut setting).await;
+        assert_eq!(query.by, ResolvedBy::Host);
+        let now = Instant::now();
+        let answer = Ok(vec![[192, 0, 2, 9].into()]);
+        setting.associations.resolved(now, query.query, answer);
+        assert_eq!(setting.associations.stats.blocked, 1);
+        // What one resolver has said is not what the other says.
+        setting.replace.put(Rules::default());
+        let query = ask(&mut setting).await;
+        assert_eq!(query.by, ResolvedBy::Tunnel);
+        let answer = Ok(vec![[192, 0, 2, 9].into()]);
+        setting.associations.resolved(now, query.query, answer);
+        setting.settle(&mut wire, 1).await;
+        assert!(wire.packets[0].ends_with(b"named"));
     }
 }

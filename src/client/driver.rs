@@ -39,6 +39,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::associate::Application;
 use super::connect::Connector;
 use super::inside::Inside;
 use super::lanes::Lanes;
@@ -197,7 +198,8 @@ impl Driver {
                 flow,
                 attachment,
                 early,
-            } => inside.attach(flow, attachment, early),
+                judged,
+            } => inside.attach(now, flow, attachment, early, judged),
             Command::Abort { flow } => inside.abort(now, flow),
             Command::BindUdp {
                 port,
@@ -214,12 +216,20 @@ impl Driver {
                 association,
                 socket,
                 client,
+                rules,
                 alive,
                 reply,
             } => {
                 let (associations, stack) = inside.associations();
-                reply.send(associations.insert(stack, association, socket, client, alive));
+                let application = Application {
+                    socket,
+                    client,
+                    rules,
+                    alive,
+                };
+                reply.send(associations.insert(stack, association, application));
             }
+            Command::JudgeAgain => inside.end_unfit(now),
             Command::Dissociate { association } => {
                 let (associations, stack) = inside.associations();
                 associations.remove(stack, association);
@@ -250,6 +260,7 @@ impl Driver {
             | Command::SendUdp { .. }
             | Command::UnbindUdp { .. }
             | Command::Dissociate { .. }
+            | Command::JudgeAgain
             | Command::Resolved { .. } => {}
         }
     }
@@ -508,6 +519,7 @@ fn reply_of(command: Command) -> Option<Reply> {
         | Command::SendUdp { .. }
         | Command::UnbindUdp { .. }
         | Command::Dissociate { .. }
+        | Command::JudgeAgain
         | Command::Resolved { .. } => None,
     }
 }

@@ -38,10 +38,11 @@ use tokio::sync::mpsc;
 
 use super::associate::Associations;
 use super::resolve::NameQueries;
+use super::rules::Judged;
 use super::tunnel::{Attachment, ConnectError, Datagram, HandleId, Reply};
 use crate::io::carrier::has_room;
 use crate::io::memory;
-use crate::io::relay::{Endpoint, ReadySet, Relay};
+use crate::io::relay::{Endpoint, ReadySet, Relay, Terms};
 use crate::proto::Role;
 use crate::proto::budget::Share;
 use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
@@ -229,26 +230,47 @@ impl Inside {
     /// Binds a flow to its application.
     ///
     /// A flow that has ended with its inner address meanwhile shows as a reset: to the application,
-    /// an orderly end would mean that the origin had nothing to say.
-    pub(super) fn attach(&mut self, handle: HandleId, attachment: Attachment, early: Vec<u8>) {
+    /// an orderly end would mean that the origin had nothing to say. The same becomes of one that rules, which have
+    /// changed since it was `judged`, send another way.
+    pub(super) fn attach(
+        &mut self,
+        now: Instant,
+        handle: HandleId,
+        attachment: Attachment,
+        early: Vec<u8>,
+        judged: Option<Box<Judged>>,
+    ) {
         let is_pipe = matches!(attachment, Attachment::Pipe(_));
         let endpoint = match attachment {
             Attachment::Tcp(socket) => Endpoint::Tcp(socket),
             Attachment::Pipe(pipe) => Endpoint::Pipe(Box::new(pipe)),
         };
+        if judged.as_ref().is_some_and(|judged| !judged.holds()) {
+            self.abort(now, handle);
+        }
         let Some(Slot::Open { flow }) = self.flows.remove(&handle) else {
             endpoint.reset();
             return;
         };
+        let terms = judged.map(|judged| judged as Box<dyn Terms>);
         if is_pipe {
             self.flows.insert(handle, Slot::Piped { flow });
         } else {
             self.handles.remove(&flow);
         }
         match flow {
-            Carried::Inside(flow) => self.relay.attach(flow, endpoint, early),
-            Carried::Relayed(flow) => self.relayed_relay.attach(flow, endpoint, early),
+            Carried::Inside(flow) => self.relay.attach_while(flow, endpoint, early, terms),
+            Carried::Relayed(flow) => {
+                self.relayed_relay
+                    .attach_while(flow, endpoint, early, terms);
+            }
         }
+    }
+
+    /// Ends the flows that rules, which have changed, send another way.
+    pub(super) fn end_unfit(&mut self, now: Instant) {
+        self.relay.end_unfit(now, &mut self.stack);
+        self.relayed_relay.end_unfit(now, &mut self.relayed);
     }
 
     /// Ends a flow whose owner has gone, in whatever state it is.
@@ -388,11 +410,11 @@ impl Inside {
                 self.flows.remove(&handle);
             }
         }
-        if let Some(sink) = sink {
+        let mut sink = sink;
+        if let Some(sink) = sink.as_deref_mut() {
             any |= self.poll_outgoing(sink);
-            any |= self.associations.poll(cx, now, &mut self.stack, sink);
         }
-        any
+        any | (self.associations).poll(cx, now, &mut self.stack, sink)
     }
 
     /// Lets the netstack put what it has to say into `sink`.
@@ -587,6 +609,7 @@ mod tests {
 
     use super::*;
     use crate::client::resolve::NameQuery;
+    use crate::client::rules::{InForce, Rules, Way, listed};
     use crate::proto::budget::{HARD, SESSION};
 
     /// A lane that has room or not.
@@ -777,8 +800,13 @@ mod tests {
         let mut path = Path::new();
         let far = path.open();
         let (socket, mut application) = tcp_pair().await;
-        path.inside
-            .attach(FIRST, Attachment::Tcp(socket), b"early ".to_vec());
+        path.inside.attach(
+            Instant::now(),
+            FIRST,
+            Attachment::Tcp(socket),
+            b"early ".to_vec(),
+            None,
+        );
         application.write_all(b"bytes").await.unwrap();
         application.shutdown().await.unwrap();
         let mut received = Vec::new();
@@ -813,8 +841,13 @@ mod tests {
         let mut path = Path::new();
         let far = path.open();
         let (socket, mut application) = tcp_pair().await;
-        path.inside
-            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.inside.attach(
+            Instant::now(),
+            FIRST,
+            Attachment::Tcp(socket),
+            Vec::new(),
+            None,
+        );
         path.settle();
         path.origin.abort(path.now, far);
         path.settle();
@@ -828,8 +861,13 @@ mod tests {
         let mut path = Path::new();
         let far = path.open();
         let (socket, application) = tcp_pair().await;
-        path.inside
-            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.inside.attach(
+            Instant::now(),
+            FIRST,
+            Attachment::Tcp(socket),
+            Vec::new(),
+            None,
+        );
         path.settle();
         Endpoint::Tcp(application).reset();
         let closed = |event: &Event| matches!(event, Event::Closed { flow, .. } if *flow == far);
@@ -843,7 +881,13 @@ mod tests {
     async fn flow_that_ended_before_it_was_attached_shows_as_a_reset() {
         let (mut inside, _asked) = inside();
         let (socket, mut application) = tcp_pair().await;
-        inside.attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        inside.attach(
+            Instant::now(),
+            FIRST,
+            Attachment::Tcp(socket),
+            Vec::new(),
+            None,
+        );
         let error = application.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
@@ -853,11 +897,62 @@ mod tests {
         let mut path = Path::new();
         path.open();
         let (socket, mut application) = tcp_pair().await;
-        path.inside
-            .attach(FIRST, Attachment::Tcp(socket), Vec::new());
+        path.inside.attach(
+            Instant::now(),
+            FIRST,
+            Attachment::Tcp(socket),
+            Vec::new(),
+            None,
+        );
         path.settle();
         drop(path);
         let error = application.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn changed_rules_reset_the_flows_that_they_concern_at_both_ends_and_no_others() {
+        let (replace, rules) = InForce::new(Rules::default());
+        for (attached_after, list, goes_on) in [
+            (false, &["block 192.0.2.2", "direct 10.0.0.0/8"][..], true),
+            (false, &["block 192.0.2.1 port 80"], false),
+            (false, &["direct *"], false),
+            (true, &["block a.example"], true),
+            (true, &["block 192.0.2.1"], false),
+        ] {
+            replace.put(Rules::default());
+            let mut path = Path::new();
+            let far = path.open();
+            let judged = Box::new(Judged::new(&rules, None, origin(), Way::Tunnel));
+            let (socket, mut application) = tcp_pair().await;
+            if attached_after {
+                replace.put(listed(list));
+            }
+            let attachment = Attachment::Tcp(socket);
+            (path.inside).attach(path.now, FIRST, attachment, Vec::new(), Some(judged));
+            replace.put(listed(list));
+            path.inside.end_unfit(path.now);
+            let closed =
+                |event: &Event| matches!(event, Event::Closed { flow, .. } if *flow == far);
+            let ended = path.settle().iter().any(closed);
+            assert_eq!(ended, !goes_on, "{list:?}");
+            if goes_on {
+                application.write_all(b"on").await.unwrap();
+                let mut received = Vec::new();
+                while received != b"on" {
+                    tokio::task::yield_now().await;
+                    path.settle();
+                    let _ = path.origin.recv(path.now, far, |ring| {
+                        received.extend_from_slice(ring);
+                        (ring.len(), ())
+                    });
+                }
+            } else {
+                let error = application.read(&mut [0; 8]).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+                assert!(path.inside.relay.is_empty() && path.inside.stack.is_empty());
+                assert!(path.inside.flows.is_empty() && path.inside.handles.is_empty());
+            }
+        }
     }
 }

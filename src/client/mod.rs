@@ -3,12 +3,15 @@
 pub mod associate;
 mod beside;
 pub mod connect;
+pub mod direct;
 pub mod driver;
 mod inside;
 mod lanes;
 mod link;
 mod notices;
+pub mod proxies;
 pub mod proxy;
 pub mod resolve;
+pub mod rules;
 pub mod run;
 pub mod tunnel;

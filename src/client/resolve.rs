@@ -7,16 +7,18 @@
 //!                               to the session's name servers
 //! ```
 //!
-//! No name is ever asked of the system's resolver: that would leak it. Answers are kept
+//! No name is ever asked of the system's resolver here: that would leak it (what a [rule](super::rules) sends there goes
+//! [beside the tunnel](super::direct)). Answers are kept
 //! for as long as their TTL says, at most [`CACHE_ENTRIES`] of them, refusals too. A
 //! lookup takes [`LOOKUP_LIMIT`] at most, whatever the name servers do.
 
 mod host;
+mod known;
 mod names;
 mod provider;
 mod race;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,8 +32,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use host::{Host, HostError};
+pub(super) use known::Known;
 pub use names::{NameQueries, NameQuery, name_service};
 
+use super::rules::Blocked;
 use super::tunnel::{ConnectError, Flow, Tunnel};
 use crate::wire::InnerConfig;
 use provider::TunnelRuntime;
@@ -74,15 +78,15 @@ impl Resolver {
     ///
     /// Why there is not one.
     pub async fn lookup(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
-        let name = match local(host)? {
+        let name = match host.known()? {
             Known::Addresses(addresses) => return Ok(addresses),
             Known::Ask(name) => name,
         };
         let deadline = Instant::now() + LOOKUP_LIMIT;
         let inner = self.configured(deadline).await?;
         let (v6, v4) = tokio::join!(
-            self.ask(&inner, &name, Family::V6, deadline),
-            self.ask(&inner, &name, Family::V4, deadline),
+            self.ask(&inner, name, Family::V6, deadline),
+            self.ask(&inner, name, Family::V4, deadline),
         );
         let error = match (&v6, &v4) {
             (Err(v6), Err(v4)) => v6.clone().or_more_telling(v4.clone()),
@@ -112,19 +116,39 @@ impl Resolver {
     /// The most telling of all failures: that of a name server only if no connection
     /// could be tried.
     pub async fn connect(&self, host: &Host, port: u16) -> Result<Flow, OriginError> {
-        match timeout(CONNECT_LIMIT, self.race(host, port)).await {
+        let connect = async {
+            let attempt = |address| self.tunnel.connect(SocketAddr::new(address, port));
+            self.race(host.known()?, |_| true, attempt).await
+        };
+        match timeout(CONNECT_LIMIT, connect).await {
             Ok(outcome) => outcome,
             Err(_elapsed) => Err(OriginError::Connect(ConnectError::TimedOut)),
         }
     }
 
-    async fn race(&self, host: &Host, port: u16) -> Result<Flow, OriginError> {
-        let (mut race, name) = match local(host)? {
-            Known::Addresses(addresses) => (Race::of_addresses(&addresses), None),
+    /// Races what `attempt` makes of each address of a host that `admit` lets pass, as [`Resolver::connect`] does.
+    ///
+    /// # Errors
+    ///
+    /// As there; that the name has no address where none is let pass.
+    pub(super) async fn race<T, A>(
+        &self,
+        host: Known<'_>,
+        admit: impl Fn(&IpAddr) -> bool,
+        attempt: impl Fn(IpAddr) -> A,
+    ) -> Result<T, OriginError>
+    where
+        A: Future<Output = Result<T, ConnectError>>,
+    {
+        let (mut race, name) = match host {
+            Known::Addresses(mut addresses) => {
+                addresses.retain(&admit);
+                (Race::of_addresses(&addresses), None)
+            }
             Known::Ask(name) => (Race::of_name(), Some(name)),
         };
         let mut lookups = FuturesUnordered::new();
-        if let Some(name) = &name {
+        if let Some(name) = name {
             let deadline = Instant::now() + LOOKUP_LIMIT;
             let inner = Arc::new(self.configured(deadline).await?);
             for family in [Family::V6, Family::V4] {
@@ -137,10 +161,7 @@ impl Resolver {
         loop {
             let now = Instant::now();
             while let Some(address) = race.poll_attempt(now) {
-                attempts.push(async move {
-                    let remote = SocketAddr::new(address, port);
-                    self.tunnel.connect(remote).await
-                });
+                attempts.push(attempt(address));
             }
             if let Some(error) = race.failure() {
                 return Err(error);
@@ -149,6 +170,10 @@ impl Resolver {
             let wake_at = race.poll_timeout();
             tokio::select! {
                 Some((family, answer)) = lookups.next() => {
+                    let answer = answer.map(|mut addresses: Vec<IpAddr>| {
+                        addresses.retain(&admit);
+                        addresses
+                    });
                     race.handle_answer(Instant::now(), family, answer);
                 }
                 Some(outcome) = attempts.next() => match outcome {
@@ -292,6 +317,9 @@ pub enum ResolveError {
     /// There is no session with the server.
     #[error("the tunnel is down")]
     TunnelDown,
+    /// The name goes directly, and this host's own resolver has no address for it.
+    #[error("this host's resolver has no address for the name, which a rule sends directly")]
+    Host,
 }
 
 impl ResolveError {
@@ -340,7 +368,7 @@ impl ResolveError {
             Self::TimedOut => 2,
             Self::ServerFailed { .. } => 3,
             // These are true of all families.
-            Self::NotFound => 4,
+            Self::NotFound | Self::Host => 4,
             Self::TunnelDown | Self::NoNameServer => 5,
             Self::InvalidName | Self::Onion => 6,
         }
@@ -357,6 +385,9 @@ pub enum OriginError {
     /// No address could be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The rules of this client refuse it.
+    #[error(transparent)]
+    Blocked(#[from] Blocked),
 }
 
 /// Reads the address out of a record that has one.
@@ -367,31 +398,6 @@ fn address(data: &RData) -> Option<IpAddr> {
         Some(address.0.into())
     } else {
         None
-    }
-}
-
-/// What is known about a host without asking.
-enum Known {
-    Addresses(Vec<IpAddr>),
-    Ask(String),
-}
-
-/// Answers what must not be asked: literals, `localhost`, `.invalid` and `.onion`.
-fn local(host: &Host) -> Result<Known, ResolveError> {
-    let name = match host {
-        Host::Ip(address) => return Ok(Known::Addresses(vec![*address])),
-        Host::Name(name) => name,
-    };
-    match name.rsplit('.').next() {
-        // RFC 6761 section 6.3: always the loopback addresses, never asked.
-        Some("localhost") => Ok(Known::Addresses(vec![
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-        ])),
-        // RFC 6761 section 6.4.
-        Some("invalid") => Err(ResolveError::NotFound),
-        Some("onion") => Err(ResolveError::Onion),
-        Some(_) | None => Ok(Known::Ask(name.clone())),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The client as a whole: its tunnel, its resolver and its proxy.
+//! The client as a whole: its tunnel and its resolver.
 //!
 //! [`Client::start`] makes a tunnel that connects by itself and stays connected; what wants
-//! to use it, the proxy or a caller of this library, takes handles from it:
+//! to use it, a [proxy](super::proxies) or a caller of this library, takes handles from it:
 //!
 //! ```no_run
 //! # async fn example(config: adit::config::ClientConfig) -> anyhow::Result<()> {
@@ -31,8 +31,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connect::Connector;
+use super::direct::Direct;
 use super::driver::{Driver, Exit};
-use super::proxy::{Credentials, CredentialsError, ProxySettings, serve};
+use super::proxy::CredentialsError;
 use super::resolve::{Resolver, name_service};
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
@@ -53,6 +54,7 @@ use crate::wire::InnerConfig;
 pub struct Client {
     tunnel: Tunnel,
     resolver: Resolver,
+    direct: Direct,
     driver: JoinHandle<Exit>,
     /// Cancelled when the driver is gone, however it went.
     over: CancellationToken,
@@ -94,7 +96,13 @@ impl Client {
         let (tunnel, commands) = tunnel(inner);
         let resolver = Resolver::new(tunnel.clone());
         let stop = CancellationToken::new();
-        let (names, service) = name_service(resolver.clone(), tunnel.clone(), stop.clone());
+        let direct = Direct::new();
+        let (names, service) = name_service(
+            resolver.clone(),
+            direct.clone(),
+            tunnel.clone(),
+            stop.clone(),
+        );
         tokio::spawn(service);
         let driver = Driver::new(
             Arc::new(connector),
@@ -114,6 +122,7 @@ impl Client {
         Ok(Self {
             tunnel,
             resolver,
+            direct,
             driver,
             over,
             stop,
@@ -128,6 +137,11 @@ impl Client {
     /// Returns a handle for flows to names.
     pub fn resolver(&self) -> Resolver {
         self.resolver.clone()
+    }
+
+    /// Returns what opens flows beside the tunnel, for those that rules send there.
+    pub fn direct(&self) -> Direct {
+        self.direct.clone()
     }
 
     /// Waits until the server has given the first session its addresses.
@@ -159,52 +173,6 @@ impl Drop for Client {
     }
 }
 
-/// A local proxy that listens.
-#[derive(Debug)]
-pub struct Proxy {
-    listener: tokio::net::TcpListener,
-    address: SocketAddr,
-    settings: ProxySettings,
-}
-
-impl Proxy {
-    /// Binds the proxy of `config`.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be had or the password cannot be used.
-    pub fn bind(config: &ClientConfig) -> Result<Self, StartError> {
-        let address = config.proxy;
-        let bind = |error| StartError::Bind { address, error };
-        let listener = listen(address).map_err(bind)?;
-        let address = listener.local_addr().map_err(bind)?;
-        let mut settings = ProxySettings::default();
-        if let Some(auth) = &config.proxy_auth {
-            settings.credentials = Some(Credentials::new(&auth.user, &auth.password)?);
-        }
-        Ok(Self {
-            listener,
-            address,
-            settings,
-        })
-    }
-
-    /// Returns where it listens, with the port it was given.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Serves applications through `client` until `stop`.
-    pub fn serve(
-        self,
-        client: &Client,
-        stop: CancellationToken,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (tunnel, resolver) = (client.tunnel(), client.resolver());
-        serve(self.listener, self.settings, tunnel, resolver, stop)
-    }
-}
-
 /// Why a client does not start.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -225,23 +193,12 @@ pub enum StartError {
     Credentials(#[from] CredentialsError),
 }
 
-fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for the last connections' TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
 /// What to do about an address that cannot be had.
 fn hint(error: &io::Error) -> &'static str {
     let is = |kind| error.kind() == kind;
     if is(io::ErrorKind::AddrInUse) {
-        "; another program, perhaps another client, listens there: stop it or set `proxy` to \
-         another port"
+        "; another program, perhaps another client, listens there: stop it or let the proxy \
+         listen on another port"
     } else if is(io::ErrorKind::PermissionDenied) {
         "; ports below 1024 need privilege: choose a higher one"
     } else if is(io::ErrorKind::AddrNotAvailable) {
@@ -274,10 +231,6 @@ fn verify(check: &CertificateCheck) -> Verify {
         CertificateCheck::System => Verify::System,
     }
 }
-
-/// Connections that may wait to be accepted: a burst beyond it costs applications the second
-/// that the kernel waits before it asks again. The kernel bounds it too (`net.core.somaxconn`).
-const BACKLOG: u32 = 4096;
 
 /// How long the goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);

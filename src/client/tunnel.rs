@@ -41,6 +41,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::resolve::ResolveError;
+use super::rules::{InForce, Judged};
 use crate::io::relay;
 use crate::wire::InnerConfig;
 
@@ -114,7 +115,7 @@ impl Tunnel {
     /// Hands a SOCKS5 UDP relay socket to the driver, which serves it until the
     /// association is dropped.
     ///
-    /// `client` is the only address whose datagrams are taken from `socket`.
+    /// `client` is the only address whose datagrams are taken from `socket`; `rules` tell where each goes.
     ///
     /// # Errors
     ///
@@ -123,6 +124,7 @@ impl Tunnel {
         &self,
         socket: UdpSocket,
         client: IpAddr,
+        rules: InForce,
     ) -> Result<Association, ConnectError> {
         let (alive, ended) = oneshot::channel();
         let handle = self
@@ -130,6 +132,7 @@ impl Tunnel {
                 association,
                 socket,
                 client,
+                rules,
                 alive: Lifeline(alive),
                 reply,
             })
@@ -146,6 +149,14 @@ impl Tunnel {
             .commands
             .send(Command::Resolved { query, addresses })
             .await;
+    }
+
+    /// Has the flows that [`Flow::attach_judged`] gave away judged again, since rules have changed.
+    ///
+    /// Waits while the driver's queue is full; does nothing when the driver has gone.
+    pub async fn judge_again(&self) {
+        // A driver that has gone has no flows.
+        let _gone = self.commands.send(Command::JudgeAgain).await;
     }
 
     /// Watches the inner addresses, name servers and MTU of the session.
@@ -190,7 +201,13 @@ impl Flow {
     /// `early` is what was read from `socket` before and belongs to the flow.
     pub fn attach(self, socket: TcpStream, early: Vec<u8>) {
         let Self { handle, remote: _ } = self;
-        handle.attach(Attachment::Tcp(socket), early);
+        handle.attach(Attachment::Tcp(socket), early, None);
+    }
+
+    /// Like [`Flow::attach`], for a flow that the driver ends when rules send it another way than `judged` tells.
+    pub fn attach_judged(self, socket: TcpStream, early: Vec<u8>, judged: Judged) {
+        let Self { handle, remote: _ } = self;
+        handle.attach(Attachment::Tcp(socket), early, Some(Box::new(judged)));
     }
 
     /// Turns the flow into a stream of bytes, for those who must look at them.
@@ -207,7 +224,7 @@ impl Flow {
             stream: far,
             fate: Arc::clone(&fate),
         };
-        if !self.handle.attach(Attachment::Pipe(pipe), Vec::new()) {
+        if !self.handle.attach(Attachment::Pipe(pipe), Vec::new(), None) {
             guard.armed = false;
         }
         FlowStream {
@@ -440,6 +457,8 @@ pub enum Command {
         attachment: Attachment,
         /// Bytes for the origin that come before those of `attachment`.
         early: Vec<u8>,
+        /// What rules have judged of it, where they may judge otherwise later.
+        judged: Option<Box<Judged>>,
     },
     /// Abort a flow: its owner has gone, in whatever state it is.
     Abort {
@@ -477,6 +496,8 @@ pub enum Command {
         socket: UdpSocket,
         /// The only address to take datagrams from.
         client: IpAddr,
+        /// Where each datagram goes.
+        rules: InForce,
         /// To be kept while the relay is served; dropping it tells the proxy.
         alive: Lifeline,
         /// Where to say how it went.
@@ -487,6 +508,8 @@ pub enum Command {
         /// The association.
         association: HandleId,
     },
+    /// Judge attached flows again: rules have changed.
+    JudgeAgain,
     /// What became of a name that the driver asked the resolver for.
     Resolved {
         /// The driver's number of the query.
@@ -511,6 +534,7 @@ impl Command {
             | Self::SendUdp { .. }
             | Self::UnbindUdp { .. }
             | Self::Dissociate { .. }
+            | Self::JudgeAgain
             | Self::Resolved { .. } => false,
         }
     }
@@ -671,12 +695,18 @@ impl Handle {
     }
 
     /// Says `Attach` instead of `Abort`; false when the driver has gone.
-    fn attach(mut self, attachment: Attachment, early: Vec<u8>) -> bool {
+    fn attach(
+        mut self,
+        attachment: Attachment,
+        early: Vec<u8>,
+        judged: Option<Box<Judged>>,
+    ) -> bool {
         self.armed = false;
         self.last_words.say(Command::Attach {
             flow: self.id,
             attachment,
             early,
+            judged,
         })
     }
 }

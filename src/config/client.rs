@@ -1,19 +1,20 @@
 //! The configuration of a client.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use zeroize::Zeroizing;
 
 use super::address::{Host, LaneAddr};
 use super::error::ConfigError;
+use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
+use super::rule::Rule;
 use super::settings::{Inputs, Located, Settings};
-use super::shared::{Unique, read_aead, read_password, read_threads, values, warn_of_readers};
+use super::shared::{Unique, read_aead, read_threads, values};
 use super::via::{self, Via};
 use super::{Loaded, files, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
@@ -34,6 +35,10 @@ pub struct ClientConfig {
     pub proxy: SocketAddr,
     /// What the proxy asks of whoever uses it.
     pub proxy_auth: Option<ProxyAuth>,
+    /// Where the requests of that proxy go, the first rule that concerns one decides; beyond them all, the tunnel.
+    pub rules: Vec<Rule>,
+    /// Further proxies beside that one, each with rules of its own.
+    pub proxies: Vec<ProxyConfig>,
     /// How the certificate of a `tls` or `wss` lane is checked.
     pub tls: CertificateCheck,
     /// The proxy through which the servers are reached; those of [`Scheme::Udp`](super::Scheme::Udp) are not, and are
@@ -51,15 +56,6 @@ pub struct ClientConfig {
     pub threads: Option<usize>,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
-}
-
-/// The user name and the password of the local proxy. `Debug` shows neither.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ProxyAuth {
-    /// The user name, 1 to 255 bytes without a colon.
-    pub user: String,
-    /// The password, 1 to 255 bytes, erased when dropped.
-    pub password: Zeroizing<String>,
 }
 
 /// How the certificate of a `tls` lane is checked, beside the server's identity, which always is.
@@ -119,10 +115,11 @@ impl ClientConfig {
             let message = "this is the key of the client itself: write the server's public key";
             settings.problem_at(at, message);
         }
-        let proxy_auth = read_auth(settings);
-        let proxy = read_proxy(settings, proxy_auth.is_some());
+        let (proxy, proxies) = proxies::read(settings);
         if let Some(at) = &via {
-            refuse_loop(settings, at, proxy);
+            for own in std::iter::once(&proxy).chain(&proxies) {
+                refuse_loop(settings, at, own.listen);
+            }
         }
         let tls = read_tls(settings, &servers);
         let connect_timeout = settings.value("connect_timeout", |text| {
@@ -138,8 +135,10 @@ impl ClientConfig {
             server_key: server_key?.value,
             secret_key: secret_key?,
             preshared_key,
-            proxy,
-            proxy_auth,
+            proxy: proxy.listen,
+            proxy_auth: proxy.auth,
+            rules: proxy.rules,
+            proxies,
             tls,
             via: via.map(|at| at.value),
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
@@ -152,21 +151,37 @@ impl ClientConfig {
     }
 }
 
+impl ClientConfig {
+    /// Every proxy: that of `proxy`, and behind it those of `proxies`.
+    pub fn listeners(&self) -> Vec<ProxyConfig> {
+        let first = ProxyConfig {
+            listen: self.proxy,
+            auth: self.proxy_auth.clone(),
+            rules: self.rules.clone(),
+        };
+        std::iter::once(first)
+            .chain(self.proxies.iter().cloned())
+            .collect()
+    }
+}
+
 impl fmt::Display for ClientConfig {
     /// One line for `adit check`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers: Vec<String> = self.servers.iter().map(LaneAddr::to_string).collect();
+        let listeners = self.listeners();
+        let proxies: Vec<String> = (listeners.iter())
+            .map(|proxy| match proxy.rules.len() {
+                0 => proxy.listen.to_string(),
+                1 => format!("{} with 1 rule", proxy.listen),
+                rules => format!("{} with {rules} rules", proxy.listen),
+            })
+            .collect();
         write!(f, "client of {}", servers.join(", "),)?;
         if let Some(via) = &self.via {
             write!(f, " through {}", via.proxy)?;
         }
-        write!(f, ", proxy on {}", self.proxy)
-    }
-}
-
-impl fmt::Debug for ProxyAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ProxyAuth(..)")
+        write!(f, ", proxy on {}", proxies.join(", "))
     }
 }
 
@@ -242,68 +257,6 @@ fn read_preshared(settings: &mut Settings<'_>) -> Option<PresharedKey> {
     settings.read_file(&at, files::read_key)
 }
 
-fn read_auth(settings: &mut Settings<'_>) -> Option<ProxyAuth> {
-    let user = settings.value("proxy_user", |text| parse::credential(text, false));
-    let password = settings.secret("proxy_password", |text| {
-        parse::credential(text, true).map(Zeroizing::new)
-    });
-    if let Some(at) = &password {
-        warn_of_readers(settings, "proxy_password", "proxy_password_file", &at.place);
-    }
-    let file = settings.path("proxy_password_file");
-    if let (Some(_), Some(file)) = (&password, &file) {
-        settings.problem_at(file, "stands beside proxy_password: keep one of the two");
-    }
-    let from_file = file.and_then(|file| {
-        Some(Located {
-            value: read_password(settings, &file)?,
-            key: file.key,
-            place: file.place,
-        })
-    });
-    match (user, password.or(from_file)) {
-        (Some(user), Some(password)) => Some(ProxyAuth {
-            user: user.value,
-            password: password.value,
-        }),
-        (Some(user), None) => {
-            // A password that was wrong has been told already.
-            if !settings.has_problem("proxy_password")
-                && !settings.has_problem("proxy_password_file")
-            {
-                let message = "has no password: set proxy_password or proxy_password_file too";
-                settings.problem_at(&user, message);
-            }
-            None
-        }
-        (None, Some(password)) => {
-            if !settings.has_problem("proxy_user") {
-                settings.problem_at(&password, "has no user name: set proxy_user too");
-            }
-            None
-        }
-        (None, None) => None,
-    }
-}
-
-fn read_proxy(settings: &mut Settings<'_>, has_password: bool) -> SocketAddr {
-    let proxy = settings.value("proxy", parse::proxy);
-    let open = settings
-        .value("proxy_open", parse::boolean)
-        .is_some_and(|at| at.value);
-    let Some(at) = proxy else {
-        return DEFAULT_PROXY;
-    };
-    if !at.value.ip().to_canonical().is_loopback() && !has_password && !open {
-        let message = format!(
-            "`{}` can be reached from other hosts, and anybody there could use the tunnel: listen on 127.0.0.1, set proxy_user and proxy_password, or say proxy_open: true",
-            at.value
-        );
-        settings.problem_at(&at, message);
-    }
-    at.value
-}
-
 fn read_tls(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> CertificateCheck {
     let pins = settings
         .list("tls.pin", parse::pin)
@@ -360,8 +313,6 @@ fn read_lanes(settings: &mut Settings<'_>, servers: &[LaneAddr]) -> usize {
 /// Each lane is a connection and its handshake; of more than three copies are not made, and flows that share more than
 /// eight are many.
 const MAX_LANES: u32 = 8;
-/// The port that SOCKS has by convention (RFC 1928, section 3), for this host alone.
-const DEFAULT_PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 /// Three losses of a SYN on a path of a few hundred milliseconds, and the handshakes after it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Less than a satellite's round trips for TCP, TLS and the session would never connect.

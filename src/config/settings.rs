@@ -53,6 +53,13 @@ pub(super) struct Group {
     pub(super) place: Place,
 }
 
+impl Group {
+    /// Names a key of the group with its path: `clients[0].name`.
+    pub(super) fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.path)
+    }
+}
+
 /// The settings while they are being read.
 pub(super) struct Settings<'a> {
     inputs: Inputs<'a>,
@@ -279,13 +286,39 @@ impl<'a> Settings<'a> {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Located<T>> {
         let (text, place) = self.text_in(group, key)?;
-        self.parsed(&format!("{}.{key}", group.path), &text, place, parse)
+        self.parsed(&group.key(key), &text, place, parse)
+    }
+
+    /// Like [`Self::value_in`], for a value that must never be shown.
+    pub(super) fn secret_in<T>(
+        &mut self,
+        group: &Group,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let (text, place) = self.text_in(group, key)?;
+        self.parsed(&group.key(key), &text, hide(place), parse)
+    }
+
+    /// Reads a list of a group; a single value is a list of one. `None` where the key is not set.
+    pub(super) fn list_in<T>(
+        &mut self,
+        group: &Group,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        let node = find(&group.entries, key)?;
+        let mut items = Vec::new();
+        for (path, text, place) in self.items(&group.key(key), node)? {
+            items.extend(self.parsed(&path, &text, place, &parse));
+        }
+        Some(items)
     }
 
     /// Reads one path of a group.
     pub(super) fn path_in(&mut self, group: &Group, key: &str) -> Option<Located<PathBuf>> {
         let (text, place) = self.text_in(group, key)?;
-        self.parsed_path(&format!("{}.{key}", group.path), &text, place)
+        self.parsed_path(&group.key(key), &text, place)
     }
 
     /// Adds a problem.
@@ -333,7 +366,7 @@ impl<'a> Settings<'a> {
 
     /// Adds the problem that a group lacks a key.
     pub(super) fn missing_in(&mut self, group: &Group, key: &str, right: &str) {
-        let path = format!("{}.{key}", group.path);
+        let path = group.key(key);
         if self.has_problem(&path) {
             return;
         }
@@ -440,6 +473,11 @@ impl<'a> Settings<'a> {
             return Some(name(split(&text), &place));
         }
         let node = self.lookup(key)?;
+        self.items(key, node)
+    }
+
+    /// The texts of a list in a file, or of a single value that stands for a list of one.
+    fn items(&mut self, key: &str, node: Node) -> Option<Vec<(String, String, Place)>> {
         match node.value {
             Value::List(items) => {
                 let mut texts = Vec::new();
@@ -468,7 +506,7 @@ impl<'a> Settings<'a> {
 
     fn text_in(&mut self, group: &Group, key: &str) -> Option<(String, Place)> {
         let node = find(&group.entries, key)?;
-        self.scalar(&format!("{}.{key}", group.path), node)
+        self.scalar(&group.key(key), node)
     }
 
     fn flag(&self, key: &str) -> Option<(Vec<String>, Place)> {

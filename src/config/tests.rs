@@ -314,6 +314,93 @@ aead: chacha20-poly1305
 }
 
 #[test]
+fn further_proxies_take_from_the_first_what_they_do_not_say() {
+    let bench = Bench::new();
+    bench.write("password", "secret\n");
+    fs::set_permissions(bench.path("password"), fs::Permissions::from_mode(0o600)).expect("mode");
+    let text = format!(
+        "{CLIENT}proxy_user: alice
+proxy_password_file: password
+rules: [direct 10.0.0.0/8, 'block a.example, b.example']
+proxies:
+  - listen: 127.0.0.1:1081
+  - {{listen: '0.0.0.0:1082', user: bob, password_file: password, rules: tunnel *}}
+  - {{listen: '127.0.0.1:0', open: yes, rules: []}}
+  - {{listen: '127.0.0.1:0'}}
+"
+    );
+    let config = bench.client(&text).expect("a client").config;
+    let told: Vec<String> = (config.listeners().iter())
+        .map(|proxy| {
+            let rules: Vec<_> = proxy.rules.iter().map(ToString::to_string).collect();
+            let user = proxy.auth.as_ref().map_or("-", |auth| &auth.user);
+            format!("{} {user} {}", proxy.listen, rules.join("; "))
+        })
+        .collect();
+    let common = "direct 10.0.0.0/8; block a.example b.example";
+    assert_eq!(
+        told,
+        [
+            format!("127.0.0.1:1080 alice {common}"),
+            format!("127.0.0.1:1081 alice {common}"),
+            "0.0.0.0:1082 bob tunnel *".to_owned(),
+            "127.0.0.1:0 - ".to_owned(),
+            format!("127.0.0.1:0 alice {common}"),
+        ]
+    );
+    assert!(
+        config.to_string().ends_with("proxy on 127.0.0.1:1080 with 2 rules, 127.0.0.1:1081 with 2 rules, 0.0.0.0:1082 with 1 rule, 127.0.0.1:0, 127.0.0.1:0 with 2 rules"),
+        "{config}"
+    );
+}
+
+#[test]
+fn rules_come_from_the_environment_and_from_flags_too() {
+    let rules = |bench: &Bench| -> Vec<String> {
+        let config = bench
+            .client(&format!("{CLIENT}rules: block *\n"))
+            .expect("a client")
+            .config;
+        config.rules.iter().map(ToString::to_string).collect()
+    };
+    let bench = Bench::new();
+    assert_eq!(rules(&bench), ["block *"]);
+    let bench = bench.set(
+        "ADIT_RULES",
+        "direct a.example b.example, block udp port 443 444",
+    );
+    assert_eq!(
+        rules(&bench),
+        ["direct a.example b.example", "block udp port 443 444"]
+    );
+    let bench = bench.flag("rules", "--rule", &["direct nas", "tunnel *"]);
+    assert_eq!(rules(&bench), ["direct nas", "tunnel *"]);
+}
+
+#[test]
+fn rules_and_proxies_are_bounded() {
+    let many = |item: &str, count: usize| format!("[{}]", vec![item; count].join(", "));
+    let bench = Bench::new();
+    let text = |rules: usize| format!("{CLIENT}rules: {}\n", many("block a.example", rules));
+    assert!(bench.client(&text(1000)).is_ok());
+    let error = bench.client(&text(1001)).expect_err("too many");
+    assert!(
+        error.contains("rules[1000]: is one more than the 1000 rules"),
+        "{error}"
+    );
+    let error = bench
+        .client(&format!(
+            "{CLIENT}proxies: {}\n",
+            many("{listen: '127.0.0.1:0'}", 65)
+        ))
+        .expect_err("too many");
+    assert!(
+        error.contains("is one more than the 64 further proxies"),
+        "{error}"
+    );
+}
+
+#[test]
 fn each_wrong_server_setting_is_told_with_place_and_remedy() {
     for (text, told) in WRONG_SERVERS {
         let bench = Bench::new();
@@ -836,9 +923,17 @@ fn opened(kind: Kind, line: &str) -> String {
     let Some((indent, rest)) = line.split_once("# ") else {
         return line.to_owned();
     };
-    let word = rest.trim_start().split(':').next().unwrap_or_default();
-    let is_value = rest
-        .trim_start()
+    let item = rest.trim_start();
+    let is_rule = item.strip_prefix("- ").is_some_and(|rule| {
+        let first = rule.split(' ').next().unwrap_or_default();
+        Action::ALL.iter().any(|action| action.as_str() == first)
+    });
+    if is_rule {
+        return format!("{indent}{rest}");
+    }
+    let item = item.trim_start_matches("- ");
+    let word = item.split(':').next().unwrap_or_default();
+    let is_value = item
         .strip_prefix(word)
         .is_some_and(|rest| rest == ":" || rest.starts_with(": "));
     // Sentences about a key (`pin: SHA-256 of …`) stand inside a paragraph and end in a stop.

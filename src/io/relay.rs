@@ -193,6 +193,18 @@ impl<F: Flows> Relay<F> {
     ///
     /// The flow must not have an endpoint yet. The flow is queued for its first pump.
     pub fn attach(&mut self, flow: F::Id, endpoint: Endpoint, early: Vec<u8>) {
+        self.attach_while(flow, endpoint, early, None);
+    }
+
+    /// Like [`Relay::attach`], for a flow that may go on only while `terms` hold: they are looked at by
+    /// [`Relay::end_unfit`].
+    pub fn attach_while(
+        &mut self,
+        flow: F::Id,
+        endpoint: Endpoint,
+        early: Vec<u8>,
+        terms: Option<Box<dyn Terms>>,
+    ) {
         let key = F::index(flow);
         if self.links.len() <= key {
             self.links.resize_with(key + 1, || None);
@@ -204,6 +216,7 @@ impl<F: Flows> Relay<F> {
             waker: Waker::from(notice.clone()),
             notice,
             early: VecDeque::from(early),
+            terms,
             up: Half::Open,
             down: Half::Open,
         };
@@ -275,6 +288,22 @@ impl<F: Flows> Relay<F> {
     pub fn reset(&mut self, flow: F::Id) {
         if matches!(self.links.get(F::index(flow)), Some(Some(link)) if link.flow == flow) {
             self.detach(F::index(flow), End::Reset);
+        }
+    }
+
+    /// Ends every flow whose terms hold no longer; both its ends see a reset.
+    pub fn end_unfit(&mut self, now: Instant, flows: &mut F) {
+        for key in 0..self.links.len() {
+            let Some(Some(link)) = self.links.get(key) else {
+                continue;
+            };
+            let flow = link.flow;
+            if link.terms.as_ref().is_some_and(|terms| !terms.hold()) {
+                flows.abort(now, flow);
+                flows.release(now, flow);
+                self.stats.unfit += 1;
+                self.detach(key, End::Reset);
+            }
         }
     }
 
@@ -467,6 +496,12 @@ impl Endpoint {
     }
 }
 
+/// What must be true for a flow to go on, where that may change while it is open.
+pub trait Terms: Send + std::fmt::Debug {
+    /// Whether it is true now.
+    fn hold(&self) -> bool;
+}
+
 /// What a [`Relay`] has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelayStats {
@@ -478,6 +513,8 @@ pub struct RelayStats {
     pub broken_sockets: u64,
     /// Flows ended because the flow itself was reset or timed out.
     pub reset_flows: u64,
+    /// Those of them that were ended here, because their terms held no longer.
+    pub unfit: u64,
     /// Bytes moved from flows to sockets.
     pub bytes_down: u64,
     /// Bytes moved from sockets to flows.
@@ -581,6 +618,8 @@ struct Link<Id> {
     notice: Arc<Notice>,
     /// Bytes the application sent before the flow was up; sent first.
     early: VecDeque<u8>,
+    /// What must hold for the flow to go on.
+    terms: Option<Box<dyn Terms>>,
     up: Half,
     down: Half,
 }

@@ -16,12 +16,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::config::Networks;
+
 /// The policy for destinations: a few binary searches for each address, and no allocation.
 #[derive(Clone, Debug)]
 pub struct DestinationPolicy {
-    allow: Ranges,
-    deny: Ranges,
-    own: Ranges,
+    allow: Networks,
+    deny: Networks,
+    own: Networks,
 }
 
 /// Why a destination is refused.
@@ -48,7 +50,7 @@ impl DestinationPolicy {
         Self {
             allow: allow.iter().copied().collect(),
             deny: v4.chain(v6).collect(),
-            own: Ranges::of(own),
+            own: Networks::of(own),
         }
     }
 
@@ -56,7 +58,7 @@ impl DestinationPolicy {
     #[must_use]
     pub fn with_own(&self, own: &[IpAddr]) -> Self {
         Self {
-            own: Ranges::of(own),
+            own: Networks::of(own),
             ..self.clone()
         }
     }
@@ -140,68 +142,6 @@ fn carried(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
         (0x2001, 0, _) => [Some(at(64)), Some(Ipv4Addr::from_bits(!at(0).to_bits()))],
         _ => [None, None],
     }
-}
-
-/// Sets of addresses as sorted ranges that do not overlap.
-#[derive(Clone, Debug, Default)]
-struct Ranges {
-    v4: Vec<(u32, u32)>,
-    v6: Vec<(u128, u128)>,
-}
-
-impl Ranges {
-    fn of(addresses: &[IpAddr]) -> Self {
-        addresses
-            .iter()
-            .map(|ip| IpNet::from(ip.to_canonical()))
-            .collect()
-    }
-
-    fn contains4(&self, ip: Ipv4Addr) -> bool {
-        holds(&self.v4, ip.to_bits())
-    }
-
-    fn contains6(&self, ip: Ipv6Addr) -> bool {
-        holds(&self.v6, ip.to_bits())
-    }
-}
-
-impl FromIterator<IpNet> for Ranges {
-    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
-        let mut ranges = Self::default();
-        for net in nets {
-            match net {
-                IpNet::V4(net) => ranges
-                    .v4
-                    .push((net.network().to_bits(), net.broadcast().to_bits())),
-                IpNet::V6(net) => ranges
-                    .v6
-                    .push((net.network().to_bits(), net.broadcast().to_bits())),
-            }
-        }
-        merge(&mut ranges.v4);
-        merge(&mut ranges.v6);
-        ranges
-    }
-}
-
-fn merge<T: Ord + Copy>(ranges: &mut Vec<(T, T)>) {
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, kept| {
-        let overlaps = next.0 <= kept.1;
-        if overlaps {
-            kept.1 = kept.1.max(next.1);
-        }
-        overlaps
-    });
-}
-
-fn holds<T: Ord + Copy>(ranges: &[(T, T)], value: T) -> bool {
-    let after = ranges.partition_point(|range| range.0 <= value);
-    after
-        .checked_sub(1)
-        .and_then(|index| ranges.get(index))
-        .is_some_and(|range| value <= range.1)
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {

@@ -234,6 +234,7 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
             flow,
             attachment,
             early,
+            judged: _,
         } => {
             let origin = state.established.remove(&flow).expect("attached once");
             let task = tokio::spawn(relay(origin, attachment, early));
@@ -281,6 +282,7 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
             association,
             socket,
             client,
+            rules: _,
             alive,
             reply,
         } => {
@@ -292,6 +294,7 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
             let task = state.relays.remove(&association);
             task.expect("dissociated once").abort();
         }
+        Command::JudgeAgain => {}
         Command::Resolved { .. } => panic!("the fake driver asks no names"),
     }
 }

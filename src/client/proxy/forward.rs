@@ -29,6 +29,7 @@ use tracing::debug;
 use super::headers::{self, Forwards};
 use super::http::{After, Body, MAX_HEAD, MAX_HEADERS, Session, plain};
 use crate::client::resolve::Host;
+use crate::client::rules::Judged;
 
 /// The connections to origins of one client's connection.
 #[derive(Default)]
@@ -39,7 +40,7 @@ pub(super) struct Origins {
 #[derive(Default)]
 struct Pool {
     /// Idle ones, the last used last.
-    idle: Vec<(Origin, SendRequest<Upload>)>,
+    idle: Vec<(Origin, Sender)>,
     /// hyper's tasks for all of them; dropping the set ends them.
     tasks: JoinSet<()>,
 }
@@ -52,15 +53,17 @@ struct Origin {
 }
 
 impl Origins {
-    fn take(&self, origin: &Origin) -> Option<SendRequest<Upload>> {
+    fn take(&self, origin: &Origin) -> Option<Sender> {
         let mut pool = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // A request is judged by the rules of its own time.
+        pool.idle.retain(|(_, (_, judged))| judged.holds());
         let at = pool.idle.iter().position(|(to, _)| to == origin)?;
         Some(pool.idle.remove(at).1)
     }
 
-    fn give_back(&self, origin: Origin, sender: SendRequest<Upload>) {
+    fn give_back(&self, origin: Origin, sender: Sender) {
         let mut pool = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.retain(|(_, sender)| !sender.is_closed());
+        pool.idle.retain(|(_, (sender, _))| !sender.is_closed());
         if pool.idle.len() >= MAX_IDLE {
             pool.idle.remove(0);
         }
@@ -121,7 +124,7 @@ pub(super) async fn forward(session: &Session, request: Request<Incoming>) -> Re
             .or(wants)
             .unwrap_or(HeaderValue::from_static("unknown"));
         headers::set_upgrade(response.headers_mut(), protocol);
-        session.set_after(After::Upgrade(hyper::upgrade::on(&mut response)));
+        session.set_after(After::Upgrade(hyper::upgrade::on(&mut response), sender.1));
     } else if !used_up {
         session.origins.give_back(origin, sender);
     }
@@ -192,7 +195,10 @@ fn expects_continue(parts: &Parts) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-type Answer = (Response<Incoming>, SendRequest<Upload>);
+/// A connection to an origin, and what was judged of it.
+type Sender = (SendRequest<Upload>, Judged);
+
+type Answer = (Response<Incoming>, Sender);
 
 /// Sends the request over a kept connection, or a new one, and waits for the answer.
 async fn exchange(
@@ -202,7 +208,7 @@ async fn exchange(
     body: Upload,
 ) -> Result<Answer, Box<Response<Body>>> {
     let mut request = request(parts, body);
-    if let Some(mut sender) = session.origins.take(origin)
+    if let Some((mut sender, judged)) = session.origins.take(origin)
         && matches!(timeout(REUSE_LIMIT, sender.ready()).await, Ok(Ok(())))
     {
         // The origin may have closed the connection just now. A request that is safe to
@@ -210,7 +216,7 @@ async fn exchange(
         let repeatable = request.method().is_safe() && request.body().is_end_stream();
         let spare = repeatable.then(|| request_head(&request));
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender)),
+            Ok(response) => return Ok((response, (sender, judged))),
             Err(mut failure) => match (failure.take_message(), spare) {
                 (Some(unsent), _) => request = unsent,
                 (None, Some(spare)) => request = spare,
@@ -218,9 +224,9 @@ async fn exchange(
             },
         }
     }
-    let mut sender = open(session, origin).await?;
+    let (mut sender, judged) = open(session, origin).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response, sender)),
+        Ok(response) => Ok((response, (sender, judged))),
         Err(error) => Err(broken(session, origin, &error)),
     }
 }
@@ -249,30 +255,28 @@ fn request_head(request: &Request<Upload>) -> Request<Upload> {
     copy
 }
 
-async fn open(
-    session: &Session,
-    origin: &Origin,
-) -> Result<SendRequest<Upload>, Box<Response<Body>>> {
+async fn open(session: &Session, origin: &Origin) -> Result<Sender, Box<Response<Body>>> {
     let Origin { host, port } = origin;
-    let flow = session
-        .context
-        .resolver
-        .connect(host, *port)
-        .await
+    let opened = (session.context.open(host, *port).await)
         .map_err(|error| Box::new(session.origin_failed(host, *port, &error)))?;
+    let (stream, judged) = opened.into_stream();
     let (sender, connection) = Builder::new()
         .max_headers(MAX_HEADERS)
         .max_buf_size(ORIGIN_BUFFER)
         .preserve_header_case(true)
-        .handshake(TokioIo::new(flow.into_stream()))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken(session, origin, &error))?;
+    let (terms, stats) = (judged.clone(), Arc::clone(&session.context.settings.stats));
     session.origins.run(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            debug!(%error, "connection to an origin broken");
+        tokio::select! {
+            outcome = connection.with_upgrades() => if let Err(error) = outcome {
+                debug!(%error, "connection to an origin broken");
+            },
+            () = terms.overruled() => stats.overruled.add(),
         }
     });
-    Ok(sender)
+    Ok((sender, judged))
 }
 
 /// Answers for an origin that was reached but did not answer as HTTP should.

@@ -24,9 +24,11 @@ use tracing::debug;
 
 use super::forward::{self, Origins};
 use super::listen::Context;
+use super::origin::{Opened, OriginStream};
 use super::{linger, pac};
 use crate::client::resolve::{Host, OriginError, ResolveError};
-use crate::client::tunnel::{ConnectError, Flow, FlowStream};
+use crate::client::rules::Judged;
+use crate::client::tunnel::ConnectError;
 
 /// What the proxy answers with: its own words, or the origin's body.
 pub(super) type Body = Either<Full<Bytes>, Incoming>;
@@ -47,9 +49,9 @@ pub(super) struct Session {
 /// What the connection becomes when it is no longer HTTP.
 pub(super) enum After {
     /// CONNECT: the flow's bytes.
-    Tunnel(Flow),
-    /// 101: whatever the client and the origin have agreed to speak.
-    Upgrade(OnUpgrade),
+    Tunnel(Opened),
+    /// 101: whatever the client and the origin have agreed to speak, while the rules have it.
+    Upgrade(OnUpgrade, Judged),
 }
 
 /// Serves the connection until it is closed or its flow is attached.
@@ -107,13 +109,16 @@ pub(super) async fn serve(
     }
     match session.take_after() {
         None => linger::close(stream).await,
-        Some(After::Tunnel(flow)) => {
+        Some(After::Tunnel(opened)) => {
             stats.http_connects.add();
-            flow.attach(stream, parts.read_buf.to_vec());
+            opened.carry(stream, parts.read_buf.to_vec()).await;
         }
-        Some(After::Upgrade(upgrade)) => {
+        Some(After::Upgrade(upgrade, judged)) => {
             stats.http_upgrades.add();
-            relay(stream, &parts.read_buf, upgrade).await;
+            tokio::select! {
+                () = relay(stream, &parts.read_buf, upgrade) => {}
+                () = judged.overruled() => stats.overruled.add(),
+            }
         }
     }
 }
@@ -162,9 +167,9 @@ impl Session {
                 "CONNECT needs a host and a port, as in CONNECT example.com:443.",
             );
         };
-        match self.context.resolver.connect(&host, port).await {
-            Ok(flow) => {
-                self.set_after(After::Tunnel(flow));
+        match self.context.open(&host, port).await {
+            Ok(opened) => {
+                self.set_after(After::Tunnel(opened));
                 Response::new(Either::Left(Full::default()))
             }
             Err(error) => self.origin_failed(&host, port, &error),
@@ -211,7 +216,7 @@ impl Session {
         port: u16,
         error: &OriginError,
     ) -> Response<Body> {
-        self.context.settings.stats.origin_failed.add();
+        self.context.count_failure(error);
         let (status, token, advice) = describe(error);
         let mut response = plain(status, format!("{host}:{port}: {error}.\n{advice}\n"));
         let status = format!("adit; error={token}");
@@ -239,7 +244,7 @@ async fn relay(mut client: TcpStream, early: &[u8], upgrade: OnUpgrade) {
         return;
     };
     // The only stream that origins are connected by.
-    let Ok(parts) = upgraded.downcast::<TokioIo<FlowStream>>() else {
+    let Ok(parts) = upgraded.downcast::<TokioIo<OriginStream>>() else {
         return;
     };
     let mut origin = parts.io.into_inner();
@@ -279,6 +284,11 @@ fn unauthorized() -> Response<Body> {
 /// Returns status, `Proxy-Status` error type (RFC 9209 section 2.3) and what to do.
 fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
     match error {
+        OriginError::Blocked(_) => (
+            StatusCode::FORBIDDEN,
+            "http_request_denied",
+            "Change `rules:` of this client where it should be reached.",
+        ),
         OriginError::Connect(error) => match error {
             ConnectError::Refused => (
                 StatusCode::BAD_GATEWAY,
@@ -293,7 +303,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
             ConnectError::NetworkUnreachable => (
                 StatusCode::BAD_GATEWAY,
                 "destination_ip_unroutable",
-                "The VPN server has no route there.",
+                "The VPN server has no route there, or this host where a rule says direct.",
             ),
             ConnectError::NoAddress => (
                 StatusCode::BAD_GATEWAY,
@@ -318,6 +328,11 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
             ),
         },
         OriginError::Resolve(error) => match error {
+            ResolveError::Host => (
+                StatusCode::BAD_GATEWAY,
+                "dns_error",
+                "Check the spelling of the name, and the resolver of this host.",
+            ),
             ResolveError::InvalidName | ResolveError::NotFound => (
                 StatusCode::BAD_GATEWAY,
                 "dns_error",
@@ -341,7 +356,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
             ResolveError::TimedOut => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "dns_timeout",
-                "The VPN server's resolver is slow or cannot be reached; try later.",
+                "The resolver is slow or cannot be reached; try later. It is the VPN server's, or this host's where a rule says direct.",
             ),
             ResolveError::NoNameServer => (
                 StatusCode::BAD_GATEWAY,

@@ -16,7 +16,9 @@ use tracing::{debug, warn};
 use super::auth::Credentials;
 use super::stats::ProxyStats;
 use super::{http, socks, socks_client};
+use crate::client::direct::Direct;
 use crate::client::resolve::Resolver;
+use crate::client::rules::InForce;
 use crate::client::tunnel::Tunnel;
 
 /// What the proxy is told.
@@ -34,6 +36,10 @@ pub struct ProxySettings {
     pub handshake_timeout: Duration,
     /// How long an HTTP connection may be idle, or take for the head of a later request.
     pub idle_timeout: Duration,
+    /// Where requests go.
+    pub rules: InForce,
+    /// What opens those that go directly.
+    pub direct: Direct,
     /// Where the proxy counts.
     pub stats: Arc<ProxyStats>,
 }
@@ -46,6 +52,8 @@ impl Default for ProxySettings {
             max_handshakes: 2048,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            rules: InForce::default(),
+            direct: Direct::new(),
             stats: Arc::new(ProxyStats::default()),
         }
     }

@@ -14,6 +14,9 @@
 //! the socket to the driver, which moves the bytes without a task. What stays is plain
 //! HTTP, whose messages must be looked at, and the control connections of UDP relays.
 //!
+//! [Rules](crate::client::rules) judge each request first: `Resolver::connect` above is what those for the tunnel come to, each
+//! address judged on its own; what goes directly is connected and copied by the connection's task.
+//!
 //! # Limits
 //!
 //! [`ProxySettings`] bounds the connections that the proxy holds, those that have not
@@ -30,6 +33,7 @@ mod headers;
 pub mod http;
 mod linger;
 mod listen;
+mod origin;
 mod pac;
 pub mod socks;
 mod socks_client;

@@ -266,7 +266,7 @@ pub enum ReplyCode {
     Succeeded = 0,
     /// The proxy itself cannot: the tunnel is down or full.
     GeneralFailure = 1,
-    /// The server's policy forbids it.
+    /// The server's policy forbids it, or a rule of this client.
     NotAllowed = 2,
     /// No route, or no inner address of that family.
     NetworkUnreachable = 3,
@@ -286,8 +286,10 @@ impl From<&OriginError> for ReplyCode {
     fn from(error: &OriginError) -> Self {
         match error {
             OriginError::Connect(error) => Self::from(error),
+            OriginError::Blocked(_) => Self::NotAllowed,
             OriginError::Resolve(error) => match error {
                 ResolveError::InvalidName
+                | ResolveError::Host
                 | ResolveError::Onion
                 | ResolveError::NotFound
                 | ResolveError::ServerFailed { .. }

@@ -45,16 +45,15 @@ pub(super) async fn serve(
         return;
     };
     debug!(%failure, "socks client not served");
-    match failure {
+    match &failure {
         Failure::Negotiation(SocksError::PasswordWanted | SocksError::WrongPassword) => {
             stats.unauthorized.add();
         }
         Failure::Negotiation(_) => stats.socks_refused.add(),
         Failure::TimedOut => stats.handshake_timed_out.add(),
         Failure::Gone | Failure::Io(_) => stats.client_gone.add(),
-        Failure::Origin(_) | Failure::Relay(_) | Failure::RelaySocket(_) => {
-            stats.origin_failed.add();
-        }
+        Failure::Origin(error) => context.count_failure(error),
+        Failure::Relay(_) | Failure::RelaySocket(_) => stats.origin_failed.add(),
     }
     if let Some(stream) = stream {
         linger::close(stream).await;
@@ -129,17 +128,17 @@ async fn connect(
     context: &Context,
 ) -> Result<(), End> {
     let connected = tokio::select! {
-        connected = context.resolver.connect(&request.host, request.port) => connected,
+        connected = context.open(&request.host, request.port) => connected,
         // A client that sent early data may rightly have finished sending.
         () = gone(&stream), if early.is_empty() => return Err(Failure::Gone.into()),
     };
     match connected {
-        Ok(flow) => {
+        Ok(opened) => {
             // The inner address would mean nothing to the application.
             let answer = request.reply(ReplyCode::Succeeded, UNSPECIFIED);
             stream.write_all(&answer).await?;
             context.settings.stats.socks_connects.add();
-            flow.attach(stream, early);
+            opened.carry(stream, early).await;
             Ok(())
         }
         Err(error) => {
@@ -174,7 +173,8 @@ async fn associate(
         }
     };
     let client = peer.ip().to_canonical();
-    let mut association = match context.tunnel.associate(socket, client).await {
+    let rules = context.settings.rules.clone();
+    let mut association = match context.tunnel.associate(socket, client, rules).await {
         Ok(association) => association,
         Err(error) => {
             let code = ReplyCode::from(&error);

@@ -8,7 +8,7 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds one.
-    pub(super) fn add(&self) {
+    pub(in crate::client) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -50,6 +50,12 @@ pub struct ProxyStats {
     pub http_forwards: Counter,
     /// Plain HTTP connections switched to another protocol (WebSocket).
     pub http_upgrades: Counter,
+    /// Flows of any of these kinds that went directly, by the rules.
+    pub direct: Counter,
+    /// Requests that the rules refused.
+    pub blocked: Counter,
+    /// Plain HTTP connections to origins that other rules ended.
+    pub overruled: Counter,
     /// Requests that failed because the origin could not be reached.
     pub origin_failed: Counter,
     /// Connections whose task panicked.

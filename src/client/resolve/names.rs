@@ -7,6 +7,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Host, ResolveError, Resolver};
+use crate::client::direct::Direct;
+use crate::client::rules::ResolvedBy;
 use crate::client::tunnel::Tunnel;
 
 /// One name that the driver wants resolved.
@@ -16,6 +18,8 @@ pub struct NameQuery {
     pub query: u64,
     /// The name.
     pub host: Host,
+    /// Whose resolver is to be asked.
+    pub by: ResolvedBy,
 }
 
 /// The driver's end of the name service.
@@ -28,15 +32,17 @@ pub type NameQueries = mpsc::Sender<NameQuery>;
 /// it. The task ends when the queue's sender is dropped or `stop` is cancelled.
 pub fn name_service(
     resolver: Resolver,
+    direct: Direct,
     tunnel: Tunnel,
     stop: CancellationToken,
 ) -> (NameQueries, impl Future<Output = ()> + Send) {
     let (sender, queries) = mpsc::channel(QUEUE);
-    (sender, serve(resolver, tunnel, queries, stop))
+    (sender, serve(resolver, direct, tunnel, queries, stop))
 }
 
 async fn serve(
     resolver: Resolver,
+    direct: Direct,
     tunnel: Tunnel,
     mut queries: mpsc::Receiver<NameQuery>,
     stop: CancellationToken,
@@ -53,10 +59,14 @@ async fn serve(
                 }
             }
             query = queries.recv(), if room => {
-                let Some(NameQuery { query, host }) = query else { return };
-                let resolver = resolver.clone();
+                let Some(NameQuery { query, host, by }) = query else { return };
+                let (resolver, direct) = (resolver.clone(), direct.clone());
                 lookups.spawn(async move {
-                    (query, resolver.lookup(&host).await.map(ipv4_first))
+                    let answer = match by {
+                        ResolvedBy::Tunnel => resolver.lookup(&host).await,
+                        ResolvedBy::Host => direct.lookup(&host).await,
+                    };
+                    (query, answer.map(ipv4_first))
                 });
             }
         }

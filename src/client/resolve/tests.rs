@@ -221,10 +221,16 @@ async fn name_service_answers_the_driver_with_ipv4_first() {
     // Another tunnel, whose driver is this test.
     let (asker, mut commands) = crate::client::tunnel::tunnel(net.tunnel.inner());
     let stop = CancellationToken::new();
-    let (queries, service) = name_service(net.resolver.clone(), asker, stop.clone());
+    let (queries, service) = name_service(
+        net.resolver.clone(),
+        crate::client::direct::Direct::new(),
+        asker,
+        stop.clone(),
+    );
     let service = tokio::spawn(service);
     for (query, host) in [(1, name("a.test")), (2, name("none.test"))] {
-        queries.try_send(NameQuery { query, host }).unwrap();
+        let by = crate::client::rules::ResolvedBy::Tunnel;
+        queries.try_send(NameQuery { query, host, by }).unwrap();
         let Some(Command::Resolved {
             query: answered,
             addresses: answer,

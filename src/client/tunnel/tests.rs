@@ -160,7 +160,11 @@ async fn association_ends_with_its_lifeline_and_dissociates_when_dropped() {
     let (tunnel, mut commands) = pair();
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (association, alive) = tokio::join!(
-        tunnel.associate(socket, std::net::Ipv4Addr::LOCALHOST.into()),
+        tunnel.associate(
+            socket,
+            std::net::Ipv4Addr::LOCALHOST.into(),
+            InForce::default()
+        ),
         async {
             let Some(Command::Associate { alive, reply, .. }) = commands.recv().await else {
                 panic!("no request");

@@ -459,6 +459,59 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
         &["is a URL: write an address and a port"],
     ),
     (
+        "rules: [direct 10.0.0.0/8, blok a.example]\n",
+        &["1:28: rules[1]: `blok` is no action: did you mean block?"],
+    ),
+    (
+        "rules: {direct: a.example}\n",
+        &["1:8: rules: found a group of keys, where a single value is expected"],
+    ),
+    (
+        "rule: [block *]\n",
+        &["unknown key `rule`: did you mean `rules`?"],
+    ),
+    (
+        "proxies: [{rules: [block *]}]\n",
+        &[
+            "1:11: proxies[0].listen: is missing: write where this proxy listens, such as 127.0.0.1:1081",
+        ],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1081, rules: [block]}]\n",
+        &["1:44: proxies[0].rules[0]: `block` does not say what it is about: write `block *`"],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1080}]\n",
+        &["proxies[0].listen: 127.0.0.1:1080 is where `proxy` listens: write another port"],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1081}, {listen: 127.0.0.1:1081}]\n",
+        &["proxies[1].listen: 127.0.0.1:1081 stands twice, first at client.yaml:1:20"],
+    ),
+    (
+        "proxies: [{listen: 0.0.0.0:1081}]\n",
+        &[
+            "proxies[0].listen: `0.0.0.0:1081` can be reached from other hosts",
+            "set user and password, or say open: true",
+        ],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1081, user: bob}]\n",
+        &["proxies[0].user: has no password: set password or password_file too"],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1081, user: bob, password: x, open: true}]\n",
+        &["proxies[0].open: stands beside a password: keep one of the two"],
+    ),
+    (
+        "proxies: [{listen: 127.0.0.1:1081, proxy_user: bob}]\n",
+        &["proxies[0].proxy_user: unknown key `proxy_user`"],
+    ),
+    (
+        "proxies: 127.0.0.1:1081\n",
+        &["1:10: proxies: found a single value, where a list is expected"],
+    ),
+    (
         "proxy: box:1080\n",
         &["`box:1080` is not an address to listen on"],
     ),

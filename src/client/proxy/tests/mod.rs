@@ -4,6 +4,7 @@ mod bad_input;
 mod connect;
 mod curl;
 mod forward;
+mod rules;
 mod socks;
 
 use std::net::SocketAddr;
