@@ -392,9 +392,9 @@ pub fn run_without_terminal(command: &mut Command) {
 /// If the system gives no terminal.
 pub fn run_in_terminal(command: &mut Command) -> File {
     let (mut window, mut terminal) = (-1, -1);
-    let null = std::ptr::null_mut;
+    use std::ptr::{null, null_mut};
     // SAFETY: both numbers are written to, the other pointers may be null.
-    let made = unsafe { libc::openpty(&mut window, &mut terminal, null(), null(), null()) };
+    let made = unsafe { libc::openpty(&mut window, &mut terminal, null_mut(), null(), null()) };
     assert_eq!(made, 0, "no terminal: {}", io::Error::last_os_error());
     // SAFETY: the call has just made both, and nobody else knows them.
     let (window, terminal) = unsafe { (File::from_raw_fd(window), File::from_raw_fd(terminal)) };

@@ -158,7 +158,7 @@ fn each_request_goes_by_the_rules_of_its_proxy_and_no_name_leaks() {
         return;
     }
     let scene =
-        Scene::new("direct printer.home 10.77.1.0/24, block *.ads.example, block udp port 9");
+        Scene::new("block *.ads.example, direct printer.home 10.77.1.0/24, block udp port 9");
     let tunnel = format!("{EGRESS4}:");
     let direct = format!("{CLIENT4}:");
     for via in [Via::Socks5h, Via::Socks4a, Via::Http, Via::HttpTunnel] {
