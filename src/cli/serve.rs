@@ -40,13 +40,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .map_err(Failure::Run)?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let (asked, reload) = match program.config {
-            Program::Client(_, Some(ref again)) => {
-                let (asked, reload) = Reload::new(again.clone());
-                (Some(asked), Some(reload))
-            }
-            _ => (None, None),
-        };
+        let (asked, reload) = program.config.again().map(Reload::new).unzip();
         signals::listen(stop.clone(), asked).context("cannot listen for signals")?;
         match program.config {
             Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
@@ -75,6 +69,14 @@ enum Program {
 }
 
 impl Program {
+    /// What can be read again while it runs.
+    fn again(&self) -> Option<Again> {
+        match self {
+            Self::Client(_, again) => again.clone(),
+            Self::Server(_) | Self::Try(_) | Self::Bench(_) => None,
+        }
+    }
+
     /// How many threads run it.
     ///
     /// A client's session is one task, and whoever hands it work shares its caches on the same thread: a second thread only
@@ -85,7 +87,7 @@ impl Program {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         match self {
             Self::Server(config) => config.threads.unwrap_or(processors.div_ceil(2)),
-            Self::Client(config) => config.threads.unwrap_or(1),
+            Self::Client(config, _) => config.threads.unwrap_or(1),
             // Both ends, or thousands of clients.
             Self::Try(_) | Self::Bench(_) => processors,
         }

@@ -13,8 +13,8 @@ use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
 use super::address::Host;
-use super::client::ProxyAuth;
 use super::parse;
+use super::proxies::ProxyAuth;
 use super::settings::{Located, Settings};
 use super::shared::{self, warn_of_readers};
 

@@ -127,6 +127,8 @@ impl Path {
             preshared_key: None,
             proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
             proxy_auth: None,
+            rules: Vec::new(),
+            proxies: Vec::new(),
             tls: CertificateCheck::Unchecked,
             via: None,
             connect_timeout: Duration::from_secs(5),
