@@ -34,7 +34,7 @@
 //!
 //! # Why no library
 //!
-//! tungstenite, fastwebsockets and soketto (MIT or Apache-2.0, all kept well) hand out messages: each is put together
+//! tungstenite, fastwebsockets and soketto (MIT or Apache-2.0) hand out messages: each is put together
 //! in memory of its own and copied from there, and is bounded for that reason. A lane wants a stream of bytes in
 //! its own buffers, so what would be left of a library is the head of a frame: [`frame`]. The handshake is hyper's, which is
 //! here already; SHA-1, which it wants of a server and which protects nothing, comes from aws-lc-rs.
