@@ -128,7 +128,8 @@
 //! A WebSocket adds a move of what stands behind a head in a read, by the length of the head, and at a client that sends the
 //! masked copy; a server sends its buffers as they are ([`io::websocket`]). TLS copies both ways, as any user of it.
 //!
-//! What a stream lane has no room for waits in a fair queue, in the buffer it was read into, and loses nothing by it.
+//! What a stream lane has no room for waits in a fair queue, in the buffer it was read into; of a super-packet that loses a
+//! segment there, the others are copied.
 //! On a datagram lane a packet waits in the fair queue, in a buffer of its own; each wire packet that is cut from it is
 //! copied into the batch of datagrams, where it is sealed, and into the ring of what can be repaired. What arrives is
 //! opened in place and delivered from there; it is copied besides while the far end sends repairs, and when it is held.

@@ -70,6 +70,8 @@ pub struct Driver {
     resolver: NameQueries,
     /// What all flows may hold.
     share: Share,
+    /// The last run of turns ended with something left to move.
+    gave_way: bool,
     timer: Pin<Box<Sleep>>,
     suspend: SuspendWatch,
     closing: Option<Instant>,
@@ -110,6 +112,7 @@ impl Driver {
             waiting: VecDeque::new(),
             resolver,
             share,
+            gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
             closing: None,
@@ -132,6 +135,11 @@ impl Driver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
+        // While there is always something to move, nothing else would look at what is due.
+        let now = clock::now();
+        if std::mem::take(&mut self.gave_way) && self.arm(cx, now) {
+            self.handle_timeout(now);
+        }
         let turns = Turns::begin();
         loop {
             let now = clock::now();
@@ -159,6 +167,7 @@ impl Driver {
                 self.handle_timeout(clock::now());
             }
         }
+        self.gave_way = true;
         Turns::give_way(cx);
         Poll::Pending
     }

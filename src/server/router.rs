@@ -5,7 +5,7 @@
 //! Every session owns a [`Downlink`]: a queue of packets on their way to its client. The
 //! router maps inner addresses to downlinks. Whoever has a packet for a client (the TUN
 //! reader, another client's session) looks the destination up and pushes the packet; the
-//! session's driver is woken once per batch and drains it into its lane.
+//! session's driver is woken once per batch and takes them to its lanes.
 //!
 //! A downlink that nobody drains fills up and then drops the newest packets, counted: the
 //! TUN is never left unread because one client is slow.
@@ -194,7 +194,7 @@ impl Drop for Downlink {
     }
 }
 
-/// The most that waits for one client: four of the netstack's receive windows, so that one
+/// The most that waits for one client's session: four of the netstack's receive windows, so that one
 /// flow at full window loses nothing, and a slow lane does not build up more.
 pub const DOWNLINK_BYTES: usize = 4 << 20;
 

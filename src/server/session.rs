@@ -4,8 +4,8 @@
 //!
 //! One task owns one session, its lanes, and its netstack ([`Local`]). Uplink packets go
 //! from the lane through the filter straight to the TUN device, to the netstack, or to
-//! another client's downlink. Downlink packets wait in the session's [`Downlink`] until the
-//! lane has room, and are sealed in the buffer they were read into.
+//! another client's downlink. Downlink packets wait in the session's [`Downlink`] until the session
+//! takes them, then in a fair queue until a lane has room, and are sealed in the buffer they were read into.
 //!
 //! A session is `Unconfirmed` until its first sealed frame has opened (at most
 //! `CONFIRM_TIMEOUT`), then `Live`: it enters the registry, gets its lease, and its
@@ -72,6 +72,8 @@ pub struct SessionDriver {
     /// The same for the registry.
     laneless: Arc<AtomicBool>,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The last run of turns ended with something left to move.
+    gave_way: bool,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
 }
@@ -183,6 +185,7 @@ impl SessionDriver {
             local: None,
             laneless_since: None,
             laneless: Arc::default(),
+            gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
         })
@@ -200,6 +203,11 @@ impl SessionDriver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // While there is always something to move, nothing else would look at what is due.
+        let now = clock::now();
+        if std::mem::take(&mut self.gave_way) && self.arm(cx, now) {
+            self.handle_timeout(now);
+        }
         let turns = Turns::begin();
         loop {
             let now = clock::now();
@@ -208,6 +216,7 @@ impl SessionDriver {
             }
             let mut any = self.poll_orders(cx, now);
             any |= self.poll_in(cx, now);
+            any |= self.carrier.send_first(now);
             // Before the downlink, which may fill the lane in every turn.
             any |= self.poll_local(cx, now);
             any |= self.poll_downlink(cx, now);
@@ -223,6 +232,7 @@ impl SessionDriver {
                 self.handle_timeout(clock::now());
             }
         }
+        self.gave_way = true;
         Turns::give_way(cx);
         Poll::Pending
     }

@@ -150,6 +150,7 @@ impl Carrier {
             datapath = ?self.datapath_stats(),
             carrier = ?self.stats(),
             waiting = ?self.waiting.stats(),
+            expired = self.waiting.expired(),
             beside = ?self.spread_stats(),
             "counters"
         );
@@ -317,23 +318,29 @@ impl Carrier {
     /// Queues the packet in `buffer` (headroom, packet, tailroom); call only if [`Carrier::takes_packets`]. A packet that
     /// cannot be sealed is dropped and counted.
     pub fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload) {
-        if self.waiting.is_empty() && self.has_room(now) {
+        let lane = self.session.lane_for(now, PacketMeta::default());
+        let by_datagrams = lane.is_some_and(|id| self.datagrams.lanes.contains(&id));
+        // What waits for datagram lanes that a stream has taken over from comes first.
+        let is_first = self.waiting.is_empty() && (by_datagrams || self.datagrams.is_queue_empty());
+        if is_first && self.has_room(now) {
             self.send(now, buffer, offload);
         } else {
-            self.waiting.push(now, buffer, offload);
+            let rtt = lane.and_then(|id| self.session.rtt(id));
+            self.waiting.push(now, buffer, offload, rtt);
         }
     }
 
-    /// Sends what waits as far as the lanes have room.
-    fn send_waiting(&mut self, now: Instant) {
-        if self.waiting.is_empty() {
-            return;
+    /// Sends one of the packets that wait, if the lanes have room: before our own stack, which may fill them in every turn.
+    pub fn send_first(&mut self, now: Instant) -> bool {
+        if self.waiting.is_empty() || !self.has_room(now) {
+            return false;
         }
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let pool = self.datagrams.pool().clone();
-        let send = |carrier: &mut Self, buffer, offload| carrier.send(now, buffer, offload);
-        waiting.drain(now, &pool, self, |carrier| carrier.has_room(now), send);
-        self.waiting = waiting;
+        let next = self.waiting.next(now, self.datagrams.pool());
+        let any = next.is_some();
+        if let Some((buffer, offload)) = next {
+            self.send(now, buffer, offload);
+        }
+        any
     }
 
     /// Returns whether the scheduled lane, or one of several, has room for another packet.
@@ -394,7 +401,7 @@ impl Carrier {
         self.log_lanes(now);
         self.speak(cx, now);
         self.hand_over(now);
-        self.send_waiting(now);
+        while self.send_first(now) {}
         self.datagrams.poll_flush(cx, now, &mut self.session);
         let mut lost = false;
         let closed = self.session.closed();
@@ -469,7 +476,8 @@ impl Carrier {
             self.lose(now, lane, LaneLoss::PartHeld);
         }
         self.datagrams.handle_timeout(now);
-        self.waiting.handle_timeout(now);
+        let has_lane = self.lanes() > 0;
+        self.waiting.handle_timeout(now, has_lane);
         if let Some(spread) = self.spread.as_deref_mut() {
             spread.handle_timeout(now);
         }

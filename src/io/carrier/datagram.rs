@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use adit_fec::Settings as RepairSettings;
-use adit_netstack::{Join, Offload};
+use adit_netstack::{Join, Offload, mark_congestion};
 
 use super::event::CarrierStats;
 use super::stream::QUIET;
@@ -79,6 +79,11 @@ impl Datagrams {
             lent: None,
             feedback: None,
         }
+    }
+
+    /// Returns whether nothing waits for datagram lanes.
+    pub(super) fn is_queue_empty(&self) -> bool {
+        (self.datapath.as_deref()).is_none_or(|datapath| datapath.queue().is_empty())
     }
 
     /// Returns what lends buffers.
@@ -381,6 +386,11 @@ impl Datagrams {
             if !taken.cut.is_started() && !taken.mark {
                 write(taken.packet.bytes(), taken.packet.offload());
                 continue;
+            }
+            if taken.mark
+                && let Some(bytes) = taken.packet.buffer.get_mut(taken.packet.packet.clone())
+            {
+                mark_congestion(bytes);
             }
             let mut piece = [0; ROOM];
             while let Some((len, offload)) =

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use adit_netstack::{Offload, mark_congestion};
 
 use super::stream::QUIET;
 use crate::io::pool::{Buffer, Pool};
-use crate::proto::{FairQueue, Producer, QueueLimits, QueuePacket, QueueStats};
-use crate::wire::{DEFAULT_MTU, PACKET_HEADROOM, TAILROOM};
+use crate::proto::{FairQueue, Producer, QueueLimits, QueuePacket, QueueStats, Taken};
+use crate::wire::{PACKET_HEADROOM, TAILROOM};
 
 /// A packet that waits for its turn.
 #[derive(Debug)]
@@ -36,23 +36,33 @@ impl QueuePacket for Queued {
 /// The fair queue in front of a session's stream lanes.
 ///
 /// What others than our own stack send waits here while the lanes have no room, each flow for its turn. Super-packets leave
-/// whole; one of which CoDel has dropped a segment leaves as wire packets.
+/// whole; one of which CoDel has dropped a segment leaves as the segments that are left.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     queue: Option<Box<FairQueue<Queued>>>,
+    /// What has left in part.
+    begun: Option<Taken<Queued>>,
     /// When it was last of use; `None` while it holds no memory.
     used: Option<Instant>,
+    /// Packets that were dropped because there was no lane for too long.
+    expired: u64,
 }
 
 impl Waiting {
     /// Tells whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.as_ref().is_none_or(|queue| queue.is_empty())
+        self.begun.is_none() && self.queue.as_ref().is_none_or(|queue| queue.is_empty())
     }
 
     /// Puts a packet with the head- and tailroom of its frame behind its flow's: a full queue drops from the flow that has
-    /// most in it.
-    pub(super) fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload) {
+    /// most in it. `rtt` is the round trip of the lane it waits for, if it is known.
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        buffer: Buffer,
+        offload: Offload,
+        rtt: Option<Duration>,
+    ) {
         let end = buffer.len().saturating_sub(TAILROOM);
         let queued = Queued {
             buffer,
@@ -63,45 +73,35 @@ impl Waiting {
         let queue = self
             .queue
             .get_or_insert_with(|| Box::new(FairQueue::new(rand::random(), limits())));
+        queue.set_pace(0, rtt.map_or(SUPPOSED_RTT, |rtt| rtt.max(SUPPOSED_RTT)));
         queue.enqueue(now, queued, Producer::Other);
     }
 
-    /// Gives the packets whose turn it is to `send`, as long as `room` says that there is some.
-    pub(super) fn drain<T>(
-        &mut self,
-        now: Instant,
-        pool: &Arc<Pool>,
-        to: &mut T,
-        mut room: impl FnMut(&mut T) -> bool,
-        mut send: impl FnMut(&mut T, Buffer, Offload),
-    ) {
-        let Some(queue) = self.queue.as_deref_mut() else {
-            return;
-        };
-        while !queue.is_empty() && room(to) {
-            let Some(mut taken) = queue.take(now) else {
-                return;
+    /// Gives what leaves next, whole or the next segment of what is left; call only if there is room for it.
+    pub(super) fn next(&mut self, now: Instant, pool: &Arc<Pool>) -> Option<(Buffer, Offload)> {
+        loop {
+            let mut taken = match self.begun.take() {
+                Some(begun) => begun,
+                None => self.queue.as_deref_mut()?.take(now)?,
             };
-            if taken.mark
+            if std::mem::take(&mut taken.mark)
                 && let Some(bytes) = taken.packet.buffer.get_mut(taken.packet.packet.clone())
             {
                 mark_congestion(bytes);
             }
             if !taken.cut.is_started() {
-                send(to, taken.packet.buffer, taken.packet.offload);
-                continue;
+                return Some((taken.packet.buffer, taken.packet.offload));
             }
-            loop {
-                let len = taken.cut.next_len(usize::from(DEFAULT_MTU));
-                let mut buffer = pool.sized(PACKET_HEADROOM + len + TAILROOM);
-                let piece = &mut buffer[PACKET_HEADROOM..PACKET_HEADROOM + len];
-                let bytes = taken.packet.bytes();
-                let Some((len, offload)) = taken.cut.next(bytes, usize::from(DEFAULT_MTU), piece)
-                else {
-                    break;
-                };
+            let len = taken.cut.next_len(usize::MAX);
+            let mut buffer = pool.sized(PACKET_HEADROOM + len + TAILROOM);
+            let segment = &mut buffer[PACKET_HEADROOM..PACKET_HEADROOM + len];
+            let cut = taken.cut.next(taken.packet.bytes(), usize::MAX, segment);
+            if !taken.cut.is_done() {
+                self.begun = Some(taken);
+            }
+            if let Some((len, offload)) = cut {
                 buffer.truncate(PACKET_HEADROOM + len + TAILROOM);
-                send(to, buffer, offload);
+                return Some((buffer, offload));
             }
         }
     }
@@ -111,15 +111,28 @@ impl Waiting {
         self.used.map(|used| used + QUIET)
     }
 
-    /// Gives back what is kept for flows where none come.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    /// Gives back what is kept for flows where none come, and drops what waits for no lane: it is too old to be of use.
+    pub(super) fn handle_timeout(&mut self, now: Instant, has_lane: bool) {
         if self.used.is_none_or(|used| now < used + QUIET) {
             return;
+        }
+        if !has_lane {
+            self.expired += u64::from(self.begun.take().is_some());
+            while let Some(queue) = self.queue.as_deref_mut()
+                && queue.take(now).is_some()
+            {
+                self.expired += 1;
+            }
         }
         self.used = (!self.is_empty()).then_some(now);
         if let Some(queue) = self.queue.as_deref_mut() {
             queue.release_memory();
         }
+    }
+
+    /// Returns how many packets were dropped because there was no lane for too long.
+    pub(super) const fn expired(&self) -> u64 {
+        self.expired
     }
 
     /// Returns what was counted.
@@ -128,6 +141,11 @@ impl Waiting {
         queue.unwrap_or_default()
     }
 }
+
+/// The least round trip that flows are taken to have, and what it is if it is not known: that of the kernel's connection below is
+/// only a part of theirs, and losses there, which it repairs, stand for a round trip before everything. So CoDel aims at
+/// 30 ms of each flow's own queue, which no other flow waits behind.
+const SUPPOSED_RTT: Duration = Duration::from_millis(100);
 
 /// As in front of datagram lanes, but as much memory as many flows need whose super-packets do not fill their buffers.
 fn limits() -> QueueLimits {
@@ -139,7 +157,7 @@ fn limits() -> QueueLimits {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use adit_netstack::{Checksum, Gso};
 
     use super::*;
 
@@ -163,22 +181,24 @@ mod tests {
         buffer
     }
 
-    /// Takes what waits, as long as there is room for `most`; gives ports and numbers.
+    /// Takes what waits, at most so many; gives ports and numbers.
     fn drain(
         waiting: &mut Waiting,
         now: Instant,
         pool: &Arc<Pool>,
         most: usize,
     ) -> Vec<(u16, u32)> {
-        let mut out = Vec::new();
-        let send = |out: &mut Vec<_>, buffer: Buffer, _| {
-            let packet = &buffer[PACKET_HEADROOM..];
-            let port = u16::from_be_bytes([packet[20], packet[21]]);
-            let number = packet[28..32].try_into().map(u32::from_be_bytes);
-            out.push((port, number.unwrap()));
-        };
-        waiting.drain(now, pool, &mut out, |out| out.len() < most, send);
-        out
+        let next = std::iter::from_fn(|| waiting.next(now, pool));
+        next.take(most)
+            .map(|(buffer, _)| {
+                let packet = &buffer[PACKET_HEADROOM..];
+                let number = packet[28..32].try_into().map(u32::from_be_bytes);
+                (
+                    u16::from_be_bytes([packet[20], packet[21]]),
+                    number.unwrap(),
+                )
+            })
+            .collect()
     }
 
     #[test]
@@ -186,10 +206,15 @@ mod tests {
         let (now, pool, mut waiting) =
             (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
         for number in 0..50 {
-            waiting.push(now, packet(&pool, 1, number, 60_000), Offload::default());
+            waiting.push(
+                now,
+                packet(&pool, 1, number, 60_000),
+                Offload::default(),
+                None,
+            );
         }
         assert_eq!(drain(&mut waiting, now, &pool, 2), [(1, 0), (1, 1)]);
-        waiting.push(now, packet(&pool, 2, 0, 100), Offload::default());
+        waiting.push(now, packet(&pool, 2, 0, 100), Offload::default(), None);
         let next = drain(&mut waiting, now, &pool, 3);
         assert!(next.contains(&(2, 0)), "{next:?}");
         let bulk: Vec<u32> = drain(&mut waiting, now, &pool, 99)
@@ -204,9 +229,14 @@ mod tests {
     fn flow_that_fills_the_queue_loses_its_own_packets_and_no_others() {
         let (now, pool, mut waiting) =
             (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
-        waiting.push(now, packet(&pool, 2, 0, 1_000), Offload::default());
+        waiting.push(now, packet(&pool, 2, 0, 1_000), Offload::default(), None);
         for number in 0..500 {
-            waiting.push(now, packet(&pool, 1, number, 60_000), Offload::default());
+            waiting.push(
+                now,
+                packet(&pool, 1, number, 60_000),
+                Offload::default(),
+                None,
+            );
         }
         let dropped = waiting.stats().drops.overflow;
         assert!(dropped > 400, "{dropped}");
@@ -221,12 +251,17 @@ mod tests {
         let (now, pool, mut waiting) =
             (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
         for number in 0..60 {
-            waiting.push(now, packet(&pool, 1, number, 60_000), Offload::default());
+            waiting.push(
+                now,
+                packet(&pool, 1, number, 60_000),
+                Offload::default(),
+                None,
+            );
         }
         for turn in 1..60 {
             drain(
                 &mut waiting,
-                now + turn * Duration::from_millis(10),
+                now + turn * Duration::from_millis(30),
                 &pool,
                 1,
             );
@@ -239,16 +274,64 @@ mod tests {
         let (now, pool, mut waiting) =
             (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
         assert_eq!(waiting.poll_timeout(), None);
-        waiting.push(now, packet(&pool, 1, 0, 100), Offload::default());
+        waiting.push(now, packet(&pool, 1, 0, 100), Offload::default(), None);
         assert_eq!(waiting.poll_timeout(), Some(now + QUIET));
-        waiting.handle_timeout(now + QUIET);
+        waiting.handle_timeout(now + QUIET, true);
         assert_eq!(
             waiting.poll_timeout(),
             Some(now + 2 * QUIET),
             "it waits still"
         );
         drain(&mut waiting, now + QUIET, &pool, 9);
-        waiting.handle_timeout(now + 2 * QUIET);
+        waiting.handle_timeout(now + 2 * QUIET, true);
         assert_eq!(waiting.poll_timeout(), None);
     }
+
+    #[test]
+    fn what_waits_for_no_lane_is_dropped_after_5_s() {
+        let (now, pool, mut waiting) =
+            (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
+        for number in 0..9 {
+            waiting.push(now, packet(&pool, 1, number, 100), Offload::default(), None);
+        }
+        waiting.handle_timeout(now + QUIET, false);
+        assert!(waiting.is_empty());
+        assert_eq!((waiting.expired(), waiting.poll_timeout()), (9, None));
+    }
+
+    #[test]
+    fn super_packet_that_lost_a_segment_leaves_as_the_segments_that_are_left() {
+        let (now, pool, mut waiting) =
+            (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
+        let offload = Offload {
+            gso: Gso::Udp { size: 1_000 },
+            checksum: Checksum::Partial,
+        };
+        for number in 0..60 {
+            waiting.push(now, packet(&pool, 1, number, 28 + 40_000), offload, None);
+        }
+        let (mut whole, mut segments) = (0, 0);
+        for turn in 1..3_000 {
+            let Some((buffer, offload)) = waiting.next(now + turn * 30 * MS, &pool) else {
+                break;
+            };
+            let len = buffer.len() - PACKET_HEADROOM - TAILROOM;
+            match offload.gso {
+                Gso::None => {
+                    segments += 1;
+                    assert_eq!(len, 28 + 1_000);
+                }
+                Gso::Tcp { .. } | Gso::Udp { .. } => {
+                    whole += 1;
+                    assert_eq!(len, 28 + 40_000);
+                }
+            }
+        }
+        let dropped = waiting.stats().drops.codel;
+        assert!(dropped > 0 && waiting.is_empty());
+        assert_eq!(whole + dropped, 60, "one segment of each");
+        assert_eq!(segments, dropped * 39);
+    }
+
+    const MS: Duration = Duration::from_millis(1);
 }

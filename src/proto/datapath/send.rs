@@ -247,6 +247,11 @@ impl<P: QueuePacket> Datapath<P> {
     }
 
     /// The queue: a lane of another kind takes what waits in it from here.
+    pub fn queue(&self) -> &FairQueue<P> {
+        &self.queue
+    }
+
+    /// Returns the queue, to take packets out of it.
     pub fn queue_mut(&mut self) -> &mut FairQueue<P> {
         &mut self.queue
     }

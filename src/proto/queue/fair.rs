@@ -271,8 +271,14 @@ impl<P: QueuePacket> FairQueue<P> {
     /// One that was begun by [`FairQueue::poll`] or has lost a segment to CoDel comes with what is left to cut. The
     /// flow is charged all of it.
     pub fn take(&mut self, now: Instant) -> Option<Taken<P>> {
-        // A turn is to last for one.
-        self.mtu = usize::from(u16::MAX);
+        // A turn is to last for one; what is cut to wire packets again has the MTU there was.
+        let mtu = std::mem::replace(&mut self.mtu, usize::from(u16::MAX));
+        let taken = self.take_whole(now);
+        self.mtu = mtu;
+        taken
+    }
+
+    fn take_whole(&mut self, now: Instant) -> Option<Taken<P>> {
         loop {
             let index = self.turn(now)?;
             let key = self.head(index)?;

@@ -165,8 +165,8 @@ pub(super) struct Spares {
     /// What the chunks of all take.
     spare: usize,
     made: u64,
-    /// Some were taken since the last [`Spares::rest`].
-    used: bool,
+    /// The fewest there were of each size, small ones first, since the last [`Spares::rest`]: nobody needed them.
+    fewest: [usize; 3],
     share: Share,
 }
 
@@ -178,14 +178,17 @@ impl Spares {
             huge: Vec::new(),
             spare: 0,
             made: 0,
-            used: false,
+            fewest: [0; 3],
             share,
         }
     }
 
     fn take(&mut self, len: usize) -> Box<[u8]> {
-        self.used = true;
-        match self.of(len).pop() {
+        let spare = self.of(len).pop();
+        let left = self.of(len).len();
+        let fewest = &mut self.fewest[size(len)];
+        *fewest = left.min(*fewest);
+        match spare {
             Some(spare) => {
                 self.spare -= len;
                 spare
@@ -210,20 +213,26 @@ impl Spares {
     }
 
     fn of(&mut self, len: usize) -> &mut Vec<Box<[u8]>> {
-        match len {
-            SMALL => &mut self.small,
-            HUGE => &mut self.huge,
-            _ => &mut self.large,
+        match size(len) {
+            0 => &mut self.small,
+            1 => &mut self.large,
+            _ => &mut self.huge,
         }
     }
 
-    /// Gives the spares back to the system if none was used since the last time.
+    /// Gives those spares back to the system that nobody needed since the last time.
     pub(super) fn rest(&mut self) {
-        if !std::mem::take(&mut self.used) {
-            self.small = Vec::new();
-            self.large = Vec::new();
-            self.huge = Vec::new();
-            self.share.sub(std::mem::take(&mut self.spare));
+        for len in [SMALL, LARGE, HUGE] {
+            let surplus = self.fewest[size(len)];
+            let spares = self.of(len);
+            // The oldest of them: what was used last is in the cache.
+            drop(spares.drain(..surplus.min(spares.len())));
+            if spares.is_empty() {
+                *spares = Vec::new();
+            }
+            self.fewest[size(len)] = self.of(len).len();
+            self.spare -= surplus * len;
+            self.share.sub(surplus * len);
         }
     }
 
@@ -244,6 +253,15 @@ impl Spares {
     /// Chunks that were allocated, ever.
     pub(super) const fn made(&self) -> u64 {
         self.made
+    }
+}
+
+/// Which of the sizes it is, small ones first.
+const fn size(len: usize) -> usize {
+    match len {
+        SMALL => 0,
+        HUGE => 2,
+        _ => 1,
     }
 }
 

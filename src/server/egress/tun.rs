@@ -19,8 +19,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::io::clock;
 use crate::io::pool::{Buffer, MEDIUM, Pool};
 use crate::io::tun::{Tun, VirtioHeader};
+use crate::io::turns::Turns;
 use crate::server::router::{Downlink, Queued, Router};
 use crate::wire::{PACKET_HEADROOM, TAILROOM};
 use adit_netstack::{Checksum, Gso, Offload, Packet, complete_checksum, virtio_fields};
@@ -88,6 +90,7 @@ impl TunEgress {
     pub async fn drain(&self, router: &Router, pool: &Arc<Pool>) -> io::Error {
         let mut touched: Vec<Arc<Downlink>> = Vec::with_capacity(BATCH);
         let mut spare: Option<Buffer> = None;
+        let mut turns = Turns::begin();
         loop {
             if let Err(error) = poll_fn(|cx| self.tun.poll_read_ready(cx)).await {
                 return error;
@@ -110,9 +113,12 @@ impl TunEgress {
             for downlink in touched.drain(..) {
                 downlink.wake();
             }
-            if full {
+            if !full {
+                turns = Turns::begin();
+            } else if turns.are_over(clock::now()) {
                 // Whom they are for have their turn, or queues would fill behind which nobody is.
                 tokio::task::yield_now().await;
+                turns = Turns::begin();
             }
         }
     }
