@@ -122,7 +122,7 @@ fn path_through_a_proxy_to_an_origin_has_every_figure() {
     assert_measured(&report, 2, &[&format!("process {pid}")]);
     // and straight, for comparison
     let straight = [
-        "--origin", &origin, "--time", "0.1", "--flows", "2", "--json",
+        "--origin", &origin, "--time", "0.5", "--flows", "2", "--json",
     ];
     assert_measured(&figures(&pair.workdir, &straight), 2, &[]);
     far.process().signal(Signal::Interrupt);
@@ -147,9 +147,9 @@ fn swarm_of_fifty_is_served_on_every_lane() {
             "--time",
             "0.3",
             "--every",
-            "0.1",
+            "0.5",
             "--idle",
-            "0.1",
+            "0.5",
             "--json",
             "--lane",
             lane,
@@ -186,7 +186,7 @@ fn swarm_goes_to_a_server_that_is_there() {
     let pair = Pair::start("tcp");
     let config = path(&pair.client_config);
     let (key, other) = (path(&pair.client_key.file), path(&pair.other_key.file));
-    let short = ["--time", "0.3", "--every", "0.1", "--idle", "0.1", "--json"];
+    let short = ["--time", "0.3", "--every", "0.5", "--idle", "0.1", "--json"];
     let swarm = |more: &[&str]| {
         let arguments = [&["swarm", "-c", config][..], more, &short].concat();
         bench(&pair.workdir, &arguments)

@@ -527,7 +527,7 @@ impl Inside {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
         self.relayed.handle_timeout(now);
-        if self.relayed.is_empty() && self.relayed_relay.burst_is_over() {
+        if self.relayed.is_at_rest() && self.relayed_relay.burst_is_over() {
             memory::give_back();
         }
         // Asked in this order: the burst is over when its addresses have rested, too.

@@ -293,7 +293,7 @@ impl Local {
         self.relayed.handle_timeout(now);
         self.mappings.handle_timeout(now);
         self.echoes.handle_timeout(now);
-        let relayed = self.relayed.is_empty() && self.relayed_relay.burst_is_over();
+        let relayed = self.relayed.is_at_rest() && self.relayed_relay.burst_is_over();
         // Asked in this order: the burst is over when its addresses have rested, too.
         let inside = self.stack.is_empty()
             && self.stack.stats().waits_now == 0

@@ -416,6 +416,12 @@ impl Relayed {
         self.open == 0
     }
 
+    /// Returns whether there is no flow and no memory kept for any.
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        self.open == 0 && self.spares.is_empty()
+    }
+
     /// Returns the number of flows that were asked for and are not answered.
     #[must_use]
     pub const fn half_open(&self) -> usize {
