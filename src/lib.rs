@@ -19,7 +19,8 @@
 //! crosses the tunnel is IP packets from a virtual address of its own. The **server** leases
 //! that address and lets its packets out through an **egress**: `tun`, a real TUN device with
 //! the kernel routing and masquerading, or `user`, the same netstack turned round, which opens
-//! ordinary sockets and needs no privilege at all. Where the server ends the client's TCP anyway (`user`) and every lane
+//! ordinary sockets and needs no privilege at all. A command under `adit run` needs no proxy: the kernel's own stack, in a network
+//! namespace of the command's, takes the netstack's place ([`client::device`]). Where the server ends the client's TCP anyway (`user`) and every lane
 //! is a stream, TCP flows cross as they are, without a netstack ([`proto::relayed`]); packets are for the rest. Between them is one **session**:
 //! authenticated, sealed, carried by **lanes**.
 //!
@@ -83,7 +84,8 @@
 //!
 //! | task | how many | owns |
 //! |---|---|---|
-//! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket |
+//! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket; of `adit run`, the TUN device instead |
+//! | [`client::enclosed`] | one, of `adit run`: on the same thread as the driver | the routing socket and resolv.conf of the command's namespace |
 //! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a listener, and one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten, and so does what goes [directly](client::direct) | the application's socket |
 //! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
@@ -121,6 +123,8 @@
 //! them in its read buffer and writes them to the TUN device from there, the virtio header
 //! standing where the frame's header was.
 //!
+//! With `adit run` both ends are devices: client and server read a packet from the one and write it to the lane, and back.
+//!
 //! A relayed flow's byte is copied by the kernel alone, twice at each end: it is read from the socket into a queue of the
 //! flow, and AES-GCM seals it from there into the lane's write buffer (ChaCha20 wants it copied first); it is opened in
 //! the lane's read buffer and written to the socket from there. Only what the socket does not take goes to a queue.
@@ -152,6 +156,9 @@
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
+//! | packets of a command that wait for a lane | [`proto::QueueLimits`] once more | dropped from the flow that has most there, counted |
+//! | log lines of a tunnel process whose reader does not read | 256 | dropped |
+//! | how long a command waits for its tunnel | `--wait`, a minute | not started, told why |
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
 //! | flows whose lane is remembered, of several | 512 | the idlest of four takes a lane anew |
 //! | copies of thin packets on other stream lanes | [`proto::spread::MAX_COPIES`] in all of each, [`proto::spread::COPY_RATE`] | sent once, counted |
@@ -235,6 +242,9 @@
 //!   judged by each of its frames, as by each packet, so that a policy that changes cuts both.
 //! - **`user` ends TCP twice**, at the client and at the server, so that the kernel's TCP faces the Internet; `tun`
 //!   carries the client's own segments to the origin.
+//! - **`adit run` becomes the command.** The process that the shell started makes the namespaces and execs; the session is in a
+//!   process beside it ([`io::namespace`]), from which nothing is relayed but packets. What the command cannot reach is not
+//!   forbidden but not there.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
 //!   gone back to, and one way carries the session at a time, the one that joined last.
 //! - **Several lanes at once are streams to one server**, as many as `lanes:` says, and the client says which stand together.

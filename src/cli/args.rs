@@ -1,5 +1,6 @@
 //! The arguments, as clap reads them, and the settings that flags stand for.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -19,17 +20,16 @@ use crate::config::{FlagValue, Kind};
     arg_required_else_help = true
 )]
 pub struct Args {
-    /// What is logged: error, warn, info, debug, trace, off, or directives such as adit::server=debug
+    /// What is logged: error, warn, info, debug, trace, off, or directives such as adit::server=debug; the default is info
     #[arg(
         long,
         global = true,
         help_heading = "Options of every command",
         display_order = 900,
         value_name = "LEVEL",
-        env = "ADIT_LOG_LEVEL",
-        default_value = "info"
+        env = "ADIT_LOG_LEVEL"
     )]
-    pub(super) log_level: String,
+    pub(super) log_level: Option<String>,
     /// How it is logged, on standard error: text, lines for people; json, one object a line
     #[arg(
         long,
@@ -65,6 +65,8 @@ pub(super) enum Command {
     Server(ServerArgs),
     /// Run the client: a proxy on this host, whose traffic leaves at the server
     Client(ClientArgs),
+    /// Run one command inside the VPN, without root: all its packets go through the tunnel, or nowhere (Linux)
+    Run(RunArgs),
     /// Make a new secret key; with -o write it to a file (0600) and print its public key
     Keygen(KeygenArgs),
     /// Print the public key of a secret key
@@ -186,6 +188,35 @@ pub(super) struct ClientArgs {
     /// How losses of what is sent by udp:// are repaired: auto, off, fixed or fixed:20%
     #[arg(long, value_name = "MODE")]
     repair: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: that of the command; 125 if adit itself failed before it, 126 if the command cannot be run, 127 if there is none of that name.\nThe level of the log is warn by default here."
+)]
+pub(super) struct RunArgs {
+    /// The configuration file of a client; every key of it has an environment variable too (ADIT_SERVER for server)
+    #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// How long to wait for the tunnel before giving up
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "60s",
+        conflicts_with = "no_wait"
+    )]
+    pub(super) wait: String,
+    /// Start the command at once; until the tunnel is up it has loopback and no other network
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(super) command: Vec<OsString>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,12 +3,13 @@
 //! ```text
 //! args ─▶ command ─▶ keys (keygen, pubkey)
 //!                 ├▶ check
+//!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
 //!
 //! Exit statuses: 0 done or stopped as asked, 1 failed, 2 wrong usage or configuration, 128 and the signal's number
-//! when a second signal ended the program at once. Errors are one line each on standard error, behind `adit: `.
+//! when a second signal ended the program at once. That of `run` is the command's, or 125 to 127 where it was not started. Errors are one line each on standard error, behind `adit: `.
 
 mod args;
 mod bench;
@@ -17,6 +18,7 @@ pub mod dispatch;
 mod keys;
 mod logging;
 mod reload;
+mod run;
 mod serve;
 mod signals;
 
@@ -40,20 +42,33 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Run(error)) => fail(&chain(&error), FAILED),
-        Err(Failure::Config(error)) => fail(&error.to_string(), USAGE),
-        Err(Failure::Usage(message)) => fail(&message, USAGE),
-        Err(Failure::KeyFile(error)) => fail(&error.to_string(), FAILED),
-    }
+    let failure = match &args.command {
+        // Its exit status is another program's.
+        Command::Run(command) => return run::run(&args, command),
+        Command::Try(_)
+        | Command::Server(_)
+        | Command::Client(_)
+        | Command::Bench(_)
+        | Command::Keygen(_)
+        | Command::Pubkey(_)
+        | Command::Check(_) => match execute(&args) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => failure,
+        },
+    };
+    let status = match failure {
+        Failure::Run(_) | Failure::KeyFile(_) => FAILED,
+        Failure::Config(_) | Failure::Usage(_) => USAGE,
+    };
+    fail(&failure.message(), status)
 }
 
-fn run(args: Args) -> Result<(), Failure> {
+fn execute(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Try(_) | Command::Server(_) | Command::Client(_) | Command::Bench(_) => {
-            serve::run(&args)
+            serve::run(args)
         }
+        Command::Run(_) => Err(Failure::Usage("a command is run before this".to_owned())),
         Command::Keygen(command) => keys::keygen(command),
         Command::Pubkey(command) => keys::pubkey(command),
         Command::Check(command) => check::run(command),
@@ -67,6 +82,18 @@ enum Failure {
     Config(ConfigError),
     KeyFile(KeyFileError),
     Run(anyhow::Error),
+}
+
+impl Failure {
+    /// What is said about it, on one line unless it is several things.
+    fn message(&self) -> String {
+        match self {
+            Self::Run(error) => chain(error),
+            Self::Config(error) => error.to_string(),
+            Self::Usage(message) => message.clone(),
+            Self::KeyFile(error) => error.to_string(),
+        }
+    }
 }
 
 impl From<ConfigError> for Failure {

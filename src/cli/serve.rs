@@ -28,7 +28,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let ready = Ready::new(ready);
     let program = load(args)?;
-    logging::start(&args.log_level, args.log_format).map_err(Failure::Usage)?;
+    let level = args.log_level.as_deref().unwrap_or(logging::DEFAULT_LEVEL);
+    logging::start(level, args.log_format).map_err(Failure::Usage)?;
     for warning in program.warnings.iter().cloned().chain(unknown_variables()) {
         tracing::warn!("{warning}");
     }
@@ -134,7 +135,7 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 warnings: loaded.warnings,
             })
         }
-        Command::Keygen(_) | Command::Pubkey(_) | Command::Check(_) => {
+        Command::Run(_) | Command::Keygen(_) | Command::Pubkey(_) | Command::Check(_) => {
             Err(Failure::Usage("this command runs no program".to_owned()))
         }
     }

@@ -20,6 +20,9 @@
 //! on, because the server leases the same inner address to the same client and instance. Only
 //! when the server gives another address are the flows of the old one ended.
 //!
+//! For `adit run` a [`Device`] stands where the netstack does: packets are moved between it and the session, and there
+//! is nothing that could be asked for.
+//!
 //! # Limits
 //!
 //! Requests that come before the first session wait at most `PATIENCE`, and at most
@@ -41,6 +44,7 @@ use tracing::{debug, info, warn};
 
 use super::associate::Application;
 use super::connect::Connector;
+use super::device::Device;
 use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
@@ -64,6 +68,8 @@ pub struct Driver {
     lanes: Lanes,
     carrier: Option<Carrier>,
     inside: Option<Inside>,
+    /// What packets go to and come from instead of the inside, if that is so.
+    device: Option<Device>,
     /// What the netstack was made with.
     mtu: u16,
     waiting: VecDeque<Waiting>,
@@ -108,6 +114,7 @@ impl Driver {
             lanes,
             carrier: None,
             inside: None,
+            device: None,
             mtu: 0,
             waiting: VecDeque::new(),
             resolver,
@@ -116,6 +123,15 @@ impl Driver {
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
             closing: None,
+        }
+    }
+
+    /// Puts a device at the inner end, in place of a netstack: commands are not served then.
+    #[must_use]
+    pub fn over(self, device: Device) -> Self {
+        Self {
+            device: Some(device),
+            ..self
         }
     }
 
@@ -344,6 +360,9 @@ impl Driver {
             | CloseReason::Unknown(_) => warn!(%reason, "the server closed the session"),
         }
         self.carrier = None;
+        if let Some(device) = self.device.as_mut() {
+            device.handle_closed(reason);
+        }
         if self.closing.is_none() {
             self.lanes.handle_closed(now, reason);
         }
@@ -352,10 +371,12 @@ impl Driver {
     fn configured(&mut self, now: Instant, config: InnerConfig) {
         info!(addresses = ?config.addresses(), mtu = config.mtu, "configured");
         debug!(?config, "configuration of the session");
-        match self.inside.as_mut() {
-            Some(inside) if self.mtu == config.mtu => inside.set_addresses(now, &config),
+        match (self.device.as_ref(), self.inside.as_mut()) {
+            // Its interface is somebody else's to configure.
+            (Some(_), _) => {}
+            (None, Some(inside)) if self.mtu == config.mtu => inside.set_addresses(now, &config),
             // The netstack of another MTU takes the place of the old one, whose flows end.
-            Some(_) | None => {
+            (None, Some(_) | None) => {
                 let seed = rand::rng().random();
                 self.mtu = config.mtu;
                 let share = self.share.part();
@@ -388,11 +409,19 @@ impl Driver {
         let Some(carrier) = self.carrier.as_mut() else {
             return false;
         };
-        let inside = self.inside.as_mut();
-        carrier.poll_deliver(cx, now, &mut Inbound { inside, now })
+        let (inside, device) = (self.inside.as_mut(), self.device.as_mut());
+        let mut inbound = Inbound {
+            inside,
+            device,
+            now,
+        };
+        carrier.poll_deliver(cx, now, &mut inbound)
     }
 
     fn poll_inside(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if let Some(device) = self.device.as_mut() {
+            return device.poll(cx, now, self.carrier.as_mut());
+        }
         let Some(inside) = self.inside.as_mut() else {
             return false;
         };
@@ -475,6 +504,9 @@ impl Driver {
         if let Some(inside) = &self.inside {
             debug!(counters = ?inside.counters(), "counters");
         }
+        if let Some(device) = &self.device {
+            debug!(counters = ?device.counters(), "counters");
+        }
         if let Some(carrier) = &self.carrier {
             carrier.log_counters();
         }
@@ -486,15 +518,18 @@ impl Driver {
     }
 }
 
-/// What arrives, for the inside.
+/// What arrives, for the inside or the device in its place.
 struct Inbound<'a> {
     inside: Option<&'a mut Inside>,
+    device: Option<&'a mut Device>,
     now: Instant,
 }
 
 impl Deliver for Inbound<'_> {
     fn packet(&mut self, frame: &mut [u8], range: Range<usize>, offload: Offload) {
-        if let (Some(inside), Some(packet)) = (self.inside.as_mut(), frame.get_mut(range)) {
+        if let Some(device) = self.device.as_mut() {
+            device.write(frame, range, offload);
+        } else if let (Some(inside), Some(packet)) = (self.inside.as_mut(), frame.get_mut(range)) {
             inside.handle_packet(self.now, packet, offload);
         }
     }

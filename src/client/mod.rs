@@ -3,8 +3,10 @@
 pub mod associate;
 mod beside;
 pub mod connect;
+pub mod device;
 pub mod direct;
 pub mod driver;
+pub mod enclosed;
 mod inside;
 mod lanes;
 mod link;

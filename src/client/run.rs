@@ -72,26 +72,10 @@ impl Client {
             Ok(limit) => debug!(limit, "descriptors"),
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
         }
-        let mut handshake = proto::ClientConfig::new(
-            config.secret_key.clone(),
-            config.server_key,
-            rand::rng().random(),
-        );
-        handshake.psk = config.preshared_key.clone();
-        handshake.aead = config.aead.clone();
-        handshake.settings.repair = config.repair.mode();
         // A session that may move to datagrams, or has copies of thin packets on lanes side by side, needs packets.
-        handshake.settings.relayed =
+        let relayed =
             config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme.is_stream());
-        let connector = Connector {
-            servers: config.servers.clone(),
-            dialer: dialer(config)?,
-            handshake,
-            time: config.connect_timeout,
-            lanes: config.lanes,
-            source: None,
-            pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
-        };
+        let connector = connector(config, relayed)?;
         let (configured, inner) = watch::channel(None);
         let (tunnel, commands) = tunnel(inner);
         let resolver = Resolver::new(tunnel.clone());
@@ -206,6 +190,32 @@ fn hint(error: &io::Error) -> &'static str {
     } else {
         ""
     }
+}
+
+/// Prepares the ways to the servers of `config`; `relayed` asks for flows that are relayed, beside packets.
+///
+/// # Errors
+///
+/// When the settings of TLS cannot be used.
+pub(super) fn connector(config: &ClientConfig, relayed: bool) -> Result<Connector, ClientTlsError> {
+    let mut handshake = proto::ClientConfig::new(
+        config.secret_key.clone(),
+        config.server_key,
+        rand::rng().random(),
+    );
+    handshake.psk = config.preshared_key.clone();
+    handshake.aead = config.aead.clone();
+    handshake.settings.repair = config.repair.mode();
+    handshake.settings.relayed = relayed;
+    Ok(Connector {
+        servers: config.servers.clone(),
+        dialer: dialer(config)?,
+        handshake,
+        time: config.connect_timeout,
+        lanes: config.lanes,
+        source: None,
+        pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
+    })
 }
 
 /// Prepares to connect as `config` says: by TLS, and through its proxy.

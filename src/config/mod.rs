@@ -36,6 +36,7 @@ pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
 pub use kind::{Kind, guess_kind, unknown_variable};
 pub use networks::Networks;
+pub(crate) use parse::duration as parse_duration;
 pub use parse::proxy as parse_proxy;
 pub use proxies::{ProxyAuth, ProxyConfig};
 pub use repair::{FixedRepair, Repair};

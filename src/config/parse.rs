@@ -83,7 +83,7 @@ pub(super) fn size(text: &str, least: usize) -> Parsed<usize> {
 }
 
 /// A duration: `10s`, `500ms`, `2m`; a number alone means seconds.
-pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Parsed<Duration> {
+pub(crate) fn duration(text: &str, least: Duration, most: Duration) -> Parsed<Duration> {
     let split = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

@@ -10,6 +10,7 @@ pub mod lane;
 pub mod limits;
 pub mod listen;
 pub mod memory;
+pub mod namespace;
 pub mod netlink;
 pub mod network;
 pub mod nft;

@@ -2,6 +2,11 @@
 //!
 //! The kernel adds the route to the network by itself with the gateway's address; nothing is ever put in the place of a
 //! default route. All of it ends with the interface.
+//!
+//! The inner end of `adit run` ([`inner`]) is another matter: its interface lives in a network namespace that has nothing else, so
+//! it gets the default routes.
+
+mod inner;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,54 +52,53 @@ impl Netlink {
         gateway4: Option<Ipv4Net>,
         gateway6: Option<Ipv6Net>,
     ) -> Result<(), NetlinkError> {
-        let failed = |step: &'static str| {
-            let interface = interface.to_owned();
-            move |source| NetlinkError::Configure {
-                interface,
-                step,
-                source,
-            }
-        };
         let index = self.link(interface).await?.index;
+        self.set_mtu(interface, index, mtu).await?;
+        let gateways = [gateway4.map(IpNet::V4), gateway6.map(IpNet::V6)];
+        for gateway in gateways.into_iter().flatten() {
+            self.add_address(interface, index, gateway).await?;
+        }
+        self.switch_on(interface, index).await?;
+        self.read_back(interface, mtu, &gateways).await
+    }
+
+    /// Sets the MTU of an interface, and how many segments a super-packet of its may have.
+    async fn set_mtu(&self, interface: &str, index: u32, mtu: u16) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index)
             .mtu(u32::from(mtu))
             .build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed("set the MTU"))?;
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(interface, "set the MTU"))?;
         let message = LinkUnspec::new_with_index(index)
             .append_extra_attribute(LinkAttribute::GsoMaxSegs(MAX_SEGMENTS))
             .build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed("limit the super-packets"))?;
-        let gateways = [gateway4.map(IpNet::V4), gateway6.map(IpNet::V6)];
-        for gateway in gateways.into_iter().flatten() {
-            let mut request =
-                self.handle
-                    .address()
-                    .add(index, gateway.addr(), gateway.prefix_len());
-            if gateway.addr().is_ipv6() {
-                // Nobody else can have it: without this it would not be usable for a second.
-                let flags = rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
-                request.message_mut().header.flags |= flags;
-            }
-            request.execute().await.map_err(failed("add the address"))?;
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(interface, "limit the super-packets"))
+    }
+
+    async fn add_address(
+        &self,
+        interface: &str,
+        index: u32,
+        address: IpNet,
+    ) -> Result<(), NetlinkError> {
+        let mut request = self
+            .handle
+            .address()
+            .add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            // Nobody else can have it: without this it would not be usable for a second.
+            let flags = rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
+            request.message_mut().header.flags |= flags;
         }
+        let added = request.execute().await;
+        added.map_err(refused(interface, "add the address"))
+    }
+
+    async fn switch_on(&self, interface: &str, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed("set the state"))?;
-        self.read_back(interface, mtu, &gateways).await
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(interface, "set the state"))
     }
 
     /// Compares the network with the addresses and routes of every interface but `own`.
@@ -436,6 +440,19 @@ pub enum NetlinkError {
         /// What differs.
         what: &'static str,
     },
+}
+
+/// Says of which interface the kernel refused what.
+fn refused(
+    interface: &str,
+    step: &'static str,
+) -> impl FnOnce(rtnetlink::Error) -> NetlinkError + use<> {
+    let interface = interface.to_owned();
+    move |source| NetlinkError::Configure {
+        interface,
+        step,
+        source,
+    }
 }
 
 /// The network of a route that carries packets somewhere, with its interface; none for default routes and their like.

@@ -36,12 +36,17 @@ impl Ready {
             tracing::debug!("standard output is closed");
         }
         drop(out);
+        self.announce_on_descriptor(what);
+        notify(&[NotifyState::Ready, NotifyState::Status(what)]);
+    }
+
+    /// Writes `ready: {what}` to the descriptor alone, and closes it: for a program whose output is not its own.
+    pub fn announce_on_descriptor(&mut self, what: &str) {
         if let Some(mut descriptor) = self.descriptor.take()
-            && let Err(error) = descriptor.write_all(line.as_bytes())
+            && let Err(error) = descriptor.write_all(format!("ready: {what}\n").as_bytes())
         {
             tracing::warn!(%error, "cannot tell readiness on the descriptor");
         }
-        notify(&[NotifyState::Ready, NotifyState::Status(what)]);
     }
 
     /// Tells systemd that the program is stopping.

@@ -57,3 +57,4 @@ pub use carrying::{Carrier, MAX_LANES};
 pub use deliver::Deliver;
 pub use event::{CarrierEvent, CarrierStats, LaneLoss};
 pub use sink::{LaneSink, has_room};
+pub use waiting::Waiting;

@@ -38,7 +38,7 @@ impl QueuePacket for Queued {
 /// What others than our own stack send waits here while the lanes have no room, each flow for its turn. Super-packets leave
 /// whole; one of which CoDel has dropped a segment leaves as the segments that are left.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub struct Waiting {
     queue: Option<Box<FairQueue<Queued>>>,
     /// What has left in part.
     begun: Option<Taken<Queued>>,
@@ -50,13 +50,13 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Tells whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.begun.is_none() && self.queue.as_ref().is_none_or(|queue| queue.is_empty())
     }
 
     /// Puts a packet with the head- and tailroom of its frame behind its flow's: a full queue drops from the flow that has
     /// most in it. `rtt` is the round trip of the lane it waits for, if it is known.
-    pub(super) fn push(
+    pub fn push(
         &mut self,
         now: Instant,
         buffer: Buffer,
@@ -78,7 +78,7 @@ impl Waiting {
     }
 
     /// Gives what leaves next, whole or the next segment of what is left; call only if there is room for it.
-    pub(super) fn next(&mut self, now: Instant, pool: &Arc<Pool>) -> Option<(Buffer, Offload)> {
+    pub fn next(&mut self, now: Instant, pool: &Arc<Pool>) -> Option<(Buffer, Offload)> {
         loop {
             let mut taken = match self.begun.take() {
                 Some(begun) => begun,
@@ -136,7 +136,7 @@ impl Waiting {
     }
 
     /// Returns what was counted.
-    pub(super) fn stats(&self) -> QueueStats {
+    pub fn stats(&self) -> QueueStats {
         let queue = self.queue.as_ref().map(|queue| queue.stats());
         queue.unwrap_or_default()
     }

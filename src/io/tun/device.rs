@@ -42,30 +42,7 @@ impl Tun {
     /// # Errors
     /// As [`Tun::open`].
     pub fn open_at(device: &Path, name: &str) -> Result<Self, OpenError> {
-        check_name(name)?;
-        let path = || device.to_owned();
-        // The standard library opens with O_CLOEXEC.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(device)
-            .map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenError::NoDevice {
-                    path: path(),
-                    source,
-                },
-                Some(libc::EACCES | libc::EPERM) => OpenError::DeviceRefused {
-                    path: path(),
-                    source,
-                },
-                Some(_) | None => OpenError::Device {
-                    path: path(),
-                    source,
-                },
-            })?;
-        let fd = OwnedFd::from(file);
-        attach(&fd, name)?;
+        let fd = create(device, name)?;
         let udp_super_packets = announce_offload(&fd)?;
         let fd = register(fd)?;
         Ok(Self {
@@ -144,6 +121,39 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.get_ref().as_fd()
     }
+}
+
+/// Creates the interface `name` in the network namespace of the calling thread, and gives the descriptor it ends with:
+/// for [`Tun::from_fd`], perhaps of another process.
+///
+/// # Errors
+/// As [`Tun::open`], but for those that only tokio has.
+pub fn create(device: &Path, name: &str) -> Result<OwnedFd, OpenError> {
+    check_name(name)?;
+    let path = || device.to_owned();
+    // The standard library opens with O_CLOEXEC.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(device)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenError::NoDevice {
+                path: path(),
+                source,
+            },
+            Some(libc::EACCES | libc::EPERM) => OpenError::DeviceRefused {
+                path: path(),
+                source,
+            },
+            Some(_) | None => OpenError::Device {
+                path: path(),
+                source,
+            },
+        })?;
+    let fd = OwnedFd::from(file);
+    attach(&fd, name)?;
+    Ok(fd)
 }
 
 /// Checks that `name` is one the kernel takes for an interface: 1 to 15 bytes, no space, slash or colon, not `.`/`..`.
@@ -355,7 +365,7 @@ fn borrowed_file(fd: &BorrowedFd<'_>) -> ManuallyDrop<std::fs::File> {
 }
 
 /// The device node of Linux.
-const DEVICE: &str = "/dev/net/tun";
+pub const DEVICE: &str = "/dev/net/tun";
 
 /// Bytes that hold anything the device gives: the header, and an IPv6 packet of the largest payload length.
 pub const READ_LEN: usize = VirtioHeader::LEN + 40 + 65_535;

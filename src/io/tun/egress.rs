@@ -291,7 +291,7 @@ pub enum UndoError {
 }
 
 /// Keeps the kernel from talking into the tunnel on its own, and from listening to clients as if they were routers.
-fn calm_interface(name: &str, ipv6: bool) {
+pub fn calm_interface(name: &str, ipv6: bool) {
     let mut values = vec![
         (Family::V4, "accept_redirects", "0"),
         (Family::V4, "send_redirects", "0"),

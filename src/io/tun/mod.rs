@@ -8,6 +8,7 @@
 //!
 //! - [`Tun`] ([`device`]) is the descriptor: it reads and writes packets of up to 64 KiB behind a
 //!   [`VirtioHeader`] ([`virtio`]), which says where a super-packet is to be cut and whether its checksum is owed.
+//! - [`exchange`] moves packets between it and the buffers of frames, in place.
 //! - [`setup`] ([`egress`]) brings the host into the state the tunnel needs, and gives back an [`Undo`].
 //!
 //! # What `setup` changes, in order
@@ -36,10 +37,13 @@
 
 pub mod device;
 pub mod egress;
+pub mod exchange;
 pub mod virtio;
 
-pub use device::{OpenError, READ_LEN, Tun};
-pub use egress::{SetupError, TunEgress, TunSettings, Undo, UndoError, Warning, clean_up, setup};
+pub use device::{DEVICE, OpenError, READ_LEN, Tun, create};
+pub use egress::{
+    SetupError, TunEgress, TunSettings, Undo, UndoError, Warning, calm_interface, clean_up, setup,
+};
 pub use virtio::{VirtioError, VirtioHeader};
 
 #[cfg(test)]

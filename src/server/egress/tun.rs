@@ -20,12 +20,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::io::clock;
-use crate::io::pool::{Buffer, MEDIUM, Pool};
-use crate::io::tun::{Tun, VirtioHeader};
+use crate::io::pool::{Buffer, Pool};
+use crate::io::tun::Tun;
+use crate::io::tun::exchange::{self, WriteError};
 use crate::io::turns::Turns;
 use crate::server::router::{Downlink, Queued, Router};
-use crate::wire::{PACKET_HEADROOM, TAILROOM};
-use adit_netstack::{Checksum, Gso, Offload, Packet, complete_checksum, virtio_fields};
+use adit_netstack::{Offload, Packet};
 
 /// A TUN device that the sessions share.
 #[derive(Debug)]
@@ -59,24 +59,12 @@ impl TunEgress {
     }
 
     /// Writes the packet at `range` of `frame`, which must start at least
-    /// [`VirtioHeader::LEN`] bytes into it; `packet` is what was parsed of it.
+    /// [`VirtioHeader::LEN`](crate::io::tun::VirtioHeader::LEN) bytes into it; `packet` is what was parsed of it.
     pub fn send(&self, frame: &mut [u8], range: Range<usize>, packet: &Packet, offload: Offload) {
-        let Some(start) = range.start.checked_sub(VirtioHeader::LEN) else {
-            self.stats.illegal_offload.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        let Some(whole) = frame.get_mut(start..range.end) else {
-            return;
-        };
-        let (header, bytes) = whole.split_at_mut(VirtioHeader::LEN);
-        let Ok(fields) = virtio_fields(bytes, packet, offload) else {
-            self.stats.illegal_offload.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        header.copy_from_slice(&VirtioHeader::from(fields).encode());
-        let counter = match self.tun.try_write(whole) {
-            Ok(_) => &self.stats.uplink,
-            Err(_) => &self.stats.write_failed,
+        let counter = match exchange::write(&self.tun, frame, range, packet, offload) {
+            Ok(()) => &self.stats.uplink,
+            Err(WriteError::Illegal) => &self.stats.illegal_offload,
+            Err(WriteError::Refused(_)) => &self.stats.write_failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -98,9 +86,7 @@ impl TunEgress {
             let mut full = true;
             for _ in 0..BATCH {
                 let mut buffer = spare.take().unwrap_or_else(|| pool.large());
-                let end = buffer.capacity() - TAILROOM;
-                let room = &mut buffer[PACKET_HEADROOM - VirtioHeader::LEN..end];
-                match self.tun.try_read(room) {
+                match self.tun.try_read(exchange::read_room(&mut buffer)) {
                     Ok(read) => spare = self.queue(router, pool, buffer, read, &mut touched),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         spare = Some(buffer);
@@ -132,42 +118,15 @@ impl TunEgress {
         read: usize,
         touched: &mut Vec<Arc<Downlink>>,
     ) -> Option<Buffer> {
-        let end = PACKET_HEADROOM - VirtioHeader::LEN + read;
-        let bytes = &mut buffer[..];
-        let parsed = bytes
-            .get(PACKET_HEADROOM - VirtioHeader::LEN..end)
-            .and_then(|read| VirtioHeader::split(read).ok())
-            .and_then(|(header, packet)| {
-                Some((header.offload().ok()?, Packet::parse(packet).ok()?))
-            });
-        let Some((mut offload, packet)) = parsed else {
+        let Some((packet, offload)) = exchange::parse(&mut buffer, read) else {
             self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
             return Some(buffer);
         };
-        // The wire knows a checksum that is owed only for plain headers; the kernel, for all.
-        if packet.has_options && offload.checksum == Checksum::Partial {
-            if offload.gso != Gso::None
-                || complete_checksum(&mut bytes[PACKET_HEADROOM..end]).is_err()
-            {
-                self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
-                return Some(buffer);
-            }
-            offload.checksum = Checksum::Full;
-        }
         self.stats.downlink.fetch_add(1, Ordering::Relaxed);
         let Some(downlink) = router.route(packet.destination) else {
             return Some(buffer);
         };
-        let len = end + TAILROOM;
-        // A short packet must not hold a large buffer while it waits.
-        let (buffer, free) = if len <= MEDIUM {
-            let mut fitting = pool.sized(len);
-            fitting[..end].copy_from_slice(&buffer[..end]);
-            (fitting, Some(buffer))
-        } else {
-            buffer.truncate(len);
-            (buffer, None)
-        };
+        let (buffer, free) = exchange::fit(pool, buffer, read);
         if downlink.push(Queued { buffer, offload })
             && !touched
                 .last()
