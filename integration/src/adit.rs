@@ -1,6 +1,7 @@
 //! Starts the program under test as child processes, as a script would: keys, configuration files, signals.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
@@ -348,8 +349,13 @@ impl Workdir {
 
     /// The command that runs the program in a place, as a user, without arguments yet.
     pub fn command(&self, place: &Place, user: User) -> Command {
+        self.program_as(place, user, &self.program)
+    }
+
+    /// The command that runs another program in a place, as a user, in this folder.
+    pub fn program_as(&self, place: &Place, user: User, program: impl AsRef<OsStr>) -> Command {
         let mut command = match user {
-            User::Same => place.command(&self.program),
+            User::Same => place.command(program),
             User::Nobody | User::NetAdmin => {
                 let mut command = place.command("setpriv");
                 let id = NOBODY.to_string();
@@ -369,7 +375,7 @@ impl Workdir {
                 } else {
                     command.args(["--inh-caps", "-all", "--bounding-set", "-all"]);
                 }
-                command.arg(&self.program);
+                command.arg(program);
                 command
             }
         };

@@ -38,5 +38,7 @@ pub mod process;
 pub mod relay;
 pub mod sim;
 pub mod skip;
+pub mod sniff;
 pub mod socks;
 pub mod stream;
+pub mod terminal;
