@@ -181,6 +181,7 @@ async fn server(state: &std::path::Path) -> Server {
         tls: None,
         tls_names: Vec::new(),
         dns: Vec::new(),
+        dns_records: Vec::new(),
         client_to_client: false,
         state_dir: state.to_path_buf(),
         max_clients: 100_000,

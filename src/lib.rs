@@ -69,6 +69,7 @@
 //! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
 //! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
+//! | [`client::dns`] | who answers a name: rules, lists, cache, upstreams; and the local resolver | its listeners | through the tunnel, and sockets of its own |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
 //! | [`bench`](mod@bench) | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
@@ -89,7 +90,8 @@
 //! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a listener, and one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten, and so does what goes [directly](client::direct) | the application's socket |
 //! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
-//! | [`client::resolve`] | one for questions, at most 256 of them under way | the cache |
+//! | [`client::resolve`] | one for names that the driver wants | the lookups under way |
+//! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
 //! | [`server::run`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
 //! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
@@ -193,7 +195,11 @@
 //! | sockets beside the tunnel of a UDP association | one of each family | none needed |
 //! | datagrams of associations with direct rules that wait for room in the lane | 256 | dropped, counted |
 //! | rules of a proxy; further proxies | 1,000; 64 | refused in words at the start |
-//! | answers of the resolver that are kept | [`client::resolve::CACHE_ENTRIES`] | the least used goes |
+//! | answers of the resolver that are kept | [`client::dns::CACHE_ENTRIES`], [`client::dns::CACHE_BYTES`] | the least used goes |
+//! | questions that upstreams are asked at a time | [`client::dns::MAX_ASKED`], for [`client::dns::ANSWER_LIMIT`] with the wait | wait, then SERVFAIL |
+//! | questions to the local resolver that wait for an upstream | [`client::dns::MAX_DATAGRAMS`], of one address [`client::dns::MAX_OF_SENDER`] | dropped, counted; on streams left unread |
+//! | connections to the local resolver | [`client::dns::MAX_STREAMS`] | closed, counted |
+//! | names of lists, of each kind | [`client::dns::MAX_NAMES`]; a list has [`client::dns::MAX_LIST`] bytes at most, and there are [`config::MAX_LISTS`] | left out, told |
 //!
 //! # After a lane is lost
 //!
@@ -261,6 +267,7 @@ pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod dns;
 pub mod fuzz;
 pub mod io;
 pub mod proto;

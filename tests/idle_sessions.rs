@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
-    Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
+    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::io::pool::{LARGE, SMALL};
 use adit::proto::{PublicKey, SecretKey, budget};
@@ -171,6 +171,7 @@ fn config(
         tls: None,
         tls_names: Vec::new(),
         dns: Vec::new(),
+        dns_records: Vec::new(),
         client_to_client: false,
         state_dir: state.to_path_buf(),
         max_clients: 1000,
@@ -191,6 +192,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         proxy_auth: None,
         rules: Vec::new(),
         proxies: Vec::new(),
+        dns: DnsConfig::default(),
         tls: CertificateCheck::Unchecked,
         via: None,
         connect_timeout: Duration::from_secs(30),

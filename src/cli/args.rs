@@ -77,6 +77,11 @@ pub(super) enum Command {
     /// not checked: whether a port is free, whether this user may make a TUN device or write to the state
     /// folder, whether the server answers.
     Check(CheckArgs),
+    /// Show how the client would answer a name, and why
+    ///
+    /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
+    /// that of the local resolver (dns) of the client that runs, if it has one.
+    Dns(DnsArgs),
     /// Measure: a path with all its parts on this host, any SOCKS5 proxy, or a server with thousands of clients
     Bench(BenchArgs),
 }
@@ -179,6 +184,12 @@ pub(super) struct ClientArgs {
     /// may be given several times
     #[arg(long, value_name = "RULE")]
     rule: Vec<String>,
+    /// Where the local resolver listens, UDP and TCP, whose answers come through the tunnel
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns: Option<String>,
+    /// A name server to ask through the tunnel instead of the server's: 9.9.9.9, tls://…, https://…; may be given several times
+    #[arg(long, value_name = "UPSTREAM")]
+    dns_upstream: Vec<String>,
     /// How long one attempt to connect may take
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<String>,
@@ -246,6 +257,31 @@ pub(super) struct CheckArgs {
     pub(super) kind: Option<Kind>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct DnsArgs {
+    /// The name
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// The type of records
+    #[arg(value_name = "TYPE", default_value = "A")]
+    pub(super) kind: String,
+    /// The client's configuration file
+    #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Where its local resolver listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns: Option<String>,
+}
+
+impl DnsArgs {
+    /// The settings that were given as flags.
+    pub(super) fn settings(&self) -> Vec<FlagValue> {
+        flag("dns", "--dns", self.dns.as_slice())
+            .into_iter()
+            .collect()
+    }
+}
+
 impl ServerArgs {
     /// The settings that were given as flags.
     pub(super) fn settings(&self) -> Vec<FlagValue> {
@@ -299,6 +335,8 @@ impl ClientArgs {
                 self.via_password_file.as_slice(),
             ),
             flag("rules", "--rule", &self.rule),
+            flag("dns", "--dns", self.dns.as_slice()),
+            flag("dns.upstream", "--dns-upstream", &self.dns_upstream),
             flag(
                 "connect_timeout",
                 "--connect-timeout",

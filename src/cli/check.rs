@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::args::CheckArgs;
 use super::{Failure, print, serve};
+use crate::client::dns::lists;
 use crate::client::run::dialer;
 use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind};
 use crate::io::tls::{Certificate, ServerTls};
@@ -44,7 +45,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         Kind::Client => {
             let loaded = ClientConfig::load(inputs)?;
             dialer(&loaded.config).map_err(|error| useless(&error))?;
-            (loaded.config.to_string(), loaded.warnings)
+            let mut warnings = loaded.warnings;
+            warnings.extend(lists::check(&loaded.config.dns));
+            (loaded.config.to_string(), warnings)
         }
     };
     warnings.extend(serve::unknown_variables());

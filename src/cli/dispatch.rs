@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::reload::Reload;
+use crate::client::dns::{Dns, LocalResolver};
 use crate::client::proxies::Proxies;
-use crate::client::run::Client;
+use crate::client::run::{Client, local_resolver};
 use crate::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
-    Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
+    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use crate::io::ready::Ready;
 use crate::proto::{SecretKey, budget};
@@ -62,15 +63,20 @@ pub async fn run_client(
     reload: Option<Reload>,
 ) -> anyhow::Result<()> {
     let proxies = Proxies::bind(&config)?;
-    let addresses = proxies.addresses();
+    let resolver = local_resolver(&config)?;
+    let mut address = format!("proxy on {}", Addresses(&proxies.addresses()));
+    if let Some(resolver) = &resolver {
+        address = format!("{address}, dns on {}", resolver.address());
+    }
     let client = Client::start(&config)?;
     let book = proxies.rule_book(&client);
     let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
-    let mut serving = tokio::spawn(proxies.serve(&client, stop.clone()));
-    let result = until_stopped(&client, &mut serving, &stop, || {
-        ready.announce(&format!("proxy on {}", Addresses(&addresses)));
-    })
-    .await;
+    let proxies = proxies.serve(&client, stop.clone());
+    let resolving = serve_names(resolver, client.dns(), stop.clone());
+    let mut serving = tokio::spawn(async {
+        tokio::join!(proxies, resolving);
+    });
+    let result = until_stopped(&client, &mut serving, &stop, || ready.announce(&address)).await;
     ready.stopping();
     if let Some(reloading) = reloading {
         reloading.abort();
@@ -79,6 +85,14 @@ pub async fn run_client(
     // It only has its own listener and handshakes to drop.
     serving.abort();
     result
+}
+
+/// Serves the local resolver, if there is one; else waits for the end.
+async fn serve_names(resolver: Option<LocalResolver>, dns: Dns, stop: CancellationToken) {
+    match resolver {
+        Some(resolver) => resolver.serve(dns, stop).await,
+        None => stop.cancelled().await,
+    }
 }
 
 /// Runs a server and a client of it in this process, until `stop` is cancelled.
@@ -134,7 +148,7 @@ async fn until_stopped(
         biased;
         () = stop.cancelled() => Ok(()),
         () = up => Ok(()),
-        _ = proxy => bail!("the proxy has failed; the log says more"),
+        _ = proxy => bail!("the proxy or the local resolver has failed; the log says more"),
         () = client.ended() => bail!("the tunnel's driver has failed; the log says more"),
     }
 }
@@ -175,6 +189,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         tls: None,
         tls_names: Vec::new(),
         dns: Vec::new(),
+        dns_records: Vec::new(),
         client_to_client: false,
         state_dir: state.to_path_buf(),
         max_clients: 1,
@@ -204,6 +219,7 @@ fn try_client(
         proxy_auth: None,
         rules: Vec::new(),
         proxies: Vec::new(),
+        dns: DnsConfig::default(),
         tls: CertificateCheck::Unchecked,
         via: None,
         connect_timeout: Duration::from_secs(5),

@@ -83,7 +83,9 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
         // `LevelFilter` takes numbers too, which nobody means.
         Ok(own) if !level.bytes().all(|byte| byte.is_ascii_digit()) => {
             let others = own.min(LevelFilter::WARN);
-            format!("{others},adit={own},adit_netstack={own},adit_fec={own}")
+            // What it warns of holds names that users asked for.
+            let names = own.min(LevelFilter::ERROR);
+            format!("{others},adit={own},adit_netstack={own},adit_fec={own},hickory_net={names}")
         }
         Ok(_) | Err(_) => level.to_owned(),
     };

@@ -4,6 +4,7 @@
 //! args ─▶ command ─▶ keys (keygen, pubkey)
 //!                 ├▶ check
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
+//!                 ├▶ dns
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
@@ -15,6 +16,7 @@ mod args;
 mod bench;
 mod check;
 pub mod dispatch;
+mod dns;
 mod keys;
 mod logging;
 mod reload;
@@ -72,6 +74,7 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Keygen(command) => keys::keygen(command),
         Command::Pubkey(command) => keys::pubkey(command),
         Command::Check(command) => check::run(command),
+        Command::Dns(command) => dns::run(command),
     }
 }
 

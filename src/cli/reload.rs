@@ -97,6 +97,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         proxy_auth,
         rules: _,
         proxies,
+        dns,
         tls,
         via,
         connect_timeout,
@@ -134,6 +135,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
             "proxies",
             without_rules(&running.proxies) != without_rules(proxies),
         ),
+        ("dns", running.dns != *dns),
         ("tls", running.tls != *tls),
         ("via", running.via != *via),
         (

@@ -135,7 +135,11 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 warnings: loaded.warnings,
             })
         }
-        Command::Run(_) | Command::Keygen(_) | Command::Pubkey(_) | Command::Check(_) => {
+        Command::Run(_)
+        | Command::Keygen(_)
+        | Command::Pubkey(_)
+        | Command::Check(_)
+        | Command::Dns(_) => {
             Err(Failure::Usage("this command runs no program".to_owned()))
         }
     }

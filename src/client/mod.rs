@@ -5,6 +5,7 @@ mod beside;
 pub mod connect;
 pub mod device;
 pub mod direct;
+pub mod dns;
 pub mod driver;
 pub mod enclosed;
 mod inside;

@@ -3,14 +3,13 @@
 //! ```text
 //!            ┌ literal ─────────────────────────────────────┐
 //!  Host ─────┼ localhost (RFC 6761) ────────────────────────┼─▶ Race ─▶ Tunnel::connect
-//!            └ name ─▶ cache ─▶ A ∥ AAAA over UDP, then TCP ┘   (RFC 8305)
-//!                               to the session's name servers
+//!            └ name ─▶ A ∥ AAAA, answered by Dns ───────────┘   (RFC 8305)
 //! ```
 //!
-//! No name is ever asked of the system's resolver here: that would leak it (what a [rule](super::rules) sends there goes
-//! [beside the tunnel](super::direct)). Answers are kept
-//! for as long as their TTL says, at most [`CACHE_ENTRIES`] of them, refusals too. A
-//! lookup takes [`LOOKUP_LIMIT`] at most, whatever the name servers do.
+//! Names are answered by the same [`Dns`] as those that come to the local resolver, with its rules and its cache. So no
+//! name is asked of the system's resolver here, which would leak it, unless a split rule says so (what a [rule](super::rules)
+//! of the proxy sends there goes [beside the tunnel](super::direct)). A lookup takes [`LOOKUP_LIMIT`] at most, whatever the
+//! name servers do.
 
 mod host;
 mod known;
@@ -19,56 +18,43 @@ mod provider;
 mod race;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use thiserror::Error;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use host::{Host, HostError};
 pub(super) use known::Known;
 pub use names::{NameQueries, NameQuery, name_service};
+pub(in crate::client) use provider::{TunnelRuntime, connect_error as tunnel_error};
 
+use super::dns::{ANSWER_LIMIT, Dns, Failure, Question, Reply, address};
 use super::rules::Blocked;
 use super::tunnel::{ConnectError, Flow, Tunnel};
 use crate::wire::InnerConfig;
-use provider::TunnelRuntime;
 use race::{Family, Race};
 
 /// Resolves names and connects to them, through the tunnel; cheap to clone.
 #[derive(Clone)]
 pub struct Resolver {
     tunnel: Tunnel,
-    shared: Arc<Shared>,
+    dns: Dns,
 }
-
-struct Shared {
-    /// The backend and the name servers it was built for.
-    backend: Mutex<Option<(Vec<IpAddr>, Backend)>>,
-    queries: Semaphore,
-    /// Whether the backend's last socket failed because the tunnel is down.
-    down: Arc<AtomicBool>,
-}
-
-type Backend = hickory_resolver::Resolver<TunnelRuntime>;
 
 impl Resolver {
     /// Makes a resolver that asks the name servers of the session of `tunnel`.
     pub fn new(tunnel: Tunnel) -> Self {
-        Self {
-            tunnel,
-            shared: Arc::new(Shared {
-                backend: Mutex::new(None),
-                queries: Semaphore::new(CONCURRENT_QUERIES),
-                down: Arc::default(),
-            }),
-        }
+        let dns = Dns::plain(tunnel.clone());
+        Self::over(tunnel, dns)
+    }
+
+    /// Makes a resolver whose names `dns` answers.
+    pub fn over(tunnel: Tunnel, dns: Dns) -> Self {
+        Self { tunnel, dns }
     }
 
     /// Finds the addresses of `host`: IPv6 and IPv4 in turn, only families that the
@@ -210,69 +196,53 @@ impl Resolver {
         if !has {
             return Err(ResolveError::NoAddress);
         }
-        let backend = self.backend(&inner.dns)?;
         let mut name = Name::from_ascii(name).map_err(|_| ResolveError::InvalidName)?;
-        name.set_fqdn(true);
-        let query = async {
-            // Never closed: the permit is there once somebody else has finished.
-            let _permit = self.shared.queries.acquire().await;
-            backend.lookup(name, record).await
-        };
-        let answer = timeout_at(deadline, query)
-            .await
-            .map_err(|_elapsed| ResolveError::TimedOut)?
-            .map_err(|error| {
-                let error = ResolveError::from_backend(&error);
-                let down = self.shared.down.load(Ordering::Relaxed);
-                if down && error == ResolveError::BadAnswer {
-                    ResolveError::TunnelDown
-                } else {
-                    error
-                }
-            })?;
-        let addresses: Vec<IpAddr> = answer
-            .answers()
-            .iter()
-            .filter_map(|record| address(&record.data))
-            .take(ADDRESSES_PER_FAMILY)
-            .collect();
-        if addresses.is_empty() {
-            Err(ResolveError::NoAddress)
-        } else {
-            Ok(addresses)
+        for _ in 0..MAX_ALIASES {
+            let question = Question::new(&name, record);
+            let reply = self.dns.ask(&question, deadline).await?;
+            let answers = reply.answers();
+            let addresses: Vec<IpAddr> = answers
+                .iter()
+                .filter_map(|record| address(&record.data))
+                .take(ADDRESSES_PER_FAMILY)
+                .collect();
+            if let Some(error) = ResolveError::of(&reply) {
+                return Err(error);
+            }
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            // A name server that does not follow an alias itself.
+            match alias(&name, &answers) {
+                Some(target) => name = target,
+                None => return Err(ResolveError::NoAddress),
+            }
         }
+        Err(ResolveError::NoAddress)
     }
+}
 
-    /// Returns the backend for these name servers, built anew (with an empty cache) when
-    /// they have changed.
-    fn backend(&self, servers: &[IpAddr]) -> Result<Backend, ResolveError> {
-        let mut current = self
-            .shared
-            .backend
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some((built_for, backend)) = &*current
-            && built_for == servers
-        {
-            return Ok(backend.clone());
+/// Follows the aliases of an answer from `name` to where nothing is said any more; `None` where it begins there.
+fn alias(name: &Name, answers: &[Record]) -> Option<Name> {
+    let next = |name: &Name| {
+        answers.iter().find_map(|record| {
+            if let RData::CNAME(target) = &record.data
+                && record.name.eq_ignore_root(name)
+            {
+                Some(target.0.clone())
+            } else {
+                None
+            }
+        })
+    };
+    let mut target = next(name)?;
+    for _ in 0..MAX_ALIASES {
+        match next(&target) {
+            Some(further) => target = further,
+            None => break,
         }
-        if servers.is_empty() {
-            return Err(ResolveError::NoNameServer);
-        }
-        let configs = servers
-            .iter()
-            .map(|server| NameServerConfig::udp_and_tcp(*server))
-            .collect();
-        let backend = Backend::builder_with_config(
-            ResolverConfig::from_name_servers(configs),
-            TunnelRuntime::new(self.tunnel.clone(), Arc::clone(&self.shared.down)),
-        )
-        .with_options(options())
-        .build()
-        .map_err(|error| ResolveError::from_backend(&error))?;
-        *current = Some((servers.to_vec(), backend.clone()));
-        Ok(backend)
     }
+    Some(target)
 }
 
 impl std::fmt::Debug for Resolver {
@@ -306,7 +276,7 @@ pub enum ResolveError {
         text: &'static str,
     },
     /// No name server answered in time.
-    #[error("the name server did not answer in {} s", LOOKUP_LIMIT.as_secs())]
+    #[error("the name server did not answer in {} s", LOOKUP_LIMIT.as_secs_f32())]
     TimedOut,
     /// The name server's answer or the connection to it was broken.
     #[error("the name server's answer was of no use")]
@@ -320,34 +290,27 @@ pub enum ResolveError {
     /// The name goes directly, and this host's own resolver has no address for it.
     #[error("this host's resolver has no address for the name, which a rule sends directly")]
     Host,
+    /// A list under `block` has the name.
+    #[error("the name is blocked by a list")]
+    Blocked,
 }
 
 impl ResolveError {
-    fn from_backend(error: &NetError) -> Self {
-        if error.is_nx_domain() {
-            return Self::NotFound;
+    /// What an answer says against there being an address, if anything.
+    fn of(reply: &Reply) -> Option<Self> {
+        if reply.is_blocked() {
+            return Some(Self::Blocked);
         }
-        if error.is_no_records_found() {
-            return Self::NoAddress;
-        }
-        if let NetError::Dns(DnsError::ResponseCode(code)) = error {
-            return Self::ServerFailed {
-                code: u16::from(*code),
-                text: code.to_str(),
-            };
-        }
-        if let NetError::Io(error) = error {
-            return match provider::connect_error(error) {
-                Some(ConnectError::TunnelDown) => Self::TunnelDown,
-                Some(ConnectError::TimedOut) => Self::TimedOut,
-                Some(_) | None if error.kind() == std::io::ErrorKind::TimedOut => Self::TimedOut,
-                Some(_) | None => Self::BadAnswer,
-            };
-        }
-        if matches!(error, NetError::Timeout) {
-            Self::TimedOut
+        let code = reply.code();
+        if code == ResponseCode::NoError {
+            None
+        } else if code == ResponseCode::NXDomain {
+            Some(Self::NotFound)
         } else {
-            Self::BadAnswer
+            Some(Self::ServerFailed {
+                code: u16::from(code),
+                text: code.to_str(),
+            })
         }
     }
 
@@ -368,7 +331,7 @@ impl ResolveError {
             Self::TimedOut => 2,
             Self::ServerFailed { .. } => 3,
             // These are true of all families.
-            Self::NotFound | Self::Host => 4,
+            Self::NotFound | Self::Host | Self::Blocked => 4,
             Self::TunnelDown | Self::NoNameServer => 5,
             Self::InvalidName | Self::Onion => 6,
         }
@@ -390,58 +353,26 @@ pub enum OriginError {
     Blocked(#[from] Blocked),
 }
 
-/// Reads the address out of a record that has one.
-fn address(data: &RData) -> Option<IpAddr> {
-    if let RData::A(address) = data {
-        Some(address.0.into())
-    } else if let RData::AAAA(address) = data {
-        Some(address.0.into())
-    } else {
-        None
+impl From<Failure> for ResolveError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::TimedOut => Self::TimedOut,
+            Failure::TunnelDown => Self::TunnelDown,
+            Failure::NoNameServer => Self::NoNameServer,
+            Failure::BadAnswer | Failure::Loop => Self::BadAnswer,
+        }
     }
 }
 
-fn options() -> ResolverOpts {
-    let mut options = ResolverOpts::default();
-    options.ndots = 0;
-    options.timeout = QUERY_LIMIT;
-    options.attempts = QUERY_RETRIES;
-    options.cache_size = CACHE_ENTRIES;
-    options.use_hosts_file = ResolveHosts::Never;
-    options.positive_max_ttl = Some(POSITIVE_TTL_LIMIT);
-    options.negative_max_ttl = Some(NEGATIVE_TTL_LIMIT);
-    // The backend retries a busy connection in a tight loop: keep it from being busy.
-    options.max_active_requests = 2 * CONCURRENT_QUERIES;
-    options.edns_payload_len = EDNS_PAYLOAD;
-    options
-}
-
 /// How long a lookup may take in all: what a person waits before trying again.
-pub const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+pub const LOOKUP_LIMIT: Duration = ANSWER_LIMIT;
 
 /// How long a connection may take in all, the lookup included. The netstack gives its
 /// attempts up earlier; this bounds what several in a row add up to.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// How many answers are kept: at about 500 bytes each, 2 MiB.
-pub const CACHE_ENTRIES: u64 = 4096;
-
-/// Three tries fit into [`LOOKUP_LIMIT`], so that two lost datagrams are made good.
-const QUERY_LIMIT: Duration = Duration::from_millis(1600);
-const QUERY_RETRIES: usize = 2;
-
-/// Each takes a port of the inner address; more lookups wait.
-const CONCURRENT_QUERIES: usize = 256;
-
-/// No answer is kept longer: names of services move.
-const POSITIVE_TTL_LIMIT: Duration = Duration::from_secs(24 * 3600);
-
-/// RFC 2308 section 5 advises hours at most; a name that was just made should not take
-/// so long to be seen.
-const NEGATIVE_TTL_LIMIT: Duration = Duration::from_secs(300);
-
-/// The size that avoids fragments on nearly every path (DNS flag day 2020).
-const EDNS_PAYLOAD: u16 = 1232;
+/// Aliases that are followed where name servers do not (as many as they themselves follow).
+const MAX_ALIASES: usize = 8;
 
 /// More addresses of one name than this are not tried.
 const ADDRESSES_PER_FAMILY: usize = 8;

@@ -32,6 +32,8 @@ use tracing::{debug, warn};
 
 use super::connect::Connector;
 use super::direct::Direct;
+use super::dns::lists::{ListService, ListStore, tell};
+use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
 use super::proxy::CredentialsError;
 use super::resolve::{Resolver, name_service};
@@ -55,6 +57,7 @@ pub struct Client {
     tunnel: Tunnel,
     resolver: Resolver,
     direct: Direct,
+    dns: Dns,
     driver: JoinHandle<Exit>,
     /// Cancelled when the driver is gone, however it went.
     over: CancellationToken,
@@ -78,9 +81,9 @@ impl Client {
         let connector = connector(config, relayed)?;
         let (configured, inner) = watch::channel(None);
         let (tunnel, commands) = tunnel(inner);
-        let resolver = Resolver::new(tunnel.clone());
         let stop = CancellationToken::new();
         let direct = Direct::new();
+        let (dns, resolver) = names(config, &tunnel, &stop)?;
         let (names, service) = name_service(
             resolver.clone(),
             direct.clone(),
@@ -107,6 +110,7 @@ impl Client {
             tunnel,
             resolver,
             direct,
+            dns,
             driver,
             over,
             stop,
@@ -128,6 +132,11 @@ impl Client {
         self.direct.clone()
     }
 
+    /// Returns what answers names, for a local resolver.
+    pub fn dns(&self) -> Dns {
+        self.dns.clone()
+    }
+
     /// Waits until the server has given the first session its addresses.
     ///
     /// `None` when the tunnel ended before.
@@ -147,6 +156,7 @@ impl Client {
         self.stop.cancel();
         // The driver bounds its own goodbye; the time-out is for a runtime that stalls.
         let _ = timeout(CLOSE_TIMEOUT, &mut self.driver).await;
+        debug!(dns = ?self.dns.stats(), "counters");
     }
 }
 
@@ -172,9 +182,55 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// The local resolver's address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Name servers cannot be asked as configured.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// Fetched lists have nowhere to be.
+    #[error("no folder for fetched lists of names: {0}; set dns.cache_dir")]
+    Lists(#[source] io::Error),
     /// The proxy's user or password cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+}
+
+/// Makes what answers names, with its lists read, and starts what keeps both up to date.
+fn names(
+    config: &ClientConfig,
+    tunnel: &Tunnel,
+    stop: &CancellationToken,
+) -> Result<(Dns, Resolver), StartError> {
+    let dns = Dns::new(&config.dns, tunnel.clone())?;
+    let resolver = Resolver::over(tunnel.clone(), dns.clone());
+    let store = ListStore::new(&config.dns).map_err(StartError::Lists)?;
+    if !store.is_empty() {
+        let (lists, outcomes) = store.read();
+        tell(&outcomes);
+        dns.change_policy(|policy| policy.with_lists(lists));
+        let (dns, resolver, tunnel) = (dns.clone(), resolver.clone(), tunnel.clone());
+        let service = ListService::new(&config.dns, store, dns, resolver, tunnel);
+        tokio::spawn(service.run(stop.clone()));
+    }
+    // Whoever asks others does not let the server answer.
+    if config.dns.upstream.is_empty() {
+        let (dns, tunnel, stop) = (dns.clone(), tunnel.clone(), stop.clone());
+        tokio::spawn(async move { dns.follow_pushed(tunnel, stop).await });
+    }
+    let (prefetching, stop) = (dns.clone(), stop.clone());
+    tokio::spawn(async move { prefetching.prefetch(stop).await });
+    Ok((dns, resolver))
+}
+
+/// Binds the local resolver of `config`, if it has one.
+///
+/// # Errors
+///
+/// When the address cannot be had.
+pub fn local_resolver(config: &ClientConfig) -> Result<Option<LocalResolver>, StartError> {
+    let bound = config.dns.listen.map(LocalResolver::bind).transpose();
+    Ok(bound?)
 }
 
 /// What to do about an address that cannot be had.

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::address::{Host, LaneAddr};
+use super::dns::{self, DnsConfig};
 use super::error::ConfigError;
 use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
@@ -39,6 +40,8 @@ pub struct ClientConfig {
     pub rules: Vec<Rule>,
     /// Further proxies beside that one, each with rules of its own.
     pub proxies: Vec<ProxyConfig>,
+    /// How names are found, by the proxies and by the local resolver.
+    pub dns: DnsConfig,
     /// How the certificate of a `tls` or `wss` lane is checked.
     pub tls: CertificateCheck,
     /// The proxy through which the servers are reached; those of [`Scheme::Udp`](super::Scheme::Udp) are not, and are
@@ -121,6 +124,7 @@ impl ClientConfig {
                 refuse_loop(settings, at, own.listen);
             }
         }
+        let dns = dns::read(settings);
         let tls = read_tls(settings, &servers);
         let connect_timeout = settings.value("connect_timeout", |text| {
             parse::duration(text, MIN_TIMEOUT, MAX_TIMEOUT)
@@ -139,6 +143,7 @@ impl ClientConfig {
             proxy_auth: proxy.auth,
             rules: proxy.rules,
             proxies,
+            dns,
             tls,
             via: via.map(|at| at.value),
             connect_timeout: connect_timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
@@ -181,7 +186,11 @@ impl fmt::Display for ClientConfig {
         if let Some(via) = &self.via {
             write!(f, " through {}", via.proxy)?;
         }
-        write!(f, ", proxy on {}", proxies.join(", "))
+        write!(f, ", proxy on {}", proxies.join(", "))?;
+        match self.dns.listen {
+            Some(address) => write!(f, ", dns on {address}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 pub mod address;
 mod client;
 mod clients;
+mod dns;
 mod error;
 mod files;
 mod kind;
@@ -32,6 +33,11 @@ mod yaml;
 
 pub use address::{AddressError, Host, LaneAddr, Scheme};
 pub use client::{CertificateCheck, CertificatePin, ClientConfig};
+pub(crate) use dns::is_host_name;
+pub use dns::{
+    BlockedAnswer, DnsConfig, DnsUpstream, ListSource, MAX_LISTS, RecordName, SplitRule,
+    SplitTarget, StaticRecord,
+};
 pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
 pub use kind::{Kind, guess_kind, unknown_variable};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::address::{Host, LaneAddr, Scheme};
+use super::dns::{self, StaticRecord};
 use super::error::ConfigError;
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub tls_names: Vec<String>,
     /// Resolvers that answer the clients' queries; empty: those of the host.
     pub dns: Vec<SocketAddr>,
+    /// Records of names that clients are given; together they fit a Config frame.
+    pub dns_records: Vec<StaticRecord>,
     /// Whether clients may send packets to one another.
     pub client_to_client: bool,
     /// The folder of what outlives the process: leases, replay times, certificate, journal.
@@ -179,6 +182,7 @@ impl ServerConfig {
         let tls = read_tls(settings, &listen);
         let tls_names = read_tls_names(settings, tls.is_some());
         let dns = values(settings.list("dns", parse::upstream));
+        let dns_records = dns::read_pushed(settings);
         let client_to_client = settings
             .value("client_to_client", parse::boolean)
             .is_some_and(|at| at.value);
@@ -219,6 +223,7 @@ impl ServerConfig {
             tls,
             tls_names,
             dns,
+            dns_records,
             client_to_client,
             state_dir: state_dir?,
             max_clients: max_clients.map_or(DEFAULT_CLIENTS, |at| at.value),

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::dns::ListSource;
 use super::error::{ConfigError, Place, Problem, Source};
 use super::files;
 use super::yaml::{self, Entry, Node, Value};
@@ -182,12 +183,59 @@ impl<'a> Settings<'a> {
         inner: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Located<T>> {
+        let inside = self.inside(key, inner)?;
+        self.value(&inside, parse)
+    }
+
+    /// Reads a list of a group that may be a single value instead, which is no problem.
+    pub(super) fn details<T>(
+        &mut self,
+        key: &str,
+        inner: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        let inside = self.inside(key, inner)?;
+        self.list(&inside, parse)
+    }
+
+    /// Reads a path of a group that may be a single value instead, which is no problem.
+    pub(super) fn detail_path(&mut self, key: &str, inner: &str) -> Option<Located<PathBuf>> {
+        let inside = self.inside(key, inner)?;
+        self.path(&inside)
+    }
+
+    /// Reads a list of what is a path unless `parse` takes it, in a group that may be a single value instead. Files
+    /// are opened, and those that cannot be are problems.
+    pub(super) fn sources(
+        &mut self,
+        key: &str,
+        inner: &str,
+        parse: impl Fn(&str) -> Option<Result<ListSource, String>>,
+    ) -> Option<Vec<Located<ListSource>>> {
+        let inside = self.inside(key, inner)?;
+        let mut items = Vec::new();
+        for (path, text, place) in self.texts(&inside)? {
+            if let Some(outcome) = parse(&text) {
+                items.extend(self.parsed(&path, &text, place, |_| outcome.clone()));
+            } else if let Some(at) = self.parsed_path(&path, &text, place)
+                && self.read_file(&at, files::probe).is_some()
+            {
+                items.push(Located {
+                    value: ListSource::File(at.value),
+                    key: at.key,
+                    place: at.place,
+                });
+            }
+        }
+        Some(items)
+    }
+
+    /// The path of a key in a group, where there is one to read it from; known in any case.
+    fn inside(&mut self, key: &str, inner: &str) -> Option<String> {
         let inside = format!("{key}.{inner}");
         self.known.insert(inside.clone());
-        if self.is_group(key) || self.variable(&inside).is_some() {
-            return self.value(&inside, parse);
-        }
-        None
+        let outside = self.flag(&inside).is_some() || self.variable(&inside).is_some();
+        (self.is_group(key) || outside).then_some(inside)
     }
 
     /// Whether the file has a group of that name.

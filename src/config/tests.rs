@@ -185,6 +185,7 @@ dns: [9.9.9.9, '[2620:fe::fe]:5353']
 client_to_client: yes
 state_dir: state
 max_clients: 7
+dns_records: [intra.example A 10.1.2.3, '*.dev.example AAAA fd00::1']
 limits: {flows_per_client: 100, memory: 64MiB}
 aead: [aes-128-gcm, xchacha20-poly1305]
 ",
@@ -240,6 +241,7 @@ aead: [aes-128-gcm, xchacha20-poly1305]
         ["9.9.9.9:53", "[2620:fe::fe]:5353"]
     );
     assert_eq!((config.client_to_client, config.max_clients), (true, 7));
+    assert_eq!(config.dns_records.len(), 2);
     assert_eq!(config.state_dir, bench.path("state"));
     assert_eq!(
         config.limits,
@@ -279,6 +281,16 @@ via_password_file: password
 connect_timeout: 1500ms
 lanes: 3
 aead: chacha20-poly1305
+dns:
+  listen: localhost:5353
+  upstream: [tls://dns.quad9.net, 9.9.9.9]
+  split: [corp.example=10.0.0.53, lan=system]
+  records: nas.home A 192.168.1.5
+  block: [password, https://lists.example.com/ads.txt]
+  allow: password
+  blocked: zero
+  refresh: 2h
+  cache_dir: kept
 ",
         )
         .expect("a client")
@@ -295,6 +307,19 @@ aead: chacha20-poly1305
         (login.user.as_str(), login.password.as_str()),
         ("bob", "12345")
     );
+    let dns = &config.dns;
+    assert_eq!(dns.listen, Some(SocketAddr::from(([127, 0, 0, 1], 5353))));
+    assert_eq!((dns.upstream.len(), dns.split.len()), (2, 2));
+    assert_eq!(dns.records[0].to_string(), "nas.home A 192.168.1.5");
+    assert_eq!(dns.block[0], ListSource::File(bench.path("password")));
+    assert_eq!(
+        dns.block[1].to_string(),
+        "https://lists.example.com/ads.txt"
+    );
+    assert_eq!((dns.block.len(), dns.allow.len()), (2, 1));
+    assert_eq!(dns.blocked, BlockedAnswer::Zero);
+    assert_eq!(dns.refresh, Duration::from_secs(7200));
+    assert_eq!(dns.cache_dir, Some(bench.path("kept")));
     assert!(config.preshared_key.is_some());
     let auth = config.proxy_auth.expect("a password");
     assert_eq!(
@@ -632,6 +657,34 @@ fn repair_is_a_word_or_a_group_or_a_variable() {
 }
 
 #[test]
+fn dns_is_an_address_or_a_group_or_variables() {
+    let three = "server: tcp://vpn.example.com:7443\nserver_key: OTHER\nkey_file: own.key\n";
+    let read = |bench: Bench, text: &str| {
+        let loaded = bench.client(&format!("{three}{text}\n"));
+        loaded.expect("a client").config.dns
+    };
+    let at = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+    assert_eq!(read(Bench::new(), "dns: 127.0.0.1:53").listen, at(53));
+    assert_eq!(
+        read(Bench::new(), "dns: {listen: '127.0.0.1:54'}").listen,
+        at(54)
+    );
+    assert_eq!(read(Bench::new(), "dns: {blocked: zero}").listen, None);
+    let bench = Bench::new()
+        .set("ADIT_DNS", "127.0.0.1:55")
+        .set("ADIT_DNS_SPLIT", "a.test=system,b.test=9.9.9.9")
+        .flag("dns.upstream", "--dns-upstream", &["9.9.9.9", "1.1.1.1"]);
+    let dns = read(bench, "dns: {listen: '127.0.0.1:54', blocked: zero}");
+    assert_eq!(dns.listen, at(55));
+    assert_eq!((dns.split.len(), dns.upstream.len()), (2, 2));
+    assert_eq!(dns.blocked, BlockedAnswer::Zero);
+    let open = read(Bench::new(), "dns: {listen: '192.0.2.1:53', open: true}");
+    assert!(open.listen.is_some());
+    let kept = read(Bench::new().set("XDG_CACHE_HOME", "/x"), "");
+    assert_eq!(kept.cache_dir, Some("/x/adit".into()));
+}
+
+#[test]
 fn lists_from_the_environment_are_separated_by_commas() {
     let bench = Bench::new().set("ADIT_ALLOW", "10.0.0.0/8, fd00::/8,");
     assert_eq!(
@@ -881,6 +934,8 @@ fn examples_hold_every_key_and_their_comments_load_too() {
             "ca.pem",
             "proxy.password",
             "via.password",
+            "blocklist.txt",
+            "allowlist.txt",
         ] {
             fs::copy(bench.path("own.key"), bench.path(file)).expect("copied");
         }

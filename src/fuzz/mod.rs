@@ -25,12 +25,15 @@
 //! | [`websocket`] | what the other end of a WebSocket sends, in pieces | pieces do not matter, nothing is made up |
 //! | [`udp_header`] | a datagram to the proxy's UDP relay | a header that is read says where the payload begins |
 //! | [`dns_query`] | a query to the inner resolver | a refusal fits what the client can take |
+//! | [`dns_answer`] | what a name server says | what is taken for an answer can be given to whoever asks |
+//! | [`dns_list`] | a list of names | what is taken for a name is one, and is found |
 //! | [`relayed`] | a script of relayed flows, of lanes that change, and of frames from a peer without manners | bounds hold; between honest ends every byte comes out once and in order |
 //! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
 mod datagram;
 mod delivery;
+mod dns;
 mod flows;
 mod input;
 mod packets;
@@ -44,6 +47,7 @@ mod wire;
 
 pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
 pub use delivery::{delivery, wire_report};
+pub use dns::{dns_answer, dns_list};
 pub use flows::{netstack_join, proto_hold, proto_queue};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
@@ -76,6 +80,8 @@ pub const TARGETS: &[Target] = &[
     ("socks", socks),
     ("udp_header", udp_header),
     ("dns_query", dns_query),
+    ("dns_answer", dns_answer),
+    ("dns_list", dns_list),
     ("config", config),
     ("repair", repair),
     ("relayed", relayed),

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::client::proxy::Credentials;
 use crate::client::proxy::socks::{Negotiation, ReplyCode};
 use crate::client::proxy::udp_header as header;
-use crate::server::dns;
+use crate::dns;
 
 /// Negotiates `with a password? (1) ‖ what the application sends`, whole and byte by byte.
 ///

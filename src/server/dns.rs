@@ -22,15 +22,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_resolver::proto::rr::{DNSClass, RecordType};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use hickory_resolver::proto::op::ResponseCode;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::timeout;
 
+use crate::dns::{Answer, Reading, StreamEnd, serve_stream};
 use crate::io::clock;
 use crate::proto::PublicKey;
 use upstreams::Upstreams;
@@ -206,223 +204,25 @@ impl DnsClient {
     /// The stream fails.
     pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        mut stream: S,
+        stream: S,
     ) -> io::Result<()> {
-        let mut received = Vec::with_capacity(STREAM_READ);
-        let mut answers = FuturesUnordered::new();
-        let mut open = true;
-        while open || !answers.is_empty() {
-            while answers.len() < QUERIES_PER_STREAM
-                && let Some(query) = take_query(&mut received)
-            {
-                answers.push(self.answer_stream(query));
-            }
-            let room = open && answers.len() < QUERIES_PER_STREAM;
-            let idle = answers.is_empty();
-            tokio::select! {
-                Some(answer) = answers.next(), if !idle => {
-                    // A client that does not read its answers is as good as idle.
-                    let Some(answer) = answer else { continue };
-                    let written = timeout(STREAM_IDLE, stream.write_all(&answer)).await;
-                    if !matches!(written, Ok(Ok(()))) {
-                        break;
-                    }
-                }
-                read = timeout(STREAM_IDLE, stream.read_buf(&mut received)), if room => match read {
-                    Ok(Ok(0)) => open = false,
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return Err(error),
-                    // An answer that is still under way keeps the stream open.
-                    Err(_elapsed) if !idle => {}
-                    Err(_elapsed) => break,
-                }
-            }
+        let answer = |query| self.answer_stream(query);
+        match serve_stream(stream, QUERIES_PER_STREAM, answer).await? {
+            StreamEnd::Closed => {}
+            StreamEnd::Cut => count(&self.service.stats.streams_closed),
         }
-        if open || !received.is_empty() {
-            count(&self.service.stats.streams_closed);
-        }
-        match timeout(STREAM_IDLE, stream.shutdown()).await {
-            Ok(result) => result,
-            Err(_elapsed) => Ok(()),
-        }
+        Ok(())
     }
 
     /// Answers one query of a stream, waiting for its turn.
     async fn answer_stream(&self, query: Vec<u8>) -> Option<Vec<u8>> {
         let _own = self.permits.acquire().await.ok()?;
         let _all = self.service.permits.acquire().await.ok()?;
-        let body = self
-            .service
+        self.service
             .answer(&query)
             .await?
-            .encode(usize::from(u16::MAX))?;
-        let len = u16::try_from(body.len()).ok()?;
-        let mut framed = Vec::with_capacity(body.len() + 2);
-        framed.extend_from_slice(&len.to_be_bytes());
-        framed.extend_from_slice(&body);
-        Some(framed)
+            .encode(usize::from(u16::MAX))
     }
-}
-
-/// What a datagram is refused with, if it is refused: `None` inside where that cannot be written.
-pub(crate) fn refusal(message: &[u8]) -> Option<Option<Vec<u8>>> {
-    match Reading::of(message) {
-        Reading::Refuse(answer) => Some(answer.encode(answer.udp_limit)),
-        Reading::Lookup(_) | Reading::Silence => None,
-    }
-}
-
-/// What a message asks of us.
-enum Reading {
-    /// A lookup.
-    Lookup(Asked),
-    /// An answer that needs none.
-    Refuse(Answer),
-    /// No answer.
-    Silence,
-}
-
-/// A query that is to be answered by a lookup.
-struct Asked {
-    header: Message,
-    query: Query,
-    edns: bool,
-    udp_limit: usize,
-}
-
-impl Reading {
-    fn of(bytes: &[u8]) -> Self {
-        let Ok(mut message) = Message::from_vec(bytes) else {
-            return malformed(bytes);
-        };
-        // A response is never answered: two servers would talk to each other for ever.
-        if message.metadata.message_type == MessageType::Response {
-            return Self::Silence;
-        }
-        let offered = message
-            .edns
-            .as_ref()
-            .map(|edns| usize::from(edns.max_payload()));
-        let edns = offered.is_some();
-        let udp_limit = offered
-            .unwrap_or(0)
-            .clamp(PLAIN_UDP, usize::from(UDP_PAYLOAD));
-        let version = message.edns.as_ref().map_or(0, Edns::version);
-        let queries = std::mem::take(&mut message.queries);
-        if message.metadata.op_code != OpCode::Query {
-            let response = response(&message, None, edns, ResponseCode::NotImp);
-            return Self::Refuse(Answer {
-                response,
-                udp_limit,
-            });
-        }
-        let Ok([query]) = <[Query; 1]>::try_from(queries) else {
-            let response = response(&message, None, edns, ResponseCode::FormErr);
-            return Self::Refuse(Answer {
-                response,
-                udp_limit,
-            });
-        };
-        let wrong = if version > 0 {
-            Some(ResponseCode::BADVERS)
-        } else if query.query_class() != DNSClass::IN {
-            Some(ResponseCode::Refused)
-        } else {
-            // Whole zones are not what a resolver hands out.
-            matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR)
-                .then_some(ResponseCode::Refused)
-        };
-        let asked = Asked {
-            header: message,
-            query,
-            edns,
-            udp_limit,
-        };
-        match wrong {
-            Some(code) => Self::Refuse(Answer {
-                response: asked.response(code),
-                udp_limit,
-            }),
-            None => Self::Lookup(asked),
-        }
-    }
-}
-
-impl Asked {
-    fn response(&self, code: ResponseCode) -> Message {
-        response(&self.header, Some(&self.query), self.edns, code)
-    }
-}
-
-/// A response, and how long it may be in a datagram.
-struct Answer {
-    response: Message,
-    udp_limit: usize,
-}
-
-impl Answer {
-    /// Writes the response in at most `limit` bytes, truncated where it is longer.
-    fn encode(&self, limit: usize) -> Option<Vec<u8>> {
-        match self.response.to_vec() {
-            Ok(bytes) if bytes.len() <= limit => Some(bytes),
-            // Too long, or longer than any message can be.
-            Ok(_) | Err(_) => self
-                .response
-                .truncate()
-                .to_vec()
-                .ok()
-                .filter(|bytes| bytes.len() <= limit),
-        }
-    }
-}
-
-/// Begins a response to `header`.
-fn response(header: &Message, query: Option<&Query>, edns: bool, code: ResponseCode) -> Message {
-    let mut response = Message::response(header.metadata.id, header.metadata.op_code);
-    response.metadata.recursion_desired = header.metadata.recursion_desired;
-    response.metadata.checking_disabled = header.metadata.checking_disabled;
-    response.metadata.recursion_available = true;
-    response.metadata.response_code = code;
-    response.queries.extend(query.cloned());
-    if edns {
-        let mut edns = Edns::new();
-        edns.set_max_payload(UDP_PAYLOAD)
-            .set_version(0)
-            .set_rcode_high(code.high());
-        response.set_edns(edns);
-    }
-    response
-}
-
-/// FORMERR, where there is at least the header of a query to answer; else silence.
-fn malformed(bytes: &[u8]) -> Reading {
-    let Some([id_high, id_low, flags, ..]) = bytes.first_chunk::<12>() else {
-        return Reading::Silence;
-    };
-    let is_response = flags & 0x80 != 0;
-    if is_response {
-        return Reading::Silence;
-    }
-    let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
-    let mut response = Message::response(u16::from_be_bytes([*id_high, *id_low]), op_code);
-    response.metadata.recursion_desired = flags & 0x01 != 0;
-    response.metadata.response_code = ResponseCode::FormErr;
-    Reading::Refuse(Answer {
-        response,
-        udp_limit: PLAIN_UDP,
-    })
-}
-
-/// Takes the first whole query out of what a stream has brought.
-fn take_query(received: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let len = usize::from(u16::from_be_bytes(*received.first_chunk()?));
-    if received.len() < len + 2 {
-        return None;
-    }
-    let rest = received.split_off(len + 2);
-    let mut query = std::mem::replace(received, rest);
-    query.drain(..2);
-    Some(query)
 }
 
 fn count(counter: &AtomicU64) {
@@ -438,22 +238,15 @@ pub enum DnsServiceError {
     Resolver(#[source] NetError),
 }
 
-/// Bytes of an answer in a datagram to a client without EDNS (RFC 1035, section 4.2.1).
-const PLAIN_UDP: usize = 512;
-/// Bytes of a datagram that pass every path unfragmented: 1280 less the headers of IPv6 and UDP.
-pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// Queries of all clients under way: each may hold a socket.
-const QUERIES: usize = 512;
-/// Queries of one client under way, over all its sessions: a page with many names, and no more than its share.
-const QUERIES_PER_CLIENT: usize = 64;
+const QUERIES: usize = 1024;
+/// Queries of one client under way, over all its sessions: more than what its own resolver asks at a time, and no more
+/// than its share.
+const QUERIES_PER_CLIENT: usize = 256;
 /// Queries of one stream under way; the rest waits unread.
 const QUERIES_PER_STREAM: usize = 16;
 /// A stub resolver has given up by then, and has asked again (glibc waits 5 s, twice).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
-/// How long a stream may be without a query (RFC 7766, section 6.2.3: in the order of seconds).
-const STREAM_IDLE: Duration = Duration::from_secs(10);
-/// Bytes read of a stream at once: several queries.
-const STREAM_READ: usize = 2048;
 
 #[cfg(test)]
 mod tests {
@@ -461,13 +254,16 @@ mod tests {
     use std::str::FromStr as _;
 
     use hickory_resolver::config::ResolverConfig;
+    use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query};
     use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
-    use hickory_resolver::proto::rr::{Name, RData, Record};
+    use hickory_resolver::proto::rr::{DNSClass, Name, RData, Record, RecordType};
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UdpSocket;
 
     use super::upstreams::Source;
     use super::*;
+    use crate::dns::{Asked, PLAIN_UDP, UDP_PAYLOAD};
 
     fn key(client: u8) -> PublicKey {
         PublicKey::from_bytes([client; 32])
@@ -487,7 +283,13 @@ mod tests {
     /// What the upstream of these tests says.
     fn upstream_answer(asked: &Message) -> Option<Message> {
         let query = asked.queries.first()?;
-        let mut answer = response(asked, Some(query), true, ResponseCode::NoError);
+        let asked = Asked {
+            header: asked.clone(),
+            query: query.clone(),
+            edns: true,
+            udp_limit: PLAIN_UDP,
+        };
+        let mut answer = asked.response(ResponseCode::NoError);
         let host = query.name().clone();
         let record = |data| Record::from_rdata(host.clone(), 300, data);
         let soa = || {

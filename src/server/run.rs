@@ -86,6 +86,8 @@ pub struct Shared {
     pub pool: Arc<Pool>,
     /// The inner MTU.
     pub mtu: u16,
+    /// Records of names that clients are given, in words.
+    pub dns_records: Vec<String>,
     /// Whether clients may reach each other.
     pub client_to_client: bool,
     /// Ends everything.
@@ -177,6 +179,7 @@ impl Shared {
             gateway6: None,
             dns: self.gateways.clone(),
             mtu: self.mtu,
+            records: self.dns_records.clone(),
         };
         for gateway in &self.gateways {
             match gateway {
@@ -305,6 +308,7 @@ impl Server {
             tls,
             pool: Pool::new("server", POOL_SMALL, POOL_LARGE),
             mtu: config.mtu,
+            dns_records: config.dns_records.iter().map(ToString::to_string).collect(),
             client_to_client: config.client_to_client,
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),

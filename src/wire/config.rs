@@ -19,6 +19,8 @@ pub struct InnerConfig {
     pub dns: Vec<IpAddr>,
     /// Largest IP packet inside the tunnel, in bytes, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: u16,
+    /// Records of names, each in words (`nas.home A 192.168.1.5`), at most [`MAX_RECORDS_LEN`] bytes of fields in all.
+    pub records: Vec<String>,
 }
 
 impl Default for InnerConfig {
@@ -31,6 +33,7 @@ impl Default for InnerConfig {
             gateway6: None,
             dns: Vec::new(),
             mtu: DEFAULT_MTU,
+            records: Vec::new(),
         }
     }
 }
@@ -44,7 +47,7 @@ impl InnerConfig {
         v4.into_iter().chain(v6).collect()
     }
 
-    /// Appends the fields. Resolvers beyond [`MAX_DNS`] are left out.
+    /// Appends the fields. Resolvers beyond [`MAX_DNS`] are left out, and records that do not fit.
     pub fn write(&self, out: &mut Vec<u8>) {
         if let Some((address, prefix)) = self.v4 {
             field(out, TAG_V4, &[&address.octets(), &[prefix]]);
@@ -65,6 +68,14 @@ impl InnerConfig {
             }
         }
         field(out, TAG_MTU, &[&self.mtu.to_be_bytes()]);
+        let mut room = MAX_RECORDS_LEN;
+        for record in &self.records {
+            let Some(left) = room.checked_sub(record_field_len(record)) else {
+                break;
+            };
+            room = left;
+            field(out, TAG_RECORD, &[record.as_bytes()]);
+        }
     }
 
     /// Reads the fields; unknown tags are skipped, a missing MTU is [`DEFAULT_MTU`].
@@ -125,10 +136,24 @@ impl InnerConfig {
                     }
                     once(tag, &mut mtu, value)?;
                 }
+                // What is no text is of a kind that is not known yet, as an unknown tag is.
+                TAG_RECORD => {
+                    if let Ok(text) = std::str::from_utf8(value) {
+                        config.records.push(text.to_owned());
+                    }
+                }
                 _ => {}
             }
         }
         config.mtu = mtu.unwrap_or(DEFAULT_MTU);
+        let records: usize = config
+            .records
+            .iter()
+            .map(|text| record_field_len(text))
+            .sum();
+        if records > MAX_RECORDS_LEN {
+            return Err(ConfigError::TooManyRecords { len: records });
+        }
         Ok(config)
     }
 }
@@ -165,6 +190,12 @@ pub enum ConfigError {
     /// More resolvers than a client keeps.
     #[error("more than {MAX_DNS} resolvers")]
     TooManyDns,
+    /// More records than a client keeps.
+    #[error("records of {len} bytes, not {MAX_RECORDS_LEN}")]
+    TooManyRecords {
+        /// Bytes that their fields have.
+        len: usize,
+    },
     /// The MTU is out of range.
     #[error("mtu {found}, not {MIN_MTU} to {MAX_MTU}")]
     Mtu {
@@ -214,6 +245,9 @@ pub const MIN_MTU: u16 = 1280;
 /// Largest inner MTU: jumbo frames; more gains nothing over super-packets.
 pub const MAX_MTU: u16 = 9000;
 
+/// Bytes of all records' fields: on a datagram lane a Config frame has two datagrams, which the rest leaves so much of.
+pub const MAX_RECORDS_LEN: usize = 1536;
+
 /// Resolvers in a configuration: more than any resolver library asks.
 pub const MAX_DNS: usize = 8;
 
@@ -223,6 +257,15 @@ const TAG_GATEWAY4: u8 = 3;
 const TAG_GATEWAY6: u8 = 4;
 const TAG_DNS: u8 = 5;
 const TAG_MTU: u8 = 6;
+const TAG_RECORD: u8 = 7;
+
+/// Bytes that the field of a record takes.
+pub fn record_field_len(record: &str) -> usize {
+    FIELD_HEADER + record.len()
+}
+
+/// Bytes of a field before its value.
+const FIELD_HEADER: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -241,6 +284,7 @@ mod tests {
                 Ipv6Addr::new(0xfd86, 0, 0, 0, 0, 0, 0, 1).into(),
             ],
             mtu: 1400,
+            records: vec!["nas.home A 192.0.2.5".to_owned()],
         }
     }
 
@@ -261,6 +305,8 @@ mod tests {
             5, 0, 16, 0xfd, 0x86, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
         ]);
         want.extend([6, 0, 2, 0x05, 0x78]);
+        want.extend([7, 0, 20]);
+        want.extend(b"nas.home A 192.0.2.5");
         assert_eq!(out, want);
         assert_eq!(InnerConfig::parse(&out), Ok(full()));
     }
@@ -308,6 +354,32 @@ mod tests {
         }
         let many: Vec<u8> = (0..=MAX_DNS).flat_map(|_| [5, 0, 4, 9, 9, 9, 9]).collect();
         assert_eq!(InnerConfig::parse(&many), Err(ConfigError::TooManyDns));
+    }
+
+    #[test]
+    fn records_stay_within_what_two_datagrams_carry() {
+        let record = "x".repeat(250);
+        let config = InnerConfig {
+            records: vec![record.clone(); 7],
+            ..full()
+        };
+        let mut out = Vec::new();
+        config.write(&mut out);
+        assert!(out.len() < MAX_RECORDS_LEN + 200);
+        assert_eq!(
+            InnerConfig::parse(&out).map(|read| read.records.len()),
+            Ok(6)
+        );
+        let mut one_more = vec![7, 0, 250];
+        one_more.extend(record.as_bytes());
+        out.extend(one_more);
+        let error = ConfigError::TooManyRecords { len: 7 * 253 };
+        assert_eq!(InnerConfig::parse(&out), Err(error));
+        // What is no text is skipped.
+        assert_eq!(
+            InnerConfig::parse(&[7, 0, 1, 0xff]),
+            Ok(InnerConfig::default())
+        );
     }
 
     proptest! {

@@ -184,7 +184,8 @@
 //!
 //! **Config** fields are `tag (1) ‖ length (2) ‖ value`; unknown tags are skipped. 1 IPv4 address
 //! and prefix (5), 2 IPv6 address and prefix (17), 3 IPv4 gateway (4), 4 IPv6 gateway (16), 5 a
-//! resolver (4 or 16, at most 8 times), 6 MTU (2, 1280 to 9000). The server sends Config once the
+//! resolver (4 or 16, at most 8 times), 6 MTU (2, 1280 to 9000), 7 a record of a name in words (`nas.home A 192.168.1.5`,
+//! fields of 1,536 bytes at most in all; one that the client does not understand is left out). The server sends Config once the
 //! client's first sealed frame has opened, and again on every new lane until ConfigOk names its
 //! serial.
 //!
@@ -415,7 +416,10 @@ mod repair;
 mod report;
 mod sealed;
 
-pub use config::{ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MIN_MTU};
+pub use config::{
+    ConfigError, DEFAULT_MTU, InnerConfig, MAX_DNS, MAX_MTU, MAX_RECORDS_LEN, MIN_MTU,
+    record_field_len,
+};
 pub use control::{CloseReason, Control, ControlError, JOIN_CHALLENGE_LEN, PATH_CHALLENGE_LEN};
 pub use cookie::{
     COOKIE_LABEL, COOKIE_LEN, COOKIE_NONCE_LEN, COOKIE_REPLY_LEN, CookieReply, MAC_LEN, MAC1_LABEL,

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, EgressKind, LaneAddr, Limits, ListenAddr, Repair,
-    Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
+    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{RunError, Server, Shared};
@@ -101,6 +101,7 @@ impl Path {
             tls: None,
             tls_names: Vec::new(),
             dns: Vec::new(),
+            dns_records: Vec::new(),
             client_to_client: false,
             state_dir: state.path().to_path_buf(),
             max_clients,
@@ -129,6 +130,7 @@ impl Path {
             proxy_auth: None,
             rules: Vec::new(),
             proxies: Vec::new(),
+            dns: DnsConfig::default(),
             tls: CertificateCheck::Unchecked,
             via: None,
             connect_timeout: Duration::from_secs(5),

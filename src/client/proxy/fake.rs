@@ -363,7 +363,8 @@ async fn serve_tcp_names(listener: TcpListener, state: Arc<Mutex<State>>) {
 fn answer_names(state: &mut State, query: &[u8], udp: bool) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).unwrap();
     let question = query.queries[0].clone();
-    let name = question.name().to_ascii().trim_end_matches('.').to_owned();
+    let name = question.name().to_lowercase().to_ascii();
+    let name = name.trim_end_matches('.').to_owned();
     state.asked.push((name.clone(), question.query_type()));
     let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
     answer.add_query(question.clone());

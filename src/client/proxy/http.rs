@@ -364,6 +364,11 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
                 "Use addresses instead of names, or have the VPN server offer DNS.",
             ),
             ResolveError::TunnelDown => TUNNEL_DOWN,
+            ResolveError::Blocked => (
+                StatusCode::FORBIDDEN,
+                "http_request_denied",
+                "A list under `dns: block:` of the client has the name; `adit dns NAME` says which.",
+            ),
         },
     }
 }

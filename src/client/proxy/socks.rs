@@ -295,6 +295,7 @@ impl From<&OriginError> for ReplyCode {
                 | ResolveError::ServerFailed { .. }
                 | ResolveError::BadAnswer => Self::HostUnreachable,
                 ResolveError::NoAddress => Self::NetworkUnreachable,
+                ResolveError::Blocked => Self::NotAllowed,
                 ResolveError::TimedOut => Self::TtlExpired,
                 ResolveError::NoNameServer | ResolveError::TunnelDown => Self::GeneralFailure,
             },

@@ -17,7 +17,7 @@ use crate::client::tunnel::{ConnectError, FlowStream, Tunnel, UdpPort};
 
 /// Opens the DNS library's sockets inside the tunnel.
 #[derive(Clone)]
-pub(super) struct TunnelRuntime {
+pub(in crate::client) struct TunnelRuntime {
     tunnel: Tunnel,
     handle: TokioHandle,
     /// Whether the last port could not be bound because the tunnel is down: the library
@@ -26,12 +26,17 @@ pub(super) struct TunnelRuntime {
 }
 
 impl TunnelRuntime {
-    pub(super) fn new(tunnel: Tunnel, down: Arc<AtomicBool>) -> Self {
+    pub(in crate::client) fn new(tunnel: Tunnel) -> Self {
         Self {
             tunnel,
-            down,
+            down: Arc::default(),
             handle: TokioHandle::default(),
         }
+    }
+
+    /// Whether the last port could not be had because the tunnel is down.
+    pub(in crate::client) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
     }
 }
 
@@ -79,7 +84,7 @@ impl RuntimeProvider for TunnelRuntime {
 }
 
 /// Returns what the tunnel said, if it is at the bottom of an IO error.
-pub(super) fn connect_error(error: &io::Error) -> Option<ConnectError> {
+pub(in crate::client) fn connect_error(error: &io::Error) -> Option<ConnectError> {
     error
         .get_ref()
         .and_then(|inner| inner.downcast_ref())
@@ -87,7 +92,7 @@ pub(super) fn connect_error(error: &io::Error) -> Option<ConnectError> {
 }
 
 /// A UDP port of the inner address.
-pub(super) struct TunnelUdp(UdpPort);
+pub(in crate::client) struct TunnelUdp(UdpPort);
 
 impl DnsUdpSocket for TunnelUdp {
     type Time = TokioTime;

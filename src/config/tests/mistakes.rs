@@ -3,6 +3,10 @@
 /// What stands in the file, and what must be said: the place, the key, what was found, what would be right.
 pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     (
+        "dns_records: [nas.home]",
+        &["2:15: dns_records[0]: `nas.home` is not a whole record: write nas.home A 192.168.1.5"],
+    ),
+    (
         "netwrok: 10.0.0.0/24",
         &["server.yaml:2:1: netwrok: unknown key `netwrok`: did you mean `network`?"],
     ),
@@ -367,6 +371,80 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
 ];
 
 pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
+    (
+        "dns: 5353",
+        &["client.yaml:1:6: dns: `5353` is a port alone: write 127.0.0.1:5353"],
+    ),
+    (
+        "dns: 127.0.0.1",
+        &["dns: `127.0.0.1` has no port: write 127.0.0.1:5353"],
+    ),
+    (
+        "dns: 0.0.0.0:53",
+        &["dns: `0.0.0.0:53` is every address of this host: write one of them"],
+    ),
+    (
+        "dns: {listen: '192.0.2.1:53'}",
+        &[
+            "dns.listen: `192.0.2.1:53` can be reached from other hosts",
+            "listen on 127.0.0.1, or say open: true",
+        ],
+    ),
+    (
+        "dns: [127.0.0.1:53]",
+        &["dns: found a list, where a single value is expected"],
+    ),
+    (
+        "dns: {listne: x}",
+        &["dns.listne: unknown key `listne`: did you mean `listen`?"],
+    ),
+    (
+        "dns: {upstream: [quad9]}",
+        &[
+            "dns.upstream[0]: `quad9` is not a name server: write an address such as 9.9.9.9, tls://",
+        ],
+    ),
+    (
+        "dns: {upstream: [9.9.9.9, 9.9.9.9]}",
+        &["dns.upstream[1]: 9.9.9.9 stands twice"],
+    ),
+    (
+        "dns: {split: [corp.example]}",
+        &["dns.split[0]: `corp.example` does not say whom to ask: write corp.example=10.0.0.53"],
+    ),
+    (
+        "dns: {split: [lan=system, lan=9.9.9.9]}",
+        &["dns.split[1]: sends the names to 9.9.9.9, and lan=system stands before: keep one"],
+    ),
+    (
+        "dns: {records: [nas.home A 192.168.1]}",
+        &["dns.records[0]: `192.168.1` is not an IPv4 address"],
+    ),
+    (
+        "dns: {records: [a.test CNAME b.test, a.test A 1.2.3.4]}",
+        &[
+            "dns.records[1]: stands beside `a.test CNAME b.test`, and a name with a CNAME has no other record",
+        ],
+    ),
+    (
+        "dns: {block: [nowhere.txt]}",
+        &[
+            "dns.block[0]: cannot read",
+            "nowhere.txt: there is no such file",
+        ],
+    ),
+    (
+        "dns: {block: ['ftp://a.test/x']}",
+        &["dns.block[0]: `ftp://` cannot be fetched: write http:// or https://"],
+    ),
+    (
+        "dns: {blocked: drop}",
+        &["dns.blocked: `drop` is no answer for a blocked name: write nxdomain, or zero"],
+    ),
+    (
+        "dns: {refresh: 1s}",
+        &["dns.refresh: `1s` is out of range: write a duration from 60s to 7776000s"],
+    ),
     (
         "",
         &[

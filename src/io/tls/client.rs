@@ -167,7 +167,7 @@ fn roots_of_file(path: &Path) -> Result<RootCertStore, ClientTlsError> {
     Ok(roots)
 }
 
-fn roots_of_system() -> Result<RootCertStore, ClientTlsError> {
+pub(super) fn roots_of_system() -> Result<RootCertStore, ClientTlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _unusable) = roots.add_parsable_certificates(found.certs);

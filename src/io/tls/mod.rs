@@ -25,6 +25,7 @@
 
 mod certificate;
 mod client;
+mod origin;
 mod refusal;
 mod server;
 mod verify;
@@ -35,6 +36,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use certificate::{Certificate, CertificateError};
 pub use client::{ClientTls, ClientTlsError};
+pub use origin::origin_config;
 pub use refusal::{CertificateRefused, speaks_no_tls};
 pub use server::ServerTls;
 pub use verify::{Pin, PinParseError, Verify};

@@ -20,7 +20,8 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
-use super::{QUERIES, UDP_PAYLOAD};
+use super::QUERIES;
+use crate::dns::UDP_PAYLOAD;
 
 /// The resolver of a server, made anew when the host's configuration changes.
 pub(super) struct Upstreams {

@@ -1,0 +1,338 @@
+//! Whom a question goes to: the upstream, or those of a split rule; through the tunnel, or by the host's own network.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::parse_resolv_conf;
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::{Kept, Question};
+use super::policy::Policy;
+use super::upstream::{Bootstrap, Failure, Group, Net};
+use crate::client::resolve::TunnelRuntime;
+use crate::client::tunnel::Tunnel;
+use crate::config::{DnsConfig, DnsUpstream, SplitTarget};
+use crate::wire::InnerConfig;
+
+/// Where a question goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the upstream.
+    Upstream,
+    /// To those of the split rule with this number.
+    Split(usize),
+}
+
+/// All name servers.
+pub(super) struct Upstreams {
+    tunnel: Tunnel,
+    runtime: TunnelRuntime,
+    /// Those of the configuration; `None`: those that the server names.
+    fixed: Option<Group<TunnelRuntime>>,
+    pushed: Mutex<Option<Pushed>>,
+    split: Vec<SplitMembers>,
+    system: System,
+}
+
+/// The name servers that the server names, and who they are.
+#[derive(Clone)]
+struct Pushed {
+    servers: Vec<IpAddr>,
+    group: Arc<Group<TunnelRuntime>>,
+}
+
+enum SplitMembers {
+    Tunnel(Group<TunnelRuntime>),
+    System,
+}
+
+impl Upstreams {
+    pub(super) fn new(
+        tunnel: Tunnel,
+        config: &DnsConfig,
+        policy: &Policy,
+        tls: Option<Arc<rustls::ClientConfig>>,
+    ) -> Self {
+        let runtime = TunnelRuntime::new(tunnel.clone());
+        let net = Net {
+            provider: runtime.clone(),
+            tls,
+            mixes_case: true,
+        };
+        let fixed =
+            (!config.upstream.is_empty()).then(|| Group::new(config.upstream.clone(), &net));
+        let split = policy.split_groups().iter().map(|group| {
+            let upstreams = group.targets.iter().filter_map(|target| match target {
+                SplitTarget::System => None,
+                SplitTarget::Upstream(upstream) => Some(upstream.clone()),
+            });
+            // A rule that names the system names nobody else.
+            if group.targets.contains(&SplitTarget::System) {
+                SplitMembers::System
+            } else {
+                SplitMembers::Tunnel(Group::new(upstreams, &net))
+            }
+        });
+        Self {
+            split: split.collect(),
+            tunnel,
+            runtime,
+            fixed,
+            pushed: Mutex::new(None),
+            system: System::new(PathBuf::from(RESOLV_CONF), config.listen),
+        }
+    }
+
+    /// Asks whoever `route` leads to, once there is a session if it leads through the tunnel.
+    ///
+    /// `changed` is called when the server names others than before: what they said may not hold any more.
+    pub(super) async fn ask(
+        &self,
+        route: Route,
+        question: &Question,
+        deadline: Instant,
+        changed: impl Fn() + Sync,
+    ) -> Result<Kept, Failure> {
+        let group = match route {
+            Route::Upstream => self.fixed.as_ref(),
+            Route::Split(index) => match self.split.get(index) {
+                Some(SplitMembers::Tunnel(group)) => Some(group),
+                Some(SplitMembers::System) => {
+                    let group = self.system.group()?;
+                    return group.ask(question, &Nowhere, deadline).await;
+                }
+                None => return Err(Failure::NoNameServer),
+            },
+        };
+        let inner = self.configured(deadline).await?;
+        let bootstrap = Pushes {
+            upstreams: self,
+            inner: &inner,
+        };
+        let outcome = match group {
+            Some(group) => group.ask(question, &bootstrap, deadline).await,
+            None => {
+                let group = self.pushed(&inner, changed);
+                group.ask(question, &Nowhere, deadline).await
+            }
+        };
+        // The library does not pass on why there was no port.
+        match outcome {
+            Err(Failure::BadAnswer | Failure::TimedOut) if self.is_down() => {
+                Err(Failure::TunnelDown)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Whether the tunnel is why there is no answer.
+    pub(super) fn is_down(&self) -> bool {
+        self.runtime.is_down() || self.tunnel.inner().borrow().is_none()
+    }
+
+    /// Waits for the session's addresses and name servers.
+    async fn configured(&self, deadline: Instant) -> Result<InnerConfig, Failure> {
+        let mut inner = self.tunnel.inner();
+        match timeout_at(deadline, inner.wait_for(Option::is_some)).await {
+            Ok(Ok(inner)) => inner.clone().ok_or(Failure::TunnelDown),
+            Ok(Err(_)) | Err(_) => Err(Failure::TunnelDown),
+        }
+    }
+
+    /// The name servers that the server names, made anew when they have changed.
+    fn pushed(&self, inner: &InnerConfig, changed: impl Fn()) -> Arc<Group<TunnelRuntime>> {
+        let mut current = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pushed) = &*current
+            && pushed.servers == inner.dns
+        {
+            return Arc::clone(&pushed.group);
+        }
+        if current.is_some() {
+            changed();
+        }
+        let plain = |ip: &IpAddr| DnsUpstream::Plain(SocketAddr::new(*ip, DNS_PORT));
+        let net = Net {
+            provider: self.runtime.clone(),
+            tls: None,
+            // They are inside the tunnel: nobody stands between.
+            mixes_case: false,
+        };
+        let group = Arc::new(Group::new(inner.dns.iter().map(plain), &net));
+        *current = Some(Pushed {
+            servers: inner.dns.clone(),
+            group: Arc::clone(&group),
+        });
+        group
+    }
+}
+
+/// Looks up the names of name servers at those that the server names.
+struct Pushes<'a> {
+    upstreams: &'a Upstreams,
+    inner: &'a InnerConfig,
+}
+
+impl Bootstrap for Pushes<'_> {
+    async fn find(&self, name: &str, deadline: Instant) -> Vec<IpAddr> {
+        let Ok(name) = Name::from_ascii(name) else {
+            return Vec::new();
+        };
+        let group = self.upstreams.pushed(self.inner, || {});
+        let has = [
+            (RecordType::A, self.inner.v4.is_some()),
+            (RecordType::AAAA, self.inner.v6.is_some()),
+        ];
+        let mut addresses = Vec::new();
+        for (kind, _) in has.into_iter().filter(|(_, has)| *has) {
+            let question = Question::new(&name, kind);
+            let Ok(kept) = group.ask(&question, &Nowhere, deadline).await else {
+                continue;
+            };
+            let answers = kept
+                .message()
+                .map_or_else(Vec::new, |message| message.answers);
+            addresses.extend(answers.iter().filter_map(|record| address(&record.data)));
+            if !addresses.is_empty() {
+                break;
+            }
+        }
+        addresses
+    }
+}
+
+/// For name servers that are written by their addresses.
+struct Nowhere;
+
+impl Bootstrap for Nowhere {
+    async fn find(&self, _name: &str, _deadline: Instant) -> Vec<IpAddr> {
+        Vec::new()
+    }
+}
+
+/// Reads the address out of a record that has one.
+pub(in crate::client) fn address(data: &RData) -> Option<IpAddr> {
+    if let RData::A(address) = data {
+        Some(address.0.into())
+    } else if let RData::AAAA(address) = data {
+        Some(address.0.into())
+    } else {
+        None
+    }
+}
+
+/// The resolvers that the host itself asks, as its file names them.
+struct System {
+    file: PathBuf,
+    /// Where the local resolver listens, which is not to ask itself.
+    own: Option<SocketAddr>,
+    current: Mutex<Option<Read>>,
+}
+
+struct Read {
+    group: Arc<Group<TokioRuntimeProvider>>,
+    /// Whether there is somebody other than ourselves.
+    loops: bool,
+    stamp: Option<Stamp>,
+    look_at: Instant,
+}
+
+/// Tells one state of a file from another: modified and changed in nanoseconds, inode and length.
+pub(super) type Stamp = [i64; 6];
+
+impl System {
+    fn new(file: PathBuf, own: Option<SocketAddr>) -> Self {
+        Self {
+            file,
+            own,
+            current: Mutex::new(None),
+        }
+    }
+
+    /// Reads the file anew where it has changed since, looking at most once a second.
+    fn group(&self) -> Result<Arc<Group<TokioRuntimeProvider>>, Failure> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let as_it_was = current.as_mut().is_some_and(|read| {
+            let looked = now < read.look_at || stamp(&self.file) == read.stamp;
+            if looked && now >= read.look_at {
+                read.look_at = now + LOOK_EVERY;
+            }
+            looked
+        });
+        if !as_it_was {
+            *current = Some(self.read(now));
+        }
+        match &*current {
+            Some(read) if read.loops => Err(Failure::Loop),
+            Some(read) => Ok(Arc::clone(&read.group)),
+            None => Err(Failure::NoNameServer),
+        }
+    }
+
+    fn read(&self, now: Instant) -> Read {
+        let stamp = stamp(&self.file);
+        let servers = fs::read(&self.file)
+            .map_err(|error| error.to_string())
+            .and_then(|text| parse_resolv_conf(text).map_err(|error| error.to_string()))
+            .map(|(config, _)| {
+                let address = |server: &hickory_resolver::config::NameServerConfig| {
+                    let port = (server.connections.first()).map_or(DNS_PORT, |way| way.port);
+                    SocketAddr::new(server.ip, port)
+                };
+                config
+                    .name_servers()
+                    .iter()
+                    .map(address)
+                    .collect::<Vec<_>>()
+            })
+            .unwrap_or_else(|error| {
+                tracing::warn!(
+                    error,
+                    "the host's resolvers cannot be read from /etc/resolv.conf"
+                );
+                Vec::new()
+            });
+        let others: Vec<SocketAddr> = servers
+            .iter()
+            .copied()
+            .filter(|server| Some(*server) != self.own)
+            .collect();
+        let net = Net {
+            provider: TokioRuntimeProvider::default(),
+            tls: None,
+            mixes_case: false,
+        };
+        Read {
+            loops: others.is_empty() && !servers.is_empty(),
+            group: Arc::new(Group::new(others.into_iter().map(DnsUpstream::Plain), &net)),
+            stamp,
+            look_at: now + LOOK_EVERY,
+        }
+    }
+}
+
+/// `None` where there is no such file.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some([
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+        file.ino().cast_signed(),
+        file.size().cast_signed(),
+    ])
+}
+
+/// Where the host's resolver configuration stands (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// How often it is looked at, at most: people do not wait longer after a change.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// RFC 1035, section 4.2.
+const DNS_PORT: u16 = 53;
