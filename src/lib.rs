@@ -63,10 +63,10 @@
 //! | [`proto::spread`] | which of several stream lanes a packet takes, and which get copies | no | no |
 //! | [`proto::datapath`] | joins these five on a session's datagram lanes | no | no |
 //! | `adit-netstack` | many TCP, UDP and ICMP flows over smoltcp | no | no |
-//! | [`io`] | clock, pools, sockets, TLS, TUN, netlink | polls | yes |
+//! | [`io`] | clock, pools, sockets, TLS, TUN, netlink, control sockets | polls | yes |
 //! | [`io::websocket`] | WebSockets under stream lanes, what reverse proxies pass | polls | through what is below |
 //! | [`io::via`] | asks a proxy for the connection to the server: CONNECT, SOCKS5 | until it is answered | through [`io::dial`] |
-//! | [`client`] | proxy, resolver, and the client's driver | the driver | through `io` |
+//! | [`client`] | proxy, resolver, forwards, and the client's driver | the driver | through `io` |
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
 //! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
 //! | [`client::dns`] | who answers a name: rules, lists, cache, upstreams; and the local resolver | its listeners | through the tunnel, and sockets of its own |
@@ -92,6 +92,8 @@
 //! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
 //! | [`client::resolve`] | one for names that the driver wants | the lookups under way |
 //! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
+//! | [`client::forwards`] | one a forward, one a connection until both its ends stand, one a UDP peer | what listens; a UDP peer's socket or inner port |
+//! | [`io::control`] | one, and one a connection | the control socket; for `adit nc`, nothing but the news of how its flow has ended |
 //! | [`server::run`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
 //! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
@@ -200,6 +202,11 @@
 //! | questions to the local resolver that wait for an upstream | [`client::dns::MAX_DATAGRAMS`], of one address [`client::dns::MAX_OF_SENDER`] | dropped, counted; on streams left unread |
 //! | connections to the local resolver | [`client::dns::MAX_STREAMS`] | closed, counted |
 //! | names of lists, of each kind | [`client::dns::MAX_NAMES`]; a list has [`client::dns::MAX_LIST`] bytes at most, and there are [`config::MAX_LISTS`] | left out, told |
+//! | forwards of a client | [`config::MAX_FORWARDS`] | refused in words |
+//! | connections of a forward that do not stand yet | [`client::forwards::MAX_PENDING`] | reset, counted (`-L`); wait (`-R`), at most 256 more, then their SYNs are not answered and come again |
+//! | UDP peers of a forward | [`client::forwards::MAX_PEERS`], for [`client::forwards::UDP_IDLE`]; of each [`client::forwards::PEER_QUEUE`] datagrams | the most silent goes; dropped, counted |
+//! | connections to a control socket | [`io::control::MAX_CONNECTIONS`], each idle for [`io::control::IDLE`]; [`io::control::MAX_HELD`] more that wait for an end | closed, counted |
+//! | a line on a control socket | [`io::control::MAX_LINE`] | answered in words, closed |
 //!
 //! # After a lane is lost
 //!
@@ -257,6 +264,11 @@
 //!   Copies of what is thin, one for one, are all the parity there is: a longer code would wait for packets that come
 //!   20 ms later. A flow in bulk stays on one lane ([`proto::spread`]), since TCP inside takes what was overtaken for
 //!   lost; so one download is as fast as one lane.
+//! - **`-R` has no word in the protocol.** A port of the inner address is a port like any host's: packets reach it, from
+//!   whomever the server's own rules let through, and the client's netstack listens there. So nothing new is trusted, and
+//!   other clients, the server's host and routed networks are told apart by what tells them apart anyway.
+//! - **`adit nc` hands its socket over.** The running client gets one end of a socket pair by the control socket and treats it
+//!   as any proxied socket; how the flow ended is told beside the bytes, since a Unix socket knows no reset.
 //! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it
 //!   is not sent; so a lane that repairs costs no delay.
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside

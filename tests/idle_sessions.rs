@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
-    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
+    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::io::pool::{LARGE, SMALL};
 use adit::proto::{PublicKey, SecretKey, budget};
@@ -197,6 +197,8 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         via: None,
         connect_timeout: Duration::from_secs(30),
         lanes: 1,
+        forwards: Vec::new(),
+        control: ControlSocket::Off,
         memory: budget::CLIENT,
         aead: Vec::new(),
         repair: Repair::Auto,

@@ -32,6 +32,8 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("modprobe", &[], "kmod"),
     ("nginx", &[], "nginx-light"),
     ("tinyproxy", &[], "tinyproxy"),
+    ("sshd", &[], "openssh-server"),
+    ("ssh", &[], "openssh-client"),
 ];
 
 /// Installs what is missing, and says what that is.

@@ -132,6 +132,10 @@ impl Workdir {
         if fs::hard_link(binary(), &program).is_err() {
             fs::copy(binary(), &program).expect("the program can be copied");
         }
+        let runtime = folder.path().join(RUNTIME);
+        fs::create_dir(&runtime).expect("a folder can be made in its own folder");
+        // whoever the program runs as
+        fs::set_permissions(&runtime, PermissionsExt::from_mode(0o1777)).expect("an own folder");
         Self { folder, program }
     }
 
@@ -391,6 +395,8 @@ impl Workdir {
         }
         command
             .env("HOME", self.path())
+            // where control sockets are made: those of one test know nothing of another's
+            .env("XDG_RUNTIME_DIR", self.path().join(RUNTIME))
             .env("RUST_BACKTRACE", "1")
             .current_dir(self.path());
         command
@@ -674,6 +680,8 @@ fn quoted(items: &[String]) -> String {
 
 /// The user and group `nobody` and `nogroup` of Debian.
 pub const NOBODY: u32 = 65534;
+/// The folder of what lives as long as the programs do.
+const RUNTIME: &str = "run";
 /// The key that names the folder of a server's state.
 const STATE_KEY: &str = "state_dir";
 /// The hang guard of everything that should take a moment.

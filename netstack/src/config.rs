@@ -22,8 +22,9 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// Whose packets it takes.
     pub accept: Accept,
-    /// Whether a SYN for one of its own addresses is reported as [`Event::Incoming`](crate::Event::Incoming) under
-    /// [`Accept::Own`]; if not, it is answered with a reset. [`Accept::Any`] reports all.
+    /// Whether a SYN for any port of its own addresses is reported as [`Event::Incoming`](crate::Event::Incoming) under
+    /// [`Accept::Own`]; if not, those for ports that are not [listened](crate::Stack::listen) on are answered with a
+    /// reset. [`Accept::Any`] reports all.
     pub incoming: bool,
     /// Whether it sends super-packets.
     pub super_packets: bool,

@@ -60,6 +60,8 @@ pub struct Stack {
     reassembled: Vec<u8>,
     icmp_limit: Limiter,
     ports: HashSet<u16, SeedableRandomState>,
+    /// TCP ports on which flows of peers are reported.
+    listening: HashSet<u16, SeedableRandomState>,
     ident: u32,
     /// Where the sweep for idle rings goes on, and when.
     sweep_at: usize,
@@ -165,7 +167,8 @@ impl Stack {
             fragments: Reassembly::new(hasher.clone()),
             reassembled: Vec::new(),
             icmp_limit: Limiter::new(ICMP_ERRORS_PER_SECOND, ICMP_ERROR_BURST),
-            ports: HashSet::with_hasher(hasher),
+            ports: HashSet::with_hasher(hasher.clone()),
+            listening: HashSet::with_hasher(hasher),
             ident: rng.next_u32(),
             sweep_at: 0,
             next_sweep: None,
@@ -291,6 +294,18 @@ impl Stack {
         self.stats.connects += 1;
         self.touch(slot, now);
         Ok(self.flows[slot].id(slot))
+    }
+
+    /// Listens on a TCP port of the own addresses of both families: a SYN for it is reported as [`Event::Incoming`]
+    /// under [`Accept::Own`] too, whatever [`Config::incoming`] says of the others. False if it is listened on already,
+    /// or no port.
+    pub fn listen(&mut self, port: u16) -> bool {
+        port != 0 && self.listening.insert(port)
+    }
+
+    /// Stops listening on a TCP port; flows that were reported go on.
+    pub fn unlisten(&mut self, port: u16) {
+        self.listening.remove(&port);
     }
 
     /// Answers the SYN of a flow that [`Event::Incoming`] told of; [`Event::Established`] follows.

@@ -114,6 +114,21 @@ fn any_endpoint_reaches_a_bound_port() {
 }
 
 #[test]
+fn chosen_port_is_bound_once_and_heard() {
+    let mut world = World::new();
+    assert!(world.a.stack.bind_udp_port(5353));
+    assert!(!world.a.stack.bind_udp_port(5353) && !world.a.stack.bind_udp_port(0));
+    let local = SocketAddr::new(own(ORIGIN4), 5353);
+    let stranger = "198.51.100.1:9".parse().unwrap();
+    let sent = (world.b.stack).send_udp(&mut world.ba, stranger, local, b"x");
+    sent.unwrap();
+    world.run(SECOND);
+    assert_eq!(world.a.got.len(), 1);
+    world.a.stack.unbind_udp(5353);
+    assert!(world.a.stack.bind_udp_port(5353), "it is free again");
+}
+
+#[test]
 fn datagram_to_an_unbound_port_is_answered_port_unreachable() {
     for origin in [ORIGIN4, ORIGIN6] {
         let mut world = World::new();

@@ -88,6 +88,62 @@ fn incoming_flows_to_own_addresses_are_reported_only_when_wanted() {
     }
 }
 
+/// A stack `b` that takes packets for its own addresses alone.
+fn own_only() -> World {
+    let config = Config {
+        accept: adit_netstack::Accept::Own,
+        ..network_config()
+    };
+    World::with(client_config(), config)
+}
+
+#[test]
+fn flows_are_reported_on_listened_ports_and_refused_on_others() {
+    for gateway in ["10.86.0.1", "[fd86::1]"] {
+        let mut world = own_only();
+        assert!(world.b.stack.listen(8080));
+        assert!(!world.b.stack.listen(8080), "it is listened on already");
+        assert!(!world.b.stack.listen(0));
+        let [there, not_there] = [8080, 8081].map(|port| {
+            let remote = format!("{gateway}:{port}").parse().unwrap();
+            world.a.stack.connect(world.now, remote).unwrap()
+        });
+        world.until(SECOND, |world| {
+            world.a.closed(not_there).is_some() && world.a.is_established(there)
+        });
+        assert_eq!(world.a.closed(not_there), Some(Cause::Refused));
+        assert_eq!(world.b.stack.stats().dropped.incoming_refused, 1);
+    }
+}
+
+#[test]
+fn port_that_is_not_listened_on_any_more_refuses_new_flows_and_keeps_open_ones() {
+    let mut world = own_only();
+    world.b.stack.listen(8080);
+    let gateway: SocketAddr = "10.86.0.1:8080".parse().unwrap();
+    let former = world.a.stack.connect(world.now, gateway).unwrap();
+    world.until(SECOND, |world| world.a.is_established(former));
+    world.b.stack.unlisten(8080);
+    let late = world.a.stack.connect(world.now, gateway).unwrap();
+    world.until(SECOND, |world| world.a.closed(late).is_some());
+    assert_eq!(world.a.closed(late), Some(Cause::Refused));
+    assert_eq!(world.a.closed(former), None);
+    assert!(world.b.stack.listen(8080), "it is free again");
+}
+
+#[test]
+fn listened_ports_outlive_a_new_lease() {
+    let mut world = own_only();
+    world.b.stack.listen(8080);
+    world
+        .b
+        .stack
+        .set_addresses(vec!["10.86.0.7".parse().unwrap()]);
+    let remote = "10.86.0.7:8080".parse().unwrap();
+    let flow = world.a.stack.connect(world.now, remote).unwrap();
+    world.until(SECOND, |world| world.a.is_established(flow));
+}
+
 #[test]
 fn new_lease_ends_flows_of_the_old_address() {
     let mut world = World::new();

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchArgs;
+use super::forward::ForwardArgs;
+use super::nc::NcArgs;
 use crate::config::{FlagValue, Kind};
 
 /// A VPN whose client needs no root.
@@ -82,6 +84,13 @@ pub(super) enum Command {
     /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
     /// that of the local resolver (dns) of the client that runs, if it has one.
     Dns(DnsArgs),
+    /// Add, remove and list forwards of single ports while a client runs
+    Forward(ForwardArgs),
+    /// Connect standard input and output to a port beyond the server, as ssh's ProxyCommand wants it
+    ///
+    /// Goes through the client that runs, if one does; else a session is made, by the configuration, for this
+    /// connection alone: ssh -o ProxyCommand="adit nc -c client.yaml %h %p" intranet.example
+    Nc(NcArgs),
     /// Measure: a path with all its parts on this host, any SOCKS5 proxy, or a server with thousands of clients
     Bench(BenchArgs),
 }
@@ -199,6 +208,23 @@ pub(super) struct ClientArgs {
     /// How losses of what is sent by udp:// are repaired: auto, off, fixed or fixed:20%
     #[arg(long, value_name = "MODE")]
     repair: Option<String>,
+    /// A port here, or unix:/path, that leads to a host beyond the server; may be given several times
+    #[arg(
+        short = 'L',
+        long = "local-forward",
+        value_name = "[ADDRESS:]PORT:HOST:PORT[/udp]"
+    )]
+    local_forward: Vec<String>,
+    /// A port of the inner address that leads to a host near here, or to unix:/path; may be given several times
+    #[arg(
+        short = 'R',
+        long = "remote-forward",
+        value_name = "PORT:HOST:PORT[/udp]"
+    )]
+    remote_forward: Vec<String>,
+    /// Where the running client takes orders (adit forward): a path, or off
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -344,6 +370,9 @@ impl ClientArgs {
             ),
             flag("lanes", "--lanes", self.lanes.as_slice()),
             flag("repair", "--repair", self.repair.as_slice()),
+            flag("local_forwards", "-L", &self.local_forward),
+            flag("remote_forwards", "-R", &self.remote_forward),
+            flag("control", "--control", self.control.as_slice()),
         ]
         .into_iter()
         .flatten()

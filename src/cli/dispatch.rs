@@ -14,10 +14,10 @@ use tracing::info;
 use super::reload::Reload;
 use crate::client::dns::{Dns, LocalResolver};
 use crate::client::proxies::Proxies;
-use crate::client::run::{Client, local_resolver};
+use crate::client::run::{Client, Services, local_resolver};
 use crate::config::{
-    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
-    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
+    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use crate::io::ready::Ready;
 use crate::proto::{SecretKey, budget};
@@ -69,6 +69,7 @@ pub async fn run_client(
         address = format!("{address}, dns on {}", resolver.address());
     }
     let client = Client::start(&config)?;
+    let services = Services::start(&client, &config, &stop)?;
     let book = proxies.rule_book(&client);
     let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
     let proxies = proxies.serve(&client, stop.clone());
@@ -76,12 +77,17 @@ pub async fn run_client(
     let mut serving = tokio::spawn(async {
         tokio::join!(proxies, resolving);
     });
-    let result = until_stopped(&client, &mut serving, &stop, || ready.announce(&address)).await;
+    let result = until_stopped(&client, &mut serving, &stop, async || {
+        services.settled().await;
+        ready.announce(&address);
+    })
+    .await;
     ready.stopping();
     if let Some(reloading) = reloading {
         reloading.abort();
     }
     client.close().await;
+    services.ended().await;
     // It only has its own listener and handshakes to drop.
     serving.abort();
     result
@@ -117,7 +123,7 @@ pub async fn run_try(
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
     let client = Client::start(&config)?;
     let mut serving_proxy = tokio::spawn(proxies.serve(&client, stop.clone()));
-    let result = until_stopped(&client, &mut serving_proxy, &stop, || {
+    let result = until_stopped(&client, &mut serving_proxy, &stop, async || {
         ready.announce(&format!("proxy on {address}"));
         println!("try it:  curl -x socks5h://{address} https://example.com/");
         println!("stop it: Ctrl-C");
@@ -135,11 +141,11 @@ async fn until_stopped(
     client: &Client,
     proxy: &mut JoinHandle<()>,
     stop: &CancellationToken,
-    connected: impl FnOnce(),
+    connected: impl AsyncFnOnce(),
 ) -> anyhow::Result<()> {
     let up = async {
         if client.connected().await.is_some() {
-            connected();
+            connected().await;
         }
         stop.cancelled().await;
     };
@@ -227,6 +233,8 @@ fn try_client(
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,
+        forwards: Vec::new(),
+        control: ControlSocket::Off,
         memory: budget::CLIENT,
     }
 }

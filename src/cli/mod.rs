@@ -5,6 +5,7 @@
 //!                 ├▶ check
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 ├▶ dns
+//!                 ├▶ forward, nc ─▶ running (the control socket of a client that runs)
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
@@ -17,10 +18,13 @@ mod bench;
 mod check;
 pub mod dispatch;
 mod dns;
+mod forward;
 mod keys;
 mod logging;
+mod nc;
 mod reload;
 mod run;
+mod running;
 mod serve;
 mod signals;
 
@@ -53,7 +57,10 @@ pub fn main() -> ExitCode {
         | Command::Bench(_)
         | Command::Keygen(_)
         | Command::Pubkey(_)
-        | Command::Check(_) => match execute(&args) {
+        | Command::Check(_)
+        | Command::Dns(_)
+        | Command::Forward(_)
+        | Command::Nc(_) => match execute(&args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
         },
@@ -75,6 +82,8 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Pubkey(command) => keys::pubkey(command),
         Command::Check(command) => check::run(command),
         Command::Dns(command) => dns::run(command),
+        Command::Forward(command) => forward::run(command),
+        Command::Nc(command) => nc::run(args, command),
     }
 }
 

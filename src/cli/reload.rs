@@ -105,6 +105,8 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         aead,
         repair,
         threads,
+        forwards,
+        control,
         memory,
     } = read;
     let public = |key: &SecretKey| key.public();
@@ -146,6 +148,11 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         ("aead", running.aead != *aead),
         ("repair", running.repair != *repair),
         ("threads", running.threads != *threads),
+        (
+            "local_forwards or remote_forwards",
+            running.forwards != *forwards,
+        ),
+        ("control", running.control != *control),
         ("limits.memory", running.memory != *memory),
     ];
     changed

@@ -139,9 +139,9 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Keygen(_)
         | Command::Pubkey(_)
         | Command::Check(_)
-        | Command::Dns(_) => {
-            Err(Failure::Usage("this command runs no program".to_owned()))
-        }
+        | Command::Dns(_)
+        | Command::Forward(_)
+        | Command::Nc(_) => Err(Failure::Usage("this command runs no program".to_owned())),
     }
 }
 

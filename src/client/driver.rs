@@ -228,15 +228,25 @@ impl Driver {
             Command::Abort { flow } => inside.abort(now, flow),
             Command::BindUdp {
                 port,
+                number,
                 inbound,
                 reply,
-            } => inside.bind_udp(port, inbound, reply),
+            } => inside.bind_udp(port, number, inbound, reply),
             Command::SendUdp {
                 port,
                 remote,
                 payload,
             } => inside.send_udp(port, remote, payload),
             Command::UnbindUdp { port } => inside.unbind_udp(port),
+            Command::Listen {
+                listener,
+                port,
+                arrivals,
+                reply,
+            } => inside.listen(listener, port, arrivals, reply),
+            Command::Unlisten { listener } => inside.unlisten(listener),
+            Command::Refuse { flow, refusal } => inside.refuse(now, flow, refusal),
+            Command::Idle { reply } => inside.tell_when_idle(reply),
             Command::Associate {
                 association,
                 socket,
@@ -269,7 +279,10 @@ impl Driver {
     /// Keeps a request until there is a session, for a while.
     fn postpone(&mut self, now: Instant, command: Command) {
         match &command {
-            Command::Connect { .. } | Command::BindUdp { .. } | Command::Associate { .. } => {
+            Command::Connect { .. }
+            | Command::BindUdp { .. }
+            | Command::Listen { .. }
+            | Command::Associate { .. } => {
                 if self.waiting.len() < MAX_WAITING && self.closing.is_none() {
                     self.waiting.push_back(Waiting {
                         until: now + PATIENCE,
@@ -279,11 +292,19 @@ impl Driver {
                     reply.send(Err(ConnectError::TunnelDown));
                 }
             }
+            // There is no flow before there is a session.
+            Command::Idle { .. } => {
+                if let Some(reply) = reply_of(command) {
+                    reply.send(Ok(()));
+                }
+            }
             // About handles that were never granted.
             Command::Attach { .. }
             | Command::Abort { .. }
             | Command::SendUdp { .. }
             | Command::UnbindUdp { .. }
+            | Command::Unlisten { .. }
+            | Command::Refuse { .. }
             | Command::Dissociate { .. }
             | Command::JudgeAgain
             | Command::Resolved { .. } => {}
@@ -557,11 +578,15 @@ fn reply_of(command: Command) -> Option<Reply> {
     match command {
         Command::Connect { reply, .. }
         | Command::BindUdp { reply, .. }
+        | Command::Listen { reply, .. }
+        | Command::Idle { reply }
         | Command::Associate { reply, .. } => Some(reply),
         Command::Attach { .. }
         | Command::Abort { .. }
         | Command::SendUdp { .. }
         | Command::UnbindUdp { .. }
+        | Command::Unlisten { .. }
+        | Command::Refuse { .. }
         | Command::Dissociate { .. }
         | Command::JudgeAgain
         | Command::Resolved { .. } => None,

@@ -10,6 +10,10 @@
 //!  connect ──▶ Connecting ── Established ──▶ Open ── attach ──▶ the relay's (Piped: its owner
 //!                  │                          │                 still holds a handle)
 //!                  └── Closed, abort ─────────┴── abort ──▶ released
+//!
+//!  a peer's SYN for a port that is listened on
+//!              ──▶ Incoming ── attach ──▶ Accepting ── Established ──▶ the relay's
+//!                  └── refuse, Closed, abort ─┴── Closed, abort ──▶ released
 //! ```
 //!
 //! Where the session [relays flows](crate::proto::relayed), a flow to the world outside has no place in the netstack: it
@@ -39,10 +43,10 @@ use tokio::sync::mpsc;
 use super::associate::Associations;
 use super::resolve::NameQueries;
 use super::rules::Judged;
-use super::tunnel::{Attachment, ConnectError, Datagram, HandleId, Reply};
+use super::tunnel::{Arrivals, Attachment, ConnectError, Datagram, HandleId, Refusal, Reply};
 use crate::io::carrier::has_room;
 use crate::io::memory;
-use crate::io::relay::{Endpoint, ReadySet, Relay, Terms};
+use crate::io::relay::{Endpoint, FlowWatch, ReadySet, Relay, Terms, Ties};
 use crate::proto::Role;
 use crate::proto::budget::Share;
 use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
@@ -65,8 +69,13 @@ pub(super) struct Inside {
     handles: HashMap<Carried, HandleId>,
     ports: HashMap<HandleId, u16>,
     inbound: HashMap<u16, mpsc::Sender<Datagram>>,
+    listeners: HashMap<HandleId, u16>,
+    /// Whom the flows of peers to a port are offered to.
+    arrivals: HashMap<u16, Arrivals>,
     /// Datagrams of our own ports that wait for room.
     outgoing: VecDeque<Outgoing>,
+    /// Those who wait until no flow is left.
+    idle: Vec<Reply>,
     associations: Associations,
     stats: InsideStats,
 }
@@ -79,16 +88,35 @@ struct InsideStats {
     udp_not_sent: u64,
     /// Datagrams for a port whose owner was behind.
     udp_queue_full: u64,
-    /// Connections to our inner address: nothing listens there.
+    /// Connections to a port of our inner address on which nobody listens any more.
     incoming_refused: u64,
+    /// Connections not answered, because too many wait for whoever listens: their peers try again.
+    incoming_full: u64,
 }
 
 /// A flow whose handle is still held outside.
 #[derive(Debug)]
 enum Slot {
-    Connecting { flow: Carried, reply: Reply },
-    Open { flow: Carried },
-    Piped { flow: Carried },
+    Connecting {
+        flow: Carried,
+        reply: Reply,
+    },
+    Open {
+        flow: Carried,
+    },
+    Piped {
+        flow: Carried,
+    },
+    /// A peer's, which has had no answer yet.
+    Incoming {
+        flow: FlowId,
+    },
+    /// A peer's, which has had an answer; its socket waits for the handshake to end.
+    Accepting {
+        flow: FlowId,
+        endpoint: Endpoint,
+        watch: FlowWatch,
+    },
 }
 
 /// Who keeps a flow.
@@ -144,7 +172,10 @@ impl Inside {
             handles: HashMap::new(),
             ports: HashMap::new(),
             inbound: HashMap::new(),
+            listeners: HashMap::new(),
+            arrivals: HashMap::new(),
             outgoing: VecDeque::new(),
+            idle: Vec::new(),
             associations: Associations::new(resolver, seed),
             stats: InsideStats::default(),
         }
@@ -241,28 +272,56 @@ impl Inside {
         judged: Option<Box<Judged>>,
     ) {
         let is_pipe = matches!(attachment, Attachment::Pipe(_));
-        let endpoint = match attachment {
-            Attachment::Tcp(socket) => Endpoint::Tcp(socket),
-            Attachment::Pipe(pipe) => Endpoint::Pipe(Box::new(pipe)),
+        let (endpoint, watch) = match attachment {
+            Attachment::Tcp(socket) => (Endpoint::Tcp(socket), None),
+            Attachment::Pipe(pipe) => (Endpoint::Pipe(Box::new(pipe)), None),
+            Attachment::Watched { endpoint, watch } => (endpoint, Some(watch)),
         };
         if judged.as_ref().is_some_and(|judged| !judged.holds()) {
             self.abort(now, handle);
         }
-        let Some(Slot::Open { flow }) = self.flows.remove(&handle) else {
-            endpoint.reset();
-            return;
+        let (flow, watch) = match (self.flows.remove(&handle), watch) {
+            (Some(Slot::Open { flow }), watch) => {
+                if is_pipe {
+                    self.flows.insert(handle, Slot::Piped { flow });
+                } else {
+                    self.handles.remove(&flow);
+                }
+                (flow, watch)
+            }
+            (Some(Slot::Incoming { flow }), Some(watch)) => {
+                let accepting = Slot::Accepting {
+                    flow,
+                    endpoint,
+                    watch,
+                };
+                self.flows.insert(handle, accepting);
+                self.stack.accept(now, flow);
+                return;
+            }
+            // Nobody attaches twice; what was not open has ended.
+            (
+                Some(
+                    Slot::Connecting { .. }
+                    | Slot::Piped { .. }
+                    | Slot::Incoming { .. }
+                    | Slot::Accepting { .. },
+                )
+                | None,
+                _,
+            ) => {
+                endpoint.reset();
+                return;
+            }
         };
-        let terms = judged.map(|judged| judged as Box<dyn Terms>);
-        if is_pipe {
-            self.flows.insert(handle, Slot::Piped { flow });
-        } else {
-            self.handles.remove(&flow);
-        }
+        let ties = Ties {
+            terms: judged.map(|judged| judged as Box<dyn Terms>),
+            watch,
+        };
         match flow {
-            Carried::Inside(flow) => self.relay.attach_while(flow, endpoint, early, terms),
+            Carried::Inside(flow) => self.relay.attach_tied(flow, endpoint, early, ties),
             Carried::Relayed(flow) => {
-                self.relayed_relay
-                    .attach_while(flow, endpoint, early, terms);
+                (self.relayed_relay).attach_tied(flow, endpoint, early, ties);
             }
         }
     }
@@ -275,33 +334,109 @@ impl Inside {
 
     /// Ends a flow whose owner has gone, in whatever state it is.
     pub(super) fn abort(&mut self, now: Instant, handle: HandleId) {
-        if let Some(Slot::Connecting { flow, .. } | Slot::Open { flow } | Slot::Piped { flow }) =
-            self.flows.remove(&handle)
-        {
-            self.handles.remove(&flow);
-            match flow {
-                Carried::Inside(flow) => {
-                    self.relay.reset(flow);
-                    self.stack.abort(now, flow);
-                    self.stack.release(now, flow);
-                }
-                Carried::Relayed(flow) => {
-                    self.relayed_relay.reset(flow);
-                    self.relayed.abort(flow);
-                    self.relayed.release(flow);
-                }
+        let flow = match self.flows.remove(&handle) {
+            Some(Slot::Connecting { flow, .. } | Slot::Open { flow } | Slot::Piped { flow }) => {
+                flow
+            }
+            Some(Slot::Incoming { flow }) => {
+                self.handles.remove(&Carried::Inside(flow));
+                self.stack.reject(now, flow, Rejection::Reset);
+                return;
+            }
+            Some(Slot::Accepting { flow, endpoint, .. }) => {
+                endpoint.reset();
+                Carried::Inside(flow)
+            }
+            None => return,
+        };
+        self.handles.remove(&flow);
+        match flow {
+            Carried::Inside(flow) => {
+                self.relay.reset(flow);
+                self.stack.abort(now, flow);
+                self.stack.release(now, flow);
+            }
+            Carried::Relayed(flow) => {
+                self.relayed_relay.reset(flow);
+                self.relayed.abort(flow);
+                self.relayed.release(flow);
             }
         }
     }
 
-    /// Binds a UDP port.
+    /// Listens on a TCP port.
+    pub(super) fn listen(&mut self, handle: HandleId, port: u16, arrivals: Arrivals, reply: Reply) {
+        if !self.stack.listen(port) {
+            reply.send(Err(ConnectError::PortTaken));
+            return;
+        }
+        self.listeners.insert(handle, port);
+        self.arrivals.insert(port, arrivals);
+        reply.send(Ok(()));
+    }
+
+    /// Listens on a TCP port no more; the flows of those who came go on.
+    pub(super) fn unlisten(&mut self, handle: HandleId) {
+        if let Some(port) = self.listeners.remove(&handle) {
+            self.arrivals.remove(&port);
+            self.stack.unlisten(port);
+        }
+    }
+
+    /// Tells a peer why there is no flow.
+    pub(super) fn refuse(&mut self, now: Instant, handle: HandleId, refusal: Refusal) {
+        let rejection = match refusal {
+            Refusal::Refused => Rejection::Reset,
+            Refusal::Unreachable => Rejection::Unreachable(Unreachable::Host),
+        };
+        if let Some(Slot::Incoming { flow }) = self.flows.remove(&handle) {
+            self.handles.remove(&Carried::Inside(flow));
+            self.stack.reject(now, flow, rejection);
+        }
+    }
+
+    /// Tells when no flow is left, those that close in the background among them.
+    pub(super) fn tell_when_idle(&mut self, reply: Reply) {
+        self.idle.retain(|waiting| !waiting.is_abandoned());
+        self.idle.push(reply);
+    }
+
+    /// Offers a peer's flow to whoever listens there.
+    fn arrived(&mut self, now: Instant, flow: FlowId, local: SocketAddr, remote: SocketAddr) {
+        let Some(arrivals) = self.arrivals.get(&local.port()) else {
+            self.stats.incoming_refused += 1;
+            self.stack.reject(now, flow, Rejection::Reset);
+            return;
+        };
+        match arrivals.offer(remote) {
+            Some(handle) => {
+                self.flows.insert(handle, Slot::Incoming { flow });
+                self.handles.insert(Carried::Inside(flow), handle);
+            }
+            None => {
+                self.stats.incoming_full += 1;
+                self.stack.reject(now, flow, Rejection::Silent);
+            }
+        }
+    }
+
+    /// Binds a UDP port, of that number or any.
     pub(super) fn bind_udp(
         &mut self,
         handle: HandleId,
+        number: Option<u16>,
         inbound: mpsc::Sender<Datagram>,
         reply: Reply,
     ) {
-        match self.stack.bind_udp() {
+        let port = match number {
+            Some(number) if !self.stack.bind_udp_port(number) => {
+                reply.send(Err(ConnectError::PortTaken));
+                return;
+            }
+            Some(number) => Some(number),
+            None => self.stack.bind_udp(),
+        };
+        match port {
             Some(port) => {
                 self.ports.insert(handle, port);
                 self.inbound.insert(port, inbound);
@@ -351,15 +486,19 @@ impl Inside {
                 local,
                 remote,
                 payload,
-                ..
+                segment,
             }) => {
                 if let Some(inbound) = self.inbound.get(&local.port()) {
-                    let datagram = Datagram {
-                        remote,
-                        payload: payload.to_vec(),
-                    };
-                    if inbound.try_send(datagram).is_err() {
-                        self.stats.udp_queue_full += 1;
+                    // An empty payload is one empty datagram.
+                    let empty = payload.is_empty().then_some(payload);
+                    for payload in payload.chunks(segment).chain(empty) {
+                        let datagram = Datagram {
+                            remote,
+                            payload: payload.to_vec(),
+                        };
+                        if inbound.try_send(datagram).is_err() {
+                            self.stats.udp_queue_full += 1;
+                        }
                     }
                 } else {
                     self.associations.deliver(local.port(), remote, payload);
@@ -410,6 +549,11 @@ impl Inside {
                 self.flows.remove(&handle);
             }
         }
+        if !self.idle.is_empty() && self.stack.is_empty() && self.relayed.is_empty() {
+            for reply in self.idle.drain(..) {
+                reply.send(Ok(()));
+            }
+        }
         let mut sink = sink;
         if let Some(sink) = sink.as_deref_mut() {
             any |= self.poll_outgoing(sink);
@@ -447,10 +591,11 @@ impl Inside {
 
     fn handle_event(&mut self, now: Instant, event: Event, linked: bool) {
         match event {
-            Event::Incoming { flow, .. } => {
-                self.stats.incoming_refused += 1;
-                self.stack.reject(now, flow, Rejection::Reset);
-            }
+            Event::Incoming {
+                flow,
+                local,
+                remote,
+            } => self.arrived(now, flow, local, remote),
             Event::Established { flow } => self.established(Carried::Inside(flow)),
             Event::Progress { flow } => {
                 self.relay.pump(now, &mut self.stack, flow);
@@ -480,13 +625,30 @@ impl Inside {
     }
 
     fn established(&mut self, flow: Carried) {
-        let Some(handle) = self.handles.get(&flow) else {
+        let Some(&handle) = self.handles.get(&flow) else {
             return;
         };
-        if let Some(Slot::Connecting { reply, .. }) =
-            self.flows.insert(*handle, Slot::Open { flow })
-        {
-            reply.send(Ok(()));
+        match self.flows.remove(&handle) {
+            Some(Slot::Connecting { reply, .. }) => {
+                self.flows.insert(handle, Slot::Open { flow });
+                reply.send(Ok(()));
+            }
+            Some(Slot::Accepting {
+                flow,
+                endpoint,
+                watch,
+            }) => {
+                self.handles.remove(&Carried::Inside(flow));
+                let ties = Ties {
+                    terms: None,
+                    watch: Some(watch),
+                };
+                (self.relay).attach_tied(flow, endpoint, Vec::new(), ties);
+            }
+            Some(slot @ (Slot::Open { .. } | Slot::Piped { .. } | Slot::Incoming { .. })) => {
+                self.flows.insert(handle, slot);
+            }
+            None => {}
         }
     }
 
@@ -511,7 +673,9 @@ impl Inside {
                 self.flows.insert(handle, Slot::Open { flow });
                 return;
             }
-            Some(Slot::Piped { .. }) | None => {}
+            Some(Slot::Accepting { endpoint, .. }) => endpoint.reset(),
+            // Who was offered it learns it when it is accepted.
+            Some(Slot::Piped { .. } | Slot::Incoming { .. }) | None => {}
         }
         self.handles.remove(&flow);
         self.release(now, flow);
@@ -606,10 +770,12 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
 
     use super::*;
     use crate::client::resolve::NameQuery;
     use crate::client::rules::{InForce, Rules, Way, listed};
+    use crate::client::tunnel::{Command, Commands, Listener, Tunnel, tunnel};
     use crate::proto::budget::{HARD, SESSION};
 
     /// A lane that has room or not.
@@ -672,7 +838,7 @@ mod tests {
         let (now, mut wire) = (Instant::now(), Wire::default());
         let (reply, mut answer) = Reply::pair();
         let (inbound, _datagrams) = mpsc::channel(1);
-        inside.bind_udp(FIRST, inbound, reply);
+        inside.bind_udp(FIRST, None, inbound, reply);
         assert_eq!(answer.try_recv(), Ok(Ok(())));
         wire.full = true;
         inside.send_udp(FIRST, origin(), b"query".to_vec());
@@ -689,7 +855,7 @@ mod tests {
         let (mut inside, _asked) = inside();
         let (now, mut wire) = (Instant::now(), Wire::default());
         let (inbound, _datagrams) = mpsc::channel(1);
-        inside.bind_udp(FIRST, inbound, Reply::pair().0);
+        inside.bind_udp(FIRST, None, inbound, Reply::pair().0);
         for _ in 0..MAX_OUTGOING + 3 {
             inside.send_udp(FIRST, origin(), vec![0; 10]);
         }
@@ -745,6 +911,7 @@ mod tests {
             let (inside, asked) = inside();
             let config = Config {
                 accept: Accept::Any,
+                addresses: vec![[10, 86, 0, 1].into()],
                 ..Config::default()
             };
             Self {
@@ -954,5 +1121,187 @@ mod tests {
                 assert!(path.inside.flows.is_empty() && path.inside.handles.is_empty());
             }
         }
+    }
+    /// The inside of a path, a port on which somebody listens, and a peer who has called it.
+    struct Called {
+        path: Path,
+        listener: Listener,
+        commands: Commands,
+        tunnel: Tunnel,
+        peers: FlowId,
+    }
+
+    impl Called {
+        async fn new() -> Self {
+            let mut path = Path::new();
+            let (tunnel, mut commands) = tunnel(watch::channel(None).1);
+            let listening = tunnel.listen(8080);
+            let (listener, ()) = tokio::join!(listening, async {
+                let command = commands.recv().await.expect("asked");
+                order(&mut path, command);
+            });
+            let remote = SocketAddr::from(([10, 86, 0, 2], 8080));
+            let peers = path.origin.connect(path.now, remote).unwrap();
+            assert!(path.settle().is_empty(), "nothing is answered yet");
+            Self {
+                path,
+                listener: listener.unwrap(),
+                commands,
+                tunnel,
+                peers,
+            }
+        }
+
+        /// Does what was ordered last, and returns what the peer hears.
+        async fn obey(&mut self) -> Vec<Event> {
+            let command = self.commands.recv().await.expect("ordered");
+            order(&mut self.path, command);
+            self.path.settle()
+        }
+
+        fn refused(&self) -> Event {
+            Event::Closed {
+                flow: self.peers,
+                cause: Cause::Refused,
+            }
+        }
+    }
+
+    fn order(path: &mut Path, command: Command) {
+        let (inside, now) = (&mut path.inside, path.now);
+        match command {
+            Command::Listen {
+                listener,
+                port,
+                arrivals,
+                reply,
+            } => inside.listen(listener, port, arrivals, reply),
+            Command::Unlisten { listener } => inside.unlisten(listener),
+            Command::Attach {
+                flow,
+                attachment,
+                early,
+                judged,
+            } => inside.attach(now, flow, attachment, early, judged),
+            Command::Abort { flow } => inside.abort(now, flow),
+            Command::Refuse { flow, refusal } => inside.refuse(now, flow, refusal),
+            Command::Connect { .. }
+            | Command::BindUdp { .. }
+            | Command::SendUdp { .. }
+            | Command::UnbindUdp { .. }
+            | Command::Associate { .. }
+            | Command::Dissociate { .. }
+            | Command::Idle { .. }
+            | Command::JudgeAgain
+            | Command::Resolved { .. } => panic!("no order of a listener's: {command:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn peer_is_answered_when_there_is_a_socket_for_it() {
+        let mut called = Called::new().await;
+        let flow = called.listener.accept().await.unwrap();
+        assert_eq!(flow.remote().ip(), IpAddr::from([10, 86, 0, 1]));
+        let (socket, mut service) = tcp_pair().await;
+        let open = Arc::default();
+        let mut watch = FlowWatch::new(Arc::clone(&open));
+        let mut fate = watch.fate();
+        flow.accept(Endpoint::Tcp(socket), watch);
+        let events = called.obey().await;
+        let flow = called.peers;
+        assert!(events.contains(&Event::Established { flow }), "{events:?}");
+        let Called {
+            mut path, peers, ..
+        } = called;
+        let sent = path.origin.send(path.now, peers, |ring| {
+            ring[..5].copy_from_slice(b"hello");
+            (5, ())
+        });
+        sent.unwrap();
+        path.origin.finish(path.now, peers);
+        path.settle();
+        let mut heard = String::new();
+        service.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "hello");
+        assert_eq!(open.load(std::sync::atomic::Ordering::Relaxed), 1);
+        drop(service);
+        while fate.try_recv().is_err() {
+            tokio::task::yield_now().await;
+            path.settle();
+        }
+        assert_eq!(open.load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert!(path.inside.flows.is_empty() && path.inside.handles.is_empty());
+    }
+
+    #[tokio::test]
+    async fn peer_hears_why_there_is_no_socket_for_it() {
+        for refusal in [Some(Refusal::Refused), Some(Refusal::Unreachable), None] {
+            let mut called = Called::new().await;
+            let flow = called.listener.accept().await.unwrap();
+            match refusal {
+                Some(refusal) => flow.refuse(refusal),
+                None => drop(flow),
+            }
+            let events = called.obey().await;
+            let unreachable = Event::Closed {
+                flow: called.peers,
+                cause: Cause::Unreachable(Unreachable::Host),
+            };
+            let heard = if refusal == Some(Refusal::Unreachable) {
+                unreachable
+            } else {
+                called.refused()
+            };
+            assert!(events.contains(&heard), "{refusal:?}: {events:?}");
+            let inside = &called.path.inside;
+            assert!(inside.flows.is_empty() && inside.handles.is_empty());
+            assert!(inside.stack.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn peer_that_has_gone_costs_the_socket_that_was_made_for_it() {
+        let mut called = Called::new().await;
+        let flow = called.listener.accept().await.unwrap();
+        called.path.origin.abort(called.path.now, called.peers);
+        called.path.settle();
+        let (socket, mut service) = tcp_pair().await;
+        flow.accept(Endpoint::Tcp(socket), FlowWatch::new(Arc::default()));
+        called.obey().await;
+        let error = service.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn port_is_listened_on_once_and_refuses_when_its_listener_has_gone() {
+        let mut called = Called::new().await;
+        let (again, ()) = tokio::join!(called.tunnel.listen(8080), async {
+            let command = called.commands.recv().await.expect("asked");
+            order(&mut called.path, command);
+        });
+        assert_eq!(again.unwrap_err(), ConnectError::PortTaken);
+        let Called {
+            mut path,
+            listener,
+            mut commands,
+            tunnel: _tunnel,
+            peers,
+        } = called;
+        // The one who waits was offered to it.
+        drop(listener);
+        let mut events = Vec::new();
+        for _ in 0..2 {
+            order(&mut path, commands.recv().await.expect("last words"));
+            events.extend(path.settle());
+        }
+        let refused = |flow| Event::Closed {
+            flow,
+            cause: Cause::Refused,
+        };
+        assert!(events.contains(&refused(peers)), "{events:?}");
+        let remote = SocketAddr::from(([10, 86, 0, 2], 8080));
+        let late = path.origin.connect(path.now, remote).unwrap();
+        assert!(path.settle().contains(&refused(late)));
+        assert!(path.inside.listeners.is_empty() && path.inside.arrivals.is_empty());
     }
 }

@@ -3,11 +3,13 @@
 pub mod associate;
 mod beside;
 pub mod connect;
+pub mod control;
 pub mod device;
 pub mod direct;
 pub mod dns;
 pub mod driver;
 pub mod enclosed;
+pub mod forwards;
 mod inside;
 mod lanes;
 mod link;

@@ -31,10 +31,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connect::Connector;
+use super::control::{self, ControlError};
 use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
+use super::forwards::{ForwardError, Forwards};
 use super::proxy::CredentialsError;
 use super::resolve::{Resolver, name_service};
 use super::tunnel::{Tunnel, tunnel};
@@ -167,6 +169,49 @@ impl Drop for Client {
     }
 }
 
+/// The forwards of a client, and its control socket.
+pub struct Services {
+    forwards: Forwards,
+    control: Option<JoinHandle<()>>,
+}
+
+impl Services {
+    /// Adds the forwards of `config` to `client`, and takes orders for it until `stop`.
+    ///
+    /// # Errors
+    ///
+    /// A port or socket cannot be had.
+    pub fn start(
+        client: &Client,
+        config: &ClientConfig,
+        stop: &CancellationToken,
+    ) -> Result<Self, StartError> {
+        let forwards = Forwards::new(client.tunnel(), client.resolver(), stop);
+        for forward in &config.forwards {
+            forwards.add(forward.clone())?;
+        }
+        let control = control::listen(config)?.map(|listener| {
+            debug!(socket = %listener.path().display(), "takes orders");
+            let (forwards, resolver) = (forwards.clone(), client.resolver());
+            tokio::spawn(control::serve(listener, forwards, resolver, stop.clone()))
+        });
+        Ok(Self { forwards, control })
+    }
+
+    /// Waits until each forward listens or has failed to.
+    pub async fn settled(&self) {
+        self.forwards.settled().await;
+    }
+
+    /// Waits until no order is taken any more and the control socket is gone, after `stop`.
+    pub async fn ended(self) {
+        if let Some(control) = self.control {
+            // A fault of it has been told by the runtime.
+            let _ = timeout(CLOSE_TIMEOUT, control).await;
+        }
+    }
+}
+
 /// Why a client does not start.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -194,6 +239,12 @@ pub enum StartError {
     /// The proxy's user or password cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// A forward of the configuration cannot be had.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// The control socket that the configuration names cannot be had.
+    #[error(transparent)]
+    Control(#[from] ControlError),
 }
 
 /// Makes what answers names, with its lists read, and starts what keeps both up to date.

@@ -6,9 +6,9 @@
 //! ```text
 //!  proxy ──┐  Tunnel            bounded queue             Commands
 //!  resolver┼─ connect, bind_udp ──────────────────────▶ ┌──────────┐
-//!          │  associate                                 │  driver  │
+//!  forwards┤  associate, listen                         │  driver  │
 //!          │  Flow, UdpPort, Association ──last words──▶│          │
-//!          └───────────────◀── Reply, Datagram ──────── └──────────┘
+//!          └──────────◀── Reply, Datagram, Arrivals ─── └──────────┘
 //! ```
 //!
 //! # Ownership
@@ -42,8 +42,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::resolve::ResolveError;
 use super::rules::{InForce, Judged};
-use crate::io::relay;
+use crate::io::relay::{self, Endpoint, FlowWatch};
 use crate::wire::InnerConfig;
+
+mod incoming;
+
+pub use incoming::{Arrivals, IncomingFlow, Listener, Refusal};
 
 /// Asks the driver for flows, UDP ports and associations; cheap to clone.
 #[derive(Clone, Debug)]
@@ -97,10 +101,24 @@ impl Tunnel {
     ///
     /// As [`Tunnel::connect`].
     pub async fn bind_udp(&self) -> Result<UdpPort, ConnectError> {
-        let (inbound, datagrams) = mpsc::channel(UDP_QUEUE);
+        self.bind(None, UDP_QUEUE).await
+    }
+
+    /// Binds a UDP port of the inner address, that number or any, for as many datagrams as somebody may forward.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::PortTaken`] when that number is bound already; else as [`Tunnel::connect`].
+    pub async fn forward_udp(&self, number: Option<u16>) -> Result<UdpPort, ConnectError> {
+        self.bind(number, FORWARD_QUEUE).await
+    }
+
+    async fn bind(&self, number: Option<u16>, queue: usize) -> Result<UdpPort, ConnectError> {
+        let (inbound, datagrams) = mpsc::channel(queue);
         let handle = self
             .ask(Kind::UdpPort, |port, reply| Command::BindUdp {
                 port,
+                number,
                 inbound,
                 reply,
             })
@@ -159,6 +177,16 @@ impl Tunnel {
         let _gone = self.commands.send(Command::JudgeAgain).await;
     }
 
+    /// Waits until no flow is left, those that still close in the background among them: what was sent has arrived.
+    pub async fn idle(&self) {
+        let (reply, idle) = oneshot::channel();
+        let reply = Reply(reply);
+        if self.commands.send(Command::Idle { reply }).await.is_ok() {
+            // A driver that has gone has no flows.
+            let _gone = idle.await;
+        }
+    }
+
     /// Watches the inner addresses, name servers and MTU of the session.
     pub fn inner(&self) -> watch::Receiver<Option<InnerConfig>> {
         self.inner.clone()
@@ -208,6 +236,12 @@ impl Flow {
     pub fn attach_judged(self, socket: TcpStream, early: Vec<u8>, judged: Judged) {
         let Self { handle, remote: _ } = self;
         handle.attach(Attachment::Tcp(socket), early, Some(Box::new(judged)));
+    }
+
+    /// The same for any socket, and for somebody who wants to know how the flow ends.
+    pub fn attach_watched(self, endpoint: Endpoint, early: Vec<u8>, watch: FlowWatch) {
+        let Self { handle, remote: _ } = self;
+        handle.attach(Attachment::Watched { endpoint, watch }, early, None);
     }
 
     /// Turns the flow into a stream of bytes, for those who must look at them.
@@ -337,15 +371,28 @@ impl UdpPort {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<(usize, SocketAddr)>> {
-        let datagram = ready!(lock(&self.datagrams).poll_recv(cx));
-        let Some(datagram) = datagram else {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        };
+        let datagram = ready!(self.poll_recv(cx))?;
         let len = datagram.payload.len().min(buf.len());
         if let (Some(to), Some(from)) = (buf.get_mut(..len), datagram.payload.get(..len)) {
             to.copy_from_slice(from);
         }
         Poll::Ready(Ok((len, datagram.remote)))
+    }
+}
+
+impl UdpPort {
+    /// Waits for a datagram. One task may wait at a time; safe to cancel.
+    ///
+    /// # Errors
+    ///
+    /// As [`UdpPort::poll_recv_from`].
+    pub async fn recv(&self) -> io::Result<Datagram> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Datagram>> {
+        let datagram = ready!(lock(&self.datagrams).poll_recv(cx));
+        Poll::Ready(datagram.ok_or_else(|| io::ErrorKind::BrokenPipe.into()))
     }
 }
 
@@ -469,6 +516,8 @@ pub enum Command {
     BindUdp {
         /// The new port.
         port: HandleId,
+        /// The number it must have, if that matters.
+        number: Option<u16>,
         /// Where to put what arrives; full means drop and count.
         inbound: mpsc::Sender<Datagram>,
         /// Where to say how it went.
@@ -487,6 +536,29 @@ pub enum Command {
     UnbindUdp {
         /// The port.
         port: HandleId,
+    },
+    /// Listen on a TCP port of the inner address.
+    Listen {
+        /// The new listener.
+        listener: HandleId,
+        /// The port.
+        port: u16,
+        /// Where to offer the flows of peers.
+        arrivals: Arrivals,
+        /// Where to say how it went.
+        reply: Reply,
+    },
+    /// Listen there no more.
+    Unlisten {
+        /// The listener.
+        listener: HandleId,
+    },
+    /// Refuse a flow that a peer wants to open.
+    Refuse {
+        /// The flow.
+        flow: HandleId,
+        /// What the peer hears.
+        refusal: Refusal,
     },
     /// Serve a SOCKS5 UDP relay on `socket`.
     Associate {
@@ -510,6 +582,11 @@ pub enum Command {
     },
     /// Judge attached flows again: rules have changed.
     JudgeAgain,
+    /// Say when no flow is left.
+    Idle {
+        /// Where to say it.
+        reply: Reply,
+    },
     /// What became of a name that the driver asked the resolver for.
     Resolved {
         /// The driver's number of the query.
@@ -528,11 +605,15 @@ impl Command {
         match self {
             Self::Connect { reply, .. }
             | Self::BindUdp { reply, .. }
+            | Self::Listen { reply, .. }
+            | Self::Idle { reply }
             | Self::Associate { reply, .. } => reply.is_abandoned(),
             Self::Attach { .. }
             | Self::Abort { .. }
             | Self::SendUdp { .. }
             | Self::UnbindUdp { .. }
+            | Self::Unlisten { .. }
+            | Self::Refuse { .. }
             | Self::Dissociate { .. }
             | Self::JudgeAgain
             | Self::Resolved { .. } => false,
@@ -545,6 +626,13 @@ impl Command {
 pub enum Attachment {
     /// The application's own socket.
     Tcp(TcpStream),
+    /// Any endpoint, and who watches the flow.
+    Watched {
+        /// The application's end.
+        endpoint: Endpoint,
+        /// Lives as long as the flow.
+        watch: FlowWatch,
+    },
     /// A pipe to a task of this process.
     Pipe(Pipe),
 }
@@ -665,6 +753,9 @@ pub enum ConnectError {
     /// The session has no address of the origin's family (IPv4 or IPv6).
     #[error("the tunnel has no address of the origin's family")]
     NoAddress,
+    /// Somebody has this port of the inner address already.
+    #[error("the port of the inner address is in use")]
+    PortTaken,
 }
 
 /// What a [`Handle`] is for.
@@ -673,6 +764,7 @@ enum Kind {
     Flow,
     UdpPort,
     Association,
+    Listener,
 }
 
 /// Says its last words when it is dropped while armed.
@@ -721,6 +813,7 @@ impl Drop for Handle {
             Kind::Flow => Command::Abort { flow: id },
             Kind::UdpPort => Command::UnbindUdp { port: id },
             Kind::Association => Command::Dissociate { association: id },
+            Kind::Listener => Command::Unlisten { listener: id },
         });
     }
 }
@@ -803,6 +896,9 @@ const COMMAND_QUEUE: usize = 1024;
 /// Datagrams that wait for the owner of a [`UdpPort`]: one DNS query has one answer,
 /// the rest is room for duplicates and forgeries.
 const UDP_QUEUE: usize = 16;
+
+/// Datagrams that wait for a forward: what arrives in one turn of a fast lane.
+const FORWARD_QUEUE: usize = 256;
 
 /// Bytes in flight per direction of a [`FlowStream`]: one super-packet.
 const PIPE: usize = 64 * 1024;

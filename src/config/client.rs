@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::address::{Host, LaneAddr};
 use super::dns::{self, DnsConfig};
 use super::error::ConfigError;
+use super::forward::{self, ControlSocket, Forward};
 use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
 use super::rule::Rule;
@@ -57,6 +58,10 @@ pub struct ClientConfig {
     pub repair: Repair,
     /// How many threads the program runs on, 1 to [`MOST_THREADS`](super::MOST_THREADS); `None` leaves it to the program.
     pub threads: Option<usize>,
+    /// Ports here that lead beyond the server, and inner ports that lead here; no two collide.
+    pub forwards: Vec<Forward>,
+    /// Where it takes orders while it runs.
+    pub control: ControlSocket,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
 }
@@ -133,6 +138,8 @@ impl ClientConfig {
         let aead = read_aead(settings);
         let repair = repair::read(settings);
         let threads = read_threads(settings);
+        let forwards = forward::read(settings);
+        let control = forward::read_control(settings);
         let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
         Some(Self {
             servers,
@@ -151,6 +158,8 @@ impl ClientConfig {
             aead,
             repair,
             threads,
+            forwards,
+            control,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
         })
     }

@@ -18,6 +18,7 @@ mod clients;
 mod dns;
 mod error;
 mod files;
+mod forward;
 mod kind;
 mod networks;
 mod parse;
@@ -40,6 +41,9 @@ pub use dns::{
 };
 pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
+pub use forward::{
+    ControlSocket, Forward, LocalForward, MAX_FORWARDS, NearListen, NearTarget, RemoteForward,
+};
 pub use kind::{Kind, guess_kind, unknown_variable};
 pub use networks::Networks;
 pub(crate) use parse::duration as parse_duration;

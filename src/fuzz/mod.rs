@@ -29,6 +29,7 @@
 //! | [`dns_list`] | a list of names | what is taken for a name is one, and is found |
 //! | [`relayed`] | a script of relayed flows, of lanes that change, and of frames from a peer without manners | bounds hold; between honest ends every byte comes out once and in order |
 //! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
+//! | [`control`] | lines to the control socket, in pieces | pieces do not matter, a refusal has words; a forward that is read reads the same when it is written |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
 mod datagram;
@@ -54,7 +55,7 @@ pub use proxy::{dns_query, socks, udp_header};
 pub use relayed::relayed;
 pub use repair::repair;
 pub use session::{proto_responder, proto_session};
-pub use text::config;
+pub use text::{config, control};
 pub use via::{socks_via, websocket};
 pub use wire::{wire_frame, wire_handshake};
 
@@ -83,6 +84,7 @@ pub const TARGETS: &[Target] = &[
     ("dns_answer", dns_answer),
     ("dns_list", dns_list),
     ("config", config),
+    ("control", control),
     ("repair", repair),
     ("relayed", relayed),
     ("socks_via", socks_via),

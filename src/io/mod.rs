@@ -3,6 +3,7 @@
 pub mod carrier;
 pub mod child;
 pub mod clock;
+pub mod control;
 pub mod dial;
 mod http;
 pub mod journal;
@@ -23,5 +24,6 @@ pub mod tls;
 pub mod tun;
 pub mod turns;
 pub mod udp;
+pub mod unix;
 pub mod via;
 pub mod websocket;

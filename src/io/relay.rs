@@ -36,7 +36,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
@@ -44,7 +44,8 @@ use std::time::Instant;
 use adit_netstack::{FlowId, RecvError, SendError, Stack};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 
 use crate::proto::relayed::{Pieces, Relayed, RelayedKey};
 
@@ -193,18 +194,11 @@ impl<F: Flows> Relay<F> {
     ///
     /// The flow must not have an endpoint yet. The flow is queued for its first pump.
     pub fn attach(&mut self, flow: F::Id, endpoint: Endpoint, early: Vec<u8>) {
-        self.attach_while(flow, endpoint, early, None);
+        self.attach_tied(flow, endpoint, early, Ties::default());
     }
 
-    /// Like [`Relay::attach`], for a flow that may go on only while `terms` hold: they are looked at by
-    /// [`Relay::end_unfit`].
-    pub fn attach_while(
-        &mut self,
-        flow: F::Id,
-        endpoint: Endpoint,
-        early: Vec<u8>,
-        terms: Option<Box<dyn Terms>>,
-    ) {
+    /// Like [`Relay::attach`], for a flow that has [`Ties`].
+    pub fn attach_tied(&mut self, flow: F::Id, endpoint: Endpoint, early: Vec<u8>, ties: Ties) {
         let key = F::index(flow);
         if self.links.len() <= key {
             self.links.resize_with(key + 1, || None);
@@ -216,9 +210,10 @@ impl<F: Flows> Relay<F> {
             waker: Waker::from(notice.clone()),
             notice,
             early: VecDeque::from(early),
-            terms,
+            terms: ties.terms,
             up: Half::Open,
             down: Half::Open,
+            watch: ties.watch,
         };
         if self.links[key].replace(link).is_none() {
             self.open += 1;
@@ -394,9 +389,12 @@ impl<F: Flows> Relay<F> {
     }
 
     fn detach(&mut self, key: usize, end: End) {
-        let Some(link) = self.links[key].take() else {
+        let Some(mut link) = self.links[key].take() else {
             return;
         };
+        if let (Some(watch), End::Clean) = (link.watch.as_mut(), end) {
+            watch.finish();
+        }
         self.open -= 1;
         if matches!(link.endpoint, Endpoint::Pipe(_)) {
             self.ended.push_back(link.flow);
@@ -431,6 +429,9 @@ impl<F: Flows> Drop for Relay<F> {
 pub enum Endpoint {
     /// A connected socket: an application's, or an origin's.
     Tcp(TcpStream),
+    /// A connected Unix socket: an application's, or a service's near the client. It knows no resets: one shows as an end
+    /// of both directions.
+    Unix(UnixStream),
     /// One end of an in-memory pipe, for callers inside this process.
     Pipe(Box<dyn Pipe>),
 }
@@ -450,6 +451,7 @@ impl Endpoint {
         let mut buffer = ReadBuf::new(bytes);
         let read = match self {
             Endpoint::Tcp(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
+            Endpoint::Unix(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
             Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_read(cx, &mut buffer),
         };
         read.map_ok(|()| buffer.filled().len())
@@ -458,6 +460,7 @@ impl Endpoint {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Endpoint::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Endpoint::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
             Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_write(cx, bytes),
         }
     }
@@ -469,6 +472,7 @@ impl Endpoint {
     ) -> Poll<io::Result<usize>> {
         match self {
             Endpoint::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Endpoint::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_write_vectored(cx, slices),
         }
     }
@@ -476,6 +480,7 @@ impl Endpoint {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Endpoint::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Endpoint::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
             Endpoint::Pipe(pipe) => Pin::new(pipe.as_mut()).poll_shutdown(cx),
         }
     }
@@ -491,15 +496,74 @@ impl Endpoint {
                     let _ = handle.shutdown(Shutdown::Both);
                 }
             }
+            Endpoint::Unix(socket) => {
+                // Also where another process has a copy of the descriptor, which a plain close would leave open.
+                let _gone = socket2::SockRef::from(&socket).shutdown(Shutdown::Both);
+            }
             Endpoint::Pipe(pipe) => pipe.fail(io::ErrorKind::ConnectionReset),
         }
     }
+}
+
+/// What a flow has to do with others than its two ends.
+#[derive(Debug, Default)]
+pub struct Ties {
+    /// What must hold for it to go on: looked at by [`Relay::end_unfit`].
+    pub terms: Option<Box<dyn Terms>>,
+    /// Who wants to know how many flows are open, or how this one ends.
+    pub watch: Option<FlowWatch>,
 }
 
 /// What must be true for a flow to go on, where that may change while it is open.
 pub trait Terms: Send + std::fmt::Debug {
     /// Whether it is true now.
     fn hold(&self) -> bool;
+}
+
+/// Counts a flow as open for as long as it lives, and tells how the flow has ended.
+///
+/// It goes along with the socket that the flow is for, from before there is a flow until both are gone.
+#[derive(Debug)]
+pub struct FlowWatch {
+    open: Arc<AtomicU64>,
+    fate: Option<oneshot::Sender<Fate>>,
+}
+
+/// How a flow has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Both directions have ended in order.
+    Finished,
+    /// It was cut off: reset by either side, timed out, or lost with the tunnel.
+    Cut,
+}
+
+impl FlowWatch {
+    /// Counts one more in `open`.
+    pub fn new(open: Arc<AtomicU64>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self { open, fate: None }
+    }
+
+    /// Gives the end of a flow to whoever waits for it; a receiver that finds no sender takes it as [`Fate::Cut`].
+    pub fn fate(&mut self) -> oneshot::Receiver<Fate> {
+        let (sender, receiver) = oneshot::channel();
+        self.fate = Some(sender);
+        receiver
+    }
+
+    fn finish(&mut self) {
+        if let Some(fate) = self.fate.take() {
+            // Nobody may want to know any more.
+            let _gone = fate.send(Fate::Finished);
+        }
+    }
+}
+
+impl Drop for FlowWatch {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a [`Relay`] has counted since it was made.
@@ -622,6 +686,7 @@ struct Link<Id> {
     terms: Option<Box<dyn Terms>>,
     up: Half,
     down: Half,
+    watch: Option<FlowWatch>,
 }
 
 impl<Id: Copy> Link<Id> {

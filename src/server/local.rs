@@ -553,7 +553,7 @@ fn refusal(error: &io::Error) -> ResetReason {
 }
 
 /// The port of the DNS service on the gateway's addresses.
-const DNS_PORT: u16 = 53;
+pub(super) const DNS_PORT: u16 = 53;
 
 /// What a pipe to the DNS service holds each way: one message of the largest size.
 const DNS_PIPE: usize = 64 * 1024;

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use adit_netstack::{Offload, Packet, Unreachable};
+use adit_netstack::{Offload, Packet, Unreachable, protocol};
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Sleep;
@@ -35,7 +35,7 @@ use super::datagrams;
 use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
-use super::local::Local;
+use super::local::{DNS_PORT, Local};
 use super::registry::{Entrant, Join, Joined, addresses};
 use super::router::{Downlink, Queued};
 use super::run::{Shared, Way};
@@ -563,7 +563,14 @@ impl Uplink<'_> {
             Way::Foreign => self.stats.foreign_source += 1,
             Way::Gateway => {
                 self.stats.passed += 1;
-                local.handle_packet(self.now, bytes, offload);
+                match &self.shared.egress {
+                    Egress::Tun(tun) if answers_the_host(bytes, &packet) => {
+                        tun.send(frame, range, &packet, offload);
+                    }
+                    Egress::Tun(_) | Egress::User => {
+                        local.handle_packet(self.now, bytes, offload);
+                    }
+                }
             }
             Way::Client => self.pass_to_client(frame, range, &packet, offload),
             Way::Denied => {
@@ -624,6 +631,32 @@ impl Uplink<'_> {
         }
     }
 }
+
+/// Whether a packet for the gateway may be about a connection that the host itself has opened to the client: with egress
+/// `tun` the gateway's address is the host's own, and a port of the client may be meant for it.
+///
+/// A segment that opens a connection never is: what the host listens on stays out of the clients' reach. Of others the
+/// kernel knows whether they belong to one of its connections.
+fn answers_the_host(bytes: &[u8], packet: &Packet) -> bool {
+    let transport = bytes.get(packet.header_len..).unwrap_or_default();
+    let Some((_, destination)) = packet.ports else {
+        // An error about what the host has sent: "unreachable" (RFC 792; RFC 4443, section 3.1).
+        let unreachable = match packet.protocol {
+            protocol::ICMP => Some(&3),
+            protocol::ICMPV6 => Some(&1),
+            _ => return false,
+        };
+        return packet.fragment.is_none() && transport.first() == unreachable;
+    };
+    let flags = transport.get(TCP_FLAGS).copied().unwrap_or(SYN);
+    packet.protocol == protocol::TCP && destination != DNS_PORT && flags & (SYN | ACK | RST) != SYN
+}
+
+/// Where the flags of a segment are, and some of them (RFC 9293, section 3.1).
+const TCP_FLAGS: usize = 13;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
 
 /// Joins of one client's new lanes that wait for the driver, and those served per turn.
 const JOINS: usize = 8;

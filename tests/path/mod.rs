@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use adit::client::run::Client;
 use adit::config::{
-    CertificateCheck, ClientConfig, ClientEntry, DnsConfig, EgressKind, LaneAddr, Limits,
-    ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
+    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{RunError, Server, Shared};
@@ -138,6 +138,8 @@ impl Path {
             aead: Vec::new(),
             repair: Repair::Auto,
             threads: None,
+            forwards: Vec::new(),
+            control: ControlSocket::Off,
             memory: budget::CLIENT,
         })
         .unwrap();

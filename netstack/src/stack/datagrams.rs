@@ -31,6 +31,11 @@ impl Stack {
         Some(port)
     }
 
+    /// Binds this UDP port on the own addresses of both families; false if it is bound already, or no port.
+    pub fn bind_udp_port(&mut self, port: u16) -> bool {
+        port != 0 && self.ports.len() < MAX_PORTS && self.ports.insert(port)
+    }
+
     /// Frees a UDP port.
     pub fn unbind_udp(&mut self, port: u16) {
         self.ports.remove(&port);

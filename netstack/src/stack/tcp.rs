@@ -189,7 +189,7 @@ impl Stack {
         }
         let wanted = match self.config.accept {
             Accept::Any => true,
-            Accept::Own => self.config.incoming,
+            Accept::Own => self.config.incoming || self.listening.contains(&tuple.local.1),
         };
         if !wanted {
             self.answer_stray(&tuple, parsed);

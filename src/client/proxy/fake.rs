@@ -251,6 +251,7 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
             port,
             inbound,
             reply,
+            ..
         } => {
             state.ports.insert(port, inbound);
             reply.send(Ok(()));
@@ -296,6 +297,12 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
         }
         Command::JudgeAgain => {}
         Command::Resolved { .. } => panic!("the fake driver asks no names"),
+        Command::Listen { .. }
+        | Command::Unlisten { .. }
+        | Command::Refuse { .. }
+        | Command::Idle { .. } => {
+            panic!("the proxy does not listen inside")
+        }
     }
 }
 
@@ -307,6 +314,7 @@ async fn relay(mut origin: TcpStream, attachment: Attachment, early: Vec<u8>) {
         Attachment::Tcp(mut socket) => {
             let _ = copy_bidirectional(&mut socket, &mut origin).await;
         }
+        Attachment::Watched { .. } => panic!("the proxy watches no flow"),
         Attachment::Pipe(mut pipe) => {
             if let Err(error) = copy_bidirectional(&mut pipe, &mut origin).await {
                 pipe.fail(error.kind());

@@ -321,7 +321,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
                 "Ask the VPN server's operator to add the destination to `allow:`.",
             ),
             ConnectError::TunnelDown => TUNNEL_DOWN,
-            ConnectError::TooManyFlows => (
+            ConnectError::TooManyFlows | ConnectError::PortTaken => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "connection_limit_reached",
                 "Close some connections, or try later.",

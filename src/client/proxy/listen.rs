@@ -184,7 +184,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Whether accepting again at once would fail again.
-fn is_exhaustion(error: &io::Error) -> bool {
+pub(in crate::client) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
@@ -193,4 +193,4 @@ fn is_exhaustion(error: &io::Error) -> bool {
 
 /// How long accepting rests when descriptors have run out: short enough to go unnoticed,
 /// long enough not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(in crate::client) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

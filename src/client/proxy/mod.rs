@@ -46,5 +46,6 @@ pub(crate) mod fake;
 mod tests;
 
 pub use auth::{Credentials, CredentialsError};
+pub(in crate::client) use listen::{ACCEPT_PAUSE, is_exhaustion};
 pub use listen::{ProxySettings, serve};
 pub use stats::{Counter, ProxyStats};

@@ -311,7 +311,9 @@ impl From<&ConnectError> for ReplyCode {
             ConnectError::NetworkUnreachable | ConnectError::NoAddress => Self::NetworkUnreachable,
             ConnectError::TimedOut => Self::TtlExpired,
             ConnectError::NotAllowed => Self::NotAllowed,
-            ConnectError::TunnelDown | ConnectError::TooManyFlows => Self::GeneralFailure,
+            ConnectError::TunnelDown | ConnectError::TooManyFlows | ConnectError::PortTaken => {
+                Self::GeneralFailure
+            }
         }
     }
 }

@@ -190,7 +190,7 @@ fn weight(error: ConnectError) -> u8 {
     match error {
         ConnectError::NoAddress => 0,
         ConnectError::TunnelDown => 1,
-        ConnectError::TooManyFlows => 2,
+        ConnectError::TooManyFlows | ConnectError::PortTaken => 2,
         ConnectError::NetworkUnreachable => 3,
         ConnectError::Unreachable => 4,
         ConnectError::TimedOut => 5,

@@ -56,13 +56,7 @@ impl Waiting {
 
     /// Puts a packet with the head- and tailroom of its frame behind its flow's: a full queue drops from the flow that has
     /// most in it. `rtt` is the round trip of the lane it waits for, if it is known.
-    pub fn push(
-        &mut self,
-        now: Instant,
-        buffer: Buffer,
-        offload: Offload,
-        rtt: Option<Duration>,
-    ) {
+    pub fn push(&mut self, now: Instant, buffer: Buffer, offload: Offload, rtt: Option<Duration>) {
         let end = buffer.len().saturating_sub(TAILROOM);
         let queued = Queued {
             buffer,

@@ -1,0 +1,259 @@
+//! The orders that a running client takes over its [control socket](crate::io::control).
+//!
+//! | command | arguments | what it does, and answers |
+//! |---|---|---|
+//! | `forward.add` | `forward`: `-L 8080:h:80` | adds it: the forward as it is listed, and `warning` if there is one |
+//! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
+//! | `forward.list` | | a list of forwards |
+//! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
+//!
+//! A client's socket has a name made of both keys, so that whoever has its configuration finds it, and clients of
+//! different configurations do not meet.
+
+use std::env;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::forwards::{ForwardError, Forwards, Listed};
+use super::resolve::{Host, Resolver};
+use crate::config::{ClientConfig, ControlSocket, Forward};
+use crate::io::control::{self, Commands, Done, PlaceError, Request};
+use crate::io::relay::{Endpoint, Fate, FlowWatch};
+use crate::io::unix::{Listener, UnixError};
+
+/// Names the control socket of a client with this configuration; `None` where that says there is none.
+pub fn socket(config: &ClientConfig) -> Option<PathBuf> {
+    match &config.control {
+        ControlSocket::Off => None,
+        ControlSocket::At(path) => Some(path.clone()),
+        ControlSocket::Usual => {
+            let short = |key: String| -> String {
+                let plain = |c| match c {
+                    '/' => '_',
+                    '+' => '-',
+                    c => c,
+                };
+                key.chars().take(SHORT).map(plain).collect()
+            };
+            let own = short(config.secret_key.public().to_string());
+            let server = short(config.server_key.to_string());
+            let name = format!("{KIND}{own}-{server}");
+            Some(control::usual(runtime().as_deref(), &name))
+        }
+    }
+}
+
+/// Lists the control sockets of this user's clients, those of the dead among them.
+pub fn sockets() -> Vec<PathBuf> {
+    control::find(runtime().as_deref(), KIND)
+}
+
+/// Listens where the configuration says. A client whose usual socket cannot be had does without, and says so; one that was
+/// told where it is does not start.
+///
+/// # Errors
+///
+/// The socket that the configuration names cannot be had.
+pub fn listen(config: &ClientConfig) -> Result<Option<Listener>, ControlError> {
+    let Some(path) = socket(config) else {
+        return Ok(None);
+    };
+    match &config.control {
+        ControlSocket::Off => Ok(None),
+        ControlSocket::At(_) => Ok(Some(Listener::bind(&path)?)),
+        ControlSocket::Usual => match usual(&path) {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => {
+                warn!(
+                    "no control socket: {error}; `adit forward` does not reach this client: set `control` to another path, or to off"
+                );
+                Ok(None)
+            }
+        },
+    }
+}
+
+fn usual(path: &Path) -> Result<Listener, ControlError> {
+    control::prepare(path)?;
+    Ok(Listener::bind(path)?)
+}
+
+/// Serves orders over `listener` until `stop`.
+pub async fn serve(
+    listener: Listener,
+    forwards: Forwards,
+    resolver: Resolver,
+    stop: CancellationToken,
+) {
+    let orders = Orders {
+        forwards,
+        resolver,
+        open: Arc::default(),
+    };
+    control::serve(listener, Arc::new(orders), stop).await;
+}
+
+/// Why there is no control socket.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Its folder is of no use.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// It cannot be listened on.
+    #[error("control: {0}")]
+    Socket(#[from] UnixError),
+}
+
+/// Makes `socket`, a connected Unix stream socket, a connection to `host`; what is returned tells how it ends.
+///
+/// # Errors
+///
+/// A sentence that says why there is no connection.
+pub async fn connect(
+    resolver: &Resolver,
+    (host, port): (&str, u16),
+    socket: OwnedFd,
+    mut watch: FlowWatch,
+) -> Result<oneshot::Receiver<Fate>, String> {
+    let unusable = |error: &dyn std::fmt::Display| format!("the socket is of no use: {error}");
+    let is_stream = sockopt::socket_domain(&socket).is_ok_and(|it| it == AddressFamily::UNIX)
+        && sockopt::socket_type(&socket).is_ok_and(|it| it == SocketType::STREAM);
+    if !is_stream {
+        return Err(unusable(&"it is no Unix stream socket"));
+    }
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    let socket = (socket.set_nonblocking(true))
+        .and_then(|()| UnixStream::from_std(socket))
+        .map_err(|error| unusable(&error))?;
+    let name = Host::parse(host.as_bytes()).map_err(|error| format!("`{host}`: {error}"))?;
+    let fate = watch.fate();
+    let flow = resolver.connect(&name, port).await;
+    let flow = flow.map_err(|error| format!("no connection to {name}:{port}: {error}"))?;
+    flow.attach_watched(Endpoint::Unix(socket), Vec::new(), watch);
+    Ok(fate)
+}
+
+struct Orders {
+    forwards: Forwards,
+    resolver: Resolver,
+    /// Connections made for callers.
+    open: Arc<AtomicU64>,
+}
+
+impl Commands for Orders {
+    async fn call(&self, request: Request, passed: Option<OwnedFd>) -> Done {
+        match request.command.as_str() {
+            "forward.add" => Done::Now(self.add(&request)),
+            "forward.remove" => Done::Now(self.remove(&request).await),
+            "forward.list" => Done::Now(Ok(json!(self.forwards.list()))),
+            "connect" => match self.connect(&request, passed).await {
+                Ok(fate) => Done::Later {
+                    now: Value::Null,
+                    end: Box::pin(async move {
+                        let finished = matches!(fate.await, Ok(Fate::Finished));
+                        json!({END: if finished { FINISHED } else { "cut" }})
+                    }),
+                },
+                Err(message) => Done::Now(Err(message)),
+            },
+            other => Done::Now(Err(format!(
+                "this client does not know `{other}`: is it an older adit?"
+            ))),
+        }
+    }
+}
+
+impl Orders {
+    fn add(&self, request: &Request) -> Result<Value, String> {
+        let forward = Forward::parse(request.text("forward")?)?;
+        let warning = match &forward {
+            Forward::Local(local) => local.warning(),
+            Forward::Remote(_) => None,
+        };
+        let listed = self.forwards.add(forward).map_err(in_words)?;
+        if let Some(warning) = &warning {
+            warn!("{warning}");
+        }
+        Ok(described(&listed, warning))
+    }
+
+    async fn remove(&self, request: &Request) -> Result<Value, String> {
+        let id = match request.arguments.get("forward") {
+            Some(_) => {
+                let forward = Forward::parse(request.text("forward")?)?;
+                self.forwards.find(&forward).map_err(in_words)?
+            }
+            None => request.number("id")?,
+        };
+        let listed = self.forwards.remove(id).await.map_err(in_words)?;
+        Ok(described(&listed, None))
+    }
+
+    async fn connect(
+        &self,
+        request: &Request,
+        passed: Option<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Fate>, String> {
+        let host = request.text("host")?;
+        let port = u16::try_from(request.number("port")?)
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| "`port` is not one: it goes from 1 to 65535".to_owned())?;
+        let socket = passed.ok_or_else(|| "connect needs a socket beside it".to_owned())?;
+        let watch = FlowWatch::new(Arc::clone(&self.open));
+        connect(&self.resolver, (host, port), socket, watch).await
+    }
+}
+
+fn in_words(error: ForwardError) -> String {
+    error.to_string()
+}
+
+fn described(listed: &Listed, warning: Option<String>) -> Value {
+    let mut value = json!(listed);
+    if let (Some(warning), Some(map)) = (warning, value.as_object_mut()) {
+        map.insert("warning".to_owned(), json!(warning));
+    }
+    value
+}
+
+/// Orders a connection to `host`; the socket goes beside it.
+pub fn connect_order(host: &str, port: u16) -> Request {
+    let mut arguments = Map::new();
+    arguments.insert("host".to_owned(), json!(host));
+    arguments.insert("port".to_owned(), json!(port));
+    Request::new("connect", arguments)
+}
+
+/// Whether the end of a connection that was ordered was one in order.
+pub fn is_finished(end: &Value) -> bool {
+    end.get(END).and_then(Value::as_str) == Some(FINISHED)
+}
+
+/// The user's folder for what lives as long as he is logged in.
+fn runtime() -> Option<PathBuf> {
+    let folder = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    // As the specification of the variable says: a relative path counts as none.
+    folder.filter(|folder| folder.is_absolute())
+}
+
+const END: &str = "end";
+
+const FINISHED: &str = "finished";
+
+/// What a client's socket begins with.
+const KIND: &str = "client-";
+
+/// Characters of a key in a socket's name: 48 bits, since a path is short and nobody has many keys.
+const SHORT: usize = 8;
