@@ -23,6 +23,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("perl", &[], "perl-base"),
     ("nft", &[], "nftables"),
     ("ip", &[], "iproute2"),
+    ("ethtool", &[], "ethtool"),
     ("setpriv", &[], "util-linux"),
     ("mount", &[], "mount"),
     ("sysctl", &[], "procps"),

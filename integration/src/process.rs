@@ -378,8 +378,12 @@ pub fn run_inside(command: &mut Command, network: RawFd, mounts: RawFd) {
 
 /// Lets `command` run in a session of its own, without a terminal, as services do.
 pub fn run_without_terminal(command: &mut Command) {
-    // SAFETY: one system call without arguments, allowed between fork and exec.
-    let hook = || check(unsafe { libc::setsid() }.min(0));
+    // SAFETY: only system calls, allowed between fork and exec.
+    let hook = || unsafe {
+        // As a service begins: whoever runs the tests may have been started by `nohup`.
+        libc::signal(libc::SIGHUP, libc::SIG_DFL);
+        check(libc::setsid().min(0))
+    };
     // SAFETY: the hook makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(hook) };
 }
@@ -403,6 +407,7 @@ pub fn run_in_terminal(command: &mut Command) -> File {
     let hook = move || {
         // SAFETY: only system calls, allowed between fork and exec; the terminal is open as long as the hook lives.
         unsafe {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
             check(libc::setsid().min(0))?;
             check(libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0))
         }

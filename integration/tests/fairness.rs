@@ -31,7 +31,8 @@ fn no_flow_starves_beside_264_over_tls() {
 }
 
 /// Measures shares and not seconds: when the downloads have `TOTAL` bytes together, each must have a fair part of it,
-/// and each echo connection must have been served again and again.
+/// and each echo connection must have been served at least half as often as the others: how often that is depends on the
+/// machine.
 fn share(scheme: &str) {
     raise_descriptor_limit();
     let here = Place::here();
@@ -94,13 +95,16 @@ fn share(scheme: &str) {
     let least = downloaded.iter().min().copied().unwrap_or(0);
     let rounds = echoed.iter().min().copied().unwrap_or(0);
     let mean = downloaded.iter().sum::<u64>() / DOWNLOADS as u64;
-    println!("{scheme}: downloads: least {least} of {mean} on average; echoes: least {rounds}");
+    let mean_rounds = echoed.iter().sum::<u64>() / ECHOES as u64;
+    println!(
+        "{scheme}: downloads: least {least} of {mean} on average; echoes: least {rounds} of {mean_rounds}"
+    );
     assert!(
         least * 4 >= mean,
         "one download has {least} bytes where {mean} is the average: {downloaded:?}"
     );
     assert!(
-        rounds >= 10,
-        "one echo connection was served {rounds} times: {echoed:?}"
+        rounds >= 1 && rounds * 2 >= mean_rounds,
+        "one echo connection was served {rounds} times where {mean_rounds} is the average: {echoed:?}"
     );
 }
