@@ -68,6 +68,7 @@
 //! | [`io::via`] | asks a proxy for the connection to the server: CONNECT, SOCKS5 | until it is answered | through [`io::dial`] |
 //! | [`client`] | proxy, resolver, forwards, and the client's driver | the driver | through `io` |
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
+//! | [`client::enclosure`] | ends the packets of commands that share the client, and opens what they carry again | its task | the TUN devices that it was handed |
 //! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
 //! | [`client::dns`] | who answers a name: rules, lists, cache, upstreams; and the local resolver | its listeners | through the tunnel, and sockets of its own |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
@@ -87,6 +88,8 @@
 //! |---|---|---|
 //! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket; of `adit run`, the TUN device instead |
 //! | [`client::enclosed`] | one, of `adit run`: on the same thread as the driver | the routing socket and resolv.conf of the command's namespace |
+//! | [`client::shared`] | one, of `adit run --share`, and a thread that waits for the client | the connection to the client's control socket; the same two |
+//! | [`client::enclosure`] | one a command that shares the client, one each of its UDP ports and identifiers of pings | the command's TUN device, the netstack behind it |
 //! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a listener, and one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten, and so does what goes [directly](client::direct) | the application's socket |
 //! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
@@ -133,6 +136,8 @@
 //! flow, and AES-GCM seals it from there into the lane's write buffer (ChaCha20 wants it copied first); it is opened in
 //! the lane's read buffer and written to the socket from there. Only what the socket does not take goes to a queue.
 //!
+//! A command that shares a client costs two copies more each way, from its netstack to the driver's through a pipe.
+//!
 //! A WebSocket adds a move of what stands behind a head in a read, by the length of the head, and at a client that sends the
 //! masked copy; a server sends its buffers as they are ([`io::websocket`]). TLS copies both ways, as any user of it.
 //!
@@ -163,6 +168,10 @@
 //! | packets of a command that wait for a lane | [`proto::QueueLimits`] once more | dropped from the flow that has most there, counted |
 //! | log lines of a tunnel process whose reader does not read | 256 | dropped |
 //! | how long a command waits for its tunnel | `--wait`, a minute | not started, told why |
+//! | commands that share a client | [`client::enclosure::MAX_ENCLOSURES`] | refused in words |
+//! | of each, TCP flows; questions by UDP | [`client::enclosure::MAX_FLOWS`]; [`client::enclosure::MAX_QUERIES`] | reset; dropped, counted |
+//! | of each, UDP ports, and identifiers of pings | [`client::forwards::MAX_PEERS`], idle for [`client::forwards::UDP_IDLE`] and [`client::enclosure::ECHO_IDLE`] | the most silent goes |
+//! | what a command has sent and is gone | [`client::enclosure::LEAVE`] | reset |
 //! | a frame | [`wire::MAX_FRAME`] | the lane is closed |
 //! | flows whose lane is remembered, of several | 512 | the idlest of four takes a lane anew |
 //! | copies of thin packets on other stream lanes | [`proto::spread::MAX_COPIES`] in all of each, [`proto::spread::COPY_RATE`] | sent once, counted |
@@ -258,6 +267,12 @@
 //! - **`adit run` becomes the command.** The process that the shell started makes the namespaces and execs; the session is in a
 //!   process beside it ([`io::namespace`]), from which nothing is relayed but packets. What the command cannot reach is not
 //!   forbidden but not there.
+//! - **A shared session is shared by flows, not by packets.** Commands under `adit run --share` could have addresses of their own in
+//!   the session, but a session has one lease, and a server of before would not know of more; or packets could be
+//!   translated at the client, with a table of every flow, port and ping in it. Instead the client ends their TCP in a
+//!   netstack, as the egress `user` does, and opens it again as its proxy does ([`client::enclosure`]). Both ends of that were
+//!   there; any server will do; the client's rules and resolver hold for commands, too; and where the session relays flows,
+//!   these are. What it costs is two copies, traceroute, and errors about datagrams.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
 //!   gone back to, and one way carries the session at a time, the one that joined last.
 //! - **Several lanes at once are streams to one server**, as many as `lanes:` says, and the client says which stand together.

@@ -33,6 +33,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("modprobe", &[], "kmod"),
     ("nginx", &[], "nginx-light"),
     ("tinyproxy", &[], "tinyproxy"),
+    ("squid", &[], "squid"),
     ("sshd", &[], "openssh-server"),
     ("ssh", &[], "openssh-client"),
 ];

@@ -1,5 +1,5 @@
-//! Lanes through what stands between: nginx as a reverse proxy, tinyproxy and SOCKS5 as the way out, each with a password
-//! where it can have one.
+//! Lanes through what stands between: nginx as a reverse proxy, tinyproxy, squid and SOCKS5 as the way out, each with a
+//! password where it can have one.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -76,10 +76,18 @@ impl Scene {
 
     /// Downloads a GiB and uploads some through a client of this configuration.
     fn carries(&self, server: &str, more: &str) {
+        self.carries_in(server, more, &[]);
+    }
+
+    /// The same in an environment.
+    fn carries_in(&self, server: &str, more: &str, environment: &[(&str, &str)]) {
         let (config, proxy) = self.client(server, more);
-        let mut client = self
-            .workdir
-            .start_client(&Place::here(), User::Same, &config);
+        let mut command = self.workdir.command(&Place::here(), User::Same);
+        command
+            .args(["client", "-c", path(&config), "--log-level", "debug"])
+            .envs(environment.iter().copied());
+        let mut client = self.workdir.start_command("client", command);
+        client.expect_ready();
         let origin = Origin::http(&Place::here(), LOOPBACK.into());
         let via = Via::Socks5h(proxy);
         let began = Instant::now();
@@ -264,6 +272,70 @@ fn lane_passes_tinyproxy_with_the_right_password_alone() {
         &[],
         "cannot connect to the proxy http://127.0.0.1",
     );
+    scene.end();
+}
+
+/// Starts squid, which lets those with a password connect to `lane`, by http:// and https://; returns it with both ports.
+fn squid(workdir: &Workdir, certificate: &Certificate, lane: u16) -> (Process, [u16; 2]) {
+    let ports = [free_port(), free_port()];
+    let (chain, key) = certificate.pem();
+    workdir.file("chain.pem", &chain);
+    workdir.file("key.pem", &key);
+    let hashed = Place::here().run("perl -e 'print crypt(\"s3cret\", \"ab\")'");
+    workdir.file("users", &format!("alice:{}\n", hashed.trim()));
+    let folder = workdir.path().display();
+    let config = workdir.file(
+        "squid.conf",
+        &format!(
+            "http_port 127.0.0.1:{}\nhttps_port 127.0.0.1:{} tls-cert={folder}/chain.pem tls-key={folder}/key.pem\n\
+             pid_filename none\ncache_log stdio:/dev/stderr\naccess_log none\ncache deny all\nnetdb_filename none\n\
+             coredump_dir {folder}\npinger_enable off\nshutdown_lifetime 0 seconds\nmax_filedescriptors 1024\n\
+             auth_param basic program /usr/lib/squid/basic_ncsa_auth {folder}/users\nauth_param basic children 1\n\
+             acl known proxy_auth REQUIRED\nacl lanes port {lane}\nacl CONNECT method CONNECT\n\
+             http_access deny !known\nhttp_access allow CONNECT lanes\nhttp_access deny all\n",
+            ports[0], ports[1],
+        ),
+    );
+    let squid = daemon("squid", &["-N", "-d", "1", "-f", path(&config)], ports[0]);
+    (squid, ports)
+}
+
+#[test]
+fn lane_passes_squid_with_the_right_password_alone_also_by_https() {
+    if !can_run(&[Need::Tool("squid"), Need::Tool("perl"), Need::Tool("curl")]) {
+        return;
+    }
+    let lane = free_port();
+    let scene = Scene::new(&format!("wss://127.0.0.1:{lane}/adit"));
+    let certificate = Certificate::new(&["localhost"]);
+    let authority = scene.workdir.file("ca.pem", &certificate.authority);
+    let (squid, [plain, sealed]) = squid(&scene.workdir, &certificate, lane);
+    let server = format!("wss://127.0.0.1:{lane}/adit");
+    let right = format!("via: http://alice:s3cret@127.0.0.1:{plain}");
+    scene.carries(&server, &right);
+    // By TLS to the proxy, and several at a time.
+    let sealed = format!("via: https://alice:s3cret@localhost:{sealed}");
+    let trusted = [("SSL_CERT_FILE", path(&authority))];
+    scene.carries_in(&server, &format!("{sealed}\nlanes: 3"), &trusted);
+    scene.fails(&server, &sealed, &[], "certificate");
+
+    let wrong = right.replace("s3cret", "wr0ng");
+    let words = "does not accept the user and the password";
+    let log = scene.fails(&server, &wrong, &[], words);
+    assert!(!log.contains("wr0ng"), "{log}");
+    scene.fails(
+        &server,
+        &wrong.replace("alice:wr0ng@", ""),
+        &[],
+        "it wants a user and a password",
+    );
+    scene.fails(
+        "tls://127.0.0.1:7",
+        &right,
+        &[],
+        "does not allow connections to port 7",
+    );
+    drop(squid);
     scene.end();
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    io::Read,
+    net::{IpAddr, SocketAddr, TcpListener},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Command,
@@ -14,7 +15,7 @@ use adit_integration::{
     dns::{Dns, Zone},
     namespaces::{EGRESS4, EGRESS6, Lab, ORIGIN4, ORIGIN6, PRIVATE4, SERVER4},
     origin::{Certificate, Origin},
-    process::{self, Finished, Process},
+    process::{self, Finished, Process, Signal},
     skip::{Need, can_run},
     sniff::Sniffer,
     stream,
@@ -46,6 +47,8 @@ struct Scene {
     server: Adit,
     server_config: PathBuf,
     client_config: PathBuf,
+    /// Options of every `adit run`.
+    options: Vec<String>,
     workdir: Workdir,
     dns: Dns,
     four: Origin,
@@ -101,6 +104,7 @@ impl Scene {
             server,
             server_config,
             client_config,
+            options: Vec::new(),
             workdir,
             dns,
             four,
@@ -124,10 +128,29 @@ impl Scene {
     fn command_with(&self, options: &[&str], command: &[&str]) -> Command {
         let mut run = self.workdir.command(&self.lab.client, User::Nobody);
         run.args(["run", "-c", path(&self.client_config)])
+            .args(&self.options)
             .args(options)
             .arg("--")
             .args(command);
         run
+    }
+
+    /// Starts a client, with further lines in its configuration, that every `adit run` shares from then on.
+    fn shared(&mut self, more: &str) -> Adit {
+        let mut text = fs::read_to_string(&self.client_config).expect("the test wrote it");
+        text.push_str(more);
+        fs::write(&self.client_config, text).expect("the test's own file");
+        self.options = vec!["--share".into()];
+        self.workdir
+            .start_client(&self.lab.client, User::Nobody, &self.client_config)
+    }
+
+    /// How many sessions the server has had.
+    fn sessions(&mut self) -> usize {
+        let text = self.server.process().text();
+        text.lines()
+            .filter(|line| line.contains("session up"))
+            .count()
     }
 
     fn run(&self, command: &[&str]) -> Finished {
@@ -372,7 +395,7 @@ fn command_is_the_process_that_was_started_under_its_own_user_and_without_capabi
     let mut process =
         scene.start("trap 'echo caught; exit 3' USR1 TERM; echo set; while :; do sleep 0.05; done");
     assert!(process.wait_for_line(SOON, |line| line == "set").is_some());
-    process.signal(process::Signal::Terminate);
+    process.signal(Signal::Terminate);
     assert_eq!(process.wait(SOON).and_then(|status| status.code()), Some(3));
     assert!(
         process
@@ -709,3 +732,242 @@ fn closed_hosts_are_named_with_their_remedy() {
         "{alone:?}"
     );
 }
+
+#[test]
+fn every_program_works_in_a_shared_session_with_egress_user() {
+    if can_run(NEEDS) && can_run(PROGRAMS) {
+        let mut scene = Scene::user("tcp");
+        let _client = scene.shared("");
+        every_program_works(&scene);
+        assert_eq!(scene.sessions(), 1);
+    }
+}
+
+#[test]
+fn every_program_works_in_a_shared_session_with_egress_tun() {
+    if can_run(NEEDS) && can_run(PROGRAMS) {
+        let mut scene = Scene::tun("udp");
+        let _client = scene.shared("");
+        every_program_works(&scene);
+        assert_eq!(scene.sessions(), 1);
+    }
+}
+
+#[test]
+fn commands_share_one_session_and_lose_their_network_with_its_client() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let mut scene = Scene::user("tcp");
+    let mut sniffer = Sniffer::start(&scene.lab.client, SERVER4.into(), PORT);
+    let mut client = scene.shared("");
+    sniffer.forget();
+    let over = scene.workdir.state("flags", User::Nobody).join("over");
+    let script = format!(
+        "ask() {{ curl -sS -m 5 http://four.example/peer; }}
+         ask; until test -e {}; do sleep 0.05; done
+         until test $(ip -o link | wc -l) = 1; do sleep 0.05; done
+         ask; curl -sS -m 2 {}; ping -c 1 -W 1 {ORIGIN4}; ping -c 1 localhost >/dev/null && echo loopback left",
+        over.display(),
+        scene.four.url("/peer"),
+    );
+    // more than the sessions of one key may be
+    let mut running: Vec<Process> = (0..12).map(|_| scene.start(&script)).collect();
+    let through = format!("{EGRESS4}:");
+    for process in &running {
+        let line = process.wait_for_line(SOON, |line| line.starts_with(&through));
+        assert!(line.is_some(), "{}", process.text());
+    }
+    assert_eq!(scene.sessions(), 1);
+    client.kill();
+    fs::write(&over, "").expect("writes into its own folder");
+    for process in &mut running {
+        assert!(process.wait(SOON).is_some(), "{}", process.text());
+        let left = process.wait_for_line(SOON, |line| line == "loopback left");
+        assert!(left.is_some(), "{}", process.text());
+        let answers = process.lines();
+        let answers = answers.iter().filter(|line| line.starts_with(&through));
+        assert_eq!(answers.count(), 1, "{}", process.text());
+        assert!(
+            process.text().contains("the client has ended"),
+            "{}",
+            process.text()
+        );
+    }
+    assert_eq!(sniffer.strange(), Vec::<String>::new());
+    assert!(sniffer.tunnelled() > 0);
+}
+
+#[test]
+fn shared_commands_wait_while_the_tunnel_is_cut_and_what_they_sent_last_arrives() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let mut scene = Scene::user("tcp");
+    let place = scene.lab.client.clone();
+    let mut sniffer = Sniffer::start(&place, SERVER4.into(), PORT);
+    let _client = scene.shared("");
+    sniffer.forget();
+    let url = scene.four.url("/peer");
+    let cut = scene.workdir.state("flags", User::Nobody).join("cut");
+    let script = format!(
+        "curl -sS -m 20 {url}; until test -e {}; do sleep 0.05; done; echo asking; curl -sS -m 25 {url} && curl -sS -m 20 http://four.example/peer && echo alive",
+        cut.display()
+    );
+    let process = scene.start(&script);
+    let through = format!("{EGRESS4}:");
+    let got = |line: &str| line.starts_with(&through);
+    assert!(
+        process.wait_for_line(SOON, got).is_some(),
+        "{}",
+        process.text()
+    );
+    place.cut(PORT);
+    fs::write(&cut, "").expect("writes into its own folder");
+    let asks = |line: &str| line == "asking";
+    assert!(process.wait_for_line(SOON, asks).is_some());
+    std::thread::sleep(Duration::from_secs(3));
+    place.mend();
+    let alive = |line: &str| line == "alive";
+    assert!(
+        process.wait_for_line(SOON, alive).is_some(),
+        "{}",
+        process.text()
+    );
+    // a command that writes and is gone has its bytes delivered
+    let listener = scene.lab.internet.spawn(|| {
+        let listener = TcpListener::bind((ORIGIN4, 4000)).expect("a port of the lab");
+        let (mut stream, _) = listener.accept().expect("somebody comes");
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).map(|_| got.len())
+    });
+    let script = format!(
+        "until exec 3>/dev/tcp/{ORIGIN4}/4000; do sleep 0.1; done; head -c 300000 /dev/zero >&3"
+    );
+    let sent = scene.shell(&script);
+    assert!(sent.status.success(), "{sent:?}");
+    let arrived = listener.join().expect("no panic");
+    assert_eq!(arrived.expect("an end in order"), 300_000);
+    assert_eq!(scene.sessions(), 1);
+    assert_eq!(sniffer.strange(), Vec::<String>::new());
+}
+
+#[test]
+fn rules_and_resolver_of_the_client_hold_for_commands_that_share_it() {
+    if !can_run(NEEDS) || !can_run(&[Need::Tool("dig"), Need::Tool("ping")]) {
+        return;
+    }
+    let mut scene = Scene::user("tcp");
+    let more = format!(
+        "rules: [\"block {ORIGIN6}\", \"block ads.four.example\"]\ndns:\n  records: [\"here.example A {ORIGIN4}\"]\n  block: [{}]\n",
+        scene.workdir.file("blocked", "both.example\n").display()
+    );
+    let mut client = scene.shared(&more);
+    let got = printed(scene.run(&["curl", "-sS", "-m", "20", "http://here.example/peer"]));
+    assert!(got.starts_with(&format!("{EGRESS4}:")), "{got}");
+    let six = scene.six.url("/peer");
+    let refused = scene.run(&["curl", "-sS", "-m", "20", &six]);
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+    let lost = scene.run(&["ping", "-c", "1", "-W", "1", &ORIGIN6.to_string()]);
+    assert_eq!(lost.status.code(), Some(1), "{lost:?}");
+    let blocked = printed(scene.run(&["dig", "both.example"]));
+    assert!(blocked.contains("NXDOMAIN"), "{blocked}");
+    let unnamed = printed(scene.run(&["dig", "ads.four.example"]));
+    assert!(unnamed.contains("NXDOMAIN"), "{unnamed}");
+    // other rules end a flow that they concern, and what they do not block any more goes through
+    let script = format!("exec 3<>/dev/tcp/{ORIGIN4}/80; echo open; cat <&3; echo closed");
+    let process = scene.start(&script);
+    assert!(
+        process.wait_for_line(SOON, |line| line == "open").is_some(),
+        "{}",
+        process.text()
+    );
+    let text = fs::read_to_string(&scene.client_config).expect("the test wrote it");
+    let other = text.replace(&format!("block {ORIGIN6}"), &format!("block {ORIGIN4}"));
+    fs::write(&scene.client_config, other).expect("the test's own file");
+    client.process().signal(Signal::User1);
+    assert!(
+        process
+            .wait_for_line(SOON, |line| line == "closed")
+            .is_some(),
+        "{}",
+        process.text()
+    );
+    let got = printed(scene.run(&["curl", "-sS", "-m", "20", &six]));
+    assert!(got.starts_with(&format!("[{EGRESS6}]:")), "{got}");
+    let refused = scene.run(&["curl", "-sS", "-m", "20", &scene.four.url("/peer")]);
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+}
+
+#[test]
+fn client_that_cannot_be_shared_is_told_why() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let mut scene = Scene::user("tcp");
+    scene.options = vec!["--share".into()];
+    let none = scene.run(&["true"]);
+    assert_eq!(none.status.code(), Some(125), "{none:?}");
+    assert!(
+        none.stderr
+            .contains("no client runs with the configuration")
+            && none.stderr.contains("without --share"),
+        "{none:?}"
+    );
+    let bare = |scene: &Scene, options: &[&str]| {
+        let mut run = scene.workdir.command(&scene.lab.client, User::Nobody);
+        run.args(["run", "--share"])
+            .args(options)
+            .args(["--", "true"]);
+        process::run(run, SOON)
+    };
+    let none = bare(&scene, &[]);
+    assert!(
+        none.stderr.contains("no client of this user runs"),
+        "{none:?}"
+    );
+
+    // the only one is found without a configuration; of two, one must be named
+    let first = scene.workdir.path().join("first");
+    let second = scene.workdir.path().join("second");
+    let _client = scene.shared("");
+    assert!(bare(&scene, &[]).status.success());
+    let other = fs::read_to_string(&scene.client_config)
+        .expect("the test wrote it")
+        .replace("1080", "1081");
+    let with_socket = format!("{other}\ncontrol: {}\n", path(&first));
+    let with_socket = scene.workdir.file("other.yaml", &with_socket);
+    let mut root = scene
+        .workdir
+        .start_client(&scene.lab.client, User::Same, &with_socket);
+    let foreign = bare(&scene, &["--control", path(&first)]);
+    assert_eq!(foreign.status.code(), Some(125), "{foreign:?}");
+    assert!(foreign.stderr.contains("Permission denied"), "{foreign:?}");
+    root.kill();
+    // an older one knows nothing of it
+    let mut old = scene
+        .workdir
+        .program_as(&scene.lab.client, User::Nobody, "perl");
+    fs::create_dir(&second).expect("the test's own folder");
+    scene.workdir.give(&second, User::Nobody);
+    let second = second.join("socket");
+    old.args(["-MIO::Socket::UNIX", "-e", OLD_CLIENT, path(&second)]);
+    let old = Process::spawn("old client", old);
+    assert!(
+        old.wait_for_line(SOON, |line| line == "listening")
+            .is_some()
+    );
+    let refused = bare(&scene, &["--control", path(&second)]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    assert!(
+        refused.stderr.contains("is it an older adit?"),
+        "{refused:?}"
+    );
+}
+
+/// Answers one order as a client does that does not know it.
+const OLD_CLIENT: &str = r#"
+my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5) or die $!; $| = 1; print "listening\n";
+while (my $c = $s->accept) { if (defined(my $line = <$c>)) {
+    print $c qq({"version":1,"error":"this client does not know `session`: is it an older adit?"}\n) } }
+"#;

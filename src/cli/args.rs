@@ -235,6 +235,13 @@ pub(super) struct RunArgs {
     /// The configuration file of a client; every key of it has an environment variable too (ADIT_SERVER for server)
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
+    /// Join a client that runs instead of opening another session: that of the configuration, or the only one of this
+    /// user; its rules and its resolver hold for the command, too
+    #[arg(long)]
+    pub(super) share: bool,
+    /// The control socket of the client to join [env: ADIT_CONTROL=]
+    #[arg(long, value_name = "SOCKET", requires = "share")]
+    pub(super) control: Option<PathBuf>,
     /// How long to wait for the tunnel before giving up
     #[arg(
         long,

@@ -69,7 +69,7 @@ pub async fn run_client(
         address = format!("{address}, dns on {}", resolver.address());
     }
     let client = Client::start(&config)?;
-    let services = Services::start(&client, &config, &stop)?;
+    let services = Services::start(&client, &config, proxies.rules(), &stop)?;
     let book = proxies.rule_book(&client);
     let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
     let proxies = proxies.serve(&client, stop.clone());

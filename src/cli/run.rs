@@ -10,7 +10,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,10 +18,13 @@ use anyhow::{Context as _, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, LogFormat, RunArgs};
+use super::running::{Found, Which};
 use super::serve::{load_by, unknown_variables};
 use super::{Failure, chain, fail, logging, signals};
 use crate::client::enclosed::{self, INTERFACE};
+use crate::client::shared;
 use crate::config::{ClientConfig, Kind, Loaded, parse_duration};
+use crate::io::control::Caller;
 use crate::io::namespace::{
     Apart, EnterError, Entered, Handed, Inner, Other, Outer, Verdict, apart, drop_privilege, enter,
     exec, pair, view,
@@ -49,12 +52,20 @@ enum End {
 
 /// What there is to do, read and checked.
 struct Plan {
-    config: ClientConfig,
+    way: Way,
     warnings: Vec<String>,
     /// How long to wait for the tunnel, if at all.
     patience: Option<Duration>,
     level: String,
     format: LogFormat,
+}
+
+/// Whose session carries the packets.
+enum Way {
+    /// One of the command's own.
+    Own(Box<ClientConfig>),
+    /// That of a client that runs.
+    Shared(Caller),
 }
 
 fn start(args: &Args, command: &RunArgs) -> Result<End, Failure> {
@@ -70,11 +81,14 @@ fn start(args: &Args, command: &RunArgs) -> Result<End, Failure> {
         .context("cannot make a socket")
         .map_err(Failure::Run)?;
     let mut kept = vec![inner.as_fd(), outer.as_fd()];
+    if let Way::Shared(caller) = &plan.way {
+        kept.push(caller.as_fd());
+    }
     kept.extend(ready.as_ref().map(std::os::fd::AsFd::as_fd));
     match apart(&kept).context("cannot begin").map_err(Failure::Run)? {
         Apart::New(other) => {
             drop((inner, ready));
-            tunnel(&plan, &outer, other);
+            tunnel(plan, &outer, other);
             Ok(End::Tunnel)
         }
         Apart::Original => {
@@ -107,10 +121,15 @@ fn plan(args: &Args, command: &RunArgs) -> Result<Plan, Failure> {
             .map_err(|error| Failure::Usage(format!("--wait: {error}")))?;
         Some(patience)
     };
-    let file: Option<&Path> = command.config.as_deref();
-    let Loaded { config, warnings } = load_by(file, &[], Kind::Client, ClientConfig::load)?;
+    let (way, warnings) = if command.share {
+        (Way::Shared(client_to_join(command)?), Vec::new())
+    } else {
+        let file: Option<&Path> = command.config.as_deref();
+        let Loaded { config, warnings } = load_by(file, &[], Kind::Client, ClientConfig::load)?;
+        (Way::Own(Box::new(config)), warnings)
+    };
     Ok(Plan {
-        config,
+        way,
         warnings,
         patience,
         level,
@@ -118,9 +137,24 @@ fn plan(args: &Args, command: &RunArgs) -> Result<Plan, Failure> {
     })
 }
 
+/// Finds the client that runs.
+fn client_to_join(command: &RunArgs) -> Result<Caller, Failure> {
+    let which = Which {
+        config: command.config.clone(),
+        control: (command.control.clone())
+            .or_else(|| env::var_os("ADIT_CONTROL").map(PathBuf::from)),
+    };
+    match which.find()? {
+        Found::Running(caller) => Ok(caller),
+        Found::Idle(_, why) => Err(Failure::Run(anyhow!(
+            "{why}; without --share, adit run opens a session of its own"
+        ))),
+    }
+}
+
 /// The tunnel process: waits for its descriptors, then carries packets until the command has ended. What goes wrong before the
 /// command has begun is told to the process that becomes it.
-fn tunnel(plan: &Plan, outer: &Outer, other: Other) {
+fn tunnel(plan: Plan, outer: &Outer, other: Other) {
     // For those who look at a list of processes; a longer name would be cut off.
     let _ = rustix::thread::set_name(c"adit-tunnel");
     if let Err(error) = carry(plan, outer, other) {
@@ -128,7 +162,7 @@ fn tunnel(plan: &Plan, outer: &Outer, other: Other) {
     }
 }
 
-fn carry(plan: &Plan, outer: &Outer, other: Other) -> anyhow::Result<()> {
+fn carry(plan: Plan, outer: &Outer, other: Other) -> anyhow::Result<()> {
     logging::start_aside(&plan.level, plan.format).map_err(|error| anyhow!(error))?;
     // Nothing came: the other process has told why.
     let Some(handed) = outer.take().context("cannot take the TUN device")? else {
@@ -142,7 +176,14 @@ fn carry(plan: &Plan, outer: &Outer, other: Other) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         signals::listen(stop.clone(), None).context("cannot listen for signals")?;
         let is_awaited = plan.patience.is_some();
-        enclosed::serve(&plan.config, handed, outer, other, is_awaited, stop).await?;
+        match plan.way {
+            Way::Own(config) => {
+                enclosed::serve(&config, handed, outer, other, is_awaited, stop).await?;
+            }
+            Way::Shared(caller) => {
+                shared::serve(caller, handed, outer, other, is_awaited, stop).await?;
+            }
+        }
         anyhow::Ok(())
     });
     // A task that blocks (a name being resolved by the system) must not hold up the end.

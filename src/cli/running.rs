@@ -18,7 +18,7 @@ pub(super) struct Which {
     pub(super) config: Option<PathBuf>,
     /// The control socket of the client
     #[arg(long, value_name = "SOCKET", env = "ADIT_CONTROL", global = true)]
-    control: Option<PathBuf>,
+    pub(super) control: Option<PathBuf>,
 }
 
 /// What is known of the client that is meant.

@@ -6,6 +6,8 @@
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
 //! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
+//! | `session` | | whether there is a session: after 30 s at the latest, and as soon as there is one |
+//! | `share` | a TUN device beside it | ends its packets: what its interface is to be given; and again when it has ended |
 //!
 //! A client's socket has a name made of both keys, so that whoever has its configuration finds it, and clients of
 //! different configurations do not meet.
@@ -15,15 +17,18 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::enclosure::Enclosures;
 use super::forwards::{ForwardError, Forwards, Listed};
 use super::resolve::{Host, Resolver};
 use crate::config::{ClientConfig, ControlSocket, Forward};
@@ -93,11 +98,13 @@ pub async fn serve(
     listener: Listener,
     forwards: Forwards,
     resolver: Resolver,
+    enclosures: Enclosures,
     stop: CancellationToken,
 ) {
     let orders = Orders {
         forwards,
         resolver,
+        enclosures,
         open: Arc::default(),
     };
     control::serve(listener, Arc::new(orders), stop).await;
@@ -147,6 +154,7 @@ pub async fn connect(
 struct Orders {
     forwards: Forwards,
     resolver: Resolver,
+    enclosures: Enclosures,
     /// Connections made for callers.
     open: Arc<AtomicU64>,
 }
@@ -167,6 +175,11 @@ impl Commands for Orders {
                 },
                 Err(message) => Done::Now(Err(message)),
             },
+            "session" => {
+                let connected = timeout(SESSION_WAIT, self.enclosures.connected()).await;
+                Done::Now(Ok(json!({CONNECTED: connected.unwrap_or(false)})))
+            }
+            "share" => self.share(passed),
             other => Done::Now(Err(format!(
                 "this client does not know `{other}`: is it an older adit?"
             ))),
@@ -198,6 +211,22 @@ impl Orders {
         };
         let listed = self.forwards.remove(id).await.map_err(in_words)?;
         Ok(described(&listed, None))
+    }
+
+    fn share(&self, passed: Option<OwnedFd>) -> Done {
+        let Some(tun) = passed else {
+            return Done::Now(Err("share needs a TUN device beside it".to_owned()));
+        };
+        match self.enclosures.open(tun) {
+            Ok((offer, ended)) => Done::Later {
+                now: json!(offer),
+                end: Box::pin(async move {
+                    ended.await;
+                    json!({END: FINISHED})
+                }),
+            },
+            Err(error) => Done::Now(Err(error.to_string())),
+        }
     }
 
     async fn connect(
@@ -236,6 +265,21 @@ pub fn connect_order(host: &str, port: u16) -> Request {
     Request::new("connect", arguments)
 }
 
+/// Asks whether there is a session.
+pub fn session_order() -> Request {
+    Request::new("session", Map::new())
+}
+
+/// Whether there was one.
+pub fn is_connected(answer: &Value) -> bool {
+    answer.get(CONNECTED).and_then(Value::as_bool) == Some(true)
+}
+
+/// Orders that the packets of a TUN device are ended; it goes beside the order.
+pub fn share_order() -> Request {
+    Request::new("share", Map::new())
+}
+
 /// Whether the end of a connection that was ordered was one in order.
 pub fn is_finished(end: &Value) -> bool {
     end.get(END).and_then(Value::as_str) == Some(FINISHED)
@@ -247,6 +291,11 @@ fn runtime() -> Option<PathBuf> {
     // As the specification of the variable says: a relative path counts as none.
     folder.filter(|folder| folder.is_absolute())
 }
+
+const CONNECTED: &str = "connected";
+
+/// How long the question for a session waits for one.
+const SESSION_WAIT: Duration = Duration::from_secs(30);
 
 const END: &str = "end";
 

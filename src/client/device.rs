@@ -132,9 +132,19 @@ impl Device {
         read > 0
     }
 
-    /// What was counted, for the log at the end.
-    pub(super) fn counters(&self) -> (DeviceStats, QueueStats) {
-        (self.stats, self.waiting.stats())
+    /// Returns when [`Device::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.waiting.poll_timeout()
+    }
+
+    /// Drops what has waited for a lane for too long, where there is none, and gives back what is kept for flows.
+    pub(super) fn handle_timeout(&mut self, now: Instant, has_lane: bool) {
+        self.waiting.handle_timeout(now, has_lane);
+    }
+
+    /// What was counted, and how many packets waited for too long, for the log at the end.
+    pub(super) fn counters(&self) -> (DeviceStats, QueueStats, u64) {
+        (self.stats, self.waiting.stats(), self.waiting.expired())
     }
 
     fn handle_read(

@@ -170,7 +170,7 @@ impl Driver {
             any |= self.poll_lanes(cx, now);
             self.follow_session(now);
             any |= self.poll_in(cx, now);
-            any |= self.poll_inside(cx, now);
+            any |= self.poll_inside(cx, now, turns);
             any |= self.poll_out(cx, now);
             any |= self.poll_session_events(now);
             if let Some(exit) = self.poll_exit(now) {
@@ -232,6 +232,11 @@ impl Driver {
                 inbound,
                 reply,
             } => inside.bind_udp(port, number, inbound, reply),
+            Command::BindEcho {
+                port,
+                inbound,
+                reply,
+            } => inside.bind_echo(port, inbound, reply),
             Command::SendUdp {
                 port,
                 remote,
@@ -281,6 +286,7 @@ impl Driver {
         match &command {
             Command::Connect { .. }
             | Command::BindUdp { .. }
+            | Command::BindEcho { .. }
             | Command::Listen { .. }
             | Command::Associate { .. } => {
                 if self.waiting.len() < MAX_WAITING && self.closing.is_none() {
@@ -439,7 +445,7 @@ impl Driver {
         carrier.poll_deliver(cx, now, &mut inbound)
     }
 
-    fn poll_inside(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_inside(&mut self, cx: &mut Context<'_>, now: Instant, turns: Turns) -> bool {
         if let Some(device) = self.device.as_mut() {
             return device.poll(cx, now, self.carrier.as_mut());
         }
@@ -449,9 +455,9 @@ impl Driver {
         match self.carrier.as_mut() {
             Some(carrier) => {
                 let linked = carrier.session().lanes().next().is_some();
-                inside.poll(cx, now, Some(&mut carrier.sink(now)), linked)
+                inside.poll(cx, now, turns, Some(&mut carrier.sink(now)), linked)
             }
-            None => inside.poll::<LaneSink<'_>>(cx, now, None, false),
+            None => inside.poll::<LaneSink<'_>>(cx, now, turns, None, false),
         }
     }
 
@@ -473,6 +479,7 @@ impl Driver {
     fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let due = [
             self.inside.as_ref().and_then(Inside::poll_timeout),
+            self.device.as_ref().and_then(Device::poll_timeout),
             self.carrier.as_ref().and_then(Carrier::poll_timeout),
             self.lanes.poll_timeout().filter(|_| self.closing.is_none()),
             self.waiting.front().map(|waiting| waiting.until),
@@ -496,6 +503,10 @@ impl Driver {
         }
         if let Some(inside) = self.inside.as_mut() {
             inside.handle_timeout(now);
+        }
+        if let Some(device) = self.device.as_mut() {
+            let lanes = self.carrier.as_ref().map_or(0, Carrier::lanes);
+            device.handle_timeout(now, lanes > 0);
         }
         if let Some(carrier) = self.carrier.as_mut() {
             carrier.handle_timeout(now);
@@ -578,6 +589,7 @@ fn reply_of(command: Command) -> Option<Reply> {
     match command {
         Command::Connect { reply, .. }
         | Command::BindUdp { reply, .. }
+        | Command::BindEcho { reply, .. }
         | Command::Listen { reply, .. }
         | Command::Idle { reply }
         | Command::Associate { reply, .. } => Some(reply),
@@ -607,3 +619,80 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// With nothing to wait for, the driver looks around this often.
 const IDLE_TICK: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::task::Waker;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::client::tunnel::tunnel;
+    use crate::io::dial::Dialer;
+    use crate::io::netlink::Netlink;
+    use crate::io::pool::Pool;
+    use crate::io::tls::{ClientTls, Verify};
+    use crate::io::tun::Tun;
+    use crate::io::tun::tests::host::on_host;
+    use crate::proto::{ClientConfig, SecretKey};
+
+    /// A driver over a device of a namespace, whose server is nowhere; what must be kept comes with it.
+    async fn over_a_device() -> (Driver, impl Sized) {
+        let tun = Tun::open("adit0").unwrap();
+        let config = InnerConfig {
+            v4: Some(([10, 86, 0, 2].into(), 32)),
+            ..InnerConfig::default()
+        };
+        let netlink = Netlink::over(Netlink::socket().unwrap()).unwrap();
+        netlink.follow("adit0", &config).await.unwrap();
+        let pool = Pool::new("test", 4, 4);
+        let mut rng = rand::rng();
+        let server = SecretKey::generate(&mut rng).public();
+        let connector = Connector {
+            servers: vec!["tcp://127.0.0.1:1".parse().unwrap()],
+            dialer: Dialer::new(ClientTls::new(&Verify::Unchecked).unwrap()),
+            handshake: ClientConfig::new(SecretKey::generate(&mut rng), server, *b"instance"),
+            time: Duration::from_secs(1),
+            lanes: 1,
+            source: None,
+            pool: pool.clone(),
+        };
+        let (configured, inner) = watch::channel(None);
+        let (handle, commands) = tunnel(inner);
+        let driver = Driver::new(
+            Arc::new(connector),
+            commands,
+            configured,
+            mpsc::channel(1).0,
+            NetworkWatch::new(),
+            Share::alone(1 << 20),
+            CancellationToken::new(),
+        );
+        let device = Device::new(tun, pool, watch::channel(None).0);
+        (driver.over(device), (handle, netlink))
+    }
+
+    #[test]
+    fn packets_that_wait_for_a_lane_for_too_long_are_dropped() {
+        on_host(|| async {
+            let (mut driver, _kept) = over_a_device().await;
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"first", "192.0.2.1:9").unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            let now = Instant::now();
+            while driver.device.as_ref().unwrap().poll_timeout().is_none() {
+                driver.poll_inside(&mut cx, now, Turns::begin());
+                tokio::task::yield_now().await;
+            }
+            let due = driver.device.as_ref().unwrap().poll_timeout().unwrap();
+            assert!(due > now);
+            // Whatever else is due, it is looked at by then.
+            assert!(driver.arm(&mut cx, due));
+            driver.handle_timeout(due);
+            let device = driver.device.as_ref().unwrap();
+            let (_, _, expired) = device.counters();
+            assert!(expired >= 1 && device.poll_timeout().is_none(), "{expired}");
+        });
+    }
+}

@@ -24,6 +24,7 @@
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,11 +62,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<(), EnclosedError> {
     let command = command.watch().map_err(EnclosedError::Watch)?;
-    let mut inner_end = InnerEnd {
-        netlink: Netlink::over(handed.netlink)?,
-        resolv_conf: handed.resolv_conf.into(),
-        servers: None,
-    };
+    let mut inner_end = InnerEnd::new(handed.netlink, handed.resolv_conf)?;
     // No flow of ours could be relayed: what comes from the device are packets.
     let connector = connector(config, false)?;
     let (closed, mut closings) = watch::channel(None);
@@ -132,7 +129,7 @@ pub async fn serve(
 
 /// The interface and the resolver's configuration of the namespace.
 #[derive(Debug)]
-struct InnerEnd {
+pub(super) struct InnerEnd {
     netlink: Netlink,
     resolv_conf: File,
     /// What the file has.
@@ -140,7 +137,15 @@ struct InnerEnd {
 }
 
 impl InnerEnd {
-    async fn follow(&mut self, config: &InnerConfig) -> Result<(), EnclosedError> {
+    pub(super) fn new(netlink: OwnedFd, resolv_conf: OwnedFd) -> Result<Self, EnclosedError> {
+        Ok(Self {
+            netlink: Netlink::over(netlink)?,
+            resolv_conf: resolv_conf.into(),
+            servers: None,
+        })
+    }
+
+    pub(super) async fn follow(&mut self, config: &InnerConfig) -> Result<(), EnclosedError> {
         self.netlink.follow(INTERFACE, config).await?;
         if self.servers.as_ref() != Some(&config.dns) {
             let text = resolv_conf(&config.dns);

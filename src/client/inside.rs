@@ -47,6 +47,7 @@ use super::tunnel::{Arrivals, Attachment, ConnectError, Datagram, HandleId, Refu
 use crate::io::carrier::has_room;
 use crate::io::memory;
 use crate::io::relay::{Endpoint, FlowWatch, ReadySet, Relay, Terms, Ties};
+use crate::io::turns::Turns;
 use crate::proto::Role;
 use crate::proto::budget::Share;
 use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
@@ -70,6 +71,10 @@ pub(super) struct Inside {
     ports: HashMap<HandleId, u16>,
     inbound: HashMap<u16, mpsc::Sender<Datagram>>,
     listeners: HashMap<HandleId, u16>,
+    /// Identifiers of echo requests.
+    echoes: HashMap<HandleId, u16>,
+    /// Whom the replies to each are for.
+    replies: HashMap<u16, mpsc::Sender<Datagram>>,
     /// Whom the flows of peers to a port are offered to.
     arrivals: HashMap<u16, Arrivals>,
     /// Datagrams of our own ports that wait for room.
@@ -173,6 +178,8 @@ impl Inside {
             ports: HashMap::new(),
             inbound: HashMap::new(),
             listeners: HashMap::new(),
+            echoes: HashMap::new(),
+            replies: HashMap::new(),
             arrivals: HashMap::new(),
             outgoing: VecDeque::new(),
             idle: Vec::new(),
@@ -446,26 +453,51 @@ impl Inside {
         }
     }
 
-    /// Frees a UDP port; what of it still waits for room is dropped.
+    /// Takes an identifier of echo requests that nobody has.
+    pub(super) fn bind_echo(
+        &mut self,
+        handle: HandleId,
+        inbound: mpsc::Sender<Datagram>,
+        reply: Reply,
+    ) {
+        let mut tries = (0..IDENT_TRIES).map(|_| rand::random());
+        let ident = tries.find(|ident| !self.replies.contains_key(ident));
+        match ident.filter(|_| self.replies.len() < MAX_IDENTS) {
+            Some(ident) => {
+                self.echoes.insert(handle, ident);
+                self.replies.insert(ident, inbound);
+                reply.send(Ok(()));
+            }
+            None => reply.send(Err(ConnectError::TooManyFlows)),
+        }
+    }
+
+    /// Frees a UDP port or an identifier; what of it still waits for room is dropped.
     pub(super) fn unbind_udp(&mut self, handle: HandleId) {
+        self.outgoing.retain(|waiting| waiting.handle != handle);
         if let Some(port) = self.ports.remove(&handle) {
-            self.outgoing.retain(|waiting| waiting.port != port);
             self.inbound.remove(&port);
             self.stack.unbind_udp(port);
+        }
+        if let Some(ident) = self.echoes.remove(&handle) {
+            self.replies.remove(&ident);
         }
     }
 
     /// Queues a datagram of one of our ports.
     pub(super) fn send_udp(&mut self, handle: HandleId, remote: SocketAddr, payload: Vec<u8>) {
-        let Some(&port) = self.ports.get(&handle) else {
-            return;
+        let from = match (self.ports.get(&handle), self.echoes.get(&handle)) {
+            (Some(&port), _) => Sender::Port(port),
+            (None, Some(&ident)) => Sender::Ident(ident),
+            (None, None) => return,
         };
         if self.outgoing.len() >= MAX_OUTGOING {
             self.stats.udp_not_sent += 1;
             return;
         }
         self.outgoing.push_back(Outgoing {
-            port,
+            handle,
+            from,
             remote,
             payload,
         });
@@ -479,9 +511,25 @@ impl Inside {
     /// Takes a packet from the server.
     pub(super) fn handle_packet(&mut self, now: Instant, packet: &mut [u8], offload: Offload) {
         match self.stack.handle_packet(now, packet, offload) {
-            // Echo replies: nothing here asks.
-            Ok(Delivery::Absorbed | Delivery::Echo { .. } | Delivery::UdpFailed { .. })
-            | Err(_) => {}
+            Ok(Delivery::Absorbed | Delivery::UdpFailed { .. }) | Err(_) => {}
+            Ok(Delivery::Echo {
+                request,
+                remote,
+                ident,
+                sequence,
+                payload,
+                ..
+            }) => {
+                // Requests are answered by the netstack; replies may be to nobody any more.
+                let asked = self.replies.get(&ident).filter(|_| !request);
+                let datagram = Datagram {
+                    remote: SocketAddr::new(remote, sequence),
+                    payload: payload.to_vec(),
+                };
+                if asked.is_some_and(|inbound| inbound.try_send(datagram).is_err()) {
+                    self.stats.udp_queue_full += 1;
+                }
+            }
             Ok(Delivery::Udp {
                 local,
                 remote,
@@ -518,13 +566,14 @@ impl Inside {
         &mut self.relayed
     }
 
-    /// Moves everything that can be moved; returns whether anything did.
+    /// Moves what can be moved, of each kind something and no more than `turns` has time for; returns whether anything was.
     ///
     /// `sink` is room in a lane, if there is a session; `linked` tells whether it has a lane at all.
     pub(super) fn poll<S: PacketSink>(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
+        turns: Turns,
         sink: Option<&mut S>,
         linked: bool,
     ) -> bool {
@@ -534,13 +583,19 @@ impl Inside {
         while let Some(event) = self.stack.poll_event() {
             any = true;
             self.handle_event(now, event, linked);
+            if turns.are_over_by_now() {
+                break;
+            }
         }
-        any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
+        any |= (self.relay).poll_ready(now, &mut self.stack, READY_PER_TURN, turns);
         while let Some(event) = self.relayed.poll_event() {
             any = true;
             self.handle_relayed(now, event, linked);
+            if turns.are_over_by_now() {
+                break;
+            }
         }
-        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN);
+        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN, turns);
         loop {
             let inside = self.relay.poll_ended().map(Carried::Inside);
             let ended = inside.or_else(|| self.relayed_relay.poll_ended().map(Carried::Relayed));
@@ -570,17 +625,28 @@ impl Inside {
         let mut any = false;
         while !self.outgoing.is_empty() && has_room(sink) {
             let Some(Outgoing {
-                port,
+                from,
                 remote,
                 payload,
+                ..
             }) = self.outgoing.pop_front()
             else {
                 break;
             };
             any = true;
-            let sent = self.stack.own_address(remote.ip()).is_some_and(|own| {
-                let from = SocketAddr::new(own, port);
-                self.stack.send_udp(sink, from, remote, &payload).is_ok()
+            let stack = &mut self.stack;
+            let (to, sequence) = (remote.ip(), remote.port());
+            let sent = stack.own_address(to).is_some_and(|own| {
+                let sent = match from {
+                    Sender::Port(port) => {
+                        let from = SocketAddr::new(own, port);
+                        stack.send_udp(sink, from, remote, &payload)
+                    }
+                    Sender::Ident(ident) => {
+                        stack.send_echo(sink, own, to, true, ident, sequence, &payload)
+                    }
+                };
+                sent.is_ok()
             });
             if !sent {
                 self.stats.udp_not_sent += 1;
@@ -705,9 +771,20 @@ impl Inside {
 /// A datagram that waits for room.
 #[derive(Debug)]
 struct Outgoing {
-    port: u16,
+    handle: HandleId,
+    from: Sender,
+    /// Whom to; of an echo request, with its sequence number.
     remote: SocketAddr,
     payload: Vec<u8>,
+}
+
+/// What a datagram is sent from.
+#[derive(Clone, Copy, Debug)]
+enum Sender {
+    /// A UDP port.
+    Port(u16),
+    /// An identifier of echo requests.
+    Ident(u16),
 }
 
 /// What a proxy tells its application about a flow that could not be opened.
@@ -759,6 +836,12 @@ const READY_PER_TURN: usize = 256;
 
 /// Datagrams that may wait for room: the queries of a browser's start.
 const MAX_OUTGOING: usize = 256;
+
+/// Identifiers of echo requests: a command that pings each host of a network at once.
+const MAX_IDENTS: usize = 1024;
+
+/// Random ones are tried until one is free: one in sixty-four is taken at most.
+const IDENT_TRIES: usize = 16;
 
 /// How long the handshake of a flow may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -820,7 +903,7 @@ mod tests {
 
     fn turn(inside: &mut Inside, now: Instant, wire: &mut Wire, linked: bool) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        let any = inside.poll(&mut cx, now, Some(wire), linked);
+        let any = inside.poll(&mut cx, now, Turns::for_test(false), Some(wire), linked);
         inside.poll_transmit(now, wire);
         any
     }
@@ -884,6 +967,67 @@ mod tests {
             assert!(inside.flows.is_empty() && inside.handles.is_empty());
             assert!(inside.stack.is_empty());
         }
+    }
+
+    #[test]
+    fn turn_without_time_does_one_thing_and_the_next_does_the_rest() {
+        let (mut inside, _asked) = inside();
+        let (now, mut wire) = (Instant::now(), Wire::default());
+        let mut answers = Vec::new();
+        for number in 1..=3 {
+            let (reply, answer) = Reply::pair();
+            inside.connect(now, HandleId::numbered(number), origin(), reply);
+            answers.push(answer);
+        }
+        turn(&mut inside, now, &mut wire, true);
+        let later = now + CONNECT_TIMEOUT;
+        inside.handle_timeout(later);
+        let mut cx = Context::from_waker(Waker::noop());
+        for done in 1..=3 {
+            let turns = Turns::for_test(true);
+            assert!(inside.poll(&mut cx, later, turns, Some(&mut wire), true));
+            let answered = answers
+                .iter_mut()
+                .filter(|it| !it.is_empty() || it.is_terminated());
+            assert_eq!(answered.count(), done);
+        }
+        assert!(!turn(&mut inside, later, &mut wire, true));
+    }
+
+    #[test]
+    fn echo_request_leaves_by_its_identifier_and_its_reply_comes_back() {
+        let (mut inside, _asked) = inside();
+        let (now, mut wire) = (Instant::now(), Wire::default());
+        let (reply, mut answer) = Reply::pair();
+        let (inbound, mut replies) = mpsc::channel(1);
+        inside.bind_echo(FIRST, inbound, reply);
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+        let to = SocketAddr::new(origin().ip(), 7);
+        inside.send_udp(FIRST, to, b"ping".to_vec());
+        assert!(turn(&mut inside, now, &mut wire, true));
+        let (mut packet, _) = wire.packets.remove(0);
+        assert_eq!(packet[20], 8, "an echo request");
+        assert_eq!(
+            (&packet[26..28], &packet[28..]),
+            (&[0, 7][..], &b"ping"[..])
+        );
+        // A reply is the request with its ends swapped; the type's change is the checksum's, too.
+        let (source, destination) = (packet[12..16].to_vec(), packet[16..20].to_vec());
+        packet[12..16].copy_from_slice(&destination);
+        packet[16..20].copy_from_slice(&source);
+        packet[20] = 0;
+        let whole = Offload::default();
+        let sum = u32::from(u16::from_be_bytes([packet[22], packet[23]])) + 0x0800;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        packet[22..24].copy_from_slice(&(sum as u16).to_be_bytes());
+        inside.handle_packet(now, &mut packet.clone(), whole);
+        let datagram = replies.try_recv().unwrap();
+        assert_eq!((datagram.remote, &datagram.payload[..]), (to, &b"ping"[..]));
+        // Nobody asks any more.
+        inside.unbind_udp(FIRST);
+        inside.handle_packet(now, &mut packet, whole);
+        assert!(replies.try_recv().is_err());
+        assert!(inside.echoes.is_empty() && inside.replies.is_empty());
     }
 
     #[test]
@@ -1187,6 +1331,7 @@ mod tests {
             Command::Refuse { flow, refusal } => inside.refuse(now, flow, refusal),
             Command::Connect { .. }
             | Command::BindUdp { .. }
+            | Command::BindEcho { .. }
             | Command::SendUdp { .. }
             | Command::UnbindUdp { .. }
             | Command::Associate { .. }

@@ -57,6 +57,14 @@ impl Proxies {
         }
     }
 
+    /// Returns the rules of the first one, which are those of the client where nothing else is said.
+    pub fn rules(&self) -> InForce {
+        let first = self.bound.first();
+        first
+            .map(|proxy| proxy.settings.rules.clone())
+            .unwrap_or_default()
+    }
+
     /// Serves applications through `client` until `stop`, or until one of them fails.
     pub fn serve(
         self,

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -36,9 +36,11 @@ use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
+use super::enclosure::{Enclosures, MAX_ENCLOSURES};
 use super::forwards::{ForwardError, Forwards};
-use super::proxy::CredentialsError;
+use super::proxy::{Context, CredentialsError, ProxySettings};
 use super::resolve::{Resolver, name_service};
+use super::rules::InForce;
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::dial::Dialer;
@@ -60,6 +62,9 @@ pub struct Client {
     resolver: Resolver,
     direct: Direct,
     dns: Dns,
+    /// What all flows may hold, of which those of other commands have a part.
+    share: Share,
+    pool: Arc<Pool>,
     driver: JoinHandle<Exit>,
     /// Cancelled when the driver is gone, however it went.
     over: CancellationToken,
@@ -93,13 +98,15 @@ impl Client {
             stop.clone(),
         );
         tokio::spawn(service);
+        let pool = connector.pool.clone();
+        let share = Share::alone(config.memory / HARD);
         let driver = Driver::new(
             Arc::new(connector),
             commands,
             configured,
             names,
             NetworkWatch::new(),
-            Share::alone(config.memory / HARD),
+            share.part(),
             stop.clone(),
         );
         let over = CancellationToken::new();
@@ -113,6 +120,8 @@ impl Client {
             resolver,
             direct,
             dns,
+            share,
+            pool,
             driver,
             over,
             stop,
@@ -137,6 +146,27 @@ impl Client {
     /// Returns what answers names, for a local resolver.
     pub fn dns(&self) -> Dns {
         self.dns.clone()
+    }
+
+    /// Returns what lets other commands share this client, by `rules`, until `stop`.
+    pub fn enclosures(&self, rules: InForce, stop: &CancellationToken) -> Enclosures {
+        let settings = ProxySettings {
+            rules,
+            direct: self.direct(),
+            ..ProxySettings::default()
+        };
+        Enclosures {
+            proxy: Arc::new(Context {
+                settings,
+                tunnel: self.tunnel(),
+                resolver: self.resolver(),
+            }),
+            dns: self.dns(),
+            share: self.share.part(),
+            pool: self.pool.clone(),
+            slots: Arc::new(Semaphore::new(MAX_ENCLOSURES)),
+            stop: stop.clone(),
+        }
     }
 
     /// Waits until the server has given the first session its addresses.
@@ -176,7 +206,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Adds the forwards of `config` to `client`, and takes orders for it until `stop`.
+    /// Adds the forwards of `config` to `client`, and takes orders for it until `stop`; commands that share it go by
+    /// `rules`.
     ///
     /// # Errors
     ///
@@ -184,6 +215,7 @@ impl Services {
     pub fn start(
         client: &Client,
         config: &ClientConfig,
+        rules: InForce,
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
         let forwards = Forwards::new(client.tunnel(), client.resolver(), stop);
@@ -193,7 +225,14 @@ impl Services {
         let control = control::listen(config)?.map(|listener| {
             debug!(socket = %listener.path().display(), "takes orders");
             let (forwards, resolver) = (forwards.clone(), client.resolver());
-            tokio::spawn(control::serve(listener, forwards, resolver, stop.clone()))
+            let enclosures = client.enclosures(rules, stop);
+            tokio::spawn(control::serve(
+                listener,
+                forwards,
+                resolver,
+                enclosures,
+                stop.clone(),
+            ))
         });
         Ok(Self { forwards, control })
     }

@@ -130,6 +130,28 @@ impl Tunnel {
         })
     }
 
+    /// Takes an identifier of echo requests (ping) of the inner address. What is sent and received is a UDP port's, but that
+    /// the sequence number stands where ports do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tunnel::connect`].
+    pub async fn bind_echo(&self) -> Result<UdpPort, ConnectError> {
+        let (inbound, datagrams) = mpsc::channel(UDP_QUEUE);
+        let handle = self
+            .ask(Kind::UdpPort, |port, reply| Command::BindEcho {
+                port,
+                inbound,
+                reply,
+            })
+            .await?;
+        Ok(UdpPort {
+            handle,
+            commands: self.commands.clone(),
+            datagrams: Mutex::new(datagrams),
+        })
+    }
+
     /// Hands a SOCKS5 UDP relay socket to the driver, which serves it until the
     /// association is dropped.
     ///
@@ -523,7 +545,16 @@ pub enum Command {
         /// Where to say how it went.
         reply: Reply,
     },
-    /// Send one datagram from a UDP port.
+    /// Take an identifier of echo requests.
+    BindEcho {
+        /// What names it, as a UDP port is named.
+        port: HandleId,
+        /// Where to put the replies; full means drop and count.
+        inbound: mpsc::Sender<Datagram>,
+        /// Where to say how it went.
+        reply: Reply,
+    },
+    /// Send one datagram from a UDP port, or an echo request.
     SendUdp {
         /// The port.
         port: HandleId,
@@ -532,7 +563,7 @@ pub enum Command {
         /// The payload.
         payload: Vec<u8>,
     },
-    /// Unbind a UDP port.
+    /// Unbind a UDP port, or give an identifier back.
     UnbindUdp {
         /// The port.
         port: HandleId,
@@ -605,6 +636,7 @@ impl Command {
         match self {
             Self::Connect { reply, .. }
             | Self::BindUdp { reply, .. }
+            | Self::BindEcho { reply, .. }
             | Self::Listen { reply, .. }
             | Self::Idle { reply }
             | Self::Associate { reply, .. } => reply.is_abandoned(),

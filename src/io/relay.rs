@@ -49,6 +49,8 @@ use tokio::sync::oneshot;
 
 use crate::proto::relayed::{Pieces, Relayed, RelayedKey};
 
+use super::turns::Turns;
+
 /// What keeps flows: their bytes in both directions, and their ends.
 pub trait Flows {
     /// Names a flow.
@@ -231,8 +233,9 @@ impl<F: Flows> Relay<F> {
         }
     }
 
-    /// Pumps at most `budget` flows whose sockets became ready; returns whether any were.
-    pub fn poll_ready(&mut self, now: Instant, flows: &mut F, budget: usize) -> bool {
+    /// Pumps at most `budget` flows whose sockets became ready, one at least and no more than `turns` has time for; returns
+    /// whether any were.
+    pub fn poll_ready(&mut self, now: Instant, flows: &mut F, budget: usize, turns: Turns) -> bool {
         let mut any = false;
         for _ in 0..budget {
             let Some(key) = self.ready.pop() else { break };
@@ -240,6 +243,9 @@ impl<F: Flows> Relay<F> {
             if let Some(Some(link)) = self.links.get(key) {
                 link.notice.taken();
                 self.pump_key(now, flows, key);
+                if turns.are_over_by_now() {
+                    break;
+                }
             }
         }
         any
@@ -861,12 +867,38 @@ mod tests {
     }
 
     #[test]
+    fn turn_without_time_serves_one_flow() {
+        let set = ReadySet::new();
+        let mut relay = Relay::new(set.clone());
+        let mut stack = Stack::new(adit_netstack::Config::default(), 1);
+        let config = adit_netstack::Config {
+            addresses: vec![[10, 86, 0, 2].into()],
+            ..adit_netstack::Config::default()
+        };
+        let now = Instant::now();
+        stack.set_addresses(config.addresses);
+        let ends: Vec<DuplexStream> = (0..3)
+            .map(|_| {
+                let (near, far) = tokio::io::duplex(64);
+                let flow = stack.connect(now, ([192, 0, 2, 1], 80).into()).unwrap();
+                relay.attach(flow, Endpoint::Pipe(Box::new(near)), Vec::new());
+                far
+            })
+            .collect();
+        for left in [2, 1, 0] {
+            assert!(relay.poll_ready(now, &mut stack, 8, Turns::for_test(true)));
+            assert_eq!(set.keys.lock().unwrap().len(), left);
+        }
+        drop(ends);
+    }
+
+    #[test]
     fn key_of_a_flow_that_is_gone_is_passed_over() {
         let set = ReadySet::new();
         let mut relay = Relay::new(set.clone());
         let mut stack = Stack::new(adit_netstack::Config::default(), 1);
         Waker::from(Arc::new(Notice::new(set.clone(), 9))).wake();
-        assert!(relay.poll_ready(Instant::now(), &mut stack, 8));
-        assert!(!relay.poll_ready(Instant::now(), &mut stack, 8));
+        assert!(relay.poll_ready(Instant::now(), &mut stack, 8, Turns::for_test(false)));
+        assert!(!relay.poll_ready(Instant::now(), &mut stack, 8, Turns::for_test(false)));
     }
 }

@@ -49,6 +49,7 @@ use tracing::debug;
 use crate::io::carrier::has_room;
 use crate::io::pool::Pool;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
+use crate::io::turns::Turns;
 use crate::proto::Role;
 use crate::proto::budget::Share;
 use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
@@ -251,21 +252,25 @@ impl Local {
         self.stack.send_unreachable(packet, why);
     }
 
-    /// Moves everything that can be moved, with buffers of `pool`; returns whether anything did.
+    /// Moves what can be moved, with buffers of `pool`, of each kind something and no more than `turns` has time for; returns
+    /// whether anything was.
     pub fn poll<S: PacketSink>(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
+        turns: Turns,
         pool: &Arc<Pool>,
         sink: &mut S,
     ) -> bool {
         self.ready.register(cx);
         self.relayed_ready.register(cx);
         let mut any = self.poll_connecting(cx, now);
-        any |= self.poll_events(now);
-        any |= self.poll_relayed(now);
-        any |= self.relay.poll_ready(now, &mut self.stack, READY_PER_TURN);
-        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN);
+        any |= self.poll_events(now, turns);
+        any |= self.poll_relayed(now, turns);
+        any |= self
+            .relay
+            .poll_ready(now, &mut self.stack, READY_PER_TURN, turns);
+        any |= (self.relayed_relay).poll_ready(now, &mut self.relayed, READY_PER_TURN, turns);
         any |= self.poll_queries(cx, sink);
         any |= self.mappings.poll(cx, now, pool, &mut self.stack, sink);
         any |= self.echoes.poll(cx, now, pool, &mut self.stack, sink);
@@ -314,7 +319,7 @@ impl Local {
         )
     }
 
-    fn poll_events(&mut self, now: Instant) -> bool {
+    fn poll_events(&mut self, now: Instant, turns: Turns) -> bool {
         let mut any = false;
         while let Some(event) = self.stack.poll_event() {
             any = true;
@@ -336,11 +341,14 @@ impl Local {
                     self.stack.release(now, flow);
                 }
             }
+            if turns.are_over_by_now() {
+                break;
+            }
         }
         any
     }
 
-    fn poll_relayed(&mut self, now: Instant) -> bool {
+    fn poll_relayed(&mut self, now: Instant, turns: Turns) -> bool {
         let mut any = false;
         while let Some(event) = self.relayed.poll_event() {
             any = true;
@@ -367,6 +375,9 @@ impl Local {
                     self.relayed_relay.reset(flow);
                     self.relayed.release(flow);
                 }
+            }
+            if turns.are_over_by_now() {
+                break;
             }
         }
         any
@@ -652,7 +663,8 @@ mod tests {
                 }
                 let mut down = Wire::default();
                 let mut cx = Context::from_waker(Waker::noop());
-                let moved = (self.local).poll(&mut cx, self.now, &self.pool, &mut down);
+                let turns = Turns::for_test(false);
+                let moved = (self.local).poll(&mut cx, self.now, turns, &self.pool, &mut down);
                 if quiet && !moved && down.packets.is_empty() {
                     return events;
                 }
@@ -743,6 +755,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn turn_without_time_answers_one_flow_and_the_next_turns_the_others() {
+        let mut path = Path::new();
+        let (mut up, mut cx) = (Wire::default(), Context::from_waker(Waker::noop()));
+        for port in [80, 81, 82] {
+            let closed = SocketAddr::new(GATEWAY, port);
+            path.client.connect(path.now, closed).unwrap();
+        }
+        path.client.poll_transmit(path.now, &mut up);
+        for (mut packet, offload) in up.packets {
+            path.local.handle_packet(path.now, &mut packet, offload);
+        }
+        for _ in 0..3 {
+            let (mut down, turns) = (Wire::default(), Turns::for_test(true));
+            assert!((path.local).poll(&mut cx, path.now, turns, &path.pool, &mut down));
+            assert_eq!(down.packets.len(), 1);
+        }
+        assert!(path.settle().len() <= 3 && path.local.stack.is_empty());
+    }
+
+    #[tokio::test]
     async fn client_that_resets_its_syn_takes_the_outer_connect_with_it() {
         let (origin, _held) = silent().await;
         let mut path = Path::new();
@@ -776,7 +808,10 @@ mod tests {
             ..Wire::default()
         };
         let mut cx = Context::from_waker(Waker::noop());
-        let mut poll = |wire: &mut Wire| path.local.poll(&mut cx, path.now, &path.pool, wire);
+        let mut poll = |wire: &mut Wire| {
+            let turns = Turns::for_test(false);
+            path.local.poll(&mut cx, path.now, turns, &path.pool, wire)
+        };
         poll(&mut wire);
         assert!(!poll(&mut wire), "no room");
         wire.full = false;

@@ -275,6 +275,37 @@ mod tests {
     }
 
     #[test]
+    fn packet_counts_among_all_that_wait_until_its_buffer_is_given_back() {
+        let (router, pool) = (Router::new(), Pool::new("test", 0, 0));
+        let downlink = router.downlink();
+        let cx = Context::from_waker(Waker::noop());
+        for mark in 0..2 {
+            assert!(downlink.push(packet(&pool, mark)));
+        }
+        let (Poll::Ready(first), Poll::Ready(second)) =
+            (downlink.poll_pop(&cx), downlink.poll_pop(&cx))
+        else {
+            panic!("two were pushed");
+        };
+        // They wait in front of a lane now.
+        assert_eq!(router.queued_bytes(), 2 * LARGE);
+        drop(downlink);
+        assert_eq!(
+            router.queued_bytes(),
+            2 * LARGE,
+            "the client is gone, they are not"
+        );
+        drop(first);
+        assert_eq!(router.queued_bytes(), LARGE);
+        // Of another downlink it counts once.
+        let other = router.downlink();
+        assert!(other.push(second));
+        assert_eq!(router.queued_bytes(), LARGE);
+        drop(other);
+        assert_eq!(router.queued_bytes(), 0);
+    }
+
+    #[test]
     fn packet_that_comes_later_wakes_whoever_found_none() {
         let (router, pool) = (Router::new(), Pool::new("test", 0, 0));
         let downlink = router.downlink();

@@ -218,7 +218,7 @@ impl SessionDriver {
             any |= self.poll_in(cx, now);
             any |= self.carrier.send_first(now);
             // Before the downlink, which may fill the lane in every turn.
-            any |= self.poll_local(cx, now);
+            any |= self.poll_local(cx, now, turns);
             any |= self.poll_downlink(cx, now);
             any |= self.carrier.poll_send(cx, now);
             any |= self.poll_events(now);
@@ -335,10 +335,16 @@ impl SessionDriver {
         any
     }
 
-    fn poll_local(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_local(&mut self, cx: &mut Context<'_>, now: Instant, turns: Turns) -> bool {
         match self.local.as_mut() {
             Some(local) => {
-                let any = local.poll(cx, now, &self.shared.pool, &mut self.carrier.sink(now));
+                let any = local.poll(
+                    cx,
+                    now,
+                    turns,
+                    &self.shared.pool,
+                    &mut self.carrier.sink(now),
+                );
                 any | self.carrier.poll_flows(now, local.relayed())
             }
             None => false,

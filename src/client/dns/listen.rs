@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use hickory_proto::op::ResponseCode;
 use socket2::SockRef;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -21,9 +23,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::answer::Question;
+use super::answer::{BLOCKED, Made, Question, Reply};
 use super::engine::Dns;
 use super::stats::count;
+use crate::client::rules::{InForce, Rules};
 use crate::dns::{Asked, Reading, StreamEnd, serve_stream};
 
 /// A local resolver that listens.
@@ -87,6 +90,7 @@ async fn serve_datagrams(socket: UdpSocket, dns: &Dns, stop: &CancellationToken)
     let mut under_way = FuturesUnordered::new();
     let mut shares: HashMap<IpAddr, usize> = HashMap::new();
     let mut buffer = vec![0; MAX_QUERY];
+    let no_rules = Rules::default();
     loop {
         let (length, from) = tokio::select! {
             () = stop.cancelled() => return,
@@ -106,7 +110,7 @@ async fn serve_datagrams(socket: UdpSocket, dns: &Dns, stop: &CancellationToken)
                 }
             },
         };
-        match read(dns, buffer.get(..length).unwrap_or_default()) {
+        match read(dns, buffer.get(..length).unwrap_or_default(), &no_rules) {
             Told::Now(answer) => send(&socket, dns, from, answer).await,
             Told::Ask(_) if under_way.len() >= MAX_DATAGRAMS => count(&dns.stats().dropped_busy),
             Told::Ask(asked) => {
@@ -143,12 +147,15 @@ async fn send(socket: &UdpSocket, dns: &Dns, to: SocketAddr, answer: Option<Vec<
 }
 
 /// Reads a message, and answers it where that needs nobody else.
-fn read(dns: &Dns, message: &[u8]) -> Told {
+fn read(dns: &Dns, message: &[u8], rules: &Rules) -> Told {
     match Reading::of(message) {
-        Reading::Lookup(asked) => match dns.from_memory(&Question::of(&asked)) {
-            Some(reply) => Told::Now(encoded(dns, reply.encode(&asked, asked.udp_limit))),
-            None => Told::Ask(Box::new(asked)),
-        },
+        Reading::Lookup(asked) => {
+            let blocked = blocked(&asked, rules, dns);
+            match blocked.or_else(|| dns.from_memory(&Question::of(&asked))) {
+                Some(reply) => Told::Now(encoded(dns, reply.encode(&asked, asked.udp_limit))),
+                None => Told::Ask(Box::new(asked)),
+            }
+        }
         Reading::Refuse(answer) => {
             count(&dns.stats().refused);
             Told::Now(answer.encode(answer.udp_limit))
@@ -158,6 +165,23 @@ fn read(dns: &Dns, message: &[u8]) -> Told {
             Told::Now(None)
         }
     }
+}
+
+/// The answer for a name that rules block.
+fn blocked(asked: &Asked, rules: &Rules, dns: &Dns) -> Option<Reply> {
+    if rules.is_empty() {
+        return None;
+    }
+    let name = asked.query.name().to_lowercase().to_ascii();
+    if !rules.blocks_name(name.trim_end_matches('.')) {
+        return None;
+    }
+    count(&dns.stats().queries);
+    count(&dns.stats().blocked);
+    let made = Made::empty(ResponseCode::NXDomain);
+    Some(Reply::Made(Box::new(
+        made.because(BLOCKED, "a rule of this client"),
+    )))
 }
 
 fn encoded(dns: &Dns, answer: Option<Vec<u8>>) -> Option<Vec<u8>> {
@@ -204,11 +228,42 @@ async fn serve_streams(listener: TcpListener, dns: &Dns, stop: &CancellationToke
     tasks.shutdown().await;
 }
 
+impl Dns {
+    /// Answers a message as the local resolver does that has come as a datagram, but that names which `rules` block do not
+    /// exist; `None` is no answer.
+    pub(in crate::client) async fn answer_datagram(
+        &self,
+        message: &[u8],
+        rules: &Rules,
+    ) -> Option<Vec<u8>> {
+        match read(self, message, rules) {
+            Told::Now(answer) => answer,
+            Told::Ask(asked) => {
+                let reply = self.answer(&Question::of(&asked)).await;
+                encoded(self, reply.encode(&asked, asked.udp_limit))
+            }
+        }
+    }
+
+    /// The same of what comes on a stream, until its end.
+    pub(in crate::client) async fn serve_stream(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        rules: &InForce,
+    ) {
+        serve_messages(stream, self, rules).await;
+    }
+}
+
 async fn converse(stream: TcpStream, dns: &Dns) {
     // An answer is one small write.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY refused");
     }
+    serve_messages(stream, dns, &InForce::default()).await;
+}
+
+async fn serve_messages(stream: impl AsyncRead + AsyncWrite + Unpin, dns: &Dns, rules: &InForce) {
     let answer = |message: Vec<u8>| async move {
         let asked = match Reading::of(&message) {
             Reading::Lookup(asked) => asked,
@@ -221,7 +276,10 @@ async fn converse(stream: TcpStream, dns: &Dns) {
                 return None;
             }
         };
-        let reply = dns.answer(&Question::of(&asked)).await;
+        let reply = match blocked(&asked, &rules.now(), dns) {
+            Some(reply) => reply,
+            None => dns.answer(&Question::of(&asked)).await,
+        };
         encoded(dns, reply.encode(&asked, MAX_MESSAGE))
     };
     match serve_stream(stream, OF_STREAM, answer).await {

@@ -16,8 +16,8 @@ use tracing::warn;
 
 use super::counters::{Counters, State};
 use super::near;
-use super::peers::{Given, Peers};
 use super::remote::{failed, session};
+use crate::client::peers::{Given, Peers};
 use crate::client::resolve::{Host, Resolver};
 use crate::client::tunnel::{Tunnel, UdpPort};
 use crate::config;

@@ -34,12 +34,11 @@ mod counters;
 mod datagrams;
 mod local;
 mod near;
-mod peers;
 mod remote;
 mod table;
 
+pub use super::peers::{MAX_PEERS, PEER_QUEUE};
 pub use counters::{Counts, State};
 pub use datagrams::UDP_IDLE;
 pub use local::MAX_PENDING;
-pub use peers::{MAX_PEERS, PEER_QUEUE};
 pub use table::{ForwardError, Forwards, Listed};

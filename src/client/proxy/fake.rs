@@ -297,7 +297,8 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
         }
         Command::JudgeAgain => {}
         Command::Resolved { .. } => panic!("the fake driver asks no names"),
-        Command::Listen { .. }
+        Command::BindEcho { .. }
+        | Command::Listen { .. }
         | Command::Unlisten { .. }
         | Command::Refuse { .. }
         | Command::Idle { .. } => {

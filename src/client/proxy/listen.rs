@@ -61,10 +61,10 @@ impl Default for ProxySettings {
 
 /// What a connection's task needs.
 #[derive(Debug)]
-pub(super) struct Context {
-    pub(super) settings: ProxySettings,
-    pub(super) tunnel: Tunnel,
-    pub(super) resolver: Resolver,
+pub(in crate::client) struct Context {
+    pub(in crate::client) settings: ProxySettings,
+    pub(in crate::client) tunnel: Tunnel,
+    pub(in crate::client) resolver: Resolver,
 }
 
 /// Serves the proxy on `listener` until `stop` is cancelled, then closes what it holds.

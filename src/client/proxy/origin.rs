@@ -17,9 +17,10 @@ use crate::client::resolve::{CONNECT_LIMIT, Host, Known, OriginError, ResolveErr
 use crate::client::rules::{Blocked, Destination, Judged, ResolvedBy, Rules, Way};
 use crate::client::tunnel::{ConnectError, Flow, FlowStream};
 use crate::config::Transport;
+use crate::io::relay::{Endpoint, Pipe};
 
 /// A connection to an origin, and what was judged of it.
-pub(super) struct Opened {
+pub(in crate::client) struct Opened {
     flow: Carried,
     judged: Judged,
 }
@@ -32,7 +33,11 @@ enum Carried {
 
 impl Context {
     /// Connects to `host` as the rules in force now have it.
-    pub(super) async fn open(&self, host: &Host, port: u16) -> Result<Opened, OriginError> {
+    pub(in crate::client) async fn open(
+        &self,
+        host: &Host,
+        port: u16,
+    ) -> Result<Opened, OriginError> {
         let rules = self.settings.rules.now();
         match timeout(CONNECT_LIMIT, self.open_by(&rules, host, port)).await {
             Ok(outcome) => outcome,
@@ -102,7 +107,7 @@ impl Context {
     }
 
     /// Counts a request that came to nothing.
-    pub(super) fn count_failure(&self, error: &OriginError) {
+    pub(in crate::client) fn count_failure(&self, error: &OriginError) {
         match error {
             OriginError::Blocked(_) => self.settings.stats.blocked.add(),
             OriginError::Resolve(_) | OriginError::Connect(_) => {
@@ -123,7 +128,7 @@ impl Opened {
     }
 
     /// Turns the connection into a stream of bytes, for those who must look at them.
-    pub(super) fn into_stream(self) -> (OriginStream, Judged) {
+    pub(in crate::client) fn into_stream(self) -> (OriginStream, Judged) {
         let stream = match self.flow {
             Carried::Tunnel(flow) => OriginStream::Tunnel(flow.into_stream()),
             Carried::Direct(flow) => {
@@ -136,12 +141,23 @@ impl Opened {
 }
 
 /// A connection to an origin as a stream of bytes.
-pub(super) enum OriginStream {
+#[derive(Debug)]
+pub(in crate::client) enum OriginStream {
     Tunnel(FlowStream),
     Direct(
         TcpStream,
         #[expect(dead_code, reason = "held while the flow is open")] OwnedSemaphorePermit,
     ),
+}
+
+impl Pipe for OriginStream {
+    fn fail(self: Box<Self>, _: io::ErrorKind) {
+        match *self {
+            // Dropped, it aborts the flow.
+            Self::Tunnel(stream) => drop(stream),
+            Self::Direct(socket, _) => Endpoint::Tcp(socket).reset(),
+        }
+    }
 }
 
 impl AsyncRead for OriginStream {

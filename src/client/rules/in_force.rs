@@ -24,6 +24,13 @@ impl InForce {
         (Replace(Arc::new(sender)), Self(receiver))
     }
 
+    /// Waits until others are in force than when this was asked before; for ever where nobody can replace them.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Reads the rules that are in force now.
     pub fn now(&self) -> Arc<Rules> {
         Arc::clone(&self.0.borrow())

@@ -107,6 +107,16 @@ impl Rules {
         Ok(ResolvedBy::Tunnel)
     }
 
+    /// Whether a name, in lower case and without a final dot, is blocked whatever is sent to it: by a rule that names it,
+    /// itself or by `*`, and limits neither ports nor the transport, before any other that would let something pass.
+    pub fn blocks_name(&self, name: &str) -> bool {
+        let decided = self.rules.iter().find(|rule| {
+            let named = rule.has_name(name) || rule.everything;
+            named && (rule.action != Action::Block || rule.is_about_all())
+        });
+        decided.is_some_and(|rule| rule.action == Action::Block)
+    }
+
     /// Tells which way an address takes.
     ///
     /// # Errors
@@ -201,6 +211,10 @@ impl Prepared {
     fn is_about(&self, port: u16, transport: Transport) -> bool {
         self.transport.is_none_or(|own| own == transport)
             && (self.ports.is_empty() || self.ports.iter().any(|ports| ports.contains(&port)))
+    }
+
+    fn is_about_all(&self) -> bool {
+        self.transport.is_none() && self.ports.is_empty()
     }
 
     /// What is known before a name is resolved.

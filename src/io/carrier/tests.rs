@@ -565,3 +565,4 @@ async fn closed_session_says_so_and_lets_its_datagram_lane_go() {
 
 mod beside;
 mod memory;
+mod waiting;

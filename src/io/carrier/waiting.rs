@@ -101,12 +101,12 @@ impl Waiting {
     }
 
     /// Returns when [`Waiting::handle_timeout`] has something to do.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         self.used.map(|used| used + QUIET)
     }
 
     /// Gives back what is kept for flows where none come, and drops what waits for no lane: it is too old to be of use.
-    pub(super) fn handle_timeout(&mut self, now: Instant, has_lane: bool) {
+    pub fn handle_timeout(&mut self, now: Instant, has_lane: bool) {
         if self.used.is_none_or(|used| now < used + QUIET) {
             return;
         }
@@ -125,7 +125,7 @@ impl Waiting {
     }
 
     /// Returns how many packets were dropped because there was no lane for too long.
-    pub(super) const fn expired(&self) -> u64 {
+    pub const fn expired(&self) -> u64 {
         self.expired
     }
 

@@ -94,6 +94,11 @@ impl Caller {
         })
     }
 
+    /// The descriptor of the connection, to be kept in the process that has it.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
     /// Gives an order, with a descriptor if there is one, and waits for what comes of it.
     ///
     /// # Errors

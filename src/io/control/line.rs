@@ -43,7 +43,7 @@ impl Lines {
         }
     }
 
-    /// Whether a line has begun and is not whole.
+    /// Whether no line has begun that is not whole.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

@@ -1,23 +1,25 @@
-//! The peers of a UDP forward: who speaks, and the task of each.
+//! The peers of a UDP forward, or those who speak within a command's namespace, and the task of each.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// Peers by their address. Each has a task, which gets its datagrams from a queue and ends by itself.
-#[derive(Debug, Default)]
-pub(super) struct Peers {
-    table: HashMap<SocketAddr, Peer>,
+/// What is given for a peer is a payload, or what else a task needs.
+#[derive(Debug)]
+pub(super) struct Peers<T = Vec<u8>> {
+    table: HashMap<SocketAddr, Peer<T>>,
     tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
-struct Peer {
-    datagrams: mpsc::Sender<Vec<u8>>,
+struct Peer<T> {
+    datagrams: mpsc::Sender<T>,
     task: AbortHandle,
     used: Instant,
 }
@@ -31,15 +33,24 @@ pub(super) enum Given {
     Full,
 }
 
-impl Peers {
+impl<T> Default for Peers<T> {
+    fn default() -> Self {
+        Self {
+            table: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+}
+
+impl<T> Peers<T> {
     /// Gives a datagram to the task of `peer`; where there is none, one is made of what `open` returns, in the place of the
     /// peer that was silent for longest if there are too many.
     pub(super) fn give<F>(
         &mut self,
         now: Instant,
         peer: SocketAddr,
-        payload: Vec<u8>,
-        open: impl FnOnce(mpsc::Receiver<Vec<u8>>) -> F,
+        payload: T,
+        open: impl FnOnce(mpsc::Receiver<T>) -> F,
     ) -> Given
     where
         F: Future<Output = ()> + Send + 'static,
@@ -83,6 +94,15 @@ impl Peers {
         }
     }
 
+    /// As [`Peers::ended`], for a driver; pending where there is no task.
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self.tasks.poll_join_next(cx) {
+            Poll::Ready(Some(Err(error))) => Poll::Ready(!error.is_panic()),
+            Poll::Ready(Some(Ok(()))) => Poll::Ready(true),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
     /// Ends the tasks of all peers.
     pub(super) async fn end(&mut self) {
         self.table.clear();
@@ -107,7 +127,7 @@ impl Peers {
     }
 }
 
-/// Peers of one forward, each with a socket or an inner port: what a busy service has, and a bound on descriptors.
+/// Peers of one forward or namespace, each with a socket or an inner port: what a busy service has, and a bound on descriptors.
 pub const MAX_PEERS: usize = 1024;
 
 /// Datagrams that wait for one peer's task: a burst.
