@@ -127,9 +127,29 @@ async fn what_waits_for_a_stream_arrives_by_datagrams_when_the_stream_is_lost() 
     push_bulk(&mut ends.server, now);
     ends.server.remove_lane(now, id, LaneLoss::Silent);
     ends.client.remove_lane(now, id, LaneLoss::Silent);
+    let mut turns = 0;
     while !all_arrived(&ends.at_client) {
         ends.turn().await;
-        while ends.server.send_first(Instant::now()) {}
+        let now = Instant::now();
+        for end in [&mut ends.client, &mut ends.server] {
+            if end.poll_timeout().is_some_and(|due| due <= now) {
+                end.handle_timeout(now);
+            }
+        }
+        while ends.server.send_first(now) {}
+        turns += 1;
+        let arrived = arrived(&ends.at_client)
+            .into_iter()
+            .filter(|seen| *seen)
+            .count();
+        assert!(
+            turns < 5_000,
+            "{arrived} bytes of {}: room {}, {:?}, {:?}",
+            COUNT * SUPER,
+            ends.server.has_room(now),
+            ends.server.stats(),
+            ends.server.datapath_stats()
+        );
     }
     assert_eq!(ends.server.stats().unsealed, 0);
 }
