@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The process of `adit run --share` makes the namespaces as every `adit run`, and hands the TUN device over by the [control
-//! socket](super::control). An [`Enclosure`] reads and writes it from then on. As the server's egress `user` does, it is
+//! socket](super::control). A task reads and writes it from then on. As the server's egress `user` does, it is
 //! every host of the Internet for the packets that come: it ends their TCP in a netstack of its own and passes on what they
 //! carry, each flow and port by the client's [rules](super::rules), as its proxy would. So one session and its inner
 //! address serve all commands and the proxy, whatever the server is, and what the rules say of an address holds for them, too.
