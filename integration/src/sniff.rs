@@ -1,6 +1,7 @@
-//! Watches every packet of a host, and tells those of the tunnel from all others.
+//! Watches every packet of a host, or of one of its interfaces, and tells those of the tunnel from all others.
 
 use std::{
+    ffi::CString,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
@@ -35,12 +36,25 @@ impl Sniffer {
     ///
     /// If there is no such socket.
     pub fn start(place: &Place, server: IpAddr, port: u16) -> Self {
+        Self::start_at(place, None, server, port)
+    }
+
+    /// The same of one interface.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such socket, or no such interface.
+    pub fn start_on(place: &Place, interface: &'static str, server: IpAddr, port: u16) -> Self {
+        Self::start_at(place, Some(interface), server, port)
+    }
+
+    fn start_at(place: &Place, interface: Option<&'static str>, server: IpAddr, port: u16) -> Self {
         let seen = Arc::new(Seen::default());
         let (ready, is_ready) = mpsc::channel();
         let thread = place.spawn({
             let seen = Arc::clone(&seen);
             move || {
-                let socket = open().expect("root may watch packets");
+                let socket = open(interface).expect("root may watch packets");
                 ready.send(()).expect("the test waits");
                 let mut packet = [0; 2048];
                 while !seen.stop.load(Ordering::Relaxed) {
@@ -151,8 +165,9 @@ fn judge(packet: &[u8], server: IpAddr, port: u16) -> Kind {
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
-    // SAFETY: plain system calls; the descriptor is given to its owner at once, and the time is a live structure.
+fn open(interface: Option<&str>) -> io::Result<OwnedFd> {
+    // SAFETY: plain system calls; the descriptor is given to its owner at once, the name ends in a zero, and address and
+    // time are live structures, for which zeroes are valid.
     unsafe {
         let all = (libc::ETH_P_ALL as u16).to_be();
         let socket = libc::socket(
@@ -164,6 +179,20 @@ fn open() -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
         let socket = OwnedFd::from_raw_fd(socket);
+        if let Some(interface) = interface {
+            let name = CString::new(interface)?;
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = all;
+            address.sll_ifindex = libc::if_nametoindex(name.as_ptr()).cast_signed();
+            if address.sll_ifindex == 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let size = size_of_val(&address) as libc::socklen_t;
+            if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
         let time = libc::timeval {
             tv_sec: 0,
             tv_usec: 20_000,

@@ -79,6 +79,11 @@ pub(super) enum Command {
     /// not checked: whether a port is free, whether this user may make a TUN device or write to the state
     /// folder, whether the server answers.
     Check(CheckArgs),
+    /// Undo what a killed server or client left in the system: routes, rules, firewall tables, sysctls, resolv.conf
+    ///
+    /// Without arguments, of all whose state folder is where such folders are. One that still runs is left alone: it undoes
+    /// its changes when it ends, and the next start does so too.
+    Cleanup(CleanupArgs),
     /// Show how the client would answer a name, and why
     ///
     /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
@@ -222,6 +227,18 @@ pub(super) struct ClientArgs {
         value_name = "PORT:HOST:PORT[/udp]"
     )]
     remote_forward: Vec<String>,
+    /// Lead the whole host through the tunnel by a TUN device, not only what asks the proxy; needs CAP_NET_ADMIN (Linux)
+    #[arg(long)]
+    tun: bool,
+    /// With --tun: lead these networks alone; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    tun_route: Vec<String>,
+    /// With --tun: leave this network outside; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    tun_exclude: Vec<String>,
+    /// With --tun: let nothing out past the tunnel, also while it is down or after a crash
+    #[arg(long)]
+    kill_switch: bool,
     /// Where the running client takes orders (adit forward): a path, or off
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
@@ -291,6 +308,16 @@ pub(super) struct CheckArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct CleanupArgs {
+    /// The configuration file of the one that was killed
+    #[arg(short, long, value_name = "FILE", conflicts_with = "state_dir")]
+    pub(super) config: Option<PathBuf>,
+    /// Its state folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct DnsArgs {
     /// The name
     #[arg(value_name = "NAME")]
@@ -339,11 +366,10 @@ impl ServerArgs {
 impl ClientArgs {
     /// The settings that were given as flags.
     pub(super) fn settings(&self) -> Vec<FlagValue> {
-        let open = if self.proxy_open {
-            vec!["true".to_owned()]
-        } else {
-            Vec::new()
+        let given = |is_given: bool| -> Vec<String> {
+            is_given.then(|| "true".to_owned()).into_iter().collect()
         };
+        let open = given(self.proxy_open);
         [
             flag("server", "--server", &self.server),
             flag("server_key", "--server-key", self.server_key.as_slice()),
@@ -379,6 +405,10 @@ impl ClientArgs {
             flag("repair", "--repair", self.repair.as_slice()),
             flag("local_forwards", "-L", &self.local_forward),
             flag("remote_forwards", "-R", &self.remote_forward),
+            flag("tun", "--tun", &given(self.tun)),
+            flag("tun.routes", "--tun-route", &self.tun_route),
+            flag("tun.exclude", "--tun-exclude", &self.tun_exclude),
+            flag("tun.kill_switch", "--kill-switch", &given(self.kill_switch)),
             flag("control", "--control", self.control.as_slice()),
         ]
         .into_iter()

@@ -13,12 +13,15 @@ use tracing::info;
 
 use super::reload::Reload;
 use crate::client::dns::{Dns, LocalResolver};
+use crate::client::host::Host;
 use crate::client::proxies::Proxies;
 use crate::client::run::{Client, Services, local_resolver};
 use crate::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
     Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
 };
+use crate::io::host::MARK;
+use crate::io::outside::Outside;
 use crate::io::ready::Ready;
 use crate::proto::{SecretKey, budget};
 use crate::server::run::Server;
@@ -50,7 +53,8 @@ pub async fn run_server(
     Ok(result?)
 }
 
-/// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands.
+/// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands, and
+/// where the whole host goes through the tunnel, when it does.
 ///
 /// With `reload`, its configuration is read again whenever that is asked for.
 ///
@@ -68,8 +72,68 @@ pub async fn run_client(
     if let Some(resolver) = &resolver {
         address = format!("{address}, dns on {}", resolver.address());
     }
-    let client = Client::start(&config)?;
-    let services = Services::start(&client, &config, proxies.rules(), &stop)?;
+    let Some(tunnel) = config.tun.clone() else {
+        let served = Served {
+            proxies,
+            resolver,
+            reload,
+            address,
+        };
+        return serve_client(config, Outside::default(), served, &mut ready, &stop).await;
+    };
+    let outside = Outside::marked(MARK);
+    let mut host = Host::start(&config, &tunnel, outside.clone())?;
+    let served = Served {
+        proxies,
+        resolver,
+        reload,
+        address: format!("the host goes through {}, {address}", tunnel.name),
+    };
+    // The host's session is the first: a fixed address is for it.
+    let up = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(false),
+        up = host.up() => up.map(|()| true),
+    };
+    let result = match up {
+        Ok(true) => tokio::select! {
+            result = serve_client(config, outside, served, &mut ready, &stop) => result,
+            error = host.serve() => Err(error.into()),
+        },
+        Ok(false) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    // Whatever it ended by: its own error is told first.
+    match host.close().await {
+        Err(error) if result.is_ok() => Err(error.into()),
+        Ok(()) | Err(_) => result,
+    }
+}
+
+/// What a client serves, and what is said of it when it is ready.
+struct Served {
+    proxies: Proxies,
+    resolver: Option<LocalResolver>,
+    reload: Option<Reload>,
+    address: String,
+}
+
+/// Runs a client's proxies, resolver and forwards, whose sockets leave the host as `outside` says.
+async fn serve_client(
+    config: ClientConfig,
+    outside: Outside,
+    served: Served,
+    ready: &mut Ready,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Served {
+        proxies,
+        resolver,
+        reload,
+        address,
+    } = served;
+    let client = Client::leaving(&config, outside)?;
+    let services = Services::start(&client, &config, proxies.rules(), stop)?;
     let book = proxies.rule_book(&client);
     let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
     let proxies = proxies.serve(&client, stop.clone());
@@ -77,7 +141,7 @@ pub async fn run_client(
     let mut serving = tokio::spawn(async {
         tokio::join!(proxies, resolving);
     });
-    let result = until_stopped(&client, &mut serving, &stop, async || {
+    let result = until_stopped(&client, &mut serving, stop, async || {
         services.settled().await;
         ready.announce(&address);
     })
@@ -236,6 +300,7 @@ fn try_client(
         forwards: Vec::new(),
         control: ControlSocket::Off,
         memory: budget::CLIENT,
+        tun: None,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args ─▶ command ─▶ keys (keygen, pubkey)
-//!                 ├▶ check
+//!                 ├▶ check, cleanup
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 ├▶ dns
 //!                 ├▶ forward, nc ─▶ running (the control socket of a client that runs)
@@ -16,6 +16,7 @@
 mod args;
 mod bench;
 mod check;
+mod cleanup;
 pub mod dispatch;
 mod dns;
 mod forward;
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
         | Command::Keygen(_)
         | Command::Pubkey(_)
         | Command::Check(_)
+        | Command::Cleanup(_)
         | Command::Dns(_)
         | Command::Forward(_)
         | Command::Nc(_) => match execute(&args) {
@@ -81,6 +83,7 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Keygen(command) => keys::keygen(command),
         Command::Pubkey(command) => keys::pubkey(command),
         Command::Check(command) => check::run(command),
+        Command::Cleanup(command) => cleanup::run(command),
         Command::Dns(command) => dns::run(command),
         Command::Forward(command) => forward::run(command),
         Command::Nc(command) => nc::run(args, command),

@@ -108,6 +108,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         forwards,
         control,
         memory,
+        tun,
     } = read;
     let public = |key: &SecretKey| key.public();
     let preshared = |key: &Option<PresharedKey>| key.as_ref().map(PresharedKey::to_base64);
@@ -154,6 +155,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         ),
         ("control", running.control != *control),
         ("limits.memory", running.memory != *memory),
+        ("tun", running.tun != *tun),
     ];
     changed
         .into_iter()

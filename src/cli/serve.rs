@@ -139,6 +139,7 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Keygen(_)
         | Command::Pubkey(_)
         | Command::Check(_)
+        | Command::Cleanup(_)
         | Command::Dns(_)
         | Command::Forward(_)
         | Command::Nc(_) => Err(Failure::Usage("this command runs no program".to_owned())),

@@ -546,6 +546,7 @@ mod tests {
                         client: self.application.local_addr().unwrap().ip(),
                         rules: self.rules.clone(),
                         alive: Lifeline::pair().0,
+                        outside: Outside::default(),
                     },
                 )
                 .unwrap();

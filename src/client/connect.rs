@@ -28,7 +28,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::config::LaneAddr;
 use crate::io::carrier::Carrier;
 use crate::io::clock;
-use crate::io::dial::{DialError, Dialer, addresses, race};
+use crate::io::dial::{DialError, Dialer, race};
 use crate::io::lane::{FrameError, ReadError, StreamLane};
 use crate::io::pool::Pool;
 use crate::io::udp::{Feedback, Receiver, SendBatch, Sender, Target, UdpIo};
@@ -201,7 +201,7 @@ impl Connector {
                 addr: server.clone(),
             });
         }
-        addresses(server, self.time).await
+        self.dialer.addresses(server, self.time).await
     }
 
     fn way(&self, remote: SocketAddr) -> io::Result<Way> {
@@ -209,6 +209,7 @@ impl Connector {
             Some(source) => UdpIo::sending_from(source)?,
             None => UdpIo::for_remote(remote)?,
         });
+        self.dialer.outside().prepare(&*io)?;
         let path = DatagramPath {
             socket: io.id(),
             ..DatagramPath::to(remote)

@@ -52,6 +52,7 @@ use super::tunnel::{Command, Commands, ConnectError, Reply};
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
+use crate::io::outside::Outside;
 use crate::io::turns::Turns;
 use crate::proto::SessionEvent;
 use crate::proto::budget::Share;
@@ -76,6 +77,8 @@ pub struct Driver {
     resolver: NameQueries,
     /// What all flows may hold.
     share: Share,
+    /// How what goes beside the tunnel leaves the host.
+    outside: Outside,
     /// The last run of turns ended with something left to move.
     gave_way: bool,
     timer: Pin<Box<Sleep>>,
@@ -104,6 +107,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> Self {
         let now = clock::now();
+        let outside = connector.dialer.outside().clone();
         let lanes = Lanes::new(now, connector, rand::rng().random());
         Self {
             commands,
@@ -119,6 +123,7 @@ impl Driver {
             waiting: VecDeque::new(),
             resolver,
             share,
+            outside,
             gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
@@ -266,6 +271,7 @@ impl Driver {
                     client,
                     rules,
                     alive,
+                    outside: self.outside.clone(),
                 };
                 reply.send(associations.insert(stack, association, application));
             }

@@ -43,6 +43,7 @@ use crate::config::ClientConfig;
 use crate::io::namespace::{Handed, Other, Outer, release_stderr, resolv_conf};
 use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::network::NetworkWatch;
+use crate::io::outside::Outside;
 use crate::io::tls::ClientTlsError;
 use crate::io::tun::{OpenError, Tun};
 use crate::proto::budget::{HARD, Share};
@@ -64,7 +65,7 @@ pub async fn serve(
     let command = command.watch().map_err(EnclosedError::Watch)?;
     let mut inner_end = InnerEnd::new(handed.netlink, handed.resolv_conf)?;
     // No flow of ours could be relayed: what comes from the device are packets.
-    let connector = connector(config, false)?;
+    let connector = connector(config, false, Outside::default())?;
     let (closed, mut closings) = watch::channel(None);
     let tun = Tun::from_fd(handed.tun, INTERFACE)?;
     let device = Device::new(tun, connector.pool.clone(), closed);

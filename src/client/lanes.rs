@@ -104,10 +104,10 @@ impl Lanes {
             beside: Beside::new(now, connector.lanes, seed ^ 1),
             joining_beside: None,
             notices: Notices::new(connector.servers.len()),
+            sources: Sources::new(connector.dialer.outside().clone()),
             connector,
             attempts: Vec::new(),
             known: Vec::new(),
-            sources: Sources::default(),
             offer: None,
         }
     }

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod enclosed;
 pub mod enclosure;
 pub mod forwards;
+pub mod host;
 mod inside;
 mod lanes;
 mod link;

@@ -46,6 +46,7 @@ use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
+use crate::io::outside::Outside;
 use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, ClientTlsError, Pin, Verify};
 use crate::proto;
@@ -78,6 +79,15 @@ impl Client {
     ///
     /// When the settings of TLS cannot be used.
     pub fn start(config: &ClientConfig) -> Result<Self, StartError> {
+        Self::leaving(config, Outside::default())
+    }
+
+    /// The same on a host that goes through a tunnel of ours itself: its sockets leave as `outside` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::start`].
+    pub fn leaving(config: &ClientConfig, outside: Outside) -> Result<Self, StartError> {
         match raise_open_files() {
             Ok(limit) => debug!(limit, "descriptors"),
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
@@ -85,12 +95,12 @@ impl Client {
         // A session that may move to datagrams, or has copies of thin packets on lanes side by side, needs packets.
         let relayed =
             config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme.is_stream());
-        let connector = connector(config, relayed)?;
+        let connector = connector(config, relayed, outside.clone())?;
         let (configured, inner) = watch::channel(None);
         let (tunnel, commands) = tunnel(inner);
         let stop = CancellationToken::new();
-        let direct = Direct::new();
-        let (dns, resolver) = names(config, &tunnel, &stop)?;
+        let direct = Direct::leaving(outside.clone());
+        let (dns, resolver) = names(config, &tunnel, outside, &stop)?;
         let (names, service) = name_service(
             resolver.clone(),
             direct.clone(),
@@ -290,9 +300,10 @@ pub enum StartError {
 fn names(
     config: &ClientConfig,
     tunnel: &Tunnel,
+    outside: Outside,
     stop: &CancellationToken,
 ) -> Result<(Dns, Resolver), StartError> {
-    let dns = Dns::new(&config.dns, tunnel.clone())?;
+    let dns = Dns::leaving(&config.dns, tunnel.clone(), outside)?;
     let resolver = Resolver::over(tunnel.clone(), dns.clone());
     let store = ListStore::new(&config.dns).map_err(StartError::Lists)?;
     if !store.is_empty() {
@@ -343,7 +354,11 @@ fn hint(error: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// When the settings of TLS cannot be used.
-pub(super) fn connector(config: &ClientConfig, relayed: bool) -> Result<Connector, ClientTlsError> {
+pub(super) fn connector(
+    config: &ClientConfig,
+    relayed: bool,
+    outside: Outside,
+) -> Result<Connector, ClientTlsError> {
     let mut handshake = proto::ClientConfig::new(
         config.secret_key.clone(),
         config.server_key,
@@ -355,7 +370,7 @@ pub(super) fn connector(config: &ClientConfig, relayed: bool) -> Result<Connecto
     handshake.settings.relayed = relayed;
     Ok(Connector {
         servers: config.servers.clone(),
-        dialer: dialer(config)?,
+        dialer: dialer(config)?.leaving(outside),
         handshake,
         time: config.connect_timeout,
         lanes: config.lanes,

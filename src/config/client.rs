@@ -12,10 +12,11 @@ use super::address::{Host, LaneAddr};
 use super::dns::{self, DnsConfig};
 use super::error::ConfigError;
 use super::forward::{self, ControlSocket, Forward};
+use super::host::{self, HostTunnel};
 use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
 use super::rule::Rule;
-use super::settings::{Inputs, Located, Settings};
+use super::settings::{FlagValue, Inputs, Located, Settings};
 use super::shared::{Unique, read_aead, read_threads, values};
 use super::via::{self, Via};
 use super::{Loaded, files, parse};
@@ -64,6 +65,8 @@ pub struct ClientConfig {
     pub control: ControlSocket,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
+    /// How the whole host goes through the tunnel, if it does.
+    pub tun: Option<HostTunnel>,
 }
 
 /// How the certificate of a `tls` lane is checked, beside the server's identity, which always is.
@@ -141,6 +144,8 @@ impl ClientConfig {
         let forwards = forward::read(settings);
         let control = forward::read_control(settings);
         let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
+        let identity = secret_key.as_ref().map(SecretKey::public);
+        let tun = host::read(settings, identity.as_ref());
         Some(Self {
             servers,
             server_key: server_key?.value,
@@ -161,11 +166,21 @@ impl ClientConfig {
             forwards,
             control,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
+            tun,
         })
     }
 }
 
 impl ClientConfig {
+    /// What the flag `--tun` says.
+    pub(crate) fn with_tunnel() -> [FlagValue; 1] {
+        [FlagValue {
+            key: "tun",
+            flag: "--tun",
+            values: vec!["true".to_owned()],
+        }]
+    }
+
     /// Every proxy: that of `proxy`, and behind it those of `proxies`.
     pub fn listeners(&self) -> Vec<ProxyConfig> {
         let first = ProxyConfig {
@@ -196,8 +211,11 @@ impl fmt::Display for ClientConfig {
             write!(f, " through {}", via.proxy)?;
         }
         write!(f, ", proxy on {}", proxies.join(", "))?;
-        match self.dns.listen {
-            Some(address) => write!(f, ", dns on {address}"),
+        if let Some(address) = self.dns.listen {
+            write!(f, ", dns on {address}")?;
+        }
+        match &self.tun {
+            Some(tun) => write!(f, ", {tun}"),
             None => Ok(()),
         }
     }

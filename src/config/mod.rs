@@ -19,6 +19,7 @@ mod dns;
 mod error;
 mod files;
 mod forward;
+mod host;
 mod kind;
 mod networks;
 mod parse;
@@ -44,6 +45,7 @@ pub use files::{KeyFileError, read_key, read_key_from, write_key};
 pub use forward::{
     ControlSocket, Forward, LocalForward, MAX_FORWARDS, NearListen, NearTarget, RemoteForward,
 };
+pub use host::HostTunnel;
 pub use kind::{Kind, guess_kind, unknown_variable};
 pub use networks::Networks;
 pub(crate) use parse::duration as parse_duration;
@@ -51,7 +53,9 @@ pub use parse::proxy as parse_proxy;
 pub use proxies::{ProxyAuth, ProxyConfig};
 pub use repair::{FixedRepair, Repair};
 pub use rule::{Action, Rule, Target, Transport, parse as parse_rule};
-pub use server::{ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig};
+pub use server::{
+    ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig, state_base,
+};
 pub use settings::{FlagValue, Inputs, variable};
 pub use shared::MOST_THREADS;
 pub(crate) use text::read_text_alone;

@@ -439,15 +439,27 @@ fn read_limits(settings: &mut Settings<'_>) -> Limits {
 
 /// The folder that systemd gives, else that of the system (root) or of the user; below it one folder per identity,
 /// so that two servers of one host do not meet.
-fn default_state_dir(
+pub(super) fn default_state_dir(
     environment: &dyn Fn(&str) -> Option<String>,
     key: &PublicKey,
 ) -> Option<PathBuf> {
-    let variable = |name: &str| environment(name).filter(|text| text.starts_with('/'));
-    if let Some(folders) = variable("STATE_DIRECTORY") {
+    let folders = environment("STATE_DIRECTORY").filter(|text| text.starts_with('/'));
+    if let Some(folders) = folders {
         // systemd.exec(5): several folders are separated by colons.
         return folders.split(':').next().map(PathBuf::from);
     }
+    let name: String = key
+        .as_bytes()
+        .iter()
+        .take(STATE_NAME_LEN)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Some(state_base(environment)?.join(name))
+}
+
+/// Where the state folders of this user are, one for each identity.
+pub fn state_base(environment: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let variable = |name: &str| environment(name).filter(|text| text.starts_with('/'));
     let base = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/lib")
     } else if let Some(folder) = variable("XDG_STATE_HOME") {
@@ -455,13 +467,7 @@ fn default_state_dir(
     } else {
         Path::new(&variable("HOME")?).join(".local/state")
     };
-    let name: String = key
-        .as_bytes()
-        .iter()
-        .take(STATE_NAME_LEN)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Some(base.join("adit").join(name))
+    Some(base.join("adit"))
 }
 
 /// The port of lanes where none is said.

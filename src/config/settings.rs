@@ -239,7 +239,7 @@ impl<'a> Settings<'a> {
     }
 
     /// Whether the file has a group of that name.
-    fn is_group(&self, key: &str) -> bool {
+    pub(super) fn is_group(&self, key: &str) -> bool {
         let is_it = |entry: &Entry| entry.key == key && matches!(entry.node.value, Value::Map(_));
         self.entries.iter().any(is_it)
     }

@@ -18,10 +18,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use thiserror::Error;
-use tokio::net::{TcpStream, lookup_host};
+#[cfg(test)]
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::lane::{LaneStream, prepare_socket};
+use super::outside::Outside;
 use super::pool::Pool;
 use super::tls::{ClientTls, ClientTlsError, Verify, speaks_no_tls};
 use super::via::{self, ViaError};
@@ -36,6 +38,7 @@ pub struct Dialer {
     via: Option<Via>,
     /// How the certificate of a proxy is checked that speaks TLS.
     proxy_tls: Option<ClientTls>,
+    outside: Outside,
 }
 
 impl Dialer {
@@ -45,7 +48,19 @@ impl Dialer {
             tls,
             via: None,
             proxy_tls: None,
+            outside: Outside::default(),
         }
+    }
+
+    /// Leaves the host as `outside` says.
+    #[must_use]
+    pub fn leaving(self, outside: Outside) -> Self {
+        Self { outside, ..self }
+    }
+
+    /// Returns how its sockets leave the host.
+    pub fn outside(&self) -> &Outside {
+        &self.outside
     }
 
     /// Dials through a proxy.
@@ -82,8 +97,8 @@ impl Dialer {
         let mut stream = match self.proxy_for(&addr.host) {
             Some(proxy) => self.dial_through(proxy, addr, deadline).await?,
             None => {
-                let addresses = resolve(&addr.host, addr.port, deadline).await?;
-                let connected = race(addresses, deadline, TcpStream::connect).await;
+                let addresses = self.resolve(&addr.host, addr.port, deadline).await?;
+                let connected = race(addresses, deadline, |to| self.outside.connect(to)).await;
                 let (tcp, address) = connected.map_err(|attempts| DialError::Connect {
                     addr: addr.clone(),
                     attempts,
@@ -138,6 +153,49 @@ impl Dialer {
         self.via.as_ref()?.proxy_for(host)
     }
 
+    /// Returns where datagrams to `addr` may be sent, in the order to try, within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// The name cannot be resolved.
+    pub async fn addresses(
+        &self,
+        addr: &LaneAddr,
+        timeout: Duration,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        self.resolve(&addr.host, addr.port, Instant::now() + timeout)
+            .await
+    }
+
+    /// Returns the addresses of `host` in the order in which they are to be tried.
+    async fn resolve(
+        &self,
+        host: &Host,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        let name = match host {
+            Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
+            Host::Name(name) => name,
+        };
+        // Dropping the look-up frees nothing at once: the system's resolver runs to its own end on
+        // a thread of the runtime's. It ends, and the next dial starts a new one.
+        let found = match timeout_at(deadline, self.outside.resolve(name, port)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(source)) => {
+                return Err(DialError::Resolve {
+                    name: name.clone(),
+                    source,
+                });
+            }
+            Err(_elapsed) => return Err(DialError::ResolveTimedOut { name: name.clone() }),
+        };
+        if found.is_empty() {
+            return Err(DialError::NoAddress { name: name.clone() });
+        }
+        Ok(interleave(found))
+    }
+
     /// Asks a proxy for a connection to `addr`.
     async fn dial_through(
         &self,
@@ -145,8 +203,8 @@ impl Dialer {
         addr: &LaneAddr,
         deadline: Instant,
     ) -> Result<LaneStream, DialError> {
-        let addresses = resolve(&proxy.host, proxy.port, deadline).await?;
-        let connected = race(addresses, deadline, TcpStream::connect).await;
+        let addresses = self.resolve(&proxy.host, proxy.port, deadline).await?;
+        let connected = race(addresses, deadline, |to| self.outside.connect(to)).await;
         let (tcp, address) = connected.map_err(|attempts| DialError::Proxy {
             proxy: proxy.to_string(),
             attempts,
@@ -172,15 +230,6 @@ impl Dialer {
             }),
         }
     }
-}
-
-/// Returns where datagrams to `addr` may be sent, in the order to try, within `timeout`.
-///
-/// # Errors
-///
-/// The name cannot be resolved.
-pub async fn addresses(addr: &LaneAddr, timeout: Duration) -> Result<Vec<SocketAddr>, DialError> {
-    resolve(&addr.host, addr.port, Instant::now() + timeout).await
 }
 
 /// Why there is no connection to a server.
@@ -375,30 +424,6 @@ impl fmt::Display for AttemptError {
             AttemptError::NotTried => f.write_str("not tried, the time was up"),
         }
     }
-}
-
-/// Returns the addresses of `host` in the order in which they are to be tried.
-async fn resolve(host: &Host, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, DialError> {
-    let name = match host {
-        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
-        Host::Name(name) => name,
-    };
-    // Dropping the look-up frees nothing at once: the system's resolver runs to its own end on
-    // a thread of the runtime's. It ends, and the next dial starts a new one.
-    let found = match timeout_at(deadline, lookup_host((name.as_str(), port))).await {
-        Ok(Ok(found)) => found.collect::<Vec<_>>(),
-        Ok(Err(source)) => {
-            return Err(DialError::Resolve {
-                name: name.clone(),
-                source,
-            });
-        }
-        Err(_elapsed) => return Err(DialError::ResolveTimedOut { name: name.clone() }),
-    };
-    if found.is_empty() {
-        return Err(DialError::NoAddress { name: name.clone() });
-    }
-    Ok(interleave(found))
 }
 
 /// Orders addresses by family in turn, starting with the family the system put first (its order

@@ -17,6 +17,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use super::netlink::policy::Rule;
+use super::resolv::Replacement;
 use super::state::{StateDir, StateError};
 
 /// The changes made to the system and not undone yet, kept in the state directory.
@@ -38,18 +40,22 @@ impl Journal {
             world: world.clone(),
             changes: Vec::new(),
         };
-        let content = match state.read(FILE_NAME)? {
+        let content = match state.read(JOURNAL)? {
             None => fresh,
             Some(bytes) => {
                 let malformed = |source| JournalError::Malformed {
-                    path: state.path().join(FILE_NAME),
+                    path: state.path().join(JOURNAL),
                     source,
                 };
                 let content: Content = serde_json::from_slice(&bytes).map_err(malformed)?;
                 if content.world == *world {
                     content
                 } else {
-                    fresh
+                    let changes = content.changes.into_iter();
+                    Content {
+                        changes: changes.filter(Change::outlives_world).collect(),
+                        ..fresh
+                    }
                 }
             }
         };
@@ -87,28 +93,46 @@ impl Journal {
     /// [`JournalError::Undo`] with every failure, [`JournalError::State`] when the file cannot be written.
     pub fn undo(
         &mut self,
+        undo_one: impl FnMut(&Change) -> io::Result<()>,
+    ) -> Result<(), JournalError> {
+        self.undo_some(|_| true, undo_one)
+    }
+
+    /// The same of those that `due` names; the others stay as they are.
+    ///
+    /// # Errors
+    /// As [`Journal::undo`].
+    pub fn undo_some(
+        &mut self,
+        due: impl Fn(&Change) -> bool,
         mut undo_one: impl FnMut(&Change) -> io::Result<()>,
     ) -> Result<(), JournalError> {
-        if self.content.changes.is_empty() {
+        if !self.content.changes.iter().any(&due) {
             return Ok(());
         }
         let mut failures = Vec::new();
+        let mut left = Vec::new();
         for change in self.content.changes.drain(..).rev() {
-            if let Err(source) = undo_one(&change) {
+            if !due(&change) {
+                left.push(change);
+            } else if let Err(source) = undo_one(&change) {
+                left.push(change.clone());
                 failures.push(UndoFailure { change, source });
             }
         }
-        self.content.changes = failures
-            .iter()
-            .rev()
-            .map(|failure| failure.change.clone())
-            .collect();
+        left.reverse();
+        self.content.changes = left;
         self.save()?;
         if failures.is_empty() {
             Ok(())
         } else {
             Err(JournalError::Undo(Failures(failures)))
         }
+    }
+
+    /// The state folder that it is kept in.
+    pub fn state(&self) -> &StateDir {
+        &self.state
     }
 
     /// The changes that may have been made and were not undone, oldest first.
@@ -118,10 +142,10 @@ impl Journal {
 
     fn save(&self) -> Result<(), JournalError> {
         if self.content.changes.is_empty() {
-            return Ok(self.state.remove(FILE_NAME)?);
+            return Ok(self.state.remove(JOURNAL)?);
         }
         let bytes = serde_json::to_vec_pretty(&self.content).map_err(JournalError::Encode)?;
-        Ok(self.state.write(FILE_NAME, &bytes)?)
+        Ok(self.state.write(JOURNAL, &bytes)?)
     }
 }
 
@@ -146,6 +170,34 @@ pub enum Change {
         /// whatever it has become.
         set: Option<String>,
     },
+    /// The nftables table of a client's host ([`crate::io::nft::host`]).
+    HostTable {
+        /// The table's name.
+        name: String,
+    },
+    /// A rule that chooses a routing table.
+    Rule(Rule),
+    /// The routes of a routing table, of both families, which is ours alone.
+    Routes {
+        /// The table.
+        table: u32,
+    },
+    /// A resolv.conf. It outlives the world: files stay when a machine or a network namespace ends.
+    ResolvConf(Replacement),
+}
+
+impl Change {
+    /// Whether it is there still when the machine was started anew.
+    fn outlives_world(&self) -> bool {
+        match self {
+            Self::ResolvConf(_) => true,
+            Self::Table { .. }
+            | Self::Sysctl { .. }
+            | Self::HostTable { .. }
+            | Self::Rule(_)
+            | Self::Routes { .. } => false,
+        }
+    }
 }
 
 impl std::fmt::Display for Change {
@@ -155,6 +207,10 @@ impl std::fmt::Display for Change {
             Self::Sysctl { key, was, .. } => {
                 write!(f, "sysctl {} (was {was})", key.replace('/', "."))
             }
+            Self::HostTable { name } => write!(f, "nftables table inet {name}"),
+            Self::Rule(rule) => rule.fmt(f),
+            Self::Routes { table } => write!(f, "routes of table {table}"),
+            Self::ResolvConf(replacement) => replacement.path.display().fmt(f),
         }
     }
 }
@@ -254,7 +310,8 @@ struct Content {
 /// The most changes one journal holds: two for each interface of a host with hundreds of them, and a few more.
 pub const MAX_CHANGES: usize = 1024;
 
-const FILE_NAME: &str = "journal.json";
+/// The name of its file in the state folder.
+pub const JOURNAL: &str = "journal.json";
 
 #[cfg(test)]
 mod tests {
@@ -289,7 +346,11 @@ mod tests {
                 }
                 Ok(())
             }
-            Change::Table { .. } => Err(io::ErrorKind::Unsupported.into()),
+            Change::Table { .. }
+            | Change::HostTable { .. }
+            | Change::Rule(_)
+            | Change::Routes { .. }
+            | Change::ResolvConf(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -343,7 +404,7 @@ mod tests {
             let mut journal = Journal::open(&state, &world()).unwrap();
             journal.undo(|change| undo_in(&mut system, change)).unwrap();
             assert_eq!(system, before, "after {steps} steps");
-            assert_eq!(state.read(FILE_NAME).unwrap(), None);
+            assert_eq!(state.read(JOURNAL).unwrap(), None);
         }
     }
 
@@ -426,7 +487,7 @@ mod tests {
     fn malformed_journal_is_named_and_nothing_is_guessed() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        state.write(FILE_NAME, b"{\"world\":").unwrap();
+        state.write(JOURNAL, b"{\"world\":").unwrap();
         let error = Journal::open(&state, &world()).unwrap_err();
         assert!(error.to_string().contains("journal.json"), "{error}");
     }

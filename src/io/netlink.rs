@@ -7,6 +7,7 @@
 //! it gets the default routes.
 
 mod inner;
+pub mod policy;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -17,6 +17,8 @@ use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket
 use tokio::net::UnixDatagram;
 use tokio::time::{Instant, timeout_at};
 
+use super::outside::Outside;
+
 /// Waits for changes of the host's network.
 #[derive(Debug)]
 pub struct NetworkWatch {
@@ -68,17 +70,18 @@ impl Default for NetworkWatch {
     }
 }
 
-/// Returns the address from which this host sends to `remote`, as its routes are now. Nothing is sent.
+/// Returns the address from which what leaves as `outside` says goes to `remote`, as routes are now. Nothing is sent.
 ///
 /// # Errors
 ///
 /// There is no way there.
-pub fn source_towards(remote: SocketAddr) -> io::Result<IpAddr> {
+pub fn source_towards(remote: SocketAddr, outside: &Outside) -> io::Result<IpAddr> {
     let any: IpAddr = match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0))?;
+    outside.prepare(&socket)?;
     // Of a datagram socket it only looks up the route.
     socket.connect(remote)?;
     Ok(socket.local_addr()?.ip())

@@ -14,6 +14,7 @@ use crate::client::resolve::Host;
 use crate::client::rules::{Destination, InForce, ResolvedBy, Way};
 use crate::client::tunnel::{HandleId, Lifeline};
 use crate::config::Transport;
+use crate::io::outside::Outside;
 use crate::io::relay::Notice;
 
 /// Whom an association serves.
@@ -27,6 +28,8 @@ pub(in crate::client) struct Application {
     pub(in crate::client) rules: InForce,
     /// What tells the application's proxy that the association is over.
     pub(in crate::client) alive: Lifeline,
+    /// How its datagrams leave the host that go beside the tunnel.
+    pub(in crate::client) outside: Outside,
 }
 
 /// One SOCKS5 UDP relay.
@@ -81,7 +84,7 @@ impl Association {
             socket: application.socket,
             waker: Waker::from(notice.clone()),
             notice,
-            direct: DirectUdp::default(),
+            direct: DirectUdp::leaving(application.outside),
             client: application.client,
             application: None,
             port,

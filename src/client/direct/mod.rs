@@ -30,22 +30,36 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::io::outside::Outside;
+
 /// Opens what goes beside the tunnel; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Direct {
     flows: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
     stats: Arc<DirectStats>,
+    outside: Outside,
 }
 
 impl Direct {
     /// Makes the one that all proxies of a client share.
     pub fn new() -> Self {
+        Self::leaving(Outside::default())
+    }
+
+    /// Makes it for a host that goes through the tunnel itself.
+    pub fn leaving(outside: Outside) -> Self {
         Self {
+            outside,
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             stats: Arc::default(),
         }
+    }
+
+    /// Returns how its sockets leave the host.
+    pub fn outside(&self) -> &Outside {
+        &self.outside
     }
 
     /// Returns what was counted.

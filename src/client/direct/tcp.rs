@@ -31,7 +31,7 @@ impl Direct {
             self.stats.failed.add();
             error
         };
-        let socket = match timeout(CONNECT_TIMEOUT, TcpStream::connect(remote)).await {
+        let socket = match timeout(CONNECT_TIMEOUT, self.outside.connect(remote)).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) => return Err(failed(connect_error(&error))),
             Err(_elapsed) => return Err(failed(ConnectError::TimedOut)),

@@ -8,17 +8,28 @@ use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
+use crate::io::outside::Outside;
+
 /// The sockets of one association beside the tunnel, at most one of each family.
 ///
 /// One serves every destination, so that whoever knows its port may answer: endpoint-independent, as STUN and games need
 /// it. It is opened with the first datagram that leaves by it.
 #[derive(Debug, Default)]
 pub(in crate::client) struct DirectUdp {
+    outside: Outside,
     v4: Option<UdpSocket>,
     v6: Option<UdpSocket>,
 }
 
 impl DirectUdp {
+    /// Opens none yet; they will leave the host as `outside` says.
+    pub(in crate::client) fn leaving(outside: Outside) -> Self {
+        Self {
+            outside,
+            ..Self::default()
+        }
+    }
+
     /// Sends one datagram; must be called inside a tokio runtime.
     ///
     /// After the first of a family, [`DirectUdp::poll_recv_from`] is to be polled once more, to hear of answers.
@@ -33,7 +44,7 @@ impl DirectUdp {
         };
         let socket = match socket {
             Some(socket) => socket,
-            None => socket.insert(open(any)?),
+            None => socket.insert(open(any, &self.outside)?),
         };
         // Not by the runtime's `try_send_to`, which knows of no room before its first event.
         SockRef::from(&*socket)
@@ -62,8 +73,9 @@ impl DirectUdp {
     }
 }
 
-fn open(any: IpAddr) -> io::Result<UdpSocket> {
+fn open(any: IpAddr, outside: &Outside) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind((any, 0))?;
+    outside.prepare(&socket)?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
 }

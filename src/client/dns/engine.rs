@@ -31,6 +31,7 @@ use super::upstreams::{Route, Upstreams};
 use crate::client::tunnel::Tunnel;
 use crate::config::{BlockedAnswer, DnsConfig, DnsUpstream, SplitTarget, StaticRecord};
 use crate::io::clock;
+use crate::io::outside::Outside;
 use crate::io::tls::{ClientTlsError, origin_config};
 
 /// Answers questions for the proxy and the local resolver; cheap to clone.
@@ -84,6 +85,15 @@ impl Dns {
     /// # Errors
     /// A name server is asked by TLS, and there are no authorities to check it by.
     pub fn new(config: &DnsConfig, tunnel: Tunnel) -> Result<Self, DnsError> {
+        Self::leaving(config, tunnel, Outside::default())
+    }
+
+    /// The same for a host that goes through the tunnel itself: what is the system's to answer is asked as `outside` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dns::new`].
+    pub fn leaving(config: &DnsConfig, tunnel: Tunnel, outside: Outside) -> Result<Self, DnsError> {
         let encrypted = |upstream: &DnsUpstream| !matches!(upstream, DnsUpstream::Plain(_));
         let split = config.split.iter().any(|rule| match &rule.target {
             SplitTarget::System => false,
@@ -92,24 +102,25 @@ impl Dns {
         let tls = (split || config.upstream.iter().any(encrypted))
             .then(|| origin_config().map(Arc::new))
             .transpose()?;
-        Ok(Self::over(config, tunnel, tls))
+        Ok(Self::over(config, tunnel, tls, outside))
     }
 
     /// Makes a resolver without rules: what the server names is asked.
     pub fn plain(tunnel: Tunnel) -> Self {
-        Self::over(&DnsConfig::default(), tunnel, None)
+        Self::over(&DnsConfig::default(), tunnel, None, Outside::default())
     }
 
     pub(super) fn over(
         config: &DnsConfig,
         tunnel: Tunnel,
         tls: Option<Arc<rustls::ClientConfig>>,
+        outside: Outside,
     ) -> Self {
         let policy = Policy::new(config);
         let (prefetch, prefetches) = mpsc::channel(PREFETCH_QUEUE);
         Self {
             shared: Arc::new(State {
-                upstreams: Upstreams::new(tunnel, config, &policy, tls),
+                upstreams: Upstreams::new(tunnel, config, &policy, tls, outside),
                 policy: RwLock::new(policy),
                 blocked: config.blocked,
                 cache: Mutex::new(Cache::new(CacheLimits::default())),

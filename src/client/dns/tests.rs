@@ -20,6 +20,7 @@ use super::policy::Lists;
 use super::*;
 use crate::client::proxy::fake::{FakeNet, NameAnswer, Route, Session};
 use crate::config::{BlockedAnswer, DnsConfig};
+use crate::io::outside::Outside;
 
 fn name(text: &str) -> Name {
     Name::from_ascii(text).unwrap()
@@ -229,6 +230,7 @@ async fn silent_upstream_is_passed_over_and_the_one_that_answers_is_asked_first_
         &config,
         net.tunnel.clone(),
         Some(Arc::new(tls_client(None))),
+        Outside::default(),
     );
     let began = Instant::now();
     assert_eq!(
@@ -257,7 +259,12 @@ async fn split_rule_asks_another_upstream_through_the_tunnel() {
         split: vec!["corp.test=tls://corp.example".parse().unwrap()],
         ..DnsConfig::default()
     };
-    let dns = Dns::over(&config, net.tunnel.clone(), Some(Arc::new(client)));
+    let dns = Dns::over(
+        &config,
+        net.tunnel.clone(),
+        Some(Arc::new(client)),
+        Outside::default(),
+    );
     let answers = join_all((0..50).map(|n| {
         let dns = &dns;
         async move { told(dns, &format!("n{n}.corp.test."), RecordType::A).await }
@@ -287,7 +294,12 @@ async fn name_server_with_another_certificate_is_not_believed() {
         upstream: vec!["tls://192.0.2.53".parse().unwrap()],
         ..DnsConfig::default()
     };
-    let dns = Dns::over(&config, net.tunnel.clone(), Some(Arc::new(client)));
+    let dns = Dns::over(
+        &config,
+        net.tunnel.clone(),
+        Some(Arc::new(client)),
+        Outside::default(),
+    );
     assert_eq!(told(&dns, "a.test.", RecordType::A).await, "ServFail ");
     served.abort();
 }
@@ -304,7 +316,12 @@ async fn dns_over_https_is_asked_by_its_url() {
         upstream: vec!["https://doh.example:8443/my-query".parse().unwrap()],
         ..DnsConfig::default()
     };
-    let dns = Dns::over(&config, net.tunnel.clone(), Some(Arc::new(client)));
+    let dns = Dns::over(
+        &config,
+        net.tunnel.clone(),
+        Some(Arc::new(client)),
+        Outside::default(),
+    );
     let answers = join_all((0..50).map(|n| {
         let dns = &dns;
         async move { told(dns, &format!("n{n}.test."), RecordType::A).await }

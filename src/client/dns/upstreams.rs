@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::rr::{Name, RData, RecordType};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::parse_resolv_conf;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +17,7 @@ use super::upstream::{Bootstrap, Failure, Group, Net};
 use crate::client::resolve::TunnelRuntime;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, DnsUpstream, SplitTarget};
+use crate::io::outside::{Outside, OutsideRuntime};
 use crate::wire::InnerConfig;
 
 /// Where a question goes.
@@ -58,6 +58,7 @@ impl Upstreams {
         config: &DnsConfig,
         policy: &Policy,
         tls: Option<Arc<rustls::ClientConfig>>,
+        outside: Outside,
     ) -> Self {
         let runtime = TunnelRuntime::new(tunnel.clone());
         let net = Net {
@@ -85,7 +86,7 @@ impl Upstreams {
             runtime,
             fixed,
             pushed: Mutex::new(None),
-            system: System::new(PathBuf::from(RESOLV_CONF), config.listen),
+            system: System::new(PathBuf::from(RESOLV_CONF), config.listen, outside),
         }
     }
 
@@ -231,11 +232,12 @@ struct System {
     file: PathBuf,
     /// Where the local resolver listens, which is not to ask itself.
     own: Option<SocketAddr>,
+    outside: Outside,
     current: Mutex<Option<Read>>,
 }
 
 struct Read {
-    group: Arc<Group<TokioRuntimeProvider>>,
+    group: Arc<Group<OutsideRuntime>>,
     /// Whether there is somebody other than ourselves.
     loops: bool,
     stamp: Option<Stamp>,
@@ -246,20 +248,22 @@ struct Read {
 pub(super) type Stamp = [i64; 6];
 
 impl System {
-    fn new(file: PathBuf, own: Option<SocketAddr>) -> Self {
+    fn new(file: PathBuf, own: Option<SocketAddr>, outside: Outside) -> Self {
         Self {
             file,
             own,
+            outside,
             current: Mutex::new(None),
         }
     }
 
     /// Reads the file anew where it has changed since, looking at most once a second.
-    fn group(&self) -> Result<Arc<Group<TokioRuntimeProvider>>, Failure> {
+    fn group(&self) -> Result<Arc<Group<OutsideRuntime>>, Failure> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let as_it_was = current.as_mut().is_some_and(|read| {
-            let looked = now < read.look_at || stamp(&self.file) == read.stamp;
+            let looked =
+                now < read.look_at || !self.outside.is_marked() && stamp(&self.file) == read.stamp;
             if looked && now >= read.look_at {
                 read.look_at = now + LOOK_EVERY;
             }
@@ -277,34 +281,44 @@ impl System {
 
     fn read(&self, now: Instant) -> Read {
         let stamp = stamp(&self.file);
-        let servers = fs::read(&self.file)
-            .map_err(|error| error.to_string())
-            .and_then(|text| parse_resolv_conf(text).map_err(|error| error.to_string()))
-            .map(|(config, _)| {
-                let address = |server: &hickory_resolver::config::NameServerConfig| {
-                    let port = (server.connections.first()).map_or(DNS_PORT, |way| way.port);
-                    SocketAddr::new(server.ip, port)
-                };
-                config
-                    .name_servers()
-                    .iter()
-                    .map(address)
-                    .collect::<Vec<_>>()
-            })
-            .unwrap_or_else(|error| {
-                tracing::warn!(
-                    error,
-                    "the host's resolvers cannot be read from /etc/resolv.conf"
-                );
-                Vec::new()
-            });
+        // Where the host goes through the tunnel, that file may name a server behind it.
+        let own = self.outside.name_servers();
+        let own = own.map(|list| {
+            list.into_iter()
+                .map(|ip| SocketAddr::new(ip, DNS_PORT))
+                .collect()
+        });
+        let from_file = || {
+            fs::read(&self.file)
+                .map_err(|error| error.to_string())
+                .and_then(|text| parse_resolv_conf(text).map_err(|error| error.to_string()))
+                .map(|(config, _)| {
+                    let address = |server: &hickory_resolver::config::NameServerConfig| {
+                        let port = (server.connections.first()).map_or(DNS_PORT, |way| way.port);
+                        SocketAddr::new(server.ip, port)
+                    };
+                    config
+                        .name_servers()
+                        .iter()
+                        .map(address)
+                        .collect::<Vec<_>>()
+                })
+                .unwrap_or_else(|error| {
+                    tracing::warn!(
+                        error,
+                        "the host's resolvers cannot be read from /etc/resolv.conf"
+                    );
+                    Vec::new()
+                })
+        };
+        let servers: Vec<SocketAddr> = own.unwrap_or_else(from_file);
         let others: Vec<SocketAddr> = servers
             .iter()
             .copied()
             .filter(|server| Some(*server) != self.own)
             .collect();
         let net = Net {
-            provider: TokioRuntimeProvider::default(),
+            provider: OutsideRuntime::new(self.outside.clone()),
             tls: None,
             mixes_case: false,
         };

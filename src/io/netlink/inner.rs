@@ -54,6 +54,23 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`]. Of the second family, a refusal is no error: a kernel may have no IPv6.
     pub async fn follow(&self, interface: &str, config: &InnerConfig) -> Result<(), NetlinkError> {
+        for address in self.join(interface, config).await? {
+            let index = self.link(interface).await?.index;
+            lead(&self.handle, interface, index, address.addr()).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives `interface` the MTU and the addresses of `config` and no others, and switches it on; gives the addresses that
+    /// it has then. What is so already stays as it is.
+    ///
+    /// # Errors
+    /// As [`Netlink::follow`].
+    pub async fn join(
+        &self,
+        interface: &str,
+        config: &InnerConfig,
+    ) -> Result<Vec<IpNet>, NetlinkError> {
         let index = self.link(interface).await?.index;
         self.set_mtu(interface, index, config.mtu).await?;
         let wanted: Vec<IpNet> = config.addresses().into_iter().map(IpNet::from).collect();
@@ -61,7 +78,7 @@ impl Netlink {
         self.switch_on(interface, index).await?;
         let present = self.addresses(index).await?;
         let mut refusal = None;
-        let mut up = false;
+        let mut up = Vec::new();
         for address in wanted {
             let added = if present.contains(&address) {
                 Ok(())
@@ -69,20 +86,17 @@ impl Netlink {
                 self.add_address(interface, index, address).await
             };
             match added {
-                Ok(()) => {
-                    lead(&self.handle, interface, index, address.addr()).await?;
-                    up = true;
-                }
+                Ok(()) => up.push(address),
                 Err(error) => refusal = Some(error),
             }
         }
         match refusal {
-            Some(error) if !up => Err(error),
+            Some(error) if up.is_empty() => Err(error),
             Some(error) => {
                 tracing::warn!(%error, "one family of addresses is not used");
-                Ok(())
+                Ok(up)
             }
-            None => Ok(()),
+            None => Ok(up),
         }
     }
 

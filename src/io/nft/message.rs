@@ -175,8 +175,17 @@ impl<'a> Attributes<'a> {
 pub(super) enum Expression {
     /// Loads an interface's name or the family of the packet.
     Meta(u32),
-    /// Loads the connection's state or status.
+    /// Loads the connection's state, status or mark.
     Ct(u32),
+    /// Sets the packet's mark to what was loaded.
+    SetMeta(u32),
+    /// Sets the connection's mark to what was loaded.
+    SetCt(u32),
+    /// Loads bytes of the header behind the IP header.
+    Transport {
+        offset: u32,
+        length: u32,
+    },
     /// Loads bytes of the IP header.
     Network {
         offset: u32,
@@ -195,6 +204,16 @@ pub(super) enum Expression {
     Drop,
 }
 
+/// Loads bytes of a packet.
+fn payload(to: &mut Attributes<'_>, base: u32, offset: u32, length: u32) {
+    to.expression("payload", |data| {
+        data.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
+        data.number(NFTA_PAYLOAD_BASE, base);
+        data.number(NFTA_PAYLOAD_OFFSET, offset);
+        data.number(NFTA_PAYLOAD_LEN, length);
+    });
+}
+
 impl Expression {
     fn write(&self, to: &mut Attributes<'_>) {
         match self {
@@ -206,12 +225,20 @@ impl Expression {
                 data.number(NFTA_CT_DREG, NFT_REG_1);
                 data.number(NFTA_CT_KEY, *key);
             }),
-            Self::Network { offset, length } => to.expression("payload", |data| {
-                data.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
-                data.number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
-                data.number(NFTA_PAYLOAD_OFFSET, *offset);
-                data.number(NFTA_PAYLOAD_LEN, *length);
+            Self::SetMeta(key) => to.expression("meta", |data| {
+                data.number(NFTA_META_SREG, NFT_REG_1);
+                data.number(NFTA_META_KEY, *key);
             }),
+            Self::SetCt(key) => to.expression("ct", |data| {
+                data.number(NFTA_CT_SREG, NFT_REG_1);
+                data.number(NFTA_CT_KEY, *key);
+            }),
+            Self::Network { offset, length } => {
+                payload(to, NFT_PAYLOAD_NETWORK_HEADER, *offset, *length);
+            }
+            Self::Transport { offset, length } => {
+                payload(to, NFT_PAYLOAD_TRANSPORT_HEADER, *offset, *length);
+            }
             Self::Mask(mask) => to.expression("bitwise", |data| {
                 data.number(NFTA_BITWISE_SREG, NFT_REG_1);
                 data.number(NFTA_BITWISE_DREG, NFT_REG_1);
@@ -338,12 +365,17 @@ const NFT_REG_1: u32 = 1;
 
 const NFTA_META_DREG: u16 = 1;
 pub(super) const NFTA_META_KEY: u16 = 2;
+const NFTA_META_SREG: u16 = 3;
+pub(super) const NFT_META_MARK: u32 = 3;
+pub(super) const NFT_META_L4PROTO: u32 = 16;
 pub(super) const NFT_META_IIFNAME: u32 = 6;
 pub(super) const NFT_META_OIFNAME: u32 = 7;
 pub(super) const NFT_META_NFPROTO: u32 = 15;
 
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_SREG: u16 = 4;
+pub(super) const NFT_CT_MARK: u32 = 3;
 pub(super) const NFT_CT_STATE: u32 = 0;
 pub(super) const NFT_CT_STATUS: u32 = 2;
 
@@ -352,6 +384,7 @@ const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LEN: u16 = 4;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 
 const NFTA_BITWISE_SREG: u16 = 1;
 const NFTA_BITWISE_DREG: u16 = 2;

@@ -45,6 +45,7 @@
 
 #[cfg(test)]
 mod foreign;
+pub mod host;
 mod legacy;
 mod message;
 mod obstacle;

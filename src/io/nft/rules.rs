@@ -129,49 +129,55 @@ impl Rules {
 
     /// The transaction that makes the table.
     fn batch(&self, is_owned: bool) -> Batch {
-        let table = table_name(&self.interface);
         let mut batch = Batch::new(NFPROTO_INET);
-        batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, |to| {
-            to.text(NFTA_TABLE_NAME, &table);
-            to.number(
-                NFTA_TABLE_FLAGS,
-                if is_owned { NFT_TABLE_F_OWNER } else { 0 },
-            );
+        let flags = if is_owned { NFT_TABLE_F_OWNER } else { 0 };
+        push_table(
+            &mut batch,
+            &table_name(&self.interface),
+            flags,
+            &self.chains(),
+        );
+        batch
+    }
+}
+
+/// Adds to a transaction what makes a table with its chains.
+pub(super) fn push_table(batch: &mut Batch, table: &str, flags: u32, chains: &[Chain]) {
+    batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, |to| {
+        to.text(NFTA_TABLE_NAME, table);
+        to.number(NFTA_TABLE_FLAGS, flags);
+    });
+    for chain in chains {
+        batch.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, |to| {
+            to.text(NFTA_CHAIN_TABLE, table);
+            to.text(NFTA_CHAIN_NAME, chain.name);
+            to.nested(NFTA_CHAIN_HOOK, |hook| {
+                hook.number(NFTA_HOOK_HOOKNUM, chain.hook);
+                hook.raw(NFTA_HOOK_PRIORITY, &chain.priority.to_be_bytes());
+            });
+            to.number(NFTA_CHAIN_POLICY, NF_ACCEPT);
+            to.text(NFTA_CHAIN_TYPE, chain.kind);
         });
-        let chains = self.chains();
-        for chain in &chains {
-            batch.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, |to| {
-                to.text(NFTA_CHAIN_TABLE, &table);
-                to.text(NFTA_CHAIN_NAME, chain.name);
-                to.nested(NFTA_CHAIN_HOOK, |hook| {
-                    hook.number(NFTA_HOOK_HOOKNUM, chain.hook);
-                    hook.raw(NFTA_HOOK_PRIORITY, &chain.priority.to_be_bytes());
-                });
-                to.number(NFTA_CHAIN_POLICY, NF_ACCEPT);
-                to.text(NFTA_CHAIN_TYPE, chain.kind);
+    }
+    for chain in chains {
+        for rule in &chain.rules {
+            batch.push(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |to| {
+                to.text(NFTA_RULE_TABLE, table);
+                to.text(NFTA_RULE_CHAIN, chain.name);
+                to.nested(NFTA_RULE_EXPRESSIONS, |list| list.expressions(rule));
             });
         }
-        for chain in &chains {
-            for rule in &chain.rules {
-                batch.push(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |to| {
-                    to.text(NFTA_RULE_TABLE, &table);
-                    to.text(NFTA_RULE_CHAIN, chain.name);
-                    to.nested(NFTA_RULE_EXPRESSIONS, |list| list.expressions(rule));
-                });
-            }
-        }
-        batch
     }
 }
 
 /// A base chain of our table; its policy is to accept.
 #[derive(Debug)]
-struct Chain {
-    name: &'static str,
-    kind: &'static str,
-    hook: u32,
-    priority: i32,
-    rules: Vec<Vec<Expression>>,
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    pub(super) rules: Vec<Vec<Expression>>,
 }
 
 /// Our table in the kernel. Dropping it deletes an owned table, since its socket is closed, and leaves any other.
@@ -191,21 +197,9 @@ impl Table {
     /// [`NftError`]; nothing was loaded then.
     pub fn load(rules: &Rules) -> Result<Self, NftError> {
         let name = table_name(&rules.interface);
-        let failed = |source: io::Error| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => NftError::Privilege { name: name.clone() },
-            Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT | libc::EAFNOSUPPORT) => {
-                NftError::Unsupported {
-                    name: name.clone(),
-                    source,
-                }
-            }
-            Some(_) | None => NftError::Load {
-                name: name.clone(),
-                source,
-            },
-        };
+        let failed = |source: io::Error| NftError::of(&name, source);
         let socket = NftSocket::open().map_err(failed)?;
-        match socket.run(delete_batch(&name)) {
+        match socket.run(deletion(&name)) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(failed(error)),
@@ -278,23 +272,28 @@ pub fn table_name(interface: &str) -> String {
     format!("adit_{interface}")
 }
 
-fn delete(socket: &NftSocket, name: &str) -> io::Result<()> {
-    match socket.run(delete_batch(name)) {
+pub(super) fn delete(socket: &NftSocket, name: &str) -> io::Result<()> {
+    match socket.run(deletion(name)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }
 }
 
-fn delete_batch(name: &str) -> Batch {
+fn deletion(name: &str) -> Batch {
     let mut batch = Batch::new(NFPROTO_INET);
-    batch.push(NFT_MSG_DELTABLE, 0, |to| to.text(NFTA_TABLE_NAME, name));
+    push_deletion(&mut batch, name);
     batch
+}
+
+/// Adds to a transaction what deletes a table.
+pub(super) fn push_deletion(batch: &mut Batch, name: &str) {
+    batch.push(NFT_MSG_DELTABLE, 0, |to| to.text(NFTA_TABLE_NAME, name));
 }
 
 /// Whether the kernel takes transactions from us: an empty one is refused only without CAP_NET_ADMIN.
 fn has_net_admin(socket: &NftSocket) -> bool {
     // A table that nobody has, for no interface has such a name, answers "no such table" to those who may ask.
-    !matches!(socket.run(delete_batch("adit_\u{1}")), Err(error) if error.raw_os_error() == Some(libc::EPERM))
+    !matches!(socket.run(deletion("adit_\u{1}")), Err(error) if error.raw_os_error() == Some(libc::EPERM))
 }
 
 /// Whether this thread's network namespace has such an interface.
@@ -335,6 +334,20 @@ pub enum NftError {
     },
 }
 
+impl NftError {
+    /// What the kernel meant when it refused the table.
+    pub(super) fn of(name: &str, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Privilege { name },
+            Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT | libc::EAFNOSUPPORT) => {
+                Self::Unsupported { name, source }
+            }
+            Some(_) | None => Self::Load { name, source },
+        }
+    }
+}
+
 /// Goes on if the interface the packet came in by (or leaves by) is, or is not, the named one.
 pub(super) fn interface(is_input: bool, equal: bool, name: &str) -> Vec<Expression> {
     let key = if is_input {
@@ -350,7 +363,7 @@ pub(super) fn interface(is_input: bool, equal: bool, name: &str) -> Vec<Expressi
     vec![Expression::Meta(key), Expression::Compare { equal, value }]
 }
 
-fn is_family(family: u8) -> Vec<Expression> {
+pub(super) fn is_family(family: u8) -> Vec<Expression> {
     vec![
         Expression::Meta(NFT_META_NFPROTO),
         Expression::Compare {
@@ -360,7 +373,7 @@ fn is_family(family: u8) -> Vec<Expression> {
     ]
 }
 
-fn family(network: &IpNet) -> u8 {
+pub(super) fn family(network: &IpNet) -> u8 {
     match network {
         IpNet::V4(_) => NFPROTO_IPV4,
         IpNet::V6(_) => NFPROTO_IPV6,
@@ -369,14 +382,31 @@ fn family(network: &IpNet) -> u8 {
 
 /// Goes on if the packet's source is, or is not, in the network; the family was compared before.
 fn source(equal: bool, network: &IpNet) -> Vec<Expression> {
+    // Offset of the source address: RFC 791 section 3.1, RFC 8200 section 3.
+    let offset = match network {
+        IpNet::V4(_) => 12,
+        IpNet::V6(_) => 8,
+    };
+    address(equal, network, offset)
+}
+
+/// The same of its destination.
+pub(super) fn destination(equal: bool, network: &IpNet) -> Vec<Expression> {
+    let offset = match network {
+        IpNet::V4(_) => 16,
+        IpNet::V6(_) => 24,
+    };
+    address(equal, network, offset)
+}
+
+fn address(equal: bool, network: &IpNet, offset: u32) -> Vec<Expression> {
     let bytes = |address: IpAddr| match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     };
-    // Offset of the source address: RFC 791 section 3.1, RFC 8200 section 3.
-    let (offset, length) = match network {
-        IpNet::V4(_) => (12, 4),
-        IpNet::V6(_) => (8, 16),
+    let length = match network {
+        IpNet::V4(_) => 4,
+        IpNet::V6(_) => 16,
     };
     vec![
         Expression::Network { offset, length },
@@ -400,13 +430,13 @@ fn connection(key: u32, bits: u32) -> Vec<Expression> {
     ]
 }
 
-fn dropped() -> Vec<Expression> {
+pub(super) fn dropped() -> Vec<Expression> {
     vec![Expression::Counter, Expression::Drop]
 }
 
 /// Before connection tracking.
-const RAW: i32 = -300;
-const FILTER: i32 = 0;
+pub(super) const RAW: i32 = -300;
+pub(super) const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
 /// Bits of the connection's state (nf_conntrack_common.h, `NF_CT_STATE_*`).

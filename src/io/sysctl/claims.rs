@@ -139,7 +139,7 @@ fn parse(name: &str) -> Option<Facts> {
 }
 
 /// Whether the socket of that name was made by somebody who could change the sysctl anyway.
-fn is_privileged(name: &str) -> bool {
+pub(in crate::io) fn is_privileged(name: &str) -> bool {
     let credentials = || -> io::Result<libc::ucred> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // Nobody accepts on these sockets: a full backlog must not block us.

@@ -42,6 +42,7 @@ use tracing::warn;
 use super::journal::{Change, Journal, JournalError};
 
 pub use self::claims::Turn;
+pub(super) use self::claims::is_privileged;
 pub(crate) use self::claims::network_cookie;
 
 /// The sysctls this process has claimed; dropping it ends the claims and puts nothing back.
@@ -111,6 +112,26 @@ impl Sysctls {
             }
         }
         Ok(())
+    }
+
+    /// Has reverse-path filters look at marks: without it, a strict one drops what answers a marked socket, since the
+    /// way back is looked up without the mark.
+    ///
+    /// # Errors
+    /// As [`Sysctls::forward`].
+    pub fn valid_mark(&mut self, journal: &mut Journal) -> Result<(), SysctlError> {
+        let _turn = Turn::wait();
+        let Some(was) = read(SRC_VALID_MARK).map_err(failed(SRC_VALID_MARK))? else {
+            return Ok(());
+        };
+        if was == "1" {
+            return Ok(());
+        }
+        probe(SRC_VALID_MARK).map_err(failed(SRC_VALID_MARK))?;
+        let key = SRC_VALID_MARK.to_owned();
+        let set = "1".to_owned();
+        self.note(journal, vec![Facts { key, was, set }])?;
+        write(SRC_VALID_MARK, "1").map_err(failed(SRC_VALID_MARK))
     }
 
     /// Undoes a journaled change of a sysctl: ends our claim, and puts the old value back unless another claims it or
@@ -386,8 +407,10 @@ fn is_known_key(key: &str) -> bool {
     let (interface, name, rest) = (parts.next(), parts.next(), parts.next());
     let known_name = matches!(
         (family, name),
-        (Some("ipv4"), Some("forwarding" | "accept_redirects"))
-            | (Some("ipv6"), Some("forwarding" | "accept_ra"))
+        (
+            Some("ipv4"),
+            Some("forwarding" | "accept_redirects" | "src_valid_mark")
+        ) | (Some("ipv6"), Some("forwarding" | "accept_ra"))
     );
     let plain = |name: &str| {
         !name.is_empty() && name != "." && name != ".." && !name.contains(char::is_whitespace)
@@ -427,6 +450,7 @@ const CONF4: &str = "net/ipv4/conf";
 const CONF6: &str = "net/ipv6/conf";
 const IP_FORWARD: &str = "net/ipv4/ip_forward";
 const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
+const SRC_VALID_MARK: &str = "net/ipv4/conf/all/src_valid_mark";
 const ACCEPT_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 
 /// What a claim says in place of a value for a sysctl that moves along with another.

@@ -4,6 +4,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use tracing::{info, warn};
 
 use super::device::{OpenError, Tun};
+use crate::io::host;
 use crate::io::journal::{Change, Journal, JournalError, World};
 use crate::io::netlink::{CheckError, Netlink, NetlinkError};
 use crate::io::nft::{self, NftError, Obstacle, Table};
@@ -203,6 +204,11 @@ impl Undo {
                 None => nft::delete_leftover(name, interface),
             },
             Change::Sysctl { key, was, set } => sysctls.undo(&turn, key, was, set.as_deref()),
+            // Of a client that had this folder before.
+            Change::HostTable { .. }
+            | Change::Rule(_)
+            | Change::Routes { .. }
+            | Change::ResolvConf(_) => host::undo_one(change),
         })?;
         Ok(())
     }

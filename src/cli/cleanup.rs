@@ -1,0 +1,108 @@
+//! `adit cleanup`: undoes what a server or client left in the system that was killed.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+
+use super::args::CleanupArgs;
+use super::{Failure, print};
+use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind, state_base};
+use crate::io::host::{HostError, clean_up};
+use crate::io::journal::JOURNAL;
+use crate::io::state::StateError;
+
+/// Undoes what the named state folder has noted, or that of a configuration, or every one in the place where they are.
+pub(super) fn run(args: &CleanupArgs) -> Result<(), Failure> {
+    let named = match (&args.state_dir, &args.config) {
+        (Some(folder), _) => Some(folder.clone()),
+        (None, Some(file)) => Some(folder_of(file)?),
+        (None, None) => None,
+    };
+    if let Some(folder) = named {
+        if !folder.exists() {
+            return Err(Failure::Usage(format!(
+                "{}: there is no such folder",
+                folder.display()
+            )));
+        }
+        return match clean_up(&folder) {
+            Ok(undone) => tell(&folder, &undone),
+            Err(error) => Err(Failure::Run(error.into())),
+        };
+    }
+    let environment = |name: &str| env::var(name).ok();
+    let base = state_base(&environment).ok_or_else(|| {
+        Failure::Usage("no place for state folders is known: name one by --state-dir".to_owned())
+    })?;
+    let folders = journals(&base);
+    if folders.is_empty() {
+        return print(&format!("{}: nothing was left behind", base.display()));
+    }
+    let mut failed = Vec::new();
+    for folder in folders {
+        match clean_up(&folder) {
+            Ok(undone) => tell(&folder, &undone)?,
+            // Whoever lives undoes it at the end.
+            Err(HostError::State(error @ StateError::Held { .. })) => {
+                print(&format!("left as it is: {error}"))?;
+            }
+            Err(error) => failed.push(format!("{}: {error}", folder.display())),
+        }
+    }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Run(anyhow!(failed.join("; "))))
+    }
+}
+
+/// The state folder that a program with this configuration would have.
+fn folder_of(file: &Path) -> Result<PathBuf, Failure> {
+    let shown = file.display();
+    if !file.exists() {
+        return Err(Failure::Usage(format!("{shown}: there is no such file")));
+    }
+    let environment = |name: &str| env::var(name).ok();
+    let inputs = Inputs {
+        file: Some(file),
+        environment: &environment,
+        flags: &[],
+    };
+    match guess_kind(file)? {
+        Some(Kind::Server) => Ok(ServerConfig::load(inputs)?.config.state_dir),
+        Some(Kind::Client) | None => {
+            // Whether it was `tun:` or --tun that it was started with.
+            let flags = ClientConfig::with_tunnel();
+            let config = ClientConfig::load(Inputs {
+                flags: &flags,
+                ..inputs
+            })?;
+            let tunnel = config.config.tun;
+            let folder = tunnel.map(|tunnel| tunnel.state_dir);
+            folder.ok_or_else(|| Failure::Usage(format!("{shown}: names no state folder")))
+        }
+    }
+}
+
+/// The folders below `base` in which something is noted.
+fn journals(base: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|folder| folder.join(JOURNAL).exists())
+        .collect();
+    folders.sort();
+    folders
+}
+
+fn tell(folder: &Path, undone: &[String]) -> Result<(), Failure> {
+    if undone.is_empty() {
+        return print(&format!("{}: nothing was left behind", folder.display()));
+    }
+    for change in undone {
+        print(&format!("undone: {change}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! What a client changes in its host to lead it through the tunnel, each change journaled before it is made.
+//!
+//! A [`HostChanges`] is the one place where such changes are made and undone: in order at the end, by the next start after a
+//! crash, and by `adit cleanup`. Beside the journal's lock, which is that of one state folder, it holds one of the network
+//! namespace: rules, tables and `/etc/resolv.conf` are there once, and so is a client that changes them.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tracing::{debug, info, warn};
+
+use super::journal::{Change, Journal, JournalError, World};
+use super::netlink::policy::{Policy, Route, Rule};
+use super::nft;
+use super::nft::NftError;
+use super::nft::host::{HOST_TABLE, HostRules, delete_host_table};
+use super::resolv::{self, Kept, Replacement};
+use super::state::{StateDir, StateError};
+use super::sysctl::{SysctlError, Sysctls, Turn, is_privileged};
+
+/// The changes of this process to its host; dropping it undoes them.
+#[derive(Debug)]
+pub struct HostChanges {
+    journal: Journal,
+    sysctls: Sysctls,
+    policy: Policy,
+    _lock: Option<HostLock>,
+    resolv_conf: Option<Replacement>,
+}
+
+impl HostChanges {
+    /// Undoes what a dead client left, and gets ready to change the host.
+    ///
+    /// With `guard` its table is loaded first, in the place of the one that may be there, so that a kill switch that
+    /// outlived its client has no gap.
+    ///
+    /// # Errors
+    /// Another client leads this host, the state folder cannot be had, or what was left cannot be undone.
+    pub fn begin(state: &Path, guard: &HostRules) -> Result<Self, HostError> {
+        let state = StateDir::open(state)?;
+        let mut changes = Self::open(&state)?;
+        changes.guard(guard)?;
+        let is_old = |change: &Change| !matches!(change, Change::HostTable { .. });
+        changes.undo_some(is_old)?;
+        for table in tables() {
+            if changes.policy.is_used(table).map_err(routing)? {
+                return Err(HostError::Foreign { table });
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Opens the journal of a state folder for what is in it to be undone.
+    fn open(state: &StateDir) -> Result<Self, HostError> {
+        let lock = HostLock::take()?;
+        let world = World::current().map_err(HostError::World)?;
+        Ok(Self {
+            journal: Journal::open(state, &world)?,
+            sysctls: Sysctls::default(),
+            policy: Policy::open().map_err(routing)?,
+            _lock: lock,
+            resolv_conf: None,
+        })
+    }
+
+    /// Loads the table, in the place of the one that is there.
+    ///
+    /// # Errors
+    /// [`HostError::Nft`], [`HostError::Journal`].
+    pub fn guard(&mut self, rules: &HostRules) -> Result<(), HostError> {
+        let name = HOST_TABLE.to_owned();
+        self.note(Change::HostTable { name })?;
+        Ok(rules.load()?)
+    }
+
+    /// Has reverse-path filters look at marks, as far as that is allowed.
+    pub fn valid_mark(&mut self) {
+        if let Err(error) = self.sysctls.valid_mark(&mut self.journal) {
+            warn!(%error, "where an interface has rp_filter=1, the lanes are not answered");
+        }
+    }
+
+    /// Makes `routes` what our tables have, and has them looked up by `rules`.
+    ///
+    /// # Errors
+    /// [`HostError::Routing`], [`HostError::Journal`].
+    pub fn route(&mut self, routes: &[Route], rules: &[Rule]) -> Result<(), HostError> {
+        for table in tables() {
+            self.note(Change::Routes { table })?;
+            for v6 in [false, true] {
+                let set = self.policy.set_routes(table, v6, routes);
+                set.map_err(routing)?;
+            }
+        }
+        for rule in rules {
+            self.note(Change::Rule(rule.clone()))?;
+            self.policy.add_rule(rule).map_err(routing)?;
+        }
+        Ok(())
+    }
+
+    /// Has the host ask `servers` for names; gives the file that says whom it asked before.
+    ///
+    /// # Errors
+    /// [`HostError::ResolvConf`], [`HostError::Journal`].
+    pub fn name_servers(&mut self, path: &Path, servers: &[IpAddr]) -> Result<PathBuf, HostError> {
+        let text = resolv::text(servers);
+        if let Some(replacement) = &self.resolv_conf {
+            let is_there = replacement.is_there().map_err(HostError::ResolvConf)?;
+            if is_there && replacement.ours == text {
+                return Ok(original(replacement, &self.journal));
+            }
+            if !is_there {
+                info!(
+                    "somebody else has written {}: it is kept, and replaced again",
+                    path.display()
+                );
+            }
+            self.former_name_servers()?;
+        }
+        let replacement = self.replace(path, text)?;
+        let original = original(&replacement, &self.journal);
+        self.resolv_conf = Some(replacement);
+        Ok(original)
+    }
+
+    /// Has the host ask whom it asked before.
+    ///
+    /// # Errors
+    /// [`HostError::Journal`].
+    pub fn former_name_servers(&mut self) -> Result<(), HostError> {
+        self.resolv_conf = None;
+        self.undo_some(|change| matches!(change, Change::ResolvConf(_)))
+    }
+
+    /// Undoes every change, newest first.
+    ///
+    /// # Errors
+    /// [`HostError::Journal`] names each that could not be undone; it stays in the journal.
+    pub fn undo(&mut self) -> Result<(), HostError> {
+        self.undo_some(|_| true)
+    }
+
+    fn replace(&mut self, path: &Path, text: String) -> Result<Replacement, HostError> {
+        let renaming = Replacement::renaming(path, text.clone());
+        self.note(Change::ResolvConf(renaming.clone()))?;
+        let Err(error) = renaming.apply() else {
+            return Ok(renaming);
+        };
+        // As in a container, where it is a mount.
+        debug!(%error, "{} cannot be given another name; it is written to", path.display());
+        self.former_name_servers()?;
+        let writing = Replacement::writing(path, text).map_err(HostError::ResolvConf)?;
+        self.note(Change::ResolvConf(writing.clone()))?;
+        writing.apply().map_err(HostError::ResolvConf)?;
+        if let Kept::Here(was) = &writing.kept {
+            self.journal.state().write(ORIGINAL, was)?;
+        }
+        Ok(writing)
+    }
+
+    /// Journals a change that is about to be made, unless it is there.
+    fn note(&mut self, change: Change) -> Result<(), JournalError> {
+        if self.journal.changes().contains(&change) {
+            return Ok(());
+        }
+        self.journal.record([change])
+    }
+
+    fn undo_some(&mut self, due: impl Fn(&Change) -> bool) -> Result<(), HostError> {
+        let Self {
+            journal, sysctls, ..
+        } = self;
+        let turn = Turn::wait();
+        Ok(journal.undo_some(due, |change| match change {
+            Change::Sysctl { key, was, set } => sysctls.undo(&turn, key, was, set.as_deref()),
+            Change::Table { .. }
+            | Change::HostTable { .. }
+            | Change::Rule(_)
+            | Change::Routes { .. }
+            | Change::ResolvConf(_) => undo_one(change),
+        })?)
+    }
+}
+
+impl Drop for HostChanges {
+    fn drop(&mut self) {
+        if !self.journal.changes().is_empty()
+            && let Err(error) = self.undo_some(|_| true)
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+/// Undoes what the journal of a state folder names, of a server or of a client that is dead; gives what it was.
+///
+/// # Errors
+/// It lives, or something cannot be undone: that stays in the journal.
+pub fn clean_up(state: &Path) -> Result<Vec<String>, HostError> {
+    let state = StateDir::open(state)?;
+    let world = World::current().map_err(HostError::World)?;
+    let changes = Journal::open(&state, &world)?;
+    let found: Vec<String> = changes.changes().iter().map(Change::to_string).collect();
+    if !found.is_empty() {
+        HostChanges::open(&state)?.undo()?;
+    }
+    Ok(found)
+}
+
+/// Undoes one change that is not a sysctl.
+pub(super) fn undo_one(change: &Change) -> io::Result<()> {
+    match change {
+        Change::Table { name, interface } => nft::delete_leftover(name, interface),
+        Change::HostTable { name } => delete_host_table(name),
+        Change::Rule(rule) => Policy::open()?.delete_rule(rule),
+        Change::Routes { table } => {
+            // A journal is a file: no other table is emptied on its word.
+            if !tables().contains(table) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let policy = Policy::open()?;
+            policy.set_routes(*table, false, &[])?;
+            policy.set_routes(*table, true, &[])
+        }
+        Change::ResolvConf(replacement) => replacement.undo(),
+        Change::Sysctl { .. } => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Where the host's own content is meanwhile.
+fn original(replacement: &Replacement, journal: &Journal) -> PathBuf {
+    match &replacement.kept {
+        Kept::Beside(beside) => beside.clone(),
+        Kept::Here(_) => journal.state().path().join(ORIGINAL),
+    }
+}
+
+/// The tables that are ours.
+fn tables() -> [u32; 2] {
+    [SPECIFIC, DEFAULT]
+}
+
+/// That this process leads its host, and no other does; ends with it.
+#[derive(Debug)]
+struct HostLock {
+    _socket: UnixListener,
+}
+
+impl HostLock {
+    /// Takes it; `None` where somebody without privilege has its name, who can do nothing else.
+    fn take() -> Result<Option<Self>, HostError> {
+        // Names of abstract sockets have exactly the reach of rules and tables: one network namespace.
+        let address = SocketAddr::from_abstract_name(LOCK).map_err(HostError::Lock)?;
+        match UnixListener::bind_addr(&address) {
+            Ok(socket) => Ok(Some(Self { _socket: socket })),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if is_privileged(LOCK) {
+                    return Err(HostError::Led);
+                }
+                warn!(
+                    "a process without privilege keeps the lock on this host's tunnel, going on without it"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(HostError::Lock(error)),
+        }
+    }
+}
+
+/// Why the host cannot be changed, or not be put back.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The state folder cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Another client leads it.
+    #[error(
+        "another adit client leads this host through its tunnel: stop it; there can be one in a network namespace, and others without `tun`"
+    )]
+    Led,
+    /// The lock cannot be taken.
+    #[error("cannot take the lock on this host's tunnel: {0}")]
+    Lock(io::Error),
+    /// /proc does not say which boot and network namespace this is.
+    #[error("cannot tell which network namespace this is: {0}")]
+    World(io::Error),
+    /// The journal cannot be used, or something could not be undone.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Somebody uses our tables.
+    #[error(
+        "the routing table {table} is in use by something else (`ip rule`, `ip route show table {table}`): if a client with another state folder left it, `adit cleanup` with that folder puts it right"
+    )]
+    Foreign {
+        /// The table.
+        table: u32,
+    },
+    /// Rules or routes cannot be changed.
+    #[error("cannot change the host's routing: {source}{}", routing_hint(source))]
+    Routing {
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The nftables table cannot be loaded.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// A sysctl cannot be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The name servers cannot be written.
+    #[error(
+        "cannot have names asked through the tunnel, {RESOLV_CONF}: {0}; with `tun: {{dns: false}}` it stays as it is"
+    )]
+    ResolvConf(io::Error),
+}
+
+fn routing(source: io::Error) -> HostError {
+    HostError::Routing { source }
+}
+
+/// What to do about a refusal.
+fn routing_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            ": this needs CAP_NET_ADMIN: start it as root, or by `setcap cap_net_admin+ep`, or `AmbientCapabilities=CAP_NET_ADMIN` in a systemd unit"
+        }
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
+            ": the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
+        }
+        Some(_) | None => "",
+    }
+}
+
+/// The mark of sockets that leave outside the tunnel. It has none of the bits that Kubernetes (0x4000, 0x8000) and
+/// Tailscale (0xff0000) give a meaning.
+pub const MARK: u32 = 0x1ad1;
+
+/// The table of routes that go before the host's own.
+pub const SPECIFIC: u32 = 6865;
+
+/// The table of the routes for all that the host has no route of its own for.
+pub const DEFAULT: u32 = 6866;
+
+/// Where programs of the host look for name servers (resolv.conf(5)).
+pub use super::outside::RESOLV_CONF;
+
+/// The name of the lock.
+const LOCK: &str = "adit.host-tunnel";
+
+/// The file in the state folder with what was in a resolv.conf that is written to.
+const ORIGINAL: &str = "resolv.conf";

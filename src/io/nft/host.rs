@@ -1,0 +1,202 @@
+//! The table of a client that leads its whole host through the tunnel.
+//!
+//! With the interface `adit0`, the inner address 10.86.0.2, `exclude: [192.168.0.0/16]` and the kill switch:
+//!
+//! ```text
+//! table inet adit_client {
+//!   chain arriving {
+//!     type filter hook prerouting priority raw; policy accept;
+//!     iifname != "adit0" iifname != "lo" ip daddr 10.86.0.2 counter drop   # nobody outside speaks to the inner address
+//!   }
+//!   chain answers {
+//!     type filter hook prerouting priority mangle; policy accept;
+//!     ct mark 0x1ad1 meta mark set ct mark     # so that rp_filter finds the way back that the lanes took
+//!   }
+//!   chain lanes {
+//!     type filter hook postrouting priority mangle; policy accept;
+//!     meta mark 0x1ad1 ct mark set meta mark
+//!   }
+//!   chain leaving {                            # the kill switch; made here or forwarded, all pass it
+//!     type filter hook postrouting priority filter; policy accept;
+//!     oifname "lo" accept
+//!     oifname "adit0" accept
+//!     meta mark 0x1ad1 accept                  # the lanes, and what rules of the proxy send directly
+//!     iifname "adit0" accept                   # from the tunnel to those whom the host forwards for
+//!     ip daddr 192.168.0.0/16 accept
+//!     udp sport 68 udp dport 67 accept         # DHCP
+//!     udp sport 546 udp dport 547 accept
+//!     icmpv6 type 131-133, 135, 136, 143 accept      # neighbours, routers, multicast groups
+//!     counter drop
+//!   }
+//! }
+//! ```
+//!
+//! The table belongs to no process: the kill switch stays when the client crashes. Another takes its place, or its
+//! end, in one transaction, so that there is no moment without it.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::message::{
+    Batch, Expression, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING, NFPROTO_INET, NFPROTO_IPV4,
+    NFPROTO_IPV6, NFT_CT_MARK, NFT_META_L4PROTO, NFT_META_MARK, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME,
+    NLM_F_CREATE,
+};
+use super::rules::{
+    Chain, FILTER, NftError, RAW, delete, destination, dropped, family, interface, is_family,
+    push_deletion, push_table,
+};
+use super::socket::NftSocket;
+
+/// What the table is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRules {
+    /// The tunnel's interface.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What sockets bear that leave outside the tunnel.
+    pub mark: u32,
+    /// With a kill switch, what may leave outside all the same.
+    pub kill_switch: Option<Vec<IpNet>>,
+}
+
+impl HostRules {
+    /// Loads the table, in the place of the one there is.
+    ///
+    /// # Errors
+    /// [`NftError`]; nothing has changed then.
+    pub fn load(&self) -> Result<(), NftError> {
+        let failed = |source| NftError::of(HOST_TABLE, source);
+        let socket = NftSocket::open().map_err(failed)?;
+        socket.run(self.batch()).map_err(failed)
+    }
+
+    fn batch(&self) -> Batch {
+        let mut batch = Batch::new(NFPROTO_INET);
+        // What is there or not, it can be deleted after this.
+        batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, |to| {
+            to.text(NFTA_TABLE_NAME, HOST_TABLE);
+        });
+        push_deletion(&mut batch, HOST_TABLE);
+        push_table(&mut batch, HOST_TABLE, 0, &self.chains());
+        batch
+    }
+
+    fn chains(&self) -> Vec<Chain> {
+        let tunnel = self.interface.as_str();
+        let elsewhere = || [interface(true, false, tunnel), interface(true, false, "lo")].concat();
+        let arriving = self.addresses.iter().map(|address| {
+            let address = IpNet::from(*address);
+            [
+                elsewhere(),
+                is_family(family(&address)),
+                destination(true, &address),
+                dropped(),
+            ]
+            .concat()
+        });
+        let bears = |load| vec![load, equals(self.mark.to_ne_bytes().to_vec())];
+        let answers = [
+            bears(Expression::Ct(NFT_CT_MARK)),
+            vec![Expression::SetMeta(NFT_META_MARK)],
+        ];
+        let lanes = [
+            bears(Expression::Meta(NFT_META_MARK)),
+            vec![Expression::SetCt(NFT_CT_MARK)],
+        ];
+        let chain = |name, hook, priority, rules| Chain {
+            name,
+            kind: "filter",
+            hook,
+            priority,
+            rules,
+        };
+        let mut chains = vec![
+            chain("arriving", NF_INET_PRE_ROUTING, RAW, arriving.collect()),
+            chain(
+                "answers",
+                NF_INET_PRE_ROUTING,
+                MANGLE,
+                vec![answers.concat()],
+            ),
+            chain("lanes", NF_INET_POST_ROUTING, MANGLE, vec![lanes.concat()]),
+        ];
+        if let Some(exclude) = &self.kill_switch {
+            let leaving = self.leaving(exclude);
+            chains.push(chain("leaving", NF_INET_POST_ROUTING, FILTER, leaving));
+        }
+        chains
+    }
+
+    fn leaving(&self, exclude: &[IpNet]) -> Vec<Vec<Expression>> {
+        let tunnel = self.interface.as_str();
+        let mark = vec![
+            Expression::Meta(NFT_META_MARK),
+            equals(self.mark.to_ne_bytes().to_vec()),
+        ];
+        let mut passes = vec![
+            interface(false, true, "lo"),
+            interface(false, true, tunnel),
+            mark,
+            interface(true, true, tunnel),
+        ];
+        for network in exclude {
+            passes.push([is_family(family(network)), destination(true, network)].concat());
+        }
+        for (family, client, server) in [(NFPROTO_IPV4, 68_u16, 67_u16), (NFPROTO_IPV6, 546, 547)] {
+            let ports = [client.to_be_bytes(), server.to_be_bytes()].concat();
+            passes.push([is_family(family), transport(UDP, ports)].concat());
+        }
+        for kind in NEIGHBOURHOOD {
+            passes.push([is_family(NFPROTO_IPV6), transport(ICMP6, vec![kind])].concat());
+        }
+        let accept = |rule: Vec<Expression>| [rule, vec![Expression::Accept]].concat();
+        let passes = passes.into_iter().map(accept);
+        passes.chain([dropped()]).collect()
+    }
+}
+
+/// Deletes the table; one that is gone counts as deleted.
+///
+/// # Errors
+/// What the kernel says.
+pub fn delete_host_table(name: &str) -> io::Result<()> {
+    // A journal is a file: no other table is deleted on its word.
+    if name != HOST_TABLE {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    delete(&NftSocket::open()?, name)
+}
+
+fn equals(value: Vec<u8>) -> Expression {
+    Expression::Compare { equal: true, value }
+}
+
+/// Goes on if the packet is of this protocol and its header begins with these bytes.
+fn transport(protocol: u8, bytes: Vec<u8>) -> Vec<Expression> {
+    vec![
+        Expression::Meta(NFT_META_L4PROTO),
+        equals(vec![protocol]),
+        Expression::Transport {
+            offset: 0,
+            length: bytes.len() as u32,
+        },
+        equals(bytes),
+    ]
+}
+
+/// The table's name: a network namespace has one such client at a time.
+pub const HOST_TABLE: &str = "adit_client";
+
+/// Where packets are marked, behind connection tracking (linux/netfilter_ipv4.h, `NF_IP_PRI_MANGLE`).
+const MANGLE: i32 = -150;
+
+const UDP: u8 = 17;
+const ICMP6: u8 = 58;
+
+/// Types of ICMPv6 that a link needs (RFC 4861, RFC 3810): listeners to multicast groups, and what neighbours and
+/// routers are asked and told. None leaves the link.
+const NEIGHBOURHOOD: [u8; 6] = [131, 132, 133, 135, 136, 143];
