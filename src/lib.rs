@@ -70,6 +70,8 @@
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
 //! | [`client::enclosure`] | ends the packets of commands that share the client, and opens what they carry again | its task | the TUN devices that it was handed |
 //! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
+//! | [`client::host`] | the whole host in the tunnel: which routes and rules follow from configuration and session, and who keeps them so | its task | through [`io::host`] |
+//! | [`io::host`] | what is changed in a client's host, journaled and undone: policy routing, nftables, resolv.conf | no | yes |
 //! | [`client::dns`] | who answers a name: rules, lists, cache, upstreams; and the local resolver | its listeners | through the tunnel, and sockets of its own |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
 //! | [`config`], [`cli`] | what the user says | no | files |
@@ -87,6 +89,7 @@
 //! | task | how many | owns |
 //! |---|---|---|
 //! | [`client::driver`] | one | the session, its lanes, the netstack, every proxied socket; of `adit run`, the TUN device instead |
+//! | [`client::host`] | one, with `tun`, and one more [`client::driver`] with the TUN device | what the host was changed by, in [`io::host`] |
 //! | [`client::enclosed`] | one, of `adit run`: on the same thread as the driver | the routing socket and resolv.conf of the command's namespace |
 //! | [`client::shared`] | one, of `adit run --share`, and a thread that waits for the client | the connection to the client's control socket; the same two |
 //! | [`client::enclosure`] | one a command that shares the client, one each of its UDP ports and identifiers of pings | the command's TUN device, the netstack behind it |
@@ -166,6 +169,8 @@
 //! | instances of one client | 8 | refused in words |
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
 //! | packets of a command that wait for a lane | [`proto::QueueLimits`] once more | dropped from the flow that has most there, counted |
+//! | changes of the system that are journaled | [`io::journal::MAX_CHANGES`] | refused in words; nothing is changed then |
+//! | names of servers whose last addresses are remembered, where the host goes through the tunnel | 64 | asked for each time |
 //! | log lines of a tunnel process whose reader does not read | 256 | dropped |
 //! | how long a command waits for its tunnel | `--wait`, a minute | not started, told why |
 //! | commands that share a client | [`client::enclosure::MAX_ENCLOSURES`] | refused in words |
@@ -273,6 +278,11 @@
 //!   netstack, as the egress `user` does, and opens it again as its proxy does ([`client::enclosure`]). Both ends of that were
 //!   there; any server will do; the client's rules and resolver hold for commands, too; and where the session relays flows,
 //!   these are. What it costs is two copies, traceroute, and errors about datagrams.
+//! - **A host in the tunnel has two sessions**, its own and the proxy's ([`client::host`]): a device and a netstack behind one
+//!   inner address would have to share its ports, and each packet be told from the other's. Nothing that exists changed, and
+//!   the proxy's flows do not depend on the host's routes.
+//! - **What the host's own routes say stays**: rules and tables of our own are asked before, and our sockets bear a mark that
+//!   passes them by. The names of servers are asked by such sockets too, of the name servers that the host had before.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
 //!   gone back to, and one way carries the session at a time, the one that joined last.
 //! - **Several lanes at once are streams to one server**, as many as `lanes:` says, and the client says which stand together.

@@ -33,6 +33,9 @@ const SOON: Duration = Duration::from_secs(30);
 const PORT: u16 = 7443;
 const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1080);
 
+/// An address of the server host that the client has no route to but the default one.
+const FAR: &str = "12.0.0.1";
+
 /// A lab with a server, and a client host whose own way to the Internet leads nowhere, and is watched.
 struct Scene {
     lab: Lab,
@@ -69,7 +72,7 @@ impl Scene {
             &server_key,
             User::Same,
             &ServerConfig {
-                listen: vec![format!("{scheme}://{SERVER4}:{PORT}")],
+                listen: vec![format!("{scheme}://0.0.0.0:{PORT}")],
                 clients: vec![("laptop".into(), client_key.public.clone())],
                 ..config
             },
@@ -91,6 +94,11 @@ impl Scene {
              ip route add default via {SERVER4} dev c0; ip -6 route add default via {SERVER6} dev c0",
             lab.client.folder().expect("a host of the lab").display()
         ));
+        // its own link-local addresses are not there at once
+        wait_for("duplicates are looked for", || {
+            let addresses = lab.client.run("ip -6 address show dev c0 scope link");
+            addresses.contains("fe80") && !addresses.contains("tentative")
+        });
         let server = workdir.start_server(&lab.server, User::Same, &server_config);
         Self {
             lab,
@@ -258,52 +266,50 @@ fn killed_client_is_cleaned_up_after_byte_for_byte() {
     if !can_run(NEEDS) {
         return;
     }
-    for (what, more) in [
-        ("plain", "tun: true"),
-        (
-            "kill switch",
-            "tun: {kill_switch: true, exclude: [192.168.0.0/16]}",
-        ),
-        ("split", "tun: {routes: [11.0.0.0/24], dns: true}"),
+    let kill_switch = "tun: {kill_switch: true, exclude: [192.168.0.0/16]}";
+    let split = "tun: {routes: [11.0.0.0/24], dns: true}";
+    for (what, more, is_link) in [
+        ("plain", "tun: true", false),
+        ("symbolic link", "tun: true", true),
+        ("kill switch", kill_switch, false),
+        ("split", split, false),
     ] {
-        for link in [false, true] {
-            let scene = Scene::udp(more);
-            if link {
-                scene.lab.client.shell(
-                    "mkdir /etc/elsewhere; mv /etc/resolv.conf /etc/elsewhere/stub; ln -s elsewhere/stub /etc/resolv.conf",
-                );
-            }
-            let before = scene.host();
-            // by the command
-            let mut client = scene.client();
-            assert_ne!(scene.host(), before);
-            client.kill();
-            let left = scene.host();
-            assert_ne!(left, before, "{what}");
-            let cleaned = scene.adit(&["cleanup"]);
-            assert!(cleaned.status.success(), "{what}: {cleaned:?}");
-            assert!(
-                cleaned.stdout.contains("undone: /etc/resolv.conf"),
-                "{cleaned:?}"
+        let scene = Scene::udp(more);
+        if is_link {
+            scene.lab.client.shell(
+                "mkdir /etc/elsewhere; mv /etc/resolv.conf /etc/elsewhere/stub; ln -s elsewhere/stub /etc/resolv.conf",
             );
-            assert_eq!(scene.host(), before, "{what}: {cleaned:?}");
-            let again = scene.adit(&["cleanup"]);
-            assert!(
-                again.stdout.contains("nothing was left behind"),
-                "{again:?}"
-            );
-            // by the next start, which is killed as well, and by one more
-            let mut client = scene.client();
-            client.kill();
-            let mut client = scene.client();
-            assert!(
-                scene
-                    .seen(&scene.four.url("/peer"))
-                    .starts_with(&format!("{EGRESS4}:"))
-            );
-            assert!(client.stop().0.success());
-            assert_eq!(scene.host(), before, "{what}");
         }
+        let before = scene.host();
+        // by the command
+        let mut client = scene.client();
+        assert_ne!(scene.host(), before);
+        client.kill();
+        let left = scene.host();
+        assert_ne!(left, before, "{what}");
+        let cleaned = scene.adit(&["cleanup"]);
+        assert!(cleaned.status.success(), "{what}: {cleaned:?}");
+        assert!(
+            cleaned.stdout.contains("undone: /etc/resolv.conf"),
+            "{cleaned:?}"
+        );
+        assert_eq!(scene.host(), before, "{what}: {cleaned:?}");
+        let again = scene.adit(&["cleanup"]);
+        assert!(
+            again.stdout.contains("nothing was left behind"),
+            "{again:?}"
+        );
+        // by the next start, which is killed as well, and by one more
+        let mut client = scene.client();
+        client.kill();
+        let mut client = scene.client();
+        assert!(
+            scene
+                .seen(&scene.four.url("/peer"))
+                .starts_with(&format!("{EGRESS4}:"))
+        );
+        assert!(client.stop().0.success());
+        assert_eq!(scene.host(), before, "{what}");
     }
 }
 
@@ -522,6 +528,140 @@ fn tunnel_goes_on_when_an_interface_comes_back_with_another_address() {
                 .starts_with(&format!("{EGRESS4}:"))
         );
     }
+}
+
+#[test]
+fn lanes_are_answered_through_a_strict_reverse_path_filter() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    for scheme in ["udp", "tcp"] {
+        // a server that is reached by the default route, as servers are
+        let scene = Scene::new(&format!("{scheme}://{FAR}:{PORT}"), "");
+        let place = &scene.lab.client;
+        scene
+            .lab
+            .server
+            .run(&format!("ip address add {FAR}/32 dev s0"));
+        let filter = |name: &str, value: u8| {
+            place.shell(&format!(
+                "echo {value} > /proc/sys/net/ipv4/conf/all/{name}"
+            ));
+        };
+        filter("rp_filter", 1);
+        let mut client = scene.client();
+        let through = format!("{EGRESS4}:");
+        let goes = || scene.seen(&scene.four.url("/peer")).starts_with(&through);
+        assert!(goes(), "{scheme}");
+        // and it is that which makes it so
+        filter("src_valid_mark", 0);
+        assert!(!goes(), "{scheme}");
+        filter("src_valid_mark", 1);
+        wait_for("the lane is back", goes);
+        assert!(client.stop().0.success());
+    }
+}
+
+#[test]
+fn name_servers_that_somebody_writes_meanwhile_are_kept_and_come_back() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("");
+    let place = &scene.lab.client;
+    let mut client = scene.client();
+    let ours = place.run("cat /etc/resolv.conf");
+    assert!(ours.contains("nameserver 10.86.0.1"), "{ours}");
+    // as a DHCP client does when it has another address
+    place.shell(
+        "echo nameserver 192.0.2.1 > /etc/resolv.conf.new; mv /etc/resolv.conf.new /etc/resolv.conf
+         ip address add 10.77.1.78/24 dev c0",
+    );
+    wait_for("the tunnel's are back", || {
+        place.run("cat /etc/resolv.conf") == ours
+    });
+    assert_eq!(
+        place.run("dig +short four.example").trim(),
+        ORIGIN4.to_string()
+    );
+    assert!(client.stop().0.success());
+    assert_eq!(place.run("cat /etc/resolv.conf"), "nameserver 192.0.2.1\n");
+    assert!(!place.run("ls -a /etc").contains(".resolv.conf"));
+}
+
+#[test]
+fn file_of_a_container_is_written_to_and_gets_its_content_back() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("");
+    let place = &scene.lab.client;
+    // what container engines do: a mount that no other file can take the name of
+    place.shell("cp /etc/resolv.conf /etc/mounted; mount --bind /etc/mounted /etc/resolv.conf");
+    let before = scene.host();
+    let mut client = scene.client();
+    assert_eq!(
+        place.run("dig +short four.example").trim(),
+        ORIGIN4.to_string()
+    );
+    client.kill();
+    assert!(
+        place
+            .run("cat /etc/resolv.conf")
+            .contains("nameserver 10.86.0.1")
+    );
+    let cleaned = scene.adit(&["cleanup"]);
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert_eq!(
+        place.run("cat /etc/resolv.conf"),
+        place.run("cat /etc/mounted")
+    );
+    // the file was written to: all but its times is as before
+    let timeless = |text: &str| -> Vec<String> {
+        (text
+            .lines()
+            .filter(|line| !line.contains("-rw-"))
+            .map(str::to_owned))
+        .collect()
+    };
+    assert_eq!(timeless(&scene.host()), timeless(&before));
+}
+
+#[test]
+fn host_asks_the_local_resolver_where_there_is_one() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let more = "dns: {listen: \"127.0.0.1:53\", records: [nas.home A 192.0.2.7]}";
+    let scene = Scene::udp(more);
+    let place = &scene.lab.client;
+    let mut client = scene.client();
+    assert!(
+        place
+            .run("cat /etc/resolv.conf")
+            .contains("nameserver 127.0.0.1")
+    );
+    assert_eq!(place.run("dig +short nas.home").trim(), "192.0.2.7");
+    assert!(
+        scene
+            .seen("http://four.example/peer")
+            .starts_with(&format!("{EGRESS4}:"))
+    );
+    assert!(client.stop().0.success());
+    // a file has no word for another port
+    let refused = scene.adit(&[
+        "client",
+        "--tun",
+        "-c",
+        path(&scene.client_config),
+        "--dns",
+        "127.0.0.1:5353",
+    ]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("set `dns: 127.0.0.1:53`"),
+        "{refused:?}"
+    );
 }
 
 #[test]

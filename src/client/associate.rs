@@ -483,6 +483,7 @@ mod tests {
     use crate::client::resolve::NameQuery;
     use crate::client::rules::{InForce, Replace, ResolvedBy, Rules, listed};
     use crate::client::tunnel::Lifeline;
+    use crate::io::outside::Outside;
 
     /// A lane that has room or not.
     #[derive(Default)]

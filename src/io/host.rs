@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
-use super::journal::{Change, Journal, JournalError, World};
+use super::journal::{Change, JOURNAL, Journal, JournalError, World};
 use super::netlink::policy::{Policy, Route, Rule};
 use super::nft;
 use super::nft::NftError;
@@ -42,7 +42,7 @@ impl HostChanges {
     /// Another client leads this host, the state folder cannot be had, or what was left cannot be undone.
     pub fn begin(state: &Path, guard: &HostRules) -> Result<Self, HostError> {
         let state = StateDir::open(state)?;
-        let mut changes = Self::open(&state)?;
+        let mut changes = Self::open(&state, HostLock::take()?)?;
         changes.guard(guard)?;
         let is_old = |change: &Change| !matches!(change, Change::HostTable { .. });
         changes.undo_some(is_old)?;
@@ -55,8 +55,7 @@ impl HostChanges {
     }
 
     /// Opens the journal of a state folder for what is in it to be undone.
-    fn open(state: &StateDir) -> Result<Self, HostError> {
-        let lock = HostLock::take()?;
+    fn open(state: &StateDir, lock: Option<HostLock>) -> Result<Self, HostError> {
         let world = World::current().map_err(HostError::World)?;
         Ok(Self {
             journal: Journal::open(state, &world)?,
@@ -73,8 +72,18 @@ impl HostChanges {
     /// [`HostError::Nft`], [`HostError::Journal`].
     pub fn guard(&mut self, rules: &HostRules) -> Result<(), HostError> {
         let name = HOST_TABLE.to_owned();
-        self.note(Change::HostTable { name })?;
-        Ok(rules.load()?)
+        let change = Change::HostTable { name };
+        let is_new = !self.journal.changes().contains(&change);
+        self.note(change)?;
+        if let Err(error) = rules.load() {
+            if is_new {
+                // Nothing was loaded: there is nothing to undo.
+                let is_it = |change: &Change| matches!(change, Change::HostTable { .. });
+                self.journal.undo_some(is_it, |_| Ok(()))?;
+            }
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// Has reverse-path filters look at marks, as far as that is allowed.
@@ -204,10 +213,30 @@ impl Drop for HostChanges {
 pub fn clean_up(state: &Path) -> Result<Vec<String>, HostError> {
     let state = StateDir::open(state)?;
     let world = World::current().map_err(HostError::World)?;
-    let changes = Journal::open(&state, &world)?;
-    let found: Vec<String> = changes.changes().iter().map(Change::to_string).collect();
+    let journal = Journal::open(&state, &world)?;
+    if let Some(left_in) = Journal::world(&state)?
+        && left_in.boot == world.boot
+        && left_in.network != world.network
+    {
+        return Err(HostError::Elsewhere {
+            folder: state.path().to_owned(),
+        });
+    }
+    let found: Vec<String> = journal.changes().iter().map(Change::to_string).collect();
+    // What a server left is none of a client's business.
+    let is_client = |change: &Change| match change {
+        Change::HostTable { .. } | Change::Rule(_) | Change::Routes { .. } => true,
+        Change::ResolvConf(_) => true,
+        Change::Table { .. } | Change::Sysctl { .. } => false,
+    };
+    let lock = if journal.changes().iter().any(is_client) {
+        HostLock::take()?
+    } else {
+        None
+    };
+    drop(journal);
     if !found.is_empty() {
-        HostChanges::open(&state)?.undo()?;
+        HostChanges::open(&state, lock)?.undo()?;
     }
     Ok(found)
 }
@@ -293,6 +322,15 @@ pub enum HostError {
     /// The journal cannot be used, or something could not be undone.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The journal is about another network namespace.
+    #[error(
+        "what {} has noted was changed in another network namespace, perhaps a container's: run this there (nsenter, `docker exec`); if that is gone, so are the changes, and {}/{JOURNAL} may be deleted",
+        folder.display(), folder.display()
+    )]
+    Elsewhere {
+        /// The state folder.
+        folder: PathBuf,
+    },
     /// Somebody uses our tables.
     #[error(
         "the routing table {table} is in use by something else (`ip rule`, `ip route show table {table}`): if a client with another state folder left it, `adit cleanup` with that folder puts it right"

@@ -43,11 +43,7 @@ impl Journal {
         let content = match state.read(JOURNAL)? {
             None => fresh,
             Some(bytes) => {
-                let malformed = |source| JournalError::Malformed {
-                    path: state.path().join(JOURNAL),
-                    source,
-                };
-                let content: Content = serde_json::from_slice(&bytes).map_err(malformed)?;
+                let content = parse(state, &bytes)?;
                 if content.world == *world {
                     content
                 } else {
@@ -63,6 +59,16 @@ impl Journal {
             state: state.clone(),
             content,
         })
+    }
+
+    /// The world that the journal of a state directory is about; none where there is no journal.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn world(state: &StateDir) -> Result<Option<World>, JournalError> {
+        let read = state.read(JOURNAL)?;
+        let content = read.map(|bytes| parse(state, &bytes)).transpose()?;
+        Ok(content.map(|content| content.world))
     }
 
     /// Notes that `changes` are about to be made, in this order; all are on the disk when this returns.
@@ -307,6 +313,13 @@ struct Content {
     changes: Vec<Change>,
 }
 
+fn parse(state: &StateDir, bytes: &[u8]) -> Result<Content, JournalError> {
+    serde_json::from_slice(bytes).map_err(|source| JournalError::Malformed {
+        path: state.path().join(JOURNAL),
+        source,
+    })
+}
+
 /// The most changes one journal holds: two for each interface of a host with hundreds of them, and a few more.
 pub const MAX_CHANGES: usize = 1024;
 
@@ -481,6 +494,50 @@ mod tests {
             assert!(Journal::open(&state, &other).unwrap().changes().is_empty());
         }
         assert_eq!(Journal::open(&state, &world()).unwrap().changes().len(), 1);
+    }
+
+    #[test]
+    fn files_outlive_the_boot_that_they_were_changed_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let path = std::path::Path::new("/etc/resolv.conf");
+        let file = Change::ResolvConf(Replacement::renaming(path, "ours".into()));
+        let mut journal = Journal::open(&state, &world()).unwrap();
+        journal
+            .record([
+                change("a", "0", "1"),
+                file.clone(),
+                Change::Routes { table: 6865 },
+            ])
+            .unwrap();
+        let later = World {
+            boot: "b2".into(),
+            ..world()
+        };
+        assert_eq!(Journal::open(&state, &later).unwrap().changes(), [file]);
+        assert_eq!(Journal::world(&state).unwrap(), Some(world()));
+    }
+
+    #[test]
+    fn only_what_is_due_is_undone_and_the_rest_keeps_its_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let mut journal = Journal::open(&state, &world()).unwrap();
+        let table = |table| Change::Routes { table };
+        let changes = [
+            table(1),
+            change("a", "0", "1"),
+            table(2),
+            change("b", "0", "1"),
+        ];
+        journal.record(changes.clone()).unwrap();
+        let is_sysctl = |change: &Change| matches!(change, Change::Sysctl { .. });
+        let refused = journal.undo_some(is_sysctl, |change| match change.to_string().as_str() {
+            "sysctl a (was 0)" => Err(io::ErrorKind::Other.into()),
+            _ => Ok(()),
+        });
+        assert!(refused.is_err());
+        assert_eq!(journal.changes(), &changes[..3]);
     }
 
     #[test]

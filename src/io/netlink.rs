@@ -6,6 +6,9 @@
 //! The inner end of `adit run` ([`inner`]) is another matter: its interface lives in a network namespace that has nothing else, so
 //! it gets the default routes.
 
+//!
+//! A client that leads its whole host through the tunnel has rules and routing tables of its own ([`policy`]).
+
 mod inner;
 pub mod policy;
 

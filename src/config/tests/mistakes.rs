@@ -372,6 +372,37 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
 
 pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
     (
+        "tun: sometimes",
+        &["client.yaml:1:6: tun: `sometimes` is neither true nor false"],
+    ),
+    (
+        "tun: {routes: [10.0.0.1/8]}",
+        &["1:16: tun.routes[0]: `10.0.0.1/8` has bits behind its prefix: write 10.0.0.0/8"],
+    ),
+    (
+        "tun: {exclude: [printer]}",
+        &["tun.exclude[0]: `printer` is not a network: write a network such as 192.168.0.0/16"],
+    ),
+    (
+        "tun: {exclude: [10.0.0.0/8, 10.0.0.0/8]}",
+        &["1:29: tun.exclude[1]: 10.0.0.0/8 stands twice"],
+    ),
+    (
+        "tun: {routes: [10.0.0.0/8], exclude: [10.0.0.0/8]}",
+        &["tun.exclude[0]: 10.0.0.0/8 stands in tun.routes too: keep one of them"],
+    ),
+    (
+        "tun: {routes: [10.0.0.0/8], kill_switch: true}",
+        &[
+            "tun.kill_switch: a kill switch lets nothing past the tunnel, and tun.routes leads a part",
+        ],
+    ),
+    ("tun: {name: a/b}", &["tun.name: "]),
+    (
+        "tun: {masquerade: true}",
+        &["tun.masquerade: unknown key `masquerade`"],
+    ),
+    (
         "dns: 5353",
         &["client.yaml:1:6: dns: `5353` is a port alone: write 127.0.0.1:5353"],
     ),

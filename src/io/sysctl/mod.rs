@@ -6,6 +6,8 @@
 //! | `net.ipv6.conf.all.forwarding` | 1 | the same for IPv6 |
 //! | `net.ipv6.conf.<interface>.accept_ra`, where 1, before the switch above | 2 | a router ignores router advertisements unless this is 2: the host would lose its own address and default route |
 //!
+//! A client that leads its host through the tunnel sets `net.ipv4.conf.all.src_valid_mark` to 1, and nothing of the above.
+//!
 //! A value that is right already is left alone, and nothing is written then: a container whose /proc/sys is read-only
 //! works if its runtime set them (`docker run --sysctl net.ipv4.ip_forward=1`).
 //!
@@ -473,6 +475,7 @@ mod tests {
             "net/ipv4/ip_forward",
             "net/ipv4/conf/eth0/forwarding",
             "net/ipv4/conf/all/accept_redirects",
+            "net/ipv4/conf/all/src_valid_mark",
             "net/ipv6/conf/all/forwarding",
             "net/ipv6/conf/eth0.100/accept_ra",
         ] {
