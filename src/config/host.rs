@@ -42,9 +42,10 @@ impl fmt::Display for HostTunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match (self.is_full(true), self.is_full(false)) {
             (true, true) => "the whole host".to_owned(),
-            (true, false) | (false, true) | (false, false) => {
-                format!("{} networks", self.routes.len())
-            }
+            (true, false) | (false, true) | (false, false) => match self.routes.as_slice() {
+                [network] => network.to_string(),
+                networks => format!("{} networks", networks.len()),
+            },
         };
         write!(f, "{what} through {}", self.name)?;
         if self.kill_switch {
@@ -90,45 +91,40 @@ pub(super) fn read(
         list if list.is_empty() => EVERYTHING.to_vec(),
         list => list,
     };
+    let is_whole =
+        |v4: bool| (routes.iter()).any(|net| net.prefix_len() == 0 && net.addr().is_ipv4() == v4);
+    let (whole4, whole6) = (is_whole(true), is_whole(false));
+    let is_killing = kill_switch.as_ref().is_some_and(|at| at.value);
+    if let Some(at) = kill_switch.filter(|at| at.value && !(whole4 && whole6)) {
+        let message = "a kill switch lets nothing past the tunnel, and tun.routes leads a part of the Internet into it: leave routes out, and write to tun.exclude what stays outside";
+        settings.problem_at(&at, message);
+    } else if whole4 && !whole6 {
+        let message = "tun.routes: IPv6 goes beside the tunnel, since ::/0 is not among them";
+        settings.warn(message.to_owned());
+    }
     let state_dir = match (state_dir, identity) {
-        (Some(at), _) => at.value,
-        (None, Some(key)) => match default_state_dir(settings.environment(), key) {
-            Some(folder) => folder,
-            None => {
+        (Some(at), _) => Some(at.value),
+        (None, Some(key)) => {
+            let folder = default_state_dir(settings.environment(), key);
+            if folder.is_none() {
                 settings.missing(
                     "tun.state_dir",
                     "write a folder where it is noted what was changed in the system",
                 );
-                return None;
             }
-        },
+            folder
+        }
         // That the key is missing was told.
-        (None, None) => return None,
+        (None, None) => None,
     };
-    let mut tunnel = HostTunnel {
+    Some(HostTunnel {
         name: name.map_or_else(|| DEFAULT_NAME.to_owned(), |at| at.value),
         routes,
         exclude: values(exclude),
-        kill_switch: false,
-        dns: false,
-        state_dir,
-    };
-    let full = [tunnel.is_full(true), tunnel.is_full(false)];
-    if let Some(at) = &kill_switch
-        && at.value
-    {
-        if full != [true; 2] {
-            let message = "a kill switch lets nothing past the tunnel, and tun.routes leads a part of the Internet into it: leave routes out, and write to tun.exclude what stays outside";
-            settings.problem_at(at, message);
-        }
-        tunnel.kill_switch = true;
-    } else if full == [true, false] {
-        settings.warn(
-            "tun.routes: IPv6 goes beside the tunnel, since ::/0 is not among them".to_owned(),
-        );
-    }
-    tunnel.dns = dns.map_or(full.contains(&true), |at| at.value);
-    Some(tunnel)
+        kill_switch: is_killing,
+        dns: dns.map_or(whole4 || whole6, |at| at.value),
+        state_dir: state_dir?,
+    })
 }
 
 /// Reads a network, or one address.

@@ -339,6 +339,53 @@ dns:
 }
 
 #[test]
+fn tunnel_of_the_whole_host_is_off_on_or_split() {
+    let bench = Bench::new();
+    let tunnel = |text: &str| {
+        let text = format!(
+            "server: udp://vpn.example.com\nserver_key: OTHER\nkey_file: own.key\n{text}\n"
+        );
+        bench.client(&text).expect("a client").config.tun
+    };
+    assert_eq!(tunnel(""), None);
+    assert_eq!(tunnel("tun: false"), None);
+    assert_eq!(
+        tunnel("tun: {enabled: off, kill_switch: true, state_dir: kept}"),
+        None
+    );
+    let whole = tunnel("tun: {state_dir: kept}").expect("it is on");
+    assert_eq!(whole.to_string(), "the whole host through adit0");
+    assert_eq!(whole.state_dir, bench.path("kept"));
+    assert!(whole.dns && !whole.kill_switch && whole.exclude.is_empty());
+    let guarded =
+        "tun: {state_dir: kept, name: vpn0, kill_switch: true, exclude: [fd00::1, 10.0.0.0/8]}";
+    let guarded = tunnel(guarded).expect("it is on");
+    assert_eq!(
+        guarded.to_string(),
+        "the whole host through vpn0 with a kill switch"
+    );
+    let shown: Vec<String> = guarded.exclude.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["fd00::1/128", "10.0.0.0/8"]);
+    let split = tunnel("tun: {state_dir: kept, routes: [10.0.0.0/8]}").expect("it is on");
+    assert_eq!(split.to_string(), "10.0.0.0/8 through adit0");
+    assert!(!split.dns);
+    // by the flag alone, which leaves the rest of the file's group as it is
+    let file = bench.write(
+        "client.yaml",
+        "server: udp://vpn.example.com\nserver_key: OTHER\nkey_file: own.key\ntun: {enabled: false, name: vpn0, state_dir: kept}\n",
+    );
+    let flags = ClientConfig::with_tunnel();
+    let nothing = |_: &str| None;
+    let loaded = ClientConfig::load(Inputs {
+        file: Some(&file),
+        environment: &nothing,
+        flags: &flags,
+    });
+    let tunnel = loaded.expect("a client").config.tun.expect("it is on");
+    assert_eq!(tunnel.name, "vpn0");
+}
+
+#[test]
 fn further_proxies_take_from_the_first_what_they_do_not_say() {
     let bench = Bench::new();
     bench.write("password", "secret\n");

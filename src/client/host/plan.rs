@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn whole_family_that_is_excluded_stays_outside() {
         let plan = plan(&tunnel(FULL, &["::/0"]), true);
-        assert_eq!(table(&plan, DEFAULT), ["::/0 Throw", "0.0.0.0/0 Device(7)"]);
+        assert_eq!(table(&plan, DEFAULT), ["0.0.0.0/0 Device(7)", "::/0 Throw"]);
     }
 
     #[test]
