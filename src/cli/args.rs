@@ -66,7 +66,7 @@ pub(super) enum Command {
     /// Run the server: give clients inner addresses and let their packets out
     Server(ServerArgs),
     /// Run the client: a proxy on this host, whose traffic leaves at the server
-    Client(ClientArgs),
+    Client(Box<ClientArgs>),
     /// Run one command inside the VPN, without root: all its packets go through the tunnel, or nowhere (Linux)
     Run(RunArgs),
     /// Make a new secret key; with -o write it to a file (0600) and print its public key

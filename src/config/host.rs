@@ -71,7 +71,7 @@ pub(super) fn read(
     for list in [&routes, &exclude].into_iter().flatten() {
         let mut seen = Unique::default();
         for at in list {
-            seen.insert(settings, at, at.value, &at.value);
+            seen.insert(settings, at, at.value, at.value);
         }
     }
     if !enabled.map_or(is_group, |at| at.value) {

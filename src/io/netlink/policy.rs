@@ -196,17 +196,15 @@ impl Policy {
         let mut found = Vec::new();
         for _ in 0..MAX_DATAGRAMS {
             for payload in parse(&self.receive()?) {
-                match payload {
-                    NetlinkPayload::Done(_) => return Ok(found),
+                if let NetlinkPayload::InnerMessage(message) = payload {
+                    found.push(message);
+                } else if let NetlinkPayload::Error(error) = payload {
                     // A family that the kernel is built without has nothing.
-                    NetlinkPayload::Error(error) => {
-                        return match error.to_io() {
-                            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(found),
-                            error => Err(error),
-                        };
-                    }
-                    NetlinkPayload::InnerMessage(message) => found.push(message),
-                    _ => {}
+                    let error = error.to_io();
+                    let has_none = error.raw_os_error() == Some(libc::EOPNOTSUPP);
+                    return if has_none { Ok(found) } else { Err(error) };
+                } else if let NetlinkPayload::Done(_) = payload {
+                    return Ok(found);
                 }
             }
         }
@@ -340,12 +338,17 @@ fn read_route(table: u32, v6: bool, message: &RouteMessage) -> Option<Route> {
         destination.unwrap_or(unspecified),
         message.header.destination_prefix_length,
     );
-    let way = match message.header.kind {
-        RouteType::Unicast => Way::Device(device?),
-        RouteType::Throw => Way::Throw,
-        RouteType::Unreachable if priority == LAST => Way::UnreachableAtLast,
-        RouteType::Unreachable => Way::Unreachable,
-        _ => return None,
+    let kind = message.header.kind;
+    let way = if kind == RouteType::Unicast {
+        Way::Device(device?)
+    } else if kind == RouteType::Throw {
+        Way::Throw
+    } else if kind == RouteType::Unreachable && priority == LAST {
+        Way::UnreachableAtLast
+    } else if kind == RouteType::Unreachable {
+        Way::Unreachable
+    } else {
+        return None;
     };
     Some(Route {
         table,
