@@ -200,6 +200,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         forwards: Vec::new(),
         control: ControlSocket::Off,
         memory: budget::CLIENT,
+        tun: None,
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,

@@ -141,6 +141,7 @@ impl Path {
             forwards: Vec::new(),
             control: ControlSocket::Off,
             memory: budget::CLIENT,
+            tun: None,
         })
         .unwrap();
         Path {
