@@ -179,6 +179,7 @@ fn config(
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,
+        control: ControlSocket::Off,
     }
 }
 

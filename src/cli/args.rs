@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::bench::BenchArgs;
 use super::forward::ForwardArgs;
 use super::nc::NcArgs;
+use super::status::StatusArgs;
 use crate::config::{FlagValue, Kind};
 
 /// A VPN whose client needs no root.
@@ -89,6 +90,8 @@ pub(super) enum Command {
     /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
     /// that of the local resolver (dns) of the client that runs, if it has one.
     Dns(DnsArgs),
+    /// Show how a running server or client is
+    Status(StatusArgs),
     /// Add, remove and list forwards of single ports while a client runs
     Forward(ForwardArgs),
     /// Connect standard input and output to a port beyond the server, as ssh's ProxyCommand wants it
@@ -157,6 +160,9 @@ pub(super) struct ServerArgs {
     /// The folder of what outlives the process
     #[arg(long, value_name = "FOLDER")]
     state_dir: Option<String>,
+    /// Where the running server takes orders (adit status): a path, or off
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -356,6 +362,7 @@ impl ServerArgs {
             flag("allow", "--allow", &self.allow),
             flag("dns", "--dns", &self.dns),
             flag("state_dir", "--state-dir", self.state_dir.as_slice()),
+            flag("control", "--control", self.control.as_slice()),
         ]
         .into_iter()
         .flatten()

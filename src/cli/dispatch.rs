@@ -271,6 +271,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,
+        control: ControlSocket::Off,
     }
 }
 

@@ -5,7 +5,7 @@
 //!                 ├▶ check, cleanup
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 ├▶ dns
-//!                 ├▶ forward, nc ─▶ running (the control socket of a client that runs)
+//!                 ├▶ forward, nc, status ─▶ running (the control socket of a client or server that runs)
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
@@ -28,6 +28,7 @@ mod run;
 mod running;
 mod serve;
 mod signals;
+mod status;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         | Command::Cleanup(_)
         | Command::Dns(_)
         | Command::Forward(_)
+        | Command::Status(_)
         | Command::Nc(_) => match execute(&args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
@@ -86,6 +88,7 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Cleanup(command) => cleanup::run(command),
         Command::Dns(command) => dns::run(command),
         Command::Forward(command) => forward::run(command),
+        Command::Status(command) => status::run(command),
         Command::Nc(command) => nc::run(args, command),
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the client that runs: by its socket, by its configuration, or because it is the only one.
+//! Finds the program that runs: by its socket, by its configuration, or because it is the only one.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +6,18 @@ use clap::Args;
 
 use super::Failure;
 use super::serve::load_by;
-use crate::client::control;
-use crate::config::{ClientConfig, ConfigError, Kind};
-use crate::io::control::{CallError, Caller};
+use crate::client::control as client;
+use crate::config::{ClientConfig, ConfigError, Kind, ServerConfig, guess_kind};
+use crate::io::control::{CallError, Caller, Wanted};
+use crate::server::control as server;
 
-/// Which client is meant.
+/// Which program is meant.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// The configuration of the client; without one, the client of this user that runs
+    /// The configuration of the program that runs; without one, the only one of this user that runs
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG", global = true)]
     pub(super) config: Option<PathBuf>,
-    /// The control socket of the client
+    /// The control socket of the program
     #[arg(long, value_name = "SOCKET", env = "ADIT_CONTROL", global = true)]
     pub(super) control: Option<PathBuf>,
 }
@@ -30,84 +31,155 @@ pub(super) enum Found {
 }
 
 impl Which {
-    /// Finds it.
+    /// Finds a client.
     ///
     /// # Errors
     ///
     /// The configuration is wrong, or it is not clear which client is meant, or it cannot be asked.
     pub(super) fn find(&self) -> Result<Found, Failure> {
         if let Some(path) = &self.control {
-            return match Caller::connect(path) {
-                Ok(caller) => Ok(Found::Running(caller)),
-                Err(error) => Err(Failure::Run(error.into())),
+            return connect(path).map(Found::Running);
+        }
+        let Some(config) = self.load(Kind::Client, ClientConfig::load)? else {
+            return Ok(match only_one(client::sockets(), "client")? {
+                Ok(caller) => Found::Running(caller),
+                Err(why) => Found::Idle(None, why),
+            });
+        };
+        Ok(match self.ask(Kind::Client, &client::place(&config))? {
+            Ok(caller) => Found::Running(caller),
+            Err(why) => Found::Idle(Some(Box::new(config)), why),
+        })
+    }
+
+    /// Finds a server that runs.
+    ///
+    /// # Errors
+    ///
+    /// None runs, or the configuration is wrong, or it is not clear which server is meant, or it cannot be asked.
+    pub(super) fn find_server(&self) -> Result<Caller, Failure> {
+        if let Some(path) = &self.control {
+            return connect(path);
+        }
+        let found = match self.load(Kind::Server, ServerConfig::load)? {
+            Some(config) => self.ask(Kind::Server, &server::place(&config))?,
+            None => only_one(server::sockets(), "server")?,
+        };
+        found.map_err(not_running)
+    }
+
+    /// Finds a program that runs, whichever it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Which::find_server`].
+    pub(super) fn find_any(&self) -> Result<Caller, Failure> {
+        if let Some(path) = &self.control {
+            return connect(path);
+        }
+        if let Some(file) = &self.config {
+            return match guess_kind(file)? {
+                Some(Kind::Server) => self.find_server(),
+                Some(Kind::Client) | None => running(self.find()?),
             };
         }
-        let Some(config) = self.load()? else {
-            return only_one();
-        };
+        // Variables may say enough of either; else whatever runs is meant.
+        let server = self.load(Kind::Server, ServerConfig::load).ok().flatten();
+        if let Some(config) = server
+            && let Ok(caller) = self.ask(Kind::Server, &server::place(&config))?
+        {
+            return Ok(caller);
+        }
+        let client = self.load(Kind::Client, ClientConfig::load).ok().flatten();
+        if let Some(config) = client
+            && let Ok(caller) = self.ask(Kind::Client, &client::place(&config))?
+        {
+            return Ok(caller);
+        }
+        let sockets = server::sockets().into_iter().chain(client::sockets());
+        only_one(sockets.collect(), "program")?.map_err(not_running)
+    }
+
+    /// Asks at each place of a program; what is returned without one is the reason, in words.
+    fn ask(&self, kind: Kind, place: &Wanted) -> Result<Result<Caller, String>, Failure> {
         let described = match &self.config {
             Some(file) => format!("with the configuration {}", file.display()),
             None => "with the configuration of the environment".to_owned(),
         };
-        let Some(path) = control::socket(&config) else {
-            let why = format!("a client {described} takes no orders: it says `control: off`");
-            return Ok(Found::Idle(Some(config), why));
+        let Some(first) = place.paths().first() else {
+            return Ok(Err(format!(
+                "a {kind} {described} takes no orders: it says `control: off`"
+            )));
         };
-        match Caller::connect(&path) {
-            Ok(caller) => Ok(Found::Running(caller)),
-            Err(CallError::NotThere { .. }) => {
-                let why = format!(
-                    "no client runs {described}: its control socket would be {}",
-                    path.display()
-                );
-                Ok(Found::Idle(Some(config), why))
+        for path in place.paths() {
+            match Caller::connect(path) {
+                Ok(caller) => return Ok(Ok(caller)),
+                Err(CallError::NotThere { .. }) => {}
+                Err(error) => return Err(Failure::Run(error.into())),
             }
-            Err(error) => Err(Failure::Run(error.into())),
         }
+        Ok(Err(format!(
+            "no {kind} runs {described}: its control socket would be {}",
+            first.display()
+        )))
     }
 
     /// Loads the configuration; `None` where there is none.
-    fn load(&self) -> Result<Option<Box<ClientConfig>>, Failure> {
+    fn load<T>(
+        &self,
+        kind: Kind,
+        load: fn(crate::config::Inputs<'_>) -> Result<crate::config::Loaded<T>, ConfigError>,
+    ) -> Result<Option<T>, Failure> {
         let file = self.config.as_deref();
-        match load_by(file, &[], Kind::Client, ClientConfig::load) {
-            Ok(loaded) => Ok(Some(Box::new(loaded.config))),
+        match load_by(file, &[], kind, load) {
+            Ok(loaded) => Ok(Some(loaded.config)),
             // Nothing was given at all.
             Err(Failure::Usage(_)) if file.is_none() => Ok(None),
-            // Variables that say something of other clients, such as ADIT_PROXY, are not enough for one.
-            Err(Failure::Config(error)) if file.is_none() && is_incomplete(&error) => Ok(None),
+            // Variables that say something of other programs, such as ADIT_PROXY, are not enough for one.
+            Err(Failure::Config(error)) if file.is_none() && error.is_all_missing() => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
 
-fn is_incomplete(error: &ConfigError) -> bool {
-    error.is_all_missing()
+fn connect(path: &Path) -> Result<Caller, Failure> {
+    Caller::connect(path).map_err(|error| Failure::Run(error.into()))
 }
 
-fn only_one() -> Result<Found, Failure> {
+fn running(found: Found) -> Result<Caller, Failure> {
+    match found {
+        Found::Running(caller) => Ok(caller),
+        Found::Idle(_, why) => Err(not_running(why)),
+    }
+}
+
+fn not_running(why: String) -> Failure {
+    Failure::Run(anyhow::Error::msg(why))
+}
+
+/// Takes the only one of `sockets` that lives; without one, says so in words.
+fn only_one(sockets: Vec<PathBuf>, what: &str) -> Result<Result<Caller, String>, Failure> {
     let mut living = Vec::new();
-    for path in control::sockets() {
+    for path in sockets {
         if let Ok(caller) = Caller::connect(&path) {
             living.push((path, caller));
         }
     }
     match living.as_slice() {
-        [] | [_] => Ok(match living.pop() {
-            Some((_, caller)) => Found::Running(caller),
-            None => Found::Idle(
-                None,
-                "no client of this user runs: start `adit client`, or name its configuration by -c FILE"
-                    .to_owned(),
-            ),
-        }),
+        [] | [_] => Ok(living.pop().map(|(_, caller)| caller).ok_or_else(|| {
+            let start = if what == "server" {
+                "adit server"
+            } else {
+                "adit client"
+            };
+            format!(
+                "no {what} of this user runs: start `{start}`, or name its configuration by -c FILE"
+            )
+        })),
         [(first, _), ..] => Err(Failure::Usage(format!(
-            "{} clients run: say which by -c FILE, or by --control {}",
+            "{} {what}s run: say which by -c FILE, or by --control {}",
             living.len(),
-            shown(first)
+            first.display()
         ))),
     }
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -142,6 +142,7 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Cleanup(_)
         | Command::Dns(_)
         | Command::Forward(_)
+        | Command::Status(_)
         | Command::Nc(_) => Err(Failure::Usage("this command runs no program".to_owned())),
     }
 }

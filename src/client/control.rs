@@ -2,6 +2,7 @@
 //!
 //! | command | arguments | what it does, and answers |
 //! |---|---|---|
+//! | `status` | | how the client is |
 //! | `forward.add` | `forward`: `-L 8080:h:80` | adds it: the forward as it is listed, and `warning` if there is one |
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
@@ -12,16 +13,14 @@
 //! A client's socket has a name made of both keys, so that whoever has its configuration finds it, and clients of
 //! different configurations do not meet.
 
-use std::env;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Map, Value, json};
-use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -32,65 +31,31 @@ use super::enclosure::Enclosures;
 use super::forwards::{ForwardError, Forwards, Listed};
 use super::resolve::{Host, Resolver};
 use crate::config::{ClientConfig, ControlSocket, Forward};
-use crate::io::control::{self, Commands, Done, PlaceError, Request};
+use crate::io::control::{self, Commands, Done, Request, Surroundings, Wanted, short_key};
 use crate::io::relay::{Endpoint, Fate, FlowWatch};
-use crate::io::unix::{Listener, UnixError};
+use crate::io::unix::Listener;
 
-/// Names the control socket of a client with this configuration; `None` where that says there is none.
-pub fn socket(config: &ClientConfig) -> Option<PathBuf> {
+/// Tells where a client with this configuration takes orders.
+pub fn place(config: &ClientConfig) -> Wanted {
     match &config.control {
-        ControlSocket::Off => None,
-        ControlSocket::At(path) => Some(path.clone()),
+        ControlSocket::Off => Wanted::Nowhere,
+        ControlSocket::At(path) => Wanted::At(path.clone()),
         ControlSocket::Usual => {
-            let short = |key: String| -> String {
-                let plain = |c| match c {
-                    '/' => '_',
-                    '+' => '-',
-                    c => c,
-                };
-                key.chars().take(SHORT).map(plain).collect()
-            };
-            let own = short(config.secret_key.public().to_string());
-            let server = short(config.server_key.to_string());
+            let own = short_key(&config.secret_key.public());
+            let server = short_key(&config.server_key);
             let name = format!("{KIND}{own}-{server}");
-            Some(control::usual(runtime().as_deref(), &name))
+            let surroundings = Surroundings::here();
+            Wanted::Usual {
+                listen: surroundings.usual(&name),
+                ask: surroundings.everywhere(&name),
+            }
         }
     }
 }
 
 /// Lists the control sockets of this user's clients, those of the dead among them.
 pub fn sockets() -> Vec<PathBuf> {
-    control::find(runtime().as_deref(), KIND)
-}
-
-/// Listens where the configuration says. A client whose usual socket cannot be had does without, and says so; one that was
-/// told where it is does not start.
-///
-/// # Errors
-///
-/// The socket that the configuration names cannot be had.
-pub fn listen(config: &ClientConfig) -> Result<Option<Listener>, ControlError> {
-    let Some(path) = socket(config) else {
-        return Ok(None);
-    };
-    match &config.control {
-        ControlSocket::Off => Ok(None),
-        ControlSocket::At(_) => Ok(Some(Listener::bind(&path)?)),
-        ControlSocket::Usual => match usual(&path) {
-            Ok(listener) => Ok(Some(listener)),
-            Err(error) => {
-                warn!(
-                    "no control socket: {error}; `adit forward` does not reach this client: set `control` to another path, or to off"
-                );
-                Ok(None)
-            }
-        },
-    }
-}
-
-fn usual(path: &Path) -> Result<Listener, ControlError> {
-    control::prepare(path)?;
-    Ok(Listener::bind(path)?)
+    Surroundings::here().find(KIND)
 }
 
 /// Serves orders over `listener` until `stop`.
@@ -108,18 +73,6 @@ pub async fn serve(
         open: Arc::default(),
     };
     control::serve(listener, Arc::new(orders), stop).await;
-}
-
-/// Why there is no control socket.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ControlError {
-    /// Its folder is of no use.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// It cannot be listened on.
-    #[error("control: {0}")]
-    Socket(#[from] UnixError),
 }
 
 /// Makes `socket`, a connected Unix stream socket, a connection to `host`; what is returned tells how it ends.
@@ -162,6 +115,10 @@ struct Orders {
 impl Commands for Orders {
     async fn call(&self, request: Request, passed: Option<OwnedFd>) -> Done {
         match request.command.as_str() {
+            "status" => Done::Now(Ok(json!({
+                "kind": "client",
+                "version": env!("CARGO_PKG_VERSION"),
+            }))),
             "forward.add" => Done::Now(self.add(&request)),
             "forward.remove" => Done::Now(self.remove(&request).await),
             "forward.list" => Done::Now(Ok(json!(self.forwards.list()))),
@@ -285,13 +242,6 @@ pub fn is_finished(end: &Value) -> bool {
     end.get(END).and_then(Value::as_str) == Some(FINISHED)
 }
 
-/// The user's folder for what lives as long as he is logged in.
-fn runtime() -> Option<PathBuf> {
-    let folder = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    // As the specification of the variable says: a relative path counts as none.
-    folder.filter(|folder| folder.is_absolute())
-}
-
 const CONNECTED: &str = "connected";
 
 /// How long the question for a session waits for one.
@@ -303,6 +253,3 @@ const FINISHED: &str = "finished";
 
 /// What a client's socket begins with.
 const KIND: &str = "client-";
-
-/// Characters of a key in a socket's name: 48 bits, since a path is short and nobody has many keys.
-const SHORT: usize = 8;

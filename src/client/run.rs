@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connect::Connector;
-use super::control::{self, ControlError};
+use super::control;
 use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
@@ -43,6 +43,7 @@ use super::resolve::{Resolver, name_service};
 use super::rules::InForce;
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
+use crate::io::control::PlaceError;
 use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
@@ -232,7 +233,7 @@ impl Services {
         for forward in &config.forwards {
             forwards.add(forward.clone())?;
         }
-        let control = control::listen(config)?.map(|listener| {
+        let control = control::place(config).listen()?.map(|listener| {
             debug!(socket = %listener.path().display(), "takes orders");
             let (forwards, resolver) = (forwards.clone(), client.resolver());
             let enclosures = client.enclosures(rules, stop);
@@ -293,7 +294,7 @@ pub enum StartError {
     Forward(#[from] ForwardError),
     /// The control socket that the configuration names cannot be had.
     #[error(transparent)]
-    Control(#[from] ControlError),
+    Control(#[from] PlaceError),
 }
 
 /// Makes what answers names, with its lists read, and starts what keeps both up to date.

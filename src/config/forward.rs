@@ -221,10 +221,10 @@ impl fmt::Display for RemoteForward {
     }
 }
 
-/// Where the client's control socket is.
+/// Where a program's control socket is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ControlSocket {
-    /// In the user's folder for such things, under a name made of the keys.
+    /// In the user's folder for such things, by a name made of the keys.
     #[default]
     Usual,
     /// There is none.

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::address::{Host, LaneAddr, Scheme};
 use super::dns::{self, StaticRecord};
 use super::error::ConfigError;
+use super::forward::{self, ControlSocket};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
 use super::shared::{Unique, values};
@@ -58,6 +59,8 @@ pub struct ServerConfig {
     pub repair: Repair,
     /// How many threads the program runs on, 1 to [`MOST_THREADS`](super::MOST_THREADS); `None` leaves it to the program.
     pub threads: Option<usize>,
+    /// Where it takes orders while it runs.
+    pub control: ControlSocket,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -193,6 +196,7 @@ impl ServerConfig {
         let aead = shared::read_aead(settings);
         let repair = repair::read(settings);
         let threads = shared::read_threads(settings);
+        let control = forward::read_control(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -231,6 +235,7 @@ impl ServerConfig {
             aead,
             repair,
             threads,
+            control,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The server: peers, leases, routing and egress.
 
 pub mod accept;
+pub mod control;
 pub mod datagrams;
 pub mod dns;
 pub mod egress;
@@ -8,6 +9,7 @@ pub mod filter;
 pub mod lease_store;
 pub mod leases;
 pub mod local;
+pub mod peers;
 pub mod registry;
 pub mod router;
 pub mod run;

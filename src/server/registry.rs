@@ -18,15 +18,16 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{info, warn};
 
 use crate::io::lane::StreamLane;
+use crate::proto::PublicKey;
 use crate::server::leases::{Lease, LeaseError, Leases, Owner};
 use crate::server::router::{Downlink, Router};
 use crate::wire::{CloseReason, SessionId};
@@ -71,6 +72,32 @@ impl Join {
     }
 }
 
+/// Tells a session's driver to end, and why.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    token: CancellationToken,
+    reason: Arc<OnceLock<CloseReason>>,
+}
+
+impl Ending {
+    /// Tells it to end; the first reason counts.
+    pub fn end(&self, reason: CloseReason) {
+        // Before the driver wakes.
+        let _former = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    /// Returns what resolves when it is to end.
+    pub fn ended(&self) -> WaitForCancellationFutureOwned {
+        self.token.clone().cancelled_owned()
+    }
+
+    /// Returns why it is to end, once it is.
+    pub fn reason(&self) -> Option<CloseReason> {
+        self.reason.get().copied()
+    }
+}
+
 /// A confirmed session that asks to be entered.
 #[derive(Clone, Debug)]
 pub struct Entrant {
@@ -80,8 +107,8 @@ pub struct Entrant {
     pub owner: Owner,
     /// Where its driver takes new lanes.
     pub joins: mpsc::Sender<Join>,
-    /// Cancelled when another session takes its place.
-    pub replaced: CancellationToken,
+    /// How its driver is told to end.
+    pub ending: Ending,
     /// Its packets.
     pub downlink: Arc<Downlink>,
     /// Its client's name, for logs.
@@ -140,7 +167,7 @@ impl Registry {
             && let Some(entry) = self.take_out(&mut inner, old)
         {
             inner.leases.release(now, &entry.session.owner);
-            entry.session.replaced.cancel();
+            entry.session.ending.end(CloseReason::Superseded);
         }
         if inner.sessions.len() >= self.capacity {
             return Err(EnterError::Full {
@@ -172,6 +199,26 @@ impl Registry {
             }
             self.changed.notify_one();
         }
+    }
+
+    /// Ends every session of the client with this key, for `reason`, and returns how many there were. Nothing reaches
+    /// them any more when this returns; their leases stay for the client, should it come back.
+    pub fn end_all_of(&self, key: &PublicKey, reason: CloseReason, now: SystemTime) -> usize {
+        let mut inner = self.lock();
+        let of_client = |entry: &&Entry| entry.session.owner.key == *key;
+        let theirs: Vec<SessionId> = (inner.sessions.values().filter(of_client))
+            .map(|entry| entry.session.id)
+            .collect();
+        for id in &theirs {
+            if let Some(entry) = self.take_out(&mut inner, *id) {
+                inner.leases.release(now, &entry.session.owner);
+                entry.session.ending.end(reason);
+            }
+        }
+        if !theirs.is_empty() {
+            self.changed.notify_one();
+        }
+        theirs.len()
     }
 
     /// Returns where session `id` takes new lanes.
@@ -221,7 +268,7 @@ impl Registry {
             Some(old) => {
                 info!(%client, %address, "a new instance takes the fixed address over: the one before has no lane");
                 inner.leases.leave(now, &holder);
-                old.session.replaced.cancel();
+                old.session.ending.end(CloseReason::Superseded);
             }
             None => {
                 warn!(%client, %address, "the fixed address is in use by another instance: this one gets another");
@@ -285,7 +332,6 @@ mod tests {
     use super::*;
     use crate::io::lane::LaneStream;
     use crate::io::pool::Pool;
-    use crate::proto::PublicKey;
     use crate::server::leases::{Fixed, Settings};
 
     const NOW: SystemTime = UNIX_EPOCH;
@@ -304,7 +350,7 @@ mod tests {
                 instance: [client; 8],
             },
             joins: mpsc::channel(1).0,
-            replaced: CancellationToken::new(),
+            ending: Ending::default(),
             downlink: registry.router.downlink(),
             client: "laptop".into(),
             laneless: Arc::default(),
@@ -339,11 +385,28 @@ mod tests {
         let (old, new) = (entrant(&registry, 1, 1), entrant(&registry, 2, 1));
         let lease = registry.enter(old.clone(), NOW).unwrap();
         assert_eq!(registry.enter(new.clone(), NOW).unwrap(), lease);
-        assert!(old.replaced.is_cancelled() && !new.replaced.is_cancelled());
+        assert!(old.ending.reason().is_some() && !new.ending.reason().is_some());
         assert!(leads_to(&registry, &lease, &new));
         // The older driver says its end later.
         registry.remove(SessionId(1), NOW, false);
         assert!(leads_to(&registry, &lease, &new));
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[test]
+    fn sessions_of_a_client_that_is_taken_out_end_and_nothing_leads_to_them() {
+        let registry = registry(4);
+        let (one, other) = (entrant(&registry, 1, 1), entrant(&registry, 2, 2));
+        let lease = registry.enter(one.clone(), NOW).unwrap();
+        registry.enter(other.clone(), NOW).unwrap();
+        let ended = registry.end_all_of(&one.owner.key, CloseReason::Revoked, NOW);
+        assert_eq!(ended, 1);
+        assert_eq!(one.ending.reason(), Some(CloseReason::Revoked));
+        assert!(other.ending.reason().is_none());
+        assert!(!leads_to(&registry, &lease, &one));
+        assert!(registry.find(SessionId(1)).is_none() && registry.len() == 1);
+        // Its driver says its end later.
+        registry.remove(SessionId(1), NOW, false);
         assert_eq!(registry.len(), 1);
     }
 
@@ -358,7 +421,7 @@ mod tests {
         registry.enter(old.clone(), NOW).unwrap();
         let _waiting = joins.try_reserve().unwrap();
         registry.enter(entrant(&registry, 2, 1), NOW).unwrap();
-        assert!(old.replaced.is_cancelled());
+        assert!(old.ending.reason().is_some());
     }
 
     #[test]
@@ -382,11 +445,11 @@ mod tests {
         let (first, second, third) = (instance(1, 1), instance(2, 2), instance(3, 3));
         assert_eq!(registry.enter(first.clone(), NOW).unwrap(), fixed);
         assert_ne!(registry.enter(second.clone(), NOW).unwrap(), fixed);
-        assert!(!first.replaced.is_cancelled(), "it has a lane");
+        assert!(!first.ending.reason().is_some(), "it has a lane");
         first.laneless.store(true, Ordering::Relaxed);
         assert_eq!(registry.enter(third.clone(), NOW).unwrap(), fixed);
         assert!(leads_to(&registry, &fixed, &third));
-        assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
+        assert!(first.ending.reason().is_some() && !second.ending.reason().is_some());
         // The older driver says its end later.
         registry.remove(SessionId(1), NOW, false);
         assert!(leads_to(&registry, &fixed, &third));

@@ -14,7 +14,6 @@
 //!                     └── registry ─────┘ joins          TUN ──▶ TunEgress::drain ──▶ router
 //! ```
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -31,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use super::accept::{self, AcceptStats, MAX_STRANGERS};
+use super::control::{self, Orders};
 use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
 use super::egress::Egress;
@@ -39,11 +39,13 @@ use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
 use super::leases::{Fixed, Lease, Leases, Settings as LeaseSettings};
 use super::local::LocalLimits;
+use super::peers::{Peer, Peers};
 use super::registry::Registry;
 use super::router::Router;
 use super::unlisted::Unlisted;
-use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
+use crate::config::{EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
 use crate::io::clock;
+use crate::io::control::{self as io_control, PlaceError};
 use crate::io::limits::raise_open_files;
 use crate::io::listen::{BindError, Listener, bind_datagrams};
 use crate::io::netlink::Netlink;
@@ -53,9 +55,10 @@ use crate::io::state::{StateDir, StateError};
 use crate::io::tls::{Certificate, CertificateError, ServerTls};
 use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
 use crate::io::udp::UdpIo;
+use crate::io::unix;
 use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, PublicKey, Responder, Settings};
-use crate::wire::InnerConfig;
+use crate::wire::{CloseReason, InnerConfig};
 
 /// What the sessions of one server share.
 #[derive(Debug)]
@@ -100,8 +103,9 @@ pub struct Shared {
     pub stats: ServerStats,
     /// Clients that are not answered, in the log.
     pub unlisted: Unlisted,
+    /// Who may connect.
+    pub peers: Peers,
     policy: RwLock<Arc<DestinationPolicy>>,
-    clients: HashMap<PublicKey, ClientEntry>,
     networks: Vec<IpNet>,
 }
 
@@ -131,15 +135,24 @@ impl Shared {
 
     /// Returns what a handshake needs to know of the client with this key.
     pub fn handshake_entry(&self, key: &PublicKey) -> Option<proto::ClientEntry> {
-        self.clients.get(key).map(|client| proto::ClientEntry {
-            psk: client.preshared_key.clone(),
+        self.peers.find(key).map(|peer| proto::ClientEntry {
+            psk: peer.entry.preshared_key.clone(),
             id: 0,
         })
     }
 
     /// Returns the name of the client with this key, for logs.
-    pub fn client_name(&self, key: &PublicKey) -> &str {
-        self.clients.get(key).map_or("?", |client| &client.name)
+    pub fn client_name(&self, key: &PublicKey) -> String {
+        self.peers.name(key)
+    }
+
+    /// Takes a client out and ends its sessions; returns it, and how many sessions it had.
+    ///
+    /// From now on its handshakes are not answered, and nothing reaches it: what its sessions had open ends with them.
+    pub fn revoke(&self, key: &PublicKey) -> Option<(Peer, usize)> {
+        let peer = self.peers.remove(key)?;
+        let ended = (self.registry).end_all_of(key, CloseReason::Revoked, clock::unix());
+        Some((peer, ended))
     }
 
     /// Returns whether `address` lies in the clients' networks.
@@ -238,6 +251,7 @@ pub struct Server {
     tun: Option<Arc<TunEgress>>,
     undo: Option<Undo>,
     state: StateDir,
+    control: Option<unix::Listener>,
 }
 
 impl Server {
@@ -256,6 +270,7 @@ impl Server {
         let tls = server_tls(&config, &state)?;
         let dns = DnsService::new(&config.dns)?;
         let leases = restore_leases(&config)?;
+        let control = control::place(&config).listen()?;
         let gateways = gateways(&leases);
         // Last of all that can fail, so that nothing is to be undone when something does.
         let (egress, tun, undo) = match config.egress {
@@ -315,11 +330,7 @@ impl Server {
             datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             unlisted: Unlisted::new(clock::now()),
-            clients: config
-                .clients
-                .into_iter()
-                .map(|client| (client.public_key, client))
-                .collect(),
+            peers: Peers::new(config.clients),
             networks,
         });
         look_at_own_addresses(&shared).await;
@@ -329,6 +340,7 @@ impl Server {
             tun,
             undo,
             state,
+            control,
         })
     }
 
@@ -360,6 +372,7 @@ impl Server {
             tun,
             undo,
             state,
+            control,
         } = self;
         let tasks = TaskTracker::new();
         let mut listeners = JoinSet::new();
@@ -374,6 +387,15 @@ impl Server {
                     listeners.spawn(datagrams::serve(shared, io, all));
                 }
             }
+        }
+        if let Some(listener) = control {
+            debug!(socket = %listener.path().display(), "takes orders");
+            let orders = Orders::new(shared.clone());
+            tasks.spawn(io_control::serve(
+                listener,
+                Arc::new(orders),
+                shared.stop.clone(),
+            ));
         }
         let draining = drain(&shared, tun);
         let result = tokio::select! {
@@ -447,6 +469,9 @@ pub enum StartError {
     /// What a killed run left in the system cannot be undone.
     #[error("cannot undo what a killed run has left: {0}")]
     Leftovers(#[from] UndoError),
+    /// The control socket that the configuration names cannot be had.
+    #[error(transparent)]
+    Control(#[from] PlaceError),
     /// The TUN device cannot be set up.
     #[error(transparent)]
     Egress(#[from] SetupError),

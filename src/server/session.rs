@@ -28,7 +28,7 @@ use adit_netstack::{Offload, Packet, Unreachable, protocol};
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Sleep;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Span, debug, debug_span, info, warn};
 
 use super::datagrams;
@@ -36,7 +36,7 @@ use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
 use super::local::{DNS_PORT, Local};
-use super::registry::{Entrant, Join, Joined, addresses};
+use super::registry::{Ending, Entrant, Join, Joined, addresses};
 use super::router::{Downlink, Queued};
 use super::run::{Shared, Way};
 use super::unconfirmed::Place;
@@ -62,9 +62,10 @@ pub struct SessionDriver {
     downlink: Arc<Downlink>,
     joins: mpsc::Receiver<Join>,
     sender: mpsc::Sender<Join>,
-    replaced: CancellationToken,
-    /// Resolves when `replaced` is cancelled.
-    superseded: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// How others tell it to end.
+    ending: Ending,
+    /// Resolves when they do.
+    told_to_end: Pin<Box<WaitForCancellationFutureOwned>>,
     state: State,
     addresses: Vec<IpAddr>,
     local: Option<Local>,
@@ -160,7 +161,7 @@ impl SessionDriver {
     ) -> Option<Self> {
         let now = clock::now();
         let (sender, joins) = mpsc::channel(JOINS);
-        let replaced = CancellationToken::new();
+        let ending = Ending::default();
         let id = carrier.session().id();
         let span = debug_span!("session", %id);
         let inbox = shared.inboxes.open(id)?;
@@ -175,8 +176,8 @@ impl SessionDriver {
             span,
             joins,
             sender,
-            superseded: Box::pin(replaced.clone().cancelled_owned()),
-            replaced,
+            told_to_end: Box::pin(ending.ended()),
+            ending,
             state: State::Unconfirmed {
                 until: now + patience,
                 _seat: seat,
@@ -244,8 +245,8 @@ impl SessionDriver {
         if self.carrier.session().closed().is_none() {
             let reason = if self.stopped.as_mut().poll(cx).is_ready() {
                 Some(CloseReason::ShuttingDown)
-            } else if self.superseded.as_mut().poll(cx).is_ready() {
-                Some(CloseReason::Superseded)
+            } else if self.told_to_end.as_mut().poll(cx).is_ready() {
+                self.ending.reason()
             } else {
                 None
             };
@@ -391,12 +392,17 @@ impl SessionDriver {
             id: self.carrier.session().id(),
             owner: self.owner,
             joins: self.sender.clone(),
-            replaced: self.replaced.clone(),
+            ending: self.ending.clone(),
             downlink: self.downlink.clone(),
-            client: self.shared.client_name(&self.owner.key).to_owned(),
+            client: self.shared.client_name(&self.owner.key),
             laneless: self.laneless.clone(),
         };
         let entered = self.shared.registry.enter(entrant, clock::unix());
+        // Whoever takes a client out does it in the other order, so that one of us sees the other.
+        if self.shared.peers.find(&self.owner.key).is_none() {
+            let (key, registry) = (&self.owner.key, &self.shared.registry);
+            registry.end_all_of(key, CloseReason::Revoked, clock::unix());
+        }
         match entered {
             Ok(lease) => {
                 self.addresses = addresses(&lease);

@@ -113,6 +113,7 @@ impl Path {
             aead: Vec::new(),
             repair: Repair::Auto,
             threads: None,
+            control: ControlSocket::Off,
         })
         .await
         .unwrap();

@@ -16,9 +16,15 @@
 //! hands over one end of a socket pair, hears that the connection stands, and later how it has ended; the bytes in
 //! between go through the pair and nobody's hands.
 //!
+//! # Where
+//!
+//! A program says where it listens as [`Wanted`], by the words `control:` of its configuration and a name of its own
+//! that is made of its keys, so that whoever has the configuration finds it ([`Surroundings`] has the folders):
+//! `client::control::place`, `server::control::place`. Whoever has no configuration takes the only one that lives.
+//!
 //! # Who may
 //!
-//! The socket is its owner's alone (0600, in a folder 0700), and whoever connects is asked for again by SO_PEERCRED: the
+//! The socket is its owner's alone (0600, in a folder to which nobody else may write, made 0700), and whoever connects is asked for again by SO_PEERCRED: the
 //! same user, or root. A foreigner's connection is closed without an answer, and counted. A caller looks at the other
 //! end in the same way.
 //!
@@ -38,6 +44,5 @@ mod stream;
 pub use call::{CallError, Caller};
 pub use line::{Lines, MAX_LINE, TooLong};
 pub use message::{Answer, BadRequest, Request, VERSION};
-pub(crate) use place::prepare;
-pub use place::{PlaceError, find, usual};
+pub use place::{PlaceError, Surroundings, Wanted, short_key};
 pub use server::{Commands, ControlStats, Done, IDLE, MAX_CONNECTIONS, MAX_HELD, serve};

@@ -1,5 +1,17 @@
 //! Where control sockets are, and which of them is meant.
+//!
+//! ```text
+//! RUNTIME_DIRECTORY           what systemd has made for the unit
+//! XDG_RUNTIME_DIR/adit        what a login has
+//! /run/adit                   root's
+//! /tmp/adit-<user's number>   where there is nothing else
+//! ```
+//!
+//! A program listens in the first of these that its surroundings have; a command looks in all of them, since the shell it
+//! was started from has others than the unit of the program. Root looks one folder deeper in /run/adit, too: a unit's
+//! `RuntimeDirectory=adit/server` is there, which belongs to the unit's own user.
 
+use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
@@ -7,8 +19,28 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use thiserror::Error;
+use tracing::{debug, warn};
 
-/// Why there is no control socket to be named.
+use crate::io::unix::{Listener, UnixError};
+use crate::proto::PublicKey;
+
+/// Where a program is to listen for orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nowhere.
+    Nowhere,
+    /// Here, or the program does not start.
+    At(PathBuf),
+    /// At a place that follows from the surroundings, or nowhere.
+    Usual {
+        /// In the first of these that can be had.
+        listen: Vec<PathBuf>,
+        /// Who wants to give it orders asks here, in this order.
+        ask: Vec<PathBuf>,
+    },
+}
+
+/// Why there is no control socket.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PlaceError {
@@ -21,27 +53,154 @@ pub enum PlaceError {
         error: io::Error,
     },
     /// The folder is not ours alone.
-    #[error("{}: this folder must belong to this user, and nobody else may enter it (its mode is {mode:04o})", folder.display())]
+    #[error("{}: this folder must belong to this user, and nobody else may write to it (its mode is {mode:04o})", folder.display())]
     Foreign {
         /// The folder.
         folder: PathBuf,
         /// Its mode.
         mode: u32,
     },
+    /// It cannot be listened on.
+    #[error("control: {0}")]
+    Socket(#[from] UnixError),
 }
 
-/// Names the user's control socket `name` in `runtime`, the folder that `XDG_RUNTIME_DIR` names, or in one of the same
-/// kind where there is none.
-pub fn usual(runtime: Option<&Path>, name: &str) -> PathBuf {
-    folder(runtime).join(format!("{name}{SUFFIX}"))
+/// The folders that there may be for sockets.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// What systemd has made for this unit.
+    pub unit: Option<PathBuf>,
+    /// What the user has while he is logged in.
+    pub login: Option<PathBuf>,
+    /// What root has, and where units have theirs.
+    pub system: Option<PathBuf>,
+    /// What there is when all else is missing.
+    pub last: Option<PathBuf>,
 }
 
-/// Makes the folder of `socket`, if it is the usual one, and makes sure that it is the user's alone.
+impl Wanted {
+    /// Where it may be listening, in the order in which to ask.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::Nowhere => &[],
+            Self::At(path) => std::slice::from_ref(path),
+            Self::Usual { ask, .. } => ask,
+        }
+    }
+
+    /// Listens there; `None` where nothing is to be listened on, or no usual place can be had, which is warned of.
+    ///
+    /// To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The socket that was named cannot be had.
+    pub fn listen(&self) -> Result<Option<Listener>, PlaceError> {
+        let paths = match self {
+            Self::Nowhere => return Ok(None),
+            Self::At(path) => return Ok(Some(Listener::bind(path)?)),
+            Self::Usual { listen, .. } => listen,
+        };
+        let mut last = None;
+        for path in paths {
+            match prepare(path).and_then(|()| Ok(Listener::bind(path)?)) {
+                Ok(listener) => return Ok(Some(listener)),
+                Err(error) => {
+                    debug!(%error, "not a place for the control socket");
+                    last = Some(error);
+                }
+            }
+        }
+        if let Some(error) = last {
+            warn!(
+                "no control socket: {error}; `adit status` and the like do not reach this program: set `control` to another path, or to off"
+            );
+        }
+        Ok(None)
+    }
+}
+
+impl Surroundings {
+    /// Asks the environment of this process.
+    pub fn here() -> Self {
+        let user = geteuid();
+        // As the specification of the variables says: a relative path counts as none.
+        let folder = |name| {
+            let folder = env::var_os(name).map(PathBuf::from);
+            folder.filter(|folder: &PathBuf| folder.is_absolute())
+        };
+        // systemd.exec(5): several folders are separated by colons.
+        let unit = env::var("RUNTIME_DIRECTORY").ok().and_then(|folders| {
+            let first = PathBuf::from(folders.split(':').next()?);
+            first.is_absolute().then_some(first)
+        });
+        Self {
+            unit,
+            login: folder("XDG_RUNTIME_DIR").map(|folder| folder.join("adit")),
+            system: user.is_root().then(|| PathBuf::from("/run/adit")),
+            last: (!user.is_root()).then(|| PathBuf::from(format!("/tmp/adit-{}", user.as_raw()))),
+        }
+    }
+
+    /// Names where a program listens in these surroundings by the name `name`, the best first.
+    pub fn usual(&self, name: &str) -> Vec<PathBuf> {
+        self.folders()
+            .map(|folder| folder.join(file_name(name)))
+            .collect()
+    }
+
+    /// Names where a program of that name may listen, also one with other surroundings.
+    pub fn everywhere(&self, name: &str) -> Vec<PathBuf> {
+        let units = self.units().map(|folder| folder.join(file_name(name)));
+        self.usual(name).into_iter().chain(units).collect()
+    }
+
+    /// Lists the control sockets whose name begins with `kind`, those of the dead among them.
+    pub fn find(&self, kind: &str) -> Vec<PathBuf> {
+        let is_one = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(kind)
+                && name.ends_with(SUFFIX)
+                && entry.file_type().is_ok_and(|kind| kind.is_socket())
+        };
+        let folders = self.folders().map(Path::to_owned).chain(self.units());
+        let mut found: Vec<PathBuf> = folders
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flat_map(|entries| entries.filter_map(Result::ok))
+            .filter(is_one)
+            .take(MAX_FOUND)
+            .map(|entry| entry.path())
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    fn folders(&self) -> impl Iterator<Item = &Path> {
+        [&self.unit, &self.login, &self.system, &self.last]
+            .into_iter()
+            .filter_map(|folder| folder.as_deref())
+    }
+
+    /// The folders of units, where this user may look for them.
+    fn units(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = self.system.as_deref().map(fs::read_dir);
+        let entries = entries.and_then(Result::ok).into_iter().flatten();
+        entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .take(MAX_FOUND)
+            .map(|entry| entry.path())
+    }
+}
+
+/// Makes the folder of `socket`, if it is the usual one, and makes sure that nobody else can change what is in it.
 ///
 /// # Errors
 ///
 /// [`PlaceError`].
-pub(crate) fn prepare(socket: &Path) -> Result<(), PlaceError> {
+fn prepare(socket: &Path) -> Result<(), PlaceError> {
     let Some(folder) = socket.parent() else {
         return Ok(());
     };
@@ -57,7 +216,7 @@ pub(crate) fn prepare(socket: &Path) -> Result<(), PlaceError> {
     // Others can make folders in /tmp, links to folders among them.
     let metadata = fs::symlink_metadata(folder).map_err(failed)?;
     let mode = metadata.mode() & 0o7777;
-    if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() || mode & 0o077 != 0 {
+    if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() || mode & 0o022 != 0 {
         return Err(PlaceError::Foreign {
             folder: folder.to_owned(),
             mode,
@@ -66,40 +225,26 @@ pub(crate) fn prepare(socket: &Path) -> Result<(), PlaceError> {
     Ok(())
 }
 
-/// Lists the user's control sockets whose name begins with `kind`, those of the dead among them.
-pub fn find(runtime: Option<&Path>, kind: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder(runtime)) else {
-        return Vec::new();
-    };
-    let is_one = |entry: &fs::DirEntry| {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        name.starts_with(kind)
-            && name.ends_with(SUFFIX)
-            && entry.file_type().is_ok_and(|kind| kind.is_socket())
-    };
-    let mut found: Vec<PathBuf> = entries
-        .filter_map(Result::ok)
-        .filter(is_one)
-        .take(MAX_FOUND)
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    found
+fn file_name(name: &str) -> String {
+    format!("{name}{SUFFIX}")
 }
 
-fn folder(runtime: Option<&Path>) -> PathBuf {
-    let user = geteuid();
-    match runtime {
-        Some(runtime) => runtime.join("adit"),
-        None if user.is_root() => PathBuf::from("/run/adit"),
-        None => PathBuf::from(format!("/tmp/adit-{}", user.as_raw())),
-    }
+/// Shortens a key for a socket's name.
+pub fn short_key(key: &PublicKey) -> String {
+    let plain = |c| match c {
+        '/' => '_',
+        '+' => '-',
+        c => c,
+    };
+    key.to_string().chars().take(SHORT).map(plain).collect()
 }
+
+/// Characters of a key in a socket's name: 48 bits, since a path is short and nobody has many keys.
+const SHORT: usize = 8;
 
 const SUFFIX: &str = ".sock";
 
-/// Sockets looked at: more clients than anybody runs.
+/// Sockets looked at, and folders: more programs than anybody runs.
 const MAX_FOUND: usize = 64;
 
 #[cfg(test)]
@@ -109,17 +254,28 @@ mod tests {
 
     use super::*;
 
+    fn login(folder: &Path) -> Surroundings {
+        Surroundings {
+            login: Some(folder.join("adit")),
+            ..Surroundings::default()
+        }
+    }
+
+    fn usual(folder: &Path, name: &str) -> PathBuf {
+        login(folder).usual(name).remove(0)
+    }
+
     #[test]
     fn folder_is_made_for_the_user_alone_and_a_wider_one_is_refused() {
         let runtime = tempfile::tempdir().unwrap();
-        let socket = usual(Some(runtime.path()), "client-a");
+        let socket = usual(runtime.path(), "client-a");
         prepare(&socket).unwrap();
         prepare(&socket).unwrap();
         let folder = socket.parent().unwrap();
         assert_eq!(fs::metadata(folder).unwrap().mode() & 0o777, 0o700);
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o770)).unwrap();
         let refused = prepare(&socket).unwrap_err();
-        assert!(matches!(refused, PlaceError::Foreign { mode: 0o750, .. }));
+        assert!(matches!(refused, PlaceError::Foreign { mode: 0o770, .. }));
     }
 
     #[test]
@@ -127,21 +283,59 @@ mod tests {
         let runtime = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), runtime.path().join("adit")).unwrap();
-        let refused = prepare(&usual(Some(runtime.path()), "client-a"));
+        let refused = prepare(&usual(runtime.path(), "client-a"));
         assert!(matches!(refused, Err(PlaceError::Foreign { .. })));
     }
 
     #[test]
     fn sockets_of_a_kind_are_found_and_nothing_else() {
         let runtime = tempfile::tempdir().unwrap();
-        assert!(find(Some(runtime.path()), "client-").is_empty());
-        let place = |name| usual(Some(runtime.path()), name);
+        assert!(login(runtime.path()).find("client-").is_empty());
+        let place = |name| usual(runtime.path(), name);
         prepare(&place("client-b")).unwrap();
         let _sockets: Vec<_> = ["client-b", "client-a", "server-a"]
             .map(|name| UnixListener::bind(place(name)).unwrap())
             .into();
         fs::write(place("client-c"), "no socket").unwrap();
-        let found = find(Some(runtime.path()), "client-");
+        let found = login(runtime.path()).find("client-");
         assert_eq!(found, [place("client-a"), place("client-b")]);
+    }
+
+    #[test]
+    fn root_finds_the_sockets_of_units_that_have_another_user() {
+        let run = tempfile::tempdir().unwrap();
+        let unit = run.path().join("server");
+        fs::create_dir(&unit).unwrap();
+        let of_unit = Surroundings {
+            unit: Some(unit),
+            ..Surroundings::default()
+        };
+        let root = Surroundings {
+            system: Some(run.path().to_owned()),
+            ..Surroundings::default()
+        };
+        let path = of_unit.usual("server-a").remove(0);
+        let _socket = UnixListener::bind(&path).unwrap();
+        assert_eq!(root.find("server-"), std::slice::from_ref(&path));
+        assert!(root.everywhere("server-a").contains(&path));
+        assert!(!root.usual("server-a").contains(&path));
+    }
+
+    #[tokio::test]
+    async fn next_place_serves_where_the_first_cannot_be_had() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("no-folder"), "").unwrap();
+        let own = folder.path().join("own");
+        let listen = vec![
+            folder.path().join("no-folder/server-a.sock"),
+            own.join("control.sock"),
+        ];
+        let ask = listen.clone();
+        let wanted = Wanted::Usual { listen, ask };
+        let listener = wanted.listen().unwrap().unwrap();
+        assert_eq!(listener.path(), own.join("control.sock"));
+        assert!(Wanted::Nowhere.listen().unwrap().is_none());
+        let named = Wanted::At(folder.path().join("no-folder/control.sock"));
+        assert!(matches!(named.listen(), Err(PlaceError::Socket(_))));
     }
 }

@@ -1,0 +1,91 @@
+//! The orders that a running server takes over its [control socket](crate::io::control).
+//!
+//! | command | arguments | what it does, and answers |
+//! |---|---|---|
+//! | `status` | | how the server is, and each session |
+//!
+//! # Where
+//!
+//! A server listens at `server-<its key>.sock` in the folder for such things, else at `control.sock` in its state
+//! directory, which it always has: a container has no other. Whoever has its configuration asks in the state directory
+//! first, since that is the server's alone, while two servers may have one key.
+//!
+//! # Further orders
+//!
+//! Each is a line in the match of [`Orders`]' `call` and in the table above, and a function that takes what it needs of the
+//! [`Request`]. An order is carried out on a task of its own connection, never on a session's: it changes what sessions
+//! share ([`Shared::peers`], [`Shared::revoke`]) or asks them, with a time-out. A command finds the server by
+//! `cli::running::Which::find_server`.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::run::Shared;
+use crate::config::{ControlSocket, ServerConfig};
+use crate::io::control::{Commands, Done, Request, Surroundings, Wanted, short_key};
+
+/// Tells where a server with this configuration takes orders.
+pub fn place(config: &ServerConfig) -> Wanted {
+    let in_state = config.state_dir.join(IN_STATE);
+    match (&config.control, config.secret_keys.first()) {
+        (ControlSocket::Off, _) => Wanted::Nowhere,
+        (ControlSocket::At(path), _) => Wanted::At(path.clone()),
+        (ControlSocket::Usual, None) => Wanted::At(in_state),
+        (ControlSocket::Usual, Some(key)) => {
+            let name = format!("{KIND}{}", short_key(&key.public()));
+            let surroundings = Surroundings::here();
+            let mut listen = surroundings.usual(&name);
+            let mut ask = surroundings.everywhere(&name);
+            listen.push(in_state.clone());
+            ask.insert(0, in_state);
+            Wanted::Usual { listen, ask }
+        }
+    }
+}
+
+/// Lists the control sockets of this user's servers, those of the dead among them.
+pub fn sockets() -> Vec<PathBuf> {
+    Surroundings::here().find(KIND)
+}
+
+/// Carries out orders for one server.
+#[derive(Debug)]
+pub struct Orders {
+    shared: Arc<Shared>,
+}
+
+impl Orders {
+    /// Takes orders for the server that shares this.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn status(&self) -> Value {
+        json!({
+            "kind": "server",
+            "version": env!("CARGO_PKG_VERSION"),
+            "sessions": self.shared.registry.len(),
+            "clients": self.shared.peers.len(),
+        })
+    }
+}
+
+impl Commands for Orders {
+    async fn call(&self, request: Request, _passed: Option<OwnedFd>) -> Done {
+        Done::Now(match request.command.as_str() {
+            "status" => Ok(self.status()),
+            other => Err(format!(
+                "this server does not know `{other}`: is it an older adit?"
+            )),
+        })
+    }
+}
+
+/// What a server's socket begins with.
+const KIND: &str = "server-";
+
+/// The socket in the state directory.
+const IN_STATE: &str = "control.sock";
