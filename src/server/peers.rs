@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::config::ClientEntry;
 use crate::proto::{PresharedKey, PublicKey};
@@ -227,7 +228,7 @@ fn of_file(client: ClientEntry) -> (PublicKey, Peer) {
     (entry.public_key, Peer { entry, origin })
 }
 
-fn psk(client: &ClientEntry) -> Option<String> {
+fn psk(client: &ClientEntry) -> Option<Zeroizing<String>> {
     let psk = client.preshared_key.as_ref();
     psk.map(PresharedKey::to_base64)
 }
