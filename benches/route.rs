@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use adit::config::{EgressKind, Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig};
+use adit::config::{
+    ControlSocket, EgressKind, Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+};
 use adit::io::pool::Pool;
 use adit::proto::SecretKey;
 use adit::server::datagrams::Inboxes;
@@ -189,6 +191,8 @@ async fn server(state: &std::path::Path) -> Server {
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,
+        control: ControlSocket::Off,
+        admin: None,
     };
     Server::start(config).await.expect("a server")
 }

@@ -74,6 +74,8 @@
 //! | [`io::host`] | what is changed in a client's host, journaled and undone: policy routing, nftables, resolv.conf | no | yes |
 //! | [`client::dns`] | who answers a name: rules, lists, cache, upstreams; and the local resolver | its listeners | through the tunnel, and sockets of its own |
 //! | [`server`] | peers, leases, router, filter, egress, and its drivers | the drivers | through `io` |
+//! | [`status`] | every counter in one place, a report of them, and that as metrics | no | /proc |
+//! | [`reload`] | who asks for a configuration to be read again, and what came of it | whoever asks | no |
 //! | [`config`], [`cli`] | what the user says | no | files |
 //! | [`bench`](mod@bench) | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
 //! | [`fuzz`] | entry points for fuzzers | no | no |
@@ -95,7 +97,8 @@
 //! | [`client::enclosure`] | one a command that shares the client, one each of its UDP ports and identifiers of pings | the command's TUN device, the netstack behind it |
 //! | [`client::connect`] | futures of the driver's task, one for each server of the list at most, and one for another lane beside the one there is | a connection until its handshake is answered |
 //! | [`client::proxy`] | one a listener, and one a connection, until its request is answered and the socket handed to the driver; plain HTTP stays, since its requests are rewritten, and so does what goes [directly](client::direct) | the application's socket |
-//! | [`cli`]: reload | one, where a client has a configuration file | what the configuration was at the start |
+//! | [`cli`]: reload | one, where there is a configuration file | what of the configuration is in force |
+//! | [`io::admin`] | one, and one a connection, where `admin:` says so | the admin address |
 //! | [`client::resolve`] | one for names that the driver wants | the lookups under way |
 //! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
 //! | [`client::forwards`] | one a forward, one a connection until both its ends stand, one a UDP peer | what listens; a UDP peer's socket or inner port |
@@ -220,6 +223,9 @@
 //! | connections of a forward that do not stand yet | [`client::forwards::MAX_PENDING`] | reset, counted (`-L`); wait (`-R`), at most 256 more, then their SYNs are not answered and come again |
 //! | UDP peers of a forward | [`client::forwards::MAX_PEERS`], for [`client::forwards::UDP_IDLE`]; of each [`client::forwards::PEER_QUEUE`] datagrams | the most silent goes; dropped, counted |
 //! | connections to a control socket | [`io::control::MAX_CONNECTIONS`], each idle for [`io::control::IDLE`]; [`io::control::MAX_HELD`] more that wait for an end | closed, counted |
+//! | connections to the admin address | [`io::admin::MAX_CONNECTIONS`], each [`io::admin::IDLE`] without a request | wait in the kernel |
+//! | reports of a program at a time | one of a server; a session has [`status::PATIENCE`] to answer | the next waits; the session is left out, told |
+//! | names of clients in metrics | [`status::MAX_LABELLED`] | summed up under an empty name |
 //! | a line on a control socket | [`io::control::MAX_LINE`] | answered in words, closed |
 //!
 //! # After a lane is lost
@@ -292,6 +298,10 @@
 //! - **`-R` has no word in the protocol.** A port of the inner address is a port like any host's: packets reach it, from
 //!   whomever the server's own rules let through, and the client's netstack listens there. So nothing new is trusted, and
 //!   other clients, the server's host and routed networks are told apart by what tells them apart anyway.
+//! - **A session is asked for its numbers, and publishes none.** A report goes over the queue that brings new lanes, so nothing is
+//!   added to the way of a packet, and it costs nothing while nobody looks ([`status`]).
+//! - **A reload touches what has changed.** Each key is classified where configurations are put into force, without a
+//!   default, so that a new one does not compile before it is known whether it can be followed ([`server::reload`]).
 //! - **`adit nc` hands its socket over.** The running client gets one end of a socket pair by the control socket and treats it
 //!   as any proxied socket; how the flow ended is told beside the bytes, since a Unix socket knows no reset.
 //! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it
@@ -308,5 +318,7 @@ mod dns;
 pub mod fuzz;
 pub mod io;
 pub mod proto;
+pub mod reload;
 pub mod server;
+pub mod status;
 pub mod wire;

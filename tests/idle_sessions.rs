@@ -180,6 +180,7 @@ fn config(
         repair: Repair::Auto,
         threads: None,
         control: ControlSocket::Off,
+        admin: None,
     }
 }
 
@@ -200,6 +201,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         lanes: 1,
         forwards: Vec::new(),
         control: ControlSocket::Off,
+        admin: None,
         memory: budget::CLIENT,
         tun: None,
         aead: Vec::new(),

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::bench::BenchArgs;
 use super::forward::ForwardArgs;
 use super::nc::NcArgs;
+use super::orders::{HealthArgs, ReloadArgs};
 use super::status::StatusArgs;
 use crate::config::{FlagValue, Kind};
 
@@ -90,8 +91,16 @@ pub(super) enum Command {
     /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
     /// that of the local resolver (dns) of the client that runs, if it has one.
     Dns(DnsArgs),
-    /// Show how a running server or client is
+    /// Show how a running server or client is: its sessions, lanes, losses and what repaired them
     Status(StatusArgs),
+    /// Tell by the exit status whether a running server or client does its work, for health checks
+    Health(HealthArgs),
+    /// Have a running server or client read its configuration again
+    ///
+    /// What can be followed is in force at once, and no connection is touched that the change does not concern; what waits
+    /// for a restart is named. A configuration that is wrong changes nothing: the mistake is printed, and the exit status
+    /// is 1. SIGHUP does the same where the program has no terminal, and SIGUSR1 does anywhere.
+    Reload(ReloadArgs),
     /// Add, remove and list forwards of single ports while a client runs
     Forward(ForwardArgs),
     /// Connect standard input and output to a port beyond the server, as ssh's ProxyCommand wants it
@@ -163,6 +172,9 @@ pub(super) struct ServerArgs {
     /// Where the running server takes orders (adit status): a path, or off
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
+    /// Where metrics and health are served, on loopback
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -248,6 +260,9 @@ pub(super) struct ClientArgs {
     /// Where the running client takes orders (adit forward): a path, or off
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
+    /// Where metrics and health are served, on loopback
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -363,6 +378,7 @@ impl ServerArgs {
             flag("dns", "--dns", &self.dns),
             flag("state_dir", "--state-dir", self.state_dir.as_slice()),
             flag("control", "--control", self.control.as_slice()),
+            flag("admin", "--admin", self.admin.as_slice()),
         ]
         .into_iter()
         .flatten()
@@ -417,6 +433,7 @@ impl ClientArgs {
             flag("tun.exclude", "--tun-exclude", &self.tun_exclude),
             flag("tun.kill_switch", "--kill-switch", &given(self.kill_switch)),
             flag("control", "--control", self.control.as_slice()),
+            flag("admin", "--admin", self.admin.as_slice()),
         ]
         .into_iter()
         .flatten()

@@ -36,20 +36,34 @@ pub struct TryOptions {
 
 /// Runs a server until `stop` is cancelled and its sessions are closed.
 ///
+/// With `reload`, its configuration is read again whenever that is asked for.
+///
 /// # Errors
 /// It cannot start.
 pub async fn run_server(
     config: ServerConfig,
     mut ready: Ready,
     stop: CancellationToken,
+    reload: Option<Reload>,
 ) -> anyhow::Result<()> {
-    let server = Server::start(config).await?;
+    let mut server = Server::start(config.clone()).await?;
     if let Some(pin) = server.tls_pin() {
         info!(%pin, "clients may pin this certificate");
     }
     ready.announce(&format!("listening on {}", Addresses(&server.listening())));
+    let reloading = reload.map(|reload| {
+        let (asker, reloader) = (reload.asker(), server.reloader(config));
+        (asker, tokio::spawn(reload.serve_server(reloader)))
+    });
+    let (asker, reloading) = reloading.unzip();
+    if let Some(asker) = asker {
+        server = server.reloaded_by(asker);
+    }
     let result = server.run(stop).await;
     ready.stopping();
+    if let Some(reloading) = reloading {
+        reloading.abort();
+    }
     Ok(result?)
 }
 
@@ -133,9 +147,17 @@ async fn serve_client(
         address,
     } = served;
     let client = Client::leaving(&config, outside)?;
-    let services = Services::start(&client, &config, proxies.rules(), stop)?;
-    let book = proxies.rule_book(&client);
-    let reloading = reload.map(|reload| tokio::spawn(reload.serve(config, book)));
+    let asker = reload.as_ref().map(Reload::asker);
+    let services = Services::start(
+        &client,
+        &config,
+        proxies.rules(),
+        proxies.stats(),
+        asker,
+        stop,
+    )?;
+    let reloader = client.reloader(config, proxies.rule_book(&client), &services);
+    let reloading = reload.map(|reload| tokio::spawn(reload.serve_client(reloader)));
     let proxies = proxies.serve(&client, stop.clone());
     let resolving = serve_names(resolver, client.dns(), stop.clone());
     let mut serving = tokio::spawn(async {
@@ -272,6 +294,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         repair: Repair::Auto,
         threads: None,
         control: ControlSocket::Off,
+        admin: None,
     }
 }
 
@@ -300,6 +323,7 @@ fn try_client(
         threads: None,
         forwards: Vec::new(),
         control: ControlSocket::Off,
+        admin: None,
         memory: budget::CLIENT,
         tun: None,
     }

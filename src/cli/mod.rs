@@ -5,7 +5,7 @@
 //!                 ├▶ check, cleanup
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 ├▶ dns
-//!                 ├▶ forward, nc, status ─▶ running (the control socket of a client or server that runs)
+//!                 ├▶ forward, nc, status, health, reload ─▶ running (the control socket of a client or server that runs)
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
@@ -23,6 +23,7 @@ mod forward;
 mod keys;
 mod logging;
 mod nc;
+mod orders;
 mod reload;
 mod run;
 mod running;
@@ -64,6 +65,8 @@ pub fn main() -> ExitCode {
         | Command::Dns(_)
         | Command::Forward(_)
         | Command::Status(_)
+        | Command::Health(_)
+        | Command::Reload(_)
         | Command::Nc(_) => match execute(&args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
@@ -89,6 +92,8 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Dns(command) => dns::run(command),
         Command::Forward(command) => forward::run(command),
         Command::Status(command) => status::run(command),
+        Command::Health(command) => orders::health(command),
+        Command::Reload(command) => orders::reload(command),
         Command::Nc(command) => nc::run(args, command),
     }
 }

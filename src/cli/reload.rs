@@ -1,18 +1,23 @@
-//! Reading a client's configuration again while it runs.
+//! Reading a program's configuration again while it runs.
 //!
-//! What is read again is what was read at the start: the same file, the environment, and the same flags. Rules are put into
-//! force; what else has changed is named, and waits for a restart. A configuration that is wrong changes nothing.
+//! What is read again is what was read at the start: the same file, the environment, and the same flags. What can be
+//! followed is put into force; what else has changed is named, and waits for a restart. A configuration that is wrong changes
+//! nothing. Whoever asked is told, and the log is.
 
 use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::Failure;
 use super::serve::load_by;
-use crate::client::proxies::RuleBook;
-use crate::config::{ClientConfig, FlagValue, Kind, Loaded, ProxyConfig};
+use crate::client::reload::Reloader as ClientReloader;
+use crate::config::{
+    ClientConfig, ConfigError, DnsConfig, FlagValue, Inputs, Kind, Loaded, ProxyConfig,
+    ServerConfig,
+};
 use crate::proto::{PresharedKey, SecretKey};
+use crate::reload::{Ask, Asker, Outcome, channel};
+use crate::server::reload::Reloader as ServerReloader;
 
 /// What to read again.
 #[derive(Clone, Debug)]
@@ -27,58 +32,88 @@ pub(super) struct Again {
 #[derive(Debug)]
 pub struct Reload {
     again: Again,
-    asked: mpsc::Receiver<()>,
+    asked: mpsc::Receiver<Ask>,
+    asker: Asker,
 }
 
 impl Reload {
-    /// Makes one, and what asks it. Whoever finds that full need not ask: it is about to begin.
-    pub(super) fn new(again: Again) -> (mpsc::Sender<()>, Self) {
-        let (ask, asked) = mpsc::channel(1);
-        (ask, Self { again, asked })
+    /// Makes one, and what asks it.
+    pub(super) fn new(again: Again) -> (Asker, Self) {
+        let (asker, asked) = channel();
+        let reload = Self {
+            again,
+            asked,
+            asker: asker.clone(),
+        };
+        (asker, reload)
     }
 
-    /// Serves a client that was started with `running`, for as long as anybody can ask.
-    pub(super) async fn serve(mut self, running: ClientConfig, book: RuleBook) {
-        while self.asked.recv().await.is_some() {
-            match self.again.load() {
+    /// Returns what asks it.
+    pub(super) fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
+    /// Serves a server, for as long as it runs.
+    pub(super) async fn serve_server(mut self, mut reloader: ServerReloader) {
+        while let Some(ask) = self.asked.recv().await {
+            let outcome = match self.again.load(Kind::Server, ServerConfig::load) {
+                Ok(loaded) => with_warnings(loaded.warnings, reloader.apply(loaded.config)),
+                Err(problem) => reloader.refuse(problem),
+            };
+            self.tell(ask, outcome);
+        }
+    }
+
+    /// Serves a client, for as long as it runs.
+    pub(super) async fn serve_client(mut self, mut reloader: ClientReloader) {
+        while let Some(ask) = self.asked.recv().await {
+            let outcome = match self.again.load(Kind::Client, ClientConfig::load) {
                 Ok(loaded) => {
-                    for warning in loaded.warnings {
-                        warn!("{warning}");
-                    }
-                    let restart = needs_restart(&running, &loaded.config);
-                    if !restart.is_empty() {
-                        warn!(
-                            "changed, and not in force before a restart: {}",
-                            restart.join(", ")
-                        );
-                    }
-                    book.replace(&loaded.config).await;
-                    info!(file = %self.again.file.display(), "configuration read again; its rules are in force");
+                    let restart = needs_restart(reloader.running(), &loaded.config);
+                    let applied = reloader.apply(loaded.config, restart).await;
+                    with_warnings(loaded.warnings, applied)
                 }
-                Err(problem) => {
-                    error!("configuration not read again, all stays as it was: {problem}");
+                Err(problem) => reloader.refuse(problem),
+            };
+            self.tell(ask, outcome);
+        }
+    }
+
+    fn tell(&self, ask: Ask, outcome: Outcome) {
+        match &outcome {
+            Ok(applied) => {
+                for warning in &applied.warnings {
+                    warn!("{warning}");
                 }
+                if !applied.restart.is_empty() {
+                    warn!(
+                        "changed, and not in force before a restart: {}",
+                        applied.restart.join(", ")
+                    );
+                }
+                for what in &applied.applied {
+                    info!("in force: {what}");
+                }
+                info!(file = %self.again.file.display(), "configuration read again");
+            }
+            Err(problem) => {
+                error!("configuration not read again, all stays as it was: {problem}");
             }
         }
+        ask.answer(outcome);
     }
 }
 
 impl Again {
-    fn load(&self) -> Result<Loaded<ClientConfig>, String> {
-        let loaded = load_by(
-            Some(&self.file),
-            &self.flags,
-            Kind::Client,
-            ClientConfig::load,
-        );
-        let loaded = loaded.map_err(|failure| match failure {
-            Failure::Usage(message) => message,
-            Failure::Config(error) => error.to_string(),
-            Failure::KeyFile(error) => error.to_string(),
-            Failure::Run(error) => error.to_string(),
-        })?;
+    fn load<T>(
+        &self,
+        kind: Kind,
+        load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>,
+    ) -> Result<Loaded<T>, String> {
+        let loaded = load_by(Some(&self.file), &self.flags, kind, load);
+        let loaded = loaded.map_err(|failure| failure.message())?;
         // At the start a file may be missing where the environment says enough; one that was there and is gone is a
-        // mistake, as its rules would be gone too.
+        // mistake, as its rules and clients would be gone too.
         match self.file.try_exists() {
             Ok(true) => Ok(loaded),
             Ok(false) | Err(_) => Err(format!("{}: there is no such file", self.file.display())),
@@ -86,8 +121,15 @@ impl Again {
     }
 }
 
-/// Names the keys that differ, but for those that are followed at once.
-fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static str> {
+fn with_warnings(warnings: Vec<String>, outcome: Outcome) -> Outcome {
+    outcome.map(|mut applied| {
+        applied.warnings.splice(0..0, warnings);
+        applied
+    })
+}
+
+/// Names the keys of a client that differ, but for those that are followed at once.
+fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
     let ClientConfig {
         servers,
         server_key,
@@ -105,8 +147,9 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         aead,
         repair,
         threads,
-        forwards,
+        forwards: _,
         control,
+        admin,
         memory,
         tun,
     } = read;
@@ -138,7 +181,6 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
             "proxies",
             without_rules(&running.proxies) != without_rules(proxies),
         ),
-        ("dns", running.dns != *dns),
         ("tls", running.tls != *tls),
         ("via", running.via != *via),
         (
@@ -149,16 +191,39 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<&'static st
         ("aead", running.aead != *aead),
         ("repair", running.repair != *repair),
         ("threads", running.threads != *threads),
-        (
-            "local_forwards or remote_forwards",
-            running.forwards != *forwards,
-        ),
         ("control", running.control != *control),
+        ("admin", running.admin != *admin),
         ("limits.memory", running.memory != *memory),
         ("tun", running.tun != *tun),
     ];
     changed
         .into_iter()
-        .filter_map(|(key, changed)| changed.then_some(key))
+        .chain(dns_needs_restart(&running.dns, dns))
+        .filter_map(|(key, changed)| changed.then(|| key.to_owned()))
         .collect()
+}
+
+/// The same of what is below `dns`.
+fn dns_needs_restart(
+    running: &DnsConfig,
+    read: &DnsConfig,
+) -> impl Iterator<Item = (&'static str, bool)> {
+    let DnsConfig {
+        listen,
+        upstream,
+        split,
+        records: _,
+        block: _,
+        allow: _,
+        blocked,
+        refresh: _,
+        cache_dir: _,
+    } = read;
+    [
+        ("dns.listen", running.listen != *listen),
+        ("dns.upstream", running.upstream != *upstream),
+        ("dns.split", running.split != *split),
+        ("dns.blocked", running.blocked != *blocked),
+    ]
+    .into_iter()
 }

@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let (asked, reload) = program.config.again().map(Reload::new).unzip();
         signals::listen(stop.clone(), asked).context("cannot listen for signals")?;
         match program.config {
-            Program::Server(config) => dispatch::run_server(*config, ready, stop).await,
+            Program::Server(config, _) => dispatch::run_server(*config, ready, stop, reload).await,
             Program::Client(config, _) => dispatch::run_client(*config, ready, stop, reload).await,
             Program::Try(options) => dispatch::run_try(options, ready, stop).await,
             Program::Bench(bench) => bench.run(ready, stop).await,
@@ -62,8 +62,9 @@ pub(super) fn unknown_variables() -> impl Iterator<Item = String> {
 
 /// What is to be run.
 enum Program {
-    Server(Box<ServerConfig>),
     /// With what to read again, where there is a file.
+    Server(Box<ServerConfig>, Option<Again>),
+    /// The same.
     Client(Box<ClientConfig>, Option<Again>),
     Try(dispatch::TryOptions),
     Bench(Bench),
@@ -73,8 +74,8 @@ impl Program {
     /// What can be read again while it runs.
     fn again(&self) -> Option<Again> {
         match self {
-            Self::Client(_, again) => again.clone(),
-            Self::Server(_) | Self::Try(_) | Self::Bench(_) => None,
+            Self::Server(_, again) | Self::Client(_, again) => again.clone(),
+            Self::Try(_) | Self::Bench(_) => None,
         }
     }
 
@@ -87,7 +88,7 @@ impl Program {
     fn threads(&self) -> usize {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         match self {
-            Self::Server(config) => config.threads.unwrap_or(processors.div_ceil(2)),
+            Self::Server(config, _) => config.threads.unwrap_or(processors.div_ceil(2)),
             Self::Client(config, _) => config.threads.unwrap_or(1),
             // Both ends, or thousands of clients.
             Self::Try(_) | Self::Bench(_) => processors,
@@ -105,8 +106,9 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 Kind::Server,
                 ServerConfig::load,
             )?;
+            let again = server.config.clone().map(|file| Again { file, flags });
             Ok(Loaded {
-                config: Program::Server(Box::new(loaded.config)),
+                config: Program::Server(Box::new(loaded.config), again),
                 warnings: loaded.warnings,
             })
         }
@@ -143,6 +145,8 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Dns(_)
         | Command::Forward(_)
         | Command::Status(_)
+        | Command::Health(_)
+        | Command::Reload(_)
         | Command::Nc(_) => Err(Failure::Usage("this command runs no program".to_owned())),
     }
 }

@@ -9,8 +9,9 @@ use std::fs::{self, File};
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::reload::Asker;
 
 /// Listens for signals in a task of the current runtime, until that is gone.
 ///
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// The handlers cannot be installed.
-pub(super) fn listen(stop: CancellationToken, reload: Option<mpsc::Sender<()>>) -> io::Result<()> {
+pub(super) fn listen(stop: CancellationToken, reload: Option<Asker>) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Whoever closes the terminal wants the program to end, and cleanly.
@@ -46,8 +47,7 @@ pub(super) fn listen(stop: CancellationToken, reload: Option<mpsc::Sender<()>>) 
             let Some(number) = number else { return };
             let reloads = number == libc::SIGUSR1 || number == libc::SIGHUP && hang_up_reloads;
             if let Some(reload) = reload.as_ref().filter(|_| reloads) {
-                // One that waits already will read what is there by then.
-                let _waits = reload.try_send(());
+                reload.signal();
                 continue;
             }
             if stopping {

@@ -72,31 +72,31 @@ pub(super) struct Associations {
 
 /// What [`Associations`] have counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct AssociationStats {
+pub(crate) struct AssociationStats {
     /// Datagrams of applications that left.
-    pub(super) sent: u64,
+    pub(crate) sent: u64,
     /// Those of them that left directly.
-    pub(super) direct: u64,
+    pub(crate) direct: u64,
     /// Datagrams that the rules drop.
-    pub(super) blocked: u64,
+    pub(crate) blocked: u64,
     /// Datagrams that were to leave directly and that this host did not take.
-    pub(super) not_direct: u64,
+    pub(crate) not_direct: u64,
     /// Datagrams for applications that were handed over.
-    pub(super) received: u64,
+    pub(crate) received: u64,
     /// Datagrams from an address that did not open the association.
-    pub(super) foreign_sender: u64,
+    pub(crate) foreign_sender: u64,
     /// Datagrams whose header is malformed, or asks for fragmentation.
-    pub(super) bad_header: u64,
+    pub(crate) bad_header: u64,
     /// Datagrams whose name could not be asked for, or has no address.
-    pub(super) unresolved: u64,
+    pub(crate) unresolved: u64,
     /// Datagrams that were not sent: the session has no address for them, or the lane no room for all fragments.
-    pub(super) no_room: u64,
+    pub(crate) no_room: u64,
     /// Reads of an application's socket that failed.
-    pub(super) receive_failed: u64,
+    pub(crate) receive_failed: u64,
     /// Datagrams that the application's socket did not take.
-    pub(super) not_taken: u64,
+    pub(crate) not_taken: u64,
     /// Datagrams for a port that has no association, or before its application spoke.
-    pub(super) no_receiver: u64,
+    pub(crate) no_receiver: u64,
 }
 
 impl Associations {

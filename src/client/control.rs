@@ -2,7 +2,9 @@
 //!
 //! | command | arguments | what it does, and answers |
 //! |---|---|---|
-//! | `status` | | how the client is |
+//! | `status` | | how the client is, and its session: a [`Report`](crate::status::Report) |
+//! | `health` | | whether the session has a lane, in words; an error where it has none |
+//! | `reload` | | reads the configuration again: what is in force now, and what waits for a restart |
 //! | `forward.add` | `forward`: `-L 8080:h:80` | adds it: the forward as it is listed, and `warning` if there is one |
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
@@ -24,16 +26,16 @@ use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::enclosure::Enclosures;
 use super::forwards::{ForwardError, Forwards, Listed};
 use super::resolve::{Host, Resolver};
+use super::status::Reporter;
 use crate::config::{ClientConfig, ControlSocket, Forward};
-use crate::io::control::{self, Commands, Done, Request, Surroundings, Wanted, short_key};
+use crate::io::control::{Commands, Done, Request, Surroundings, Wanted, short_key};
 use crate::io::relay::{Endpoint, Fate, FlowWatch};
-use crate::io::unix::Listener;
+use crate::reload::Asker;
 
 /// Tells where a client with this configuration takes orders.
 pub fn place(config: &ClientConfig) -> Wanted {
@@ -58,21 +60,21 @@ pub fn sockets() -> Vec<PathBuf> {
     Surroundings::here().find(KIND)
 }
 
-/// Serves orders over `listener` until `stop`.
-pub async fn serve(
-    listener: Listener,
-    forwards: Forwards,
-    resolver: Resolver,
-    enclosures: Enclosures,
-    stop: CancellationToken,
-) {
-    let orders = Orders {
-        forwards,
-        resolver,
-        enclosures,
-        open: Arc::default(),
-    };
-    control::serve(listener, Arc::new(orders), stop).await;
+/// Carries out orders for one client.
+#[derive(Debug)]
+pub struct Orders {
+    /// Its forwards.
+    pub forwards: Forwards,
+    /// What connects.
+    pub resolver: Resolver,
+    /// What lets other commands share it.
+    pub enclosures: Enclosures,
+    /// What tells how it is.
+    pub reporter: Arc<Reporter>,
+    /// What reads its configuration again, where there is a file.
+    pub reload: Option<Asker>,
+    /// Connections made for callers.
+    pub open: Arc<AtomicU64>,
 }
 
 /// Makes `socket`, a connected Unix stream socket, a connection to `host`; what is returned tells how it ends.
@@ -104,21 +106,12 @@ pub async fn connect(
     Ok(fate)
 }
 
-struct Orders {
-    forwards: Forwards,
-    resolver: Resolver,
-    enclosures: Enclosures,
-    /// Connections made for callers.
-    open: Arc<AtomicU64>,
-}
-
 impl Commands for Orders {
     async fn call(&self, request: Request, passed: Option<OwnedFd>) -> Done {
         match request.command.as_str() {
-            "status" => Done::Now(Ok(json!({
-                "kind": "client",
-                "version": env!("CARGO_PKG_VERSION"),
-            }))),
+            "status" => Done::Now(Ok(json!(self.reporter.report().await))),
+            "health" => Done::Now(self.reporter.ready().await.map(Value::from)),
+            "reload" => Done::Now(self.reload().await),
             "forward.add" => Done::Now(self.add(&request)),
             "forward.remove" => Done::Now(self.remove(&request).await),
             "forward.list" => Done::Now(Ok(json!(self.forwards.list()))),
@@ -145,6 +138,13 @@ impl Commands for Orders {
 }
 
 impl Orders {
+    async fn reload(&self) -> Result<Value, String> {
+        let Some(reload) = &self.reload else {
+            return Err("this client has no configuration file to read again".to_owned());
+        };
+        reload.ask().await.map(|applied| json!(applied))
+    }
+
     fn add(&self, request: &Request) -> Result<Value, String> {
         let forward = Forward::parse(request.text("forward")?)?;
         let warning = match &forward {

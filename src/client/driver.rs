@@ -48,6 +48,7 @@ use super::device::Device;
 use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
+use super::status::Look;
 use super::tunnel::{Command, Commands, ConnectError, Reply};
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver, LaneLoss, LaneSink};
 use crate::io::clock::{self, SuspendWatch};
@@ -57,6 +58,7 @@ use crate::io::turns::Turns;
 use crate::proto::SessionEvent;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
+use crate::status::{SessionReport, Tally};
 use crate::wire::{CloseReason, FlowFrame, InnerConfig, LaneId};
 
 /// The one task that owns what the client's tunnel is made of.
@@ -84,6 +86,10 @@ pub struct Driver {
     timer: Pin<Box<Sleep>>,
     suspend: SuspendWatch,
     closing: Option<Instant>,
+    /// What sessions that have ended have carried and counted.
+    past: Tally,
+    /// Since when the session has its addresses.
+    began: Instant,
 }
 
 /// Why the driver has ended.
@@ -128,6 +134,8 @@ impl Driver {
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
             closing: None,
+            past: Tally::default(),
+            began: now,
         }
     }
 
@@ -214,11 +222,21 @@ impl Driver {
     }
 
     fn handle_command(&mut self, now: Instant, command: Command) {
+        let command = match command {
+            // Also before there is a session.
+            Command::Look { answer } => {
+                // Whoever asked may have gone meanwhile.
+                let _gone = answer.send(Box::new(self.look(now)));
+                return;
+            }
+            command => command,
+        };
         let Some(inside) = self.inside.as_mut() else {
             self.postpone(now, command);
             return;
         };
         match command {
+            Command::Look { .. } => {}
             Command::Connect {
                 flow,
                 remote,
@@ -319,6 +337,7 @@ impl Driver {
             | Command::Refuse { .. }
             | Command::Dissociate { .. }
             | Command::JudgeAgain
+            | Command::Look { .. }
             | Command::Resolved { .. } => {}
         }
     }
@@ -329,6 +348,41 @@ impl Driver {
                 reply.send(Err(ConnectError::TunnelDown));
             }
         }
+    }
+
+    /// Says how the session is, and what all sessions there were have counted.
+    fn look(&mut self, now: Instant) -> Look {
+        let mut tally = self.past.clone();
+        let lanes = match self.carrier.as_mut() {
+            Some(carrier) => {
+                tally.add(&carrier.tally());
+                carrier.lane_reports(now)
+            }
+            None => Vec::new(),
+        };
+        if let Some(inside) = &self.inside {
+            inside.count(&mut tally.counters);
+        }
+        let held = u64::try_from(self.share.held_by_all()).unwrap_or(u64::MAX);
+        tally.counters.level("flows", "held_bytes", held);
+        let config = self.inner.borrow().clone();
+        let session = self.carrier.as_ref().map(|carrier| {
+            let of_session = carrier.tally();
+            SessionReport {
+                client: None,
+                addresses: config.map(|config| config.addresses()).unwrap_or_default(),
+                age_seconds: now.saturating_duration_since(self.began).as_secs_f64(),
+                flows: self.inside.as_ref().map_or(0, Inside::flow_count),
+                rtt_seconds: lanes
+                    .iter()
+                    .find(|lane| lane.in_use)
+                    .and_then(|lane| lane.rtt_seconds),
+                lanes,
+                total: of_session.numbers,
+                drops: of_session.drops(),
+            }
+        });
+        Look { session, tally }
     }
 
     // ---- the link to the server --------------------------------------------------------
@@ -392,7 +446,9 @@ impl Driver {
             | CloseReason::ProtocolError
             | CloseReason::Unknown(_) => warn!(%reason, "the server closed the session"),
         }
-        self.carrier = None;
+        if let Some(carrier) = self.carrier.take() {
+            self.past.add_ended(&carrier.tally());
+        }
         if let Some(device) = self.device.as_mut() {
             device.handle_closed(reason);
         }
@@ -403,6 +459,7 @@ impl Driver {
 
     fn configured(&mut self, now: Instant, config: InnerConfig) {
         info!(addresses = ?config.addresses(), mtu = config.mtu, "configured");
+        self.began = now;
         debug!(?config, "configuration of the session");
         match (self.device.as_ref(), self.inside.as_mut()) {
             // Its interface is somebody else's to configure.
@@ -413,6 +470,11 @@ impl Driver {
                 let seed = rand::rng().random();
                 self.mtu = config.mtu;
                 let share = self.share.part();
+                if let Some(former) = &self.inside {
+                    let mut counters = Tally::default();
+                    former.count(&mut counters.counters);
+                    self.past.add_ended(&counters);
+                }
                 self.inside = Some(Inside::new(&config, self.resolver.clone(), share, seed));
             }
         }
@@ -607,6 +669,7 @@ fn reply_of(command: Command) -> Option<Reply> {
         | Command::Refuse { .. }
         | Command::Dissociate { .. }
         | Command::JudgeAgain
+        | Command::Look { .. }
         | Command::Resolved { .. } => None,
     }
 }

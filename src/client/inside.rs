@@ -51,6 +51,7 @@ use crate::io::turns::Turns;
 use crate::proto::Role;
 use crate::proto::budget::Share;
 use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
+use crate::status::Counters;
 use crate::wire::{FlowFrame, InnerConfig, ResetReason, SessionId};
 
 /// What lives behind the inner address: the netstack, and who uses it.
@@ -87,16 +88,16 @@ pub(super) struct Inside {
 
 /// What an [`Inside`] has dropped, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct InsideStats {
+pub(crate) struct InsideStats {
     /// Datagrams of our own that were not sent: too many waited already, or there is no address
     /// of their family.
-    udp_not_sent: u64,
+    pub(crate) udp_not_sent: u64,
     /// Datagrams for a port whose owner was behind.
-    udp_queue_full: u64,
+    pub(crate) udp_queue_full: u64,
     /// Connections to a port of our inner address on which nobody listens any more.
-    incoming_refused: u64,
+    pub(crate) incoming_refused: u64,
     /// Connections not answered, because too many wait for whoever listens: their peers try again.
-    incoming_full: u64,
+    pub(crate) incoming_full: u64,
 }
 
 /// A flow whose handle is still held outside.
@@ -144,6 +145,21 @@ impl Inside {
             self.relayed_relay.stats(),
             self.associations.stats(),
         )
+    }
+
+    /// Adds what was counted, of all parts, to `counters`.
+    pub(super) fn count(&self, counters: &mut Counters) {
+        counters.add("netstack", self.stack.stats());
+        counters.add("inside", &self.stats);
+        counters.add("relay", self.relay.stats());
+        counters.add("relayed_flows", &self.relayed.stats());
+        counters.add("relayed_relay", self.relayed_relay.stats());
+        counters.add("associations", self.associations.stats());
+    }
+
+    /// How many TCP flows there are.
+    pub(super) fn flow_count(&self) -> usize {
+        self.stack.len() + self.relayed.len()
     }
 
     /// Makes the inside of a session with this configuration; its flows hold as much as `share` lets them.
@@ -1338,6 +1354,7 @@ mod tests {
             | Command::Dissociate { .. }
             | Command::Idle { .. }
             | Command::JudgeAgain
+            | Command::Look { .. }
             | Command::Resolved { .. } => panic!("no order of a listener's: {command:?}"),
         }
     }

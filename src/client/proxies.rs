@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::proxy::{Credentials, ProxySettings, serve};
+use super::proxy::{Credentials, ProxySettings, ProxyStats, serve};
 use super::rules::{InForce, Replace, Rules};
 use super::run::{Client, StartError};
 use super::tunnel::Tunnel;
@@ -46,6 +47,12 @@ impl Proxies {
     /// Returns where they listen, in the order of the configuration, with the ports that they were given.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.bound.iter().map(|proxy| proxy.address).collect()
+    }
+
+    /// Returns what each of them counts.
+    pub fn stats(&self) -> Vec<Arc<ProxyStats>> {
+        let proxies = self.bound.iter();
+        proxies.map(|proxy| proxy.settings.stats.clone()).collect()
     }
 
     /// Returns what replaces their rules while they serve `client`.

@@ -28,22 +28,26 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::connect::Connector;
-use super::control;
+use super::control::{self, Orders};
 use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
 use super::enclosure::{Enclosures, MAX_ENCLOSURES};
 use super::forwards::{ForwardError, Forwards};
-use super::proxy::{Context, CredentialsError, ProxySettings};
+use super::proxies::RuleBook;
+use super::proxy::{Context, CredentialsError, ProxySettings, ProxyStats};
+use super::reload::{Names, Reloader};
 use super::resolve::{Resolver, name_service};
 use super::rules::InForce;
+use super::status::Reporter;
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
-use crate::io::control::PlaceError;
+use crate::io::admin::{Admin, AdminError};
+use crate::io::control::{PlaceError, serve};
 use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
@@ -52,6 +56,7 @@ use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, ClientTlsError, Pin, Verify};
 use crate::proto;
 use crate::proto::budget::{HARD, Share};
+use crate::reload::{Asker, ReloadCounts};
 use crate::wire::InnerConfig;
 
 /// A tunnel that keeps itself connected, and the resolver that asks through it.
@@ -67,6 +72,8 @@ pub struct Client {
     /// What all flows may hold, of which those of other commands have a part.
     share: Share,
     pool: Arc<Pool>,
+    /// Ends what fetches lists of names.
+    lists: CancellationToken,
     driver: JoinHandle<Exit>,
     /// Cancelled when the driver is gone, however it went.
     over: CancellationToken,
@@ -101,7 +108,7 @@ impl Client {
         let (tunnel, commands) = tunnel(inner);
         let stop = CancellationToken::new();
         let direct = Direct::leaving(outside.clone());
-        let (dns, resolver) = names(config, &tunnel, outside, &stop)?;
+        let (dns, resolver, lists) = names(config, &tunnel, outside, &stop)?;
         let (names, service) = name_service(
             resolver.clone(),
             direct.clone(),
@@ -133,6 +140,7 @@ impl Client {
             dns,
             share,
             pool,
+            lists,
             driver,
             over,
             stop,
@@ -180,6 +188,19 @@ impl Client {
         }
     }
 
+    /// Returns what puts another configuration than `config`, which it was started with, into force; `book` replaces the
+    /// rules of its proxies.
+    pub fn reloader(&self, config: ClientConfig, book: RuleBook, services: &Services) -> Reloader {
+        let names = Names {
+            dns: self.dns.clone(),
+            resolver: self.resolver.clone(),
+            tunnel: self.tunnel.clone(),
+            stop: self.stop.clone(),
+            lists: self.lists.clone(),
+        };
+        Reloader::new(config, book, services.forwards(), names, services.reloads())
+    }
+
     /// Waits until the server has given the first session its addresses.
     ///
     /// `None` when the tunnel ended before.
@@ -210,15 +231,17 @@ impl Drop for Client {
     }
 }
 
-/// The forwards of a client, and its control socket.
+/// The forwards of a client, its control socket, and its admin address.
 pub struct Services {
     forwards: Forwards,
-    control: Option<JoinHandle<()>>,
+    serving: Vec<JoinHandle<()>>,
+    admin: Option<SocketAddr>,
+    reloads: Arc<ReloadCounts>,
 }
 
 impl Services {
     /// Adds the forwards of `config` to `client`, and takes orders for it until `stop`; commands that share it go by
-    /// `rules`.
+    /// `rules`. `proxies` is what its proxies count, `reload` what reads its configuration again.
     ///
     /// # Errors
     ///
@@ -227,25 +250,63 @@ impl Services {
         client: &Client,
         config: &ClientConfig,
         rules: InForce,
+        proxies: Vec<Arc<ProxyStats>>,
+        reload: Option<Asker>,
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
         let forwards = Forwards::new(client.tunnel(), client.resolver(), stop);
         for forward in &config.forwards {
             forwards.add(forward.clone())?;
         }
-        let control = control::place(config).listen()?.map(|listener| {
+        let (control_stats, reloads) = (Arc::default(), Arc::default());
+        let reporter = Arc::new(Reporter::new(
+            (client.tunnel(), client.dns(), client.direct()),
+            forwards.clone(),
+            proxies,
+            Arc::clone(&control_stats),
+            Arc::clone(&reloads),
+        ));
+        let mut serving = Vec::new();
+        let admin = config.admin.map(Admin::bind).transpose()?;
+        let address = admin.as_ref().map(Admin::address);
+        if let Some(admin) = admin {
+            info!(address = %admin.address(), "metrics and health");
+            serving.push(tokio::spawn(admin.serve(reporter.clone(), stop.clone())));
+        }
+        if let Some(listener) = control::place(config).listen()? {
             debug!(socket = %listener.path().display(), "takes orders");
-            let (forwards, resolver) = (forwards.clone(), client.resolver());
-            let enclosures = client.enclosures(rules, stop);
-            tokio::spawn(control::serve(
-                listener,
-                forwards,
-                resolver,
-                enclosures,
-                stop.clone(),
-            ))
-        });
-        Ok(Self { forwards, control })
+            let orders = Arc::new(Orders {
+                forwards: forwards.clone(),
+                resolver: client.resolver(),
+                enclosures: client.enclosures(rules, stop),
+                reporter,
+                reload,
+                open: Arc::default(),
+            });
+            let stop = stop.clone();
+            serving.push(tokio::spawn(serve(listener, orders, control_stats, stop)));
+        }
+        Ok(Self {
+            forwards,
+            serving,
+            admin: address,
+            reloads,
+        })
+    }
+
+    /// Returns the forwards.
+    pub fn forwards(&self) -> Forwards {
+        self.forwards.clone()
+    }
+
+    /// Returns where it is counted how often the configuration was read again.
+    pub fn reloads(&self) -> Arc<ReloadCounts> {
+        self.reloads.clone()
+    }
+
+    /// Returns where metrics and health are served.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// Waits until each forward listens or has failed to.
@@ -255,9 +316,9 @@ impl Services {
 
     /// Waits until no order is taken any more and the control socket is gone, after `stop`.
     pub async fn ended(self) {
-        if let Some(control) = self.control {
+        for serving in self.serving {
             // A fault of it has been told by the runtime.
-            let _ = timeout(CLOSE_TIMEOUT, control).await;
+            let _ = timeout(CLOSE_TIMEOUT, serving).await;
         }
     }
 }
@@ -295,6 +356,9 @@ pub enum StartError {
     /// The control socket that the configuration names cannot be had.
     #[error(transparent)]
     Control(#[from] PlaceError),
+    /// The admin address cannot be had.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// Makes what answers names, with its lists read, and starts what keeps both up to date.
@@ -303,17 +367,18 @@ fn names(
     tunnel: &Tunnel,
     outside: Outside,
     stop: &CancellationToken,
-) -> Result<(Dns, Resolver), StartError> {
+) -> Result<(Dns, Resolver, CancellationToken), StartError> {
     let dns = Dns::leaving(&config.dns, tunnel.clone(), outside)?;
     let resolver = Resolver::over(tunnel.clone(), dns.clone());
     let store = ListStore::new(&config.dns).map_err(StartError::Lists)?;
+    let following = stop.child_token();
     if !store.is_empty() {
         let (lists, outcomes) = store.read();
         tell(&outcomes);
         dns.change_policy(|policy| policy.with_lists(lists));
         let (dns, resolver, tunnel) = (dns.clone(), resolver.clone(), tunnel.clone());
         let service = ListService::new(&config.dns, store, dns, resolver, tunnel);
-        tokio::spawn(service.run(stop.clone()));
+        tokio::spawn(service.run(following.clone()));
     }
     // Whoever asks others does not let the server answer.
     if config.dns.upstream.is_empty() {
@@ -322,7 +387,7 @@ fn names(
     }
     let (prefetching, stop) = (dns.clone(), stop.clone());
     tokio::spawn(async move { prefetching.prefetch(stop).await });
-    Ok((dns, resolver))
+    Ok((dns, resolver, following))
 }
 
 /// Binds the local resolver of `config`, if it has one.

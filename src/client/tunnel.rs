@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::resolve::ResolveError;
 use super::rules::{InForce, Judged};
+use super::status::Look;
 use crate::io::relay::{self, Endpoint, FlowWatch};
 use crate::wire::InnerConfig;
 
@@ -197,6 +198,13 @@ impl Tunnel {
     pub async fn judge_again(&self) {
         // A driver that has gone has no flows.
         let _gone = self.commands.send(Command::JudgeAgain).await;
+    }
+
+    /// Asks how the session is; `None` from a driver that has gone.
+    pub async fn look(&self) -> Option<Box<Look>> {
+        let (answer, look) = oneshot::channel();
+        self.commands.send(Command::Look { answer }).await.ok()?;
+        look.await.ok()
     }
 
     /// Waits until no flow is left, those that still close in the background among them: what was sent has arrived.
@@ -613,6 +621,11 @@ pub enum Command {
     },
     /// Judge attached flows again: rules have changed.
     JudgeAgain,
+    /// Say how the session is.
+    Look {
+        /// Where to say it.
+        answer: oneshot::Sender<Box<Look>>,
+    },
     /// Say when no flow is left.
     Idle {
         /// Where to say it.
@@ -640,6 +653,7 @@ impl Command {
             | Self::Listen { reply, .. }
             | Self::Idle { reply }
             | Self::Associate { reply, .. } => reply.is_abandoned(),
+            Self::Look { answer } => answer.is_closed(),
             Self::Attach { .. }
             | Self::Abort { .. }
             | Self::SendUdp { .. }

@@ -17,7 +17,7 @@ use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
 use super::rule::Rule;
 use super::settings::{FlagValue, Inputs, Located, Settings};
-use super::shared::{Unique, read_aead, read_threads, values};
+use super::shared::{Unique, read_admin, read_aead, read_threads, values};
 use super::via::{self, Via};
 use super::{Loaded, files, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
@@ -63,6 +63,8 @@ pub struct ClientConfig {
     pub forwards: Vec<Forward>,
     /// Where it takes orders while it runs.
     pub control: ControlSocket,
+    /// Where metrics and health are served: on loopback, if anywhere.
+    pub admin: Option<SocketAddr>,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
     /// How the whole host goes through the tunnel, if it does.
@@ -143,6 +145,7 @@ impl ClientConfig {
         let threads = read_threads(settings);
         let forwards = forward::read(settings);
         let control = forward::read_control(settings);
+        let admin = read_admin(settings);
         let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
         let identity = secret_key.as_ref().map(SecretKey::public);
         let tun = host::read(settings, identity.as_ref());
@@ -165,6 +168,7 @@ impl ClientConfig {
             threads,
             forwards,
             control,
+            admin,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
             tun,
         })

@@ -186,6 +186,18 @@ pub fn proxy(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// Where metrics and health are served, or `off`.
+pub(super) fn admin(text: &str) -> Parsed<Option<SocketAddr>> {
+    if is_off(text) {
+        return Ok(None);
+    }
+    let address: Result<SocketAddr, _> = text.replace("localhost:", "127.0.0.1:").parse();
+    let right = "write an address of this host and a port such as 127.0.0.1:9090, or off";
+    address
+        .map(Some)
+        .map_err(|_| format!("`{text}` is not an address to listen on: {right}"))
+}
+
 /// The pool of inner IPv4 addresses, or `off`.
 pub(super) fn pool4(text: &str) -> Parsed<Option<Ipv4Net>> {
     if is_off(text) {

@@ -61,6 +61,8 @@ pub struct ServerConfig {
     pub threads: Option<usize>,
     /// Where it takes orders while it runs.
     pub control: ControlSocket,
+    /// Where metrics and health are served: on loopback, if anywhere.
+    pub admin: Option<SocketAddr>,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -197,6 +199,7 @@ impl ServerConfig {
         let repair = repair::read(settings);
         let threads = shared::read_threads(settings);
         let control = forward::read_control(settings);
+        let admin = shared::read_admin(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -236,6 +239,7 @@ impl ServerConfig {
             repair,
             threads,
             control,
+            admin,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use zeroize::Zeroizing;
@@ -95,6 +96,21 @@ pub(super) fn read_aead(settings: &mut Settings<'_>) -> Vec<AeadKind> {
 pub(super) fn read_threads(settings: &mut Settings<'_>) -> Option<usize> {
     let threads = settings.value("threads", |text| parse::number(text, 1, MOST_THREADS));
     threads.and_then(|at| usize::try_from(at.value).ok())
+}
+
+/// Reads where metrics and health are served.
+pub(super) fn read_admin(settings: &mut Settings<'_>) -> Option<SocketAddr> {
+    let at = settings.value("admin", parse::admin)?;
+    let address = at.value?;
+    if !address.ip().is_loopback() {
+        let message = format!(
+            "`{address}` can be reached from other hosts, and there is no password: write 127.0.0.1:{} or [::1]:{}",
+            address.port(),
+            address.port()
+        );
+        settings.problem_at(&at, message);
+    }
+    Some(address)
 }
 
 /// The most threads that a program can be told to run on.

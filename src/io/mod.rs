@@ -1,5 +1,6 @@
 //! Every side effect: clock, buffer pools, sockets, TLS, TUN and netlink.
 
+pub mod admin;
 pub mod carrier;
 pub mod child;
 pub mod clock;

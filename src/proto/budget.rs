@@ -120,6 +120,12 @@ impl Share {
         self.held
     }
 
+    /// Returns the bytes that the flows of all sessions hold.
+    #[must_use]
+    pub fn held_by_all(&self) -> usize {
+        self.all.held()
+    }
+
     /// Returns how much one flow may hold beyond its floor.
     #[must_use]
     pub fn allowance(&self) -> usize {

@@ -209,7 +209,7 @@ async fn open(shared: &Shared, at: &ListenAddr, socket: TcpStream) -> Option<Lan
     let stats = &shared.accept_stats;
     let mut stream = LaneStream::Tcp(socket);
     if at.scheme.is_tls() {
-        stream = match shared.tls.as_ref()?.accept(stream).await {
+        stream = match shared.tls()?.accept(stream).await {
             Ok(stream) => stream,
             Err(error) => {
                 stats.tls_failed.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,9 @@
 //!
 //! | command | arguments | what it does, and answers |
 //! |---|---|---|
-//! | `status` | | how the server is, and each session |
+//! | `status` | | how the server is, and each session: a [`Report`](crate::status::Report) |
+//! | `health` | | whether it does its work, in words; an error where it does not |
+//! | `reload` | | reads the configuration again: what is in force now, and what waits for a restart |
 //!
 //! # Where
 //!
@@ -24,8 +26,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::run::Shared;
+use super::status::Reporter;
 use crate::config::{ControlSocket, ServerConfig};
 use crate::io::control::{Commands, Done, Request, Surroundings, Wanted, short_key};
+use crate::reload::Asker;
 
 /// Tells where a server with this configuration takes orders.
 pub fn place(config: &ServerConfig) -> Wanted {
@@ -55,28 +59,34 @@ pub fn sockets() -> Vec<PathBuf> {
 #[derive(Debug)]
 pub struct Orders {
     shared: Arc<Shared>,
+    reporter: Arc<Reporter>,
+    reload: Option<Asker>,
 }
 
 impl Orders {
-    /// Takes orders for the server that shares this.
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    /// Takes orders for the server that shares this; `reload` knows how its configuration is read again.
+    pub fn new(shared: Arc<Shared>, reporter: Arc<Reporter>, reload: Option<Asker>) -> Self {
+        Self {
+            shared,
+            reporter,
+            reload,
+        }
     }
 
-    fn status(&self) -> Value {
-        json!({
-            "kind": "server",
-            "version": env!("CARGO_PKG_VERSION"),
-            "sessions": self.shared.registry.len(),
-            "clients": self.shared.peers.len(),
-        })
+    async fn reload(&self) -> Result<Value, String> {
+        let Some(reload) = &self.reload else {
+            return Err("this server has no configuration file to read again".to_owned());
+        };
+        reload.ask().await.map(|applied| json!(applied))
     }
 }
 
 impl Commands for Orders {
     async fn call(&self, request: Request, _passed: Option<OwnedFd>) -> Done {
         Done::Now(match request.command.as_str() {
-            "status" => Ok(self.status()),
+            "status" => Ok(json!(self.reporter.report().await)),
+            "health" => self.shared.ready().map(Value::from),
+            "reload" => self.reload().await,
             other => Err(format!(
                 "this server does not know `{other}`: is it an older adit?"
             )),

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use hickory_resolver::net::{DnsError, NetError};
@@ -35,12 +35,15 @@ use upstreams::Upstreams;
 
 /// The resolver of a server, shared by all its clients.
 pub struct DnsService {
-    upstreams: Upstreams,
+    upstreams: RwLock<Arc<Upstreams>>,
     permits: Semaphore,
     /// The shares of the clients that have a session.
     shares: Mutex<HashMap<PublicKey, Weak<Semaphore>>>,
     stats: DnsStats,
 }
+
+/// Upstreams that can be asked.
+pub struct Prepared(Arc<Upstreams>);
 
 /// One client's share of the service.
 #[derive(Clone)]
@@ -85,6 +88,22 @@ impl DnsService {
             .map_err(DnsServiceError::Resolver)
     }
 
+    /// Makes ready to ask others: `upstreams`, or where there are none those of the host.
+    ///
+    /// # Errors
+    /// The resolver cannot be made.
+    pub fn prepare(&self, upstreams: &[SocketAddr]) -> Result<Prepared, DnsServiceError> {
+        let upstreams = Upstreams::new(clock::now(), upstreams);
+        let upstreams = upstreams.map_err(DnsServiceError::Resolver)?;
+        Ok(Prepared(Arc::new(upstreams)))
+    }
+
+    /// Asks those from now on. Queries under way end with those that they began with.
+    pub fn ask(&self, prepared: Prepared) {
+        let mut upstreams = (self.upstreams.write()).unwrap_or_else(PoisonError::into_inner);
+        *upstreams = prepared.0;
+    }
+
     /// Hands out the share of the client with this key, one for all its sessions.
     pub fn client(self: &Arc<Self>, key: &PublicKey) -> DnsClient {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +126,7 @@ impl DnsService {
 
     fn over(upstreams: Upstreams) -> Arc<Self> {
         Arc::new(Self {
-            upstreams,
+            upstreams: RwLock::new(Arc::new(upstreams)),
             permits: Semaphore::new(QUERIES),
             shares: Mutex::new(HashMap::new()),
             stats: DnsStats::default(),
@@ -131,7 +150,13 @@ impl DnsService {
         let mut name = query.query.name().clone();
         // No search list: the client has one of its own.
         name.set_fqdn(true);
-        let resolver = self.upstreams.resolver(clock::now());
+        let upstreams = Arc::clone(
+            &self
+                .upstreams
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let resolver = upstreams.resolver(clock::now());
         let lookup = timeout(
             ANSWER_TIMEOUT,
             resolver.lookup(name, query.query.query_type()),

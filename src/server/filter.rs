@@ -63,6 +63,15 @@ impl DestinationPolicy {
         }
     }
 
+    /// The same policy with other networks beside the public Internet.
+    #[must_use]
+    pub fn with_allow(&self, allow: &[IpNet]) -> Self {
+        Self {
+            allow: allow.iter().copied().collect(),
+            ..self.clone()
+        }
+    }
+
     /// Tells whether clients may go to `destination`.
     pub fn allows(&self, destination: IpAddr) -> bool {
         self.judge(destination).is_ok()

@@ -56,6 +56,7 @@ use crate::proto::relayed::{Pieces, Relayed, RelayedEvent, RelayedKey};
 use crate::server::dns::DnsClient;
 use crate::server::egress::echo::EchoSockets;
 use crate::server::egress::udp::Mappings;
+use crate::status::Counters;
 use crate::wire::{FlowFrame, RelayedId, ResetReason};
 
 /// One session's netstack on the server and the sockets behind it.
@@ -317,6 +318,22 @@ impl Local {
             self.mappings.stats(),
             self.echoes.stats(),
         )
+    }
+
+    /// Adds what was counted, of all parts, to `counters`.
+    pub fn count(&self, counters: &mut Counters) {
+        counters.add("netstack", self.stack.stats());
+        counters.add("egress", &self.stats);
+        counters.add("relay", self.relay.stats());
+        counters.add("relayed_flows", &self.relayed.stats());
+        counters.add("relayed_relay", self.relayed_relay.stats());
+        counters.add("udp", self.mappings.stats());
+        counters.add("echo", self.echoes.stats());
+    }
+
+    /// How many TCP flows there are.
+    pub fn flows(&self) -> usize {
+        self.relayed.len() + self.stack.len()
     }
 
     fn poll_events(&mut self, now: Instant, turns: Turns) -> bool {

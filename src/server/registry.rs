@@ -17,7 +17,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -28,8 +28,9 @@ use tracing::{info, warn};
 
 use crate::io::lane::StreamLane;
 use crate::proto::PublicKey;
-use crate::server::leases::{Lease, LeaseError, Leases, Owner};
+use crate::server::leases::{Fixed, Lease, LeaseError, Leases, Owner};
 use crate::server::router::{Downlink, Router};
+use crate::server::status::Look;
 use crate::wire::{CloseReason, SessionId};
 
 /// A new lane that asks a session's driver to join.
@@ -41,6 +42,15 @@ pub struct Join {
     pub lane: Box<StreamLane>,
     /// Where the driver says what became of it.
     pub answer: oneshot::Sender<Joined>,
+}
+
+/// What a session's driver is asked for.
+#[derive(Debug)]
+pub enum Order {
+    /// To take a lane.
+    Join(Join),
+    /// To say how it is.
+    Look(oneshot::Sender<Box<Look>>),
 }
 
 /// What became of a lane that asked to join.
@@ -56,7 +66,7 @@ pub enum Joined {
 
 impl Join {
     /// Asks the driver behind `joins` to take `lane`, whose join frame is `frame`.
-    pub async fn ask(joins: &mpsc::Sender<Self>, frame: Vec<u8>, lane: StreamLane) -> Joined {
+    pub async fn ask(joins: &mpsc::Sender<Order>, frame: Vec<u8>, lane: StreamLane) -> Joined {
         let (answer, answered) = oneshot::channel();
         let lane = Box::new(lane);
         let join = Self {
@@ -65,7 +75,7 @@ impl Join {
             answer,
         };
         // A session that ends takes with it what waits to join; the client dials again.
-        match joins.send(join).await {
+        match joins.send(Order::Join(join)).await {
             Ok(()) => answered.await.unwrap_or(Joined::Gone),
             Err(_) => Joined::Gone,
         }
@@ -105,8 +115,8 @@ pub struct Entrant {
     pub id: SessionId,
     /// Whose it is.
     pub owner: Owner,
-    /// Where its driver takes new lanes.
-    pub joins: mpsc::Sender<Join>,
+    /// Where its driver takes new lanes, and is asked how it is.
+    pub joins: mpsc::Sender<Order>,
     /// How its driver is told to end.
     pub ending: Ending,
     /// Its packets.
@@ -122,7 +132,7 @@ pub struct Entrant {
 pub struct Registry {
     inner: Mutex<Inner>,
     router: Arc<Router>,
-    capacity: usize,
+    capacity: AtomicUsize,
     /// The leases may have changed.
     changed: Notify,
 }
@@ -150,7 +160,7 @@ impl Registry {
                 leases,
             }),
             router,
-            capacity,
+            capacity: AtomicUsize::new(capacity),
             changed: Notify::new(),
         }
     }
@@ -169,10 +179,9 @@ impl Registry {
             inner.leases.release(now, &entry.session.owner);
             entry.session.ending.end(CloseReason::Superseded);
         }
-        if inner.sessions.len() >= self.capacity {
-            return Err(EnterError::Full {
-                capacity: self.capacity,
-            });
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        if inner.sessions.len() >= capacity {
+            return Err(EnterError::Full { capacity });
         }
         self.take_fixed_address(&mut inner, &session, now);
         let lease = inner.leases.acquire(now, session.owner)?;
@@ -221,10 +230,39 @@ impl Registry {
         theirs.len()
     }
 
+    /// Takes the leases of a client away, which is listed no more and has no session.
+    pub fn forget(&self, key: &PublicKey) {
+        self.lock().leases.forget(key);
+        self.changed.notify_one();
+    }
+
+    /// Replaces the addresses that clients are given by the configuration; sessions keep those that they have.
+    pub fn set_fixed(&self, fixed: impl IntoIterator<Item = Fixed>) {
+        self.lock().leases.set_fixed(fixed);
+        self.changed.notify_one();
+    }
+
+    /// Lets in at most `capacity` sessions from now on. Those beyond it that are there stay.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity, Ordering::Relaxed);
+    }
+
+    /// Returns how many leases there are, held or not.
+    pub fn leases(&self) -> usize {
+        self.lock().leases.len()
+    }
+
     /// Returns where session `id` takes new lanes.
-    pub fn find(&self, id: SessionId) -> Option<mpsc::Sender<Join>> {
+    pub fn find(&self, id: SessionId) -> Option<mpsc::Sender<Order>> {
         let inner = self.lock();
         inner.sessions.get(&id).map(|e| e.session.joins.clone())
+    }
+
+    /// Returns where each session's driver takes orders.
+    pub fn orders(&self) -> Vec<mpsc::Sender<Order>> {
+        let inner = self.lock();
+        let sessions = inner.sessions.values();
+        sessions.map(|entry| entry.session.joins.clone()).collect()
     }
 
     /// Returns the number of sessions.
@@ -332,7 +370,7 @@ mod tests {
     use super::*;
     use crate::io::lane::LaneStream;
     use crate::io::pool::Pool;
-    use crate::server::leases::{Fixed, Settings};
+    use crate::server::leases::Settings;
 
     const NOW: SystemTime = UNIX_EPOCH;
 

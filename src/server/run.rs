@@ -15,9 +15,9 @@
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_netstack::Packet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -38,14 +38,18 @@ use super::egress::tun::TunEgress;
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
 use super::leases::{Fixed, Lease, Leases, Settings as LeaseSettings};
+use super::ledger::Ledger;
 use super::local::LocalLimits;
 use super::peers::{Peer, Peers};
 use super::registry::Registry;
+use super::reload::Reloader;
 use super::router::Router;
+use super::status::Reporter;
 use super::unlisted::Unlisted;
-use crate::config::{EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
+use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
+use crate::io::admin::{Admin, AdminError};
 use crate::io::clock;
-use crate::io::control::{self as io_control, PlaceError};
+use crate::io::control::{self as io_control, ControlStats, PlaceError};
 use crate::io::limits::raise_open_files;
 use crate::io::listen::{BindError, Listener, bind_datagrams};
 use crate::io::netlink::Netlink;
@@ -58,7 +62,8 @@ use crate::io::udp::UdpIo;
 use crate::io::unix;
 use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, PublicKey, Responder, Settings};
-use crate::wire::{CloseReason, InnerConfig};
+use crate::reload::{Asker, ReloadCounts};
+use crate::wire::InnerConfig;
 
 /// What the sessions of one server share.
 #[derive(Debug)]
@@ -75,24 +80,16 @@ pub struct Shared {
     pub egress: Egress,
     /// The inner gateway's addresses.
     pub gateways: Vec<IpAddr>,
-    /// What a session may hold open.
-    pub limits: LocalLimits,
     /// What the relayed flows of all sessions may hold.
     pub memory: Arc<Budget>,
-    /// The soft bound of what those of one session may hold.
-    pub memory_per_client: usize,
     /// Answers names on the gateway.
     pub dns: Arc<DnsService>,
-    /// The certificate, where a listener needs one.
-    pub tls: Option<ServerTls>,
     /// Packet buffers.
     pub pool: Arc<Pool>,
     /// The inner MTU.
     pub mtu: u16,
-    /// Records of names that clients are given, in words.
-    pub dns_records: Vec<String>,
     /// Whether clients may reach each other.
-    pub client_to_client: bool,
+    pub client_to_client: AtomicBool,
     /// Ends everything.
     pub stop: CancellationToken,
     /// What became of connections before they were known.
@@ -105,8 +102,44 @@ pub struct Shared {
     pub unlisted: Unlisted,
     /// Who may connect.
     pub peers: Peers,
+    /// What sessions that have ended have counted.
+    pub ledger: Ledger,
+    /// What the control socket has counted.
+    pub control_stats: Arc<ControlStats>,
+    /// How often the configuration was read again.
+    pub reloads: ReloadCounts,
+    /// When the server began.
+    pub started: Instant,
     policy: RwLock<Arc<DestinationPolicy>>,
+    offer: RwLock<Arc<Offer>>,
+    /// The certificate, where a listener needs one.
+    tls: RwLock<Option<ServerTls>>,
     networks: Vec<IpNet>,
+}
+
+/// What a session is given when it begins.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// What it may hold open.
+    pub limits: LocalLimits,
+    /// The soft bound of what its flows may hold.
+    pub memory: usize,
+    /// Records of names that its client is given, in words.
+    pub dns_records: Vec<String>,
+}
+
+impl Offer {
+    /// Reads what a configuration gives.
+    pub fn new(config: &ServerConfig) -> Self {
+        Self {
+            limits: LocalLimits {
+                flows: config.limits.flows_per_client as usize,
+                half_open: config.limits.half_open_per_client as usize,
+            },
+            memory: config.limits.memory_per_client / HARD,
+            dns_records: config.dns_records.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// What became of the sessions of a server.
@@ -127,10 +160,51 @@ impl Shared {
             .clone()
     }
 
+    /// Tells whether the server does its work, in words either way.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn ready(&self) -> Result<String, String> {
+        if self.stop.is_cancelled() {
+            Err("stopping".to_owned())
+        } else {
+            Ok("listening".to_owned())
+        }
+    }
+
+    /// Returns what a session is given that begins now.
+    pub fn offer(&self) -> Arc<Offer> {
+        let offer = self.offer.read().unwrap_or_else(PoisonError::into_inner);
+        offer.clone()
+    }
+
+    /// Returns what answers TLS handshakes, if anything does.
+    pub fn tls(&self) -> Option<ServerTls> {
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        tls.clone()
+    }
+
+    /// Gives sessions that begin from now on something else.
+    pub(super) fn set_offer(&self, offer: Offer) {
+        *self.offer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(offer);
+    }
+
+    /// Answers TLS handshakes by another certificate from now on.
+    pub(super) fn set_tls(&self, tls: ServerTls) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+    }
+
+    /// Lets clients go to other networks beside the public Internet.
+    pub(super) fn set_allowed(&self, allow: &[IpNet]) {
+        let mut policy = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+        *policy = Arc::new(policy.with_allow(allow));
+    }
+
     /// Takes the host's present addresses out of what clients may reach.
     fn set_own_addresses(&self, own: &[IpAddr]) {
-        let policy = Arc::new(self.policy().with_own(own));
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        let mut policy = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+        *policy = Arc::new(policy.with_own(own));
     }
 
     /// Returns what a handshake needs to know of the client with this key.
@@ -151,7 +225,7 @@ impl Shared {
     /// From now on its handshakes are not answered, and nothing reaches it: what its sessions had open ends with them.
     pub fn revoke(&self, key: &PublicKey) -> Option<(Peer, usize)> {
         let peer = self.peers.remove(key)?;
-        let ended = (self.registry).end_all_of(key, CloseReason::Revoked, clock::unix());
+        let ended = self.cut_off(key);
         Some((peer, ended))
     }
 
@@ -176,7 +250,7 @@ impl Shared {
     }
 
     /// Returns what a session with this lease is told about its network.
-    pub fn inner_config(&self, lease: &Lease) -> InnerConfig {
+    pub fn inner_config(&self, lease: &Lease, offer: &Offer) -> InnerConfig {
         let prefix = |want: fn(&IpNet) -> bool| {
             self.networks
                 .iter()
@@ -192,7 +266,7 @@ impl Shared {
             gateway6: None,
             dns: self.gateways.clone(),
             mtu: self.mtu,
-            records: self.dns_records.clone(),
+            records: offer.dns_records.clone(),
         };
         for gateway in &self.gateways {
             match gateway {
@@ -252,6 +326,8 @@ pub struct Server {
     undo: Option<Undo>,
     state: StateDir,
     control: Option<unix::Listener>,
+    admin: Option<Admin>,
+    reload: Option<Asker>,
 }
 
 impl Server {
@@ -271,6 +347,7 @@ impl Server {
         let dns = DnsService::new(&config.dns)?;
         let leases = restore_leases(&config)?;
         let control = control::place(&config).listen()?;
+        let admin = config.admin.map(Admin::bind).transpose()?;
         let gateways = gateways(&leases);
         // Last of all that can fail, so that nothing is to be undone when something does.
         let (egress, tun, undo) = match config.egress {
@@ -313,24 +390,23 @@ impl Server {
             policy: RwLock::new(Arc::new(DestinationPolicy::new(&config.allow, &[]))),
             egress,
             gateways,
-            limits: LocalLimits {
-                flows: config.limits.flows_per_client as usize,
-                half_open: config.limits.half_open_per_client as usize,
-            },
             memory: Budget::new(config.limits.memory / HARD),
-            memory_per_client: config.limits.memory_per_client / HARD,
+            offer: RwLock::new(Arc::new(Offer::new(&config))),
             dns,
-            tls,
+            tls: RwLock::new(tls),
             pool: Pool::new("server", POOL_SMALL, POOL_LARGE),
             mtu: config.mtu,
-            dns_records: config.dns_records.iter().map(ToString::to_string).collect(),
-            client_to_client: config.client_to_client,
+            client_to_client: AtomicBool::new(config.client_to_client),
             stop: CancellationToken::new(),
             accept_stats: AcceptStats::default(),
             datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             unlisted: Unlisted::new(clock::now()),
             peers: Peers::new(config.clients),
+            ledger: Ledger::default(),
+            control_stats: Arc::default(),
+            reloads: ReloadCounts::default(),
+            started: clock::now(),
             networks,
         });
         look_at_own_addresses(&shared).await;
@@ -341,6 +417,8 @@ impl Server {
             undo,
             state,
             control,
+            admin,
+            reload: None,
         })
     }
 
@@ -351,7 +429,26 @@ impl Server {
 
     /// Returns the pin of the certificate that TLS lanes present, if there are any.
     pub fn tls_pin(&self) -> Option<String> {
-        self.shared.tls.as_ref().map(|tls| tls.pin().to_string())
+        self.shared.tls().map(|tls| tls.pin().to_string())
+    }
+
+    /// Passes orders to read the configuration again to `asker`.
+    #[must_use]
+    pub fn reloaded_by(self, asker: Asker) -> Self {
+        Self {
+            reload: Some(asker),
+            ..self
+        }
+    }
+
+    /// Returns what puts another configuration than `config`, which it was started with, into force.
+    pub fn reloader(&self, config: ServerConfig) -> Reloader {
+        Reloader::new(self.shared.clone(), self.state.clone(), config)
+    }
+
+    /// Returns where metrics and health are served.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
     }
 
     /// Returns what the sessions share, for a look at the counters.
@@ -373,6 +470,8 @@ impl Server {
             undo,
             state,
             control,
+            admin,
+            reload,
         } = self;
         let tasks = TaskTracker::new();
         let mut listeners = JoinSet::new();
@@ -388,12 +487,18 @@ impl Server {
                 }
             }
         }
+        let reporter = Arc::new(Reporter::new(shared.clone()));
+        if let Some(admin) = admin {
+            info!(address = %admin.address(), "metrics and health");
+            tasks.spawn(admin.serve(reporter.clone(), shared.stop.clone()));
+        }
         if let Some(listener) = control {
             debug!(socket = %listener.path().display(), "takes orders");
-            let orders = Orders::new(shared.clone());
+            let orders = Orders::new(shared.clone(), reporter.clone(), reload);
             tasks.spawn(io_control::serve(
                 listener,
                 Arc::new(orders),
+                shared.control_stats.clone(),
                 shared.stop.clone(),
             ));
         }
@@ -472,6 +577,9 @@ pub enum StartError {
     /// The control socket that the configuration names cannot be had.
     #[error(transparent)]
     Control(#[from] PlaceError),
+    /// The admin address cannot be had.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The TUN device cannot be set up.
     #[error(transparent)]
     Egress(#[from] SetupError),
@@ -495,7 +603,10 @@ fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
     listen.iter().map(bind).collect()
 }
 
-fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTls>, StartError> {
+pub(super) fn server_tls(
+    config: &ServerConfig,
+    state: &StateDir,
+) -> Result<Option<ServerTls>, StartError> {
     if !config.listen.iter().any(|l| l.scheme.is_tls()) {
         return Ok(None);
     }
@@ -506,15 +617,20 @@ fn server_tls(config: &ServerConfig, state: &StateDir) -> Result<Option<ServerTl
     Ok(Some(ServerTls::new(certificate)?))
 }
 
-/// The leases as a former run left them.
-fn restore_leases(config: &ServerConfig) -> Result<Leases, StartError> {
-    let fixed = config.clients.iter().map(|client| Fixed {
+/// The addresses that the configuration gives to a client.
+pub(super) fn fixed(client: &ClientEntry) -> Fixed {
+    Fixed {
         key: client.public_key,
         lease: Lease {
             v4: client.address,
             v6: client.address6,
         },
-    });
+    }
+}
+
+/// The leases as a former run left them.
+fn restore_leases(config: &ServerConfig) -> Result<Leases, StartError> {
+    let fixed = config.clients.iter().map(fixed);
     let mut leases = Leases::new(
         config.network,
         config.network6,

@@ -36,9 +36,10 @@ use super::egress::Egress;
 use super::filter::DestinationPolicy;
 use super::leases::Owner;
 use super::local::{DNS_PORT, Local};
-use super::registry::{Ending, Entrant, Join, Joined, addresses};
+use super::registry::{Ending, Entrant, Join, Joined, Order, addresses};
 use super::router::{Downlink, Queued};
 use super::run::{Shared, Way};
+use super::status::Look;
 use super::unconfirmed::Place;
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver};
 use crate::io::clock;
@@ -49,6 +50,7 @@ use crate::io::udp::Inbox;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
 use crate::proto::{Session, SessionEvent};
+use crate::status::{SessionReport, Tally};
 use crate::wire::{CloseReason, FlowFrame, LaneId, PACKET_HEADROOM, TAILROOM};
 
 /// The task that owns one session on the server.
@@ -60,8 +62,8 @@ pub struct SessionDriver {
     owner: Owner,
     span: Span,
     downlink: Arc<Downlink>,
-    joins: mpsc::Receiver<Join>,
-    sender: mpsc::Sender<Join>,
+    joins: mpsc::Receiver<Order>,
+    sender: mpsc::Sender<Order>,
     /// How others tell it to end.
     ending: Ending,
     /// Resolves when they do.
@@ -77,6 +79,7 @@ pub struct SessionDriver {
     gave_way: bool,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
+    began: Instant,
 }
 
 enum State {
@@ -189,6 +192,7 @@ impl SessionDriver {
             gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
+            began: now,
         })
     }
 
@@ -257,11 +261,15 @@ impl SessionDriver {
         }
         // Strangers can send joins as fast as they like.
         for _ in 0..JOINS {
-            let Poll::Ready(Some(join)) = self.joins.poll_recv(cx) else {
+            let Poll::Ready(Some(order)) = self.joins.poll_recv(cx) else {
                 break;
             };
             any = true;
-            self.join(now, join);
+            match order {
+                Order::Join(join) => self.join(now, join),
+                // Whoever asked may have gone meanwhile.
+                Order::Look(answer) => drop(answer.send(Box::new(self.look(now)))),
+            }
         }
         any
     }
@@ -290,6 +298,44 @@ impl SessionDriver {
         };
         // The connection may have ended meanwhile.
         let _ = answer.send(joined);
+    }
+
+    fn look(&mut self, now: Instant) -> Look {
+        let lanes = self.carrier.lane_reports(now);
+        let tally = self.tally();
+        Look {
+            id: self.carrier.session().id(),
+            owner: self.owner,
+            report: SessionReport {
+                client: Some(self.shared.client_name(&self.owner.key)),
+                addresses: self.addresses.clone(),
+                age_seconds: now.saturating_duration_since(self.began).as_secs_f64(),
+                flows: self.local.as_ref().map_or(0, Local::flows),
+                rtt_seconds: lanes
+                    .iter()
+                    .find(|lane| lane.in_use)
+                    .and_then(|lane| lane.rtt_seconds),
+                lanes,
+                total: tally.numbers,
+                drops: tally.drops(),
+            },
+            tally,
+        }
+    }
+
+    /// All that it and its parts have counted.
+    fn tally(&self) -> Tally {
+        let mut tally = self.carrier.tally();
+        let counters = &mut tally.counters;
+        counters.add("uplink", &self.stats);
+        let (full, total) = self.downlink.dropped();
+        counters.drops("downlink", "full", full);
+        counters.drops("downlink", "all_full", total);
+        counters.drops("inbox", "full", self.inbox.dropped());
+        if let Some(local) = &self.local {
+            local.count(counters);
+        }
+        tally
     }
 
     /// Closes the session; the driver ends when its carrier has let the lanes go.
@@ -405,14 +451,16 @@ impl SessionDriver {
         }
         match entered {
             Ok(lease) => {
+                self.shared.ledger.open(&self.owner.key);
                 self.addresses = addresses(&lease);
-                let config = self.shared.inner_config(&lease);
+                let offer = self.shared.offer();
+                let config = self.shared.inner_config(&lease, &offer);
                 self.local = Some(Local::new(
                     self.shared.gateways.clone(),
                     config.mtu,
                     matches!(self.shared.egress, Egress::User),
-                    self.shared.limits,
-                    Share::new(self.shared.memory.clone(), self.shared.memory_per_client),
+                    offer.limits,
+                    Share::new(self.shared.memory.clone(), offer.memory),
                     self.shared.dns.client(&self.owner.key),
                     rand::rng().random(),
                 ));
@@ -460,6 +508,14 @@ impl SessionDriver {
     }
 
     fn end(&mut self, left: bool) {
+        let ledger = &self.shared.ledger;
+        match self.state {
+            State::Live => {
+                ledger.enter(self.carrier.session().id(), &self.owner.key, &self.tally())
+            }
+            State::Unconfirmed { .. } | State::Refused => ledger.enter_refused(&self.tally()),
+            State::Ended => {}
+        }
         if let State::Live = self.state {
             self.shared
                 .registry
@@ -508,8 +564,9 @@ impl Drop for SessionDriver {
     fn drop(&mut self) {
         self.shared.inboxes.close(self.carrier.session().id());
         // A panic in a turn must not leave the session in the tables.
-        if let State::Live = self.state {
-            self.end(false);
+        match self.state {
+            State::Live => self.end(false),
+            State::Unconfirmed { .. } | State::Refused | State::Ended => {}
         }
     }
 }
@@ -609,7 +666,7 @@ impl Uplink<'_> {
         let Some(bytes) = frame.get(range) else {
             return;
         };
-        if !self.shared.client_to_client {
+        if !self.shared.client_to_client.load(Ordering::Relaxed) {
             self.stats.to_client_denied += 1;
             if let Some(local) = self.local.as_mut() {
                 local.refuse(bytes, Unreachable::AdminProhibited);

@@ -114,6 +114,7 @@ impl Path {
             repair: Repair::Auto,
             threads: None,
             control: ControlSocket::Off,
+            admin: None,
         })
         .await
         .unwrap();
@@ -141,6 +142,7 @@ impl Path {
             threads: None,
             forwards: Vec::new(),
             control: ControlSocket::Off,
+            admin: None,
             memory: budget::CLIENT,
             tun: None,
         })

@@ -117,6 +117,15 @@ impl Policy {
         }
     }
 
+    /// The same with other records of the configuration.
+    #[must_use]
+    pub fn with_records(self, records: &[StaticRecord]) -> Self {
+        Self {
+            records: Arc::new(Records::new(records)),
+            ..self
+        }
+    }
+
     /// The same with other lists.
     #[must_use]
     pub fn with_lists(self, lists: Lists) -> Self {

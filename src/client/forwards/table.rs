@@ -1,6 +1,7 @@
 //! The forwards there are, and how they come and go.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
@@ -34,6 +35,14 @@ struct Shared {
     resolver: Resolver,
     stop: CancellationToken,
     table: Mutex<Table>,
+}
+
+impl fmt::Debug for Forwards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forwards")
+            .field("entries", &self.table().entries.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]

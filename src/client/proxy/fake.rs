@@ -297,6 +297,7 @@ fn handle(command: Command, shared: &Arc<Mutex<State>>) {
         }
         Command::JudgeAgain => {}
         Command::Resolved { .. } => panic!("the fake driver asks no names"),
+        Command::Look { .. } => panic!("nobody looks at the fake driver"),
         Command::BindEcho { .. }
         | Command::Listen { .. }
         | Command::Unlisten { .. }

@@ -16,13 +16,14 @@ use super::several::Several;
 use super::sink::{LaneSink, Room as SinkRoom};
 use super::stream::{CarriedStream, QUIET};
 use super::waiting::Waiting;
-use crate::io::lane::{ReadMemory, StreamLane};
+use crate::io::lane::{LaneStream, ReadMemory, StreamLane};
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
 use crate::proto::datapath::{DatapathStats, Orphan};
 use crate::proto::relayed::Relayed;
 use crate::proto::spread::{Spread, SpreadStats};
 use crate::proto::{Again, DatagramPath, LaneStats, PacketMeta, Session, SessionEvent, Traffic};
+use crate::status::Tally;
 use crate::wire::{LaneId, PACKET_HEADROOM, SEALED_HEADER_LEN, TAILROOM};
 
 /// A session and the lanes that carry it.
@@ -49,6 +50,8 @@ pub struct Carrier {
     /// What the log was last told that the lanes carried, and when it is told again.
     logged: Traffic,
     log_at: Option<Instant>,
+    /// What the sessions before this one have carried and counted.
+    past: Box<Tally>,
 }
 
 impl Carrier {
@@ -142,6 +145,22 @@ impl Carrier {
         spread.map_or_else(SpreadStats::default, Spread::stats)
     }
 
+    /// Returns what waits for stream lanes.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    /// Returns what the sessions before this one have carried and counted.
+    pub(super) fn past(&self) -> &Tally {
+        &self.past
+    }
+
+    /// Returns the connection of a stream lane.
+    pub(super) fn stream_of(&self, id: LaneId) -> Option<&LaneStream> {
+        let lane = self.streams.iter().find(|lane| lane.id == id)?;
+        Some(lane.io.stream())
+    }
+
     /// Tells the log what was counted, as when the session ends.
     pub fn log_counters(&self) {
         debug!(
@@ -160,8 +179,11 @@ impl Carrier {
     /// on.
     pub fn replace(&mut self, fresh: Self) {
         self.log_counters();
+        let mut past = std::mem::take(&mut self.past);
+        past.add_ended(&self.tally_of_session());
         *self = Self {
             stats: self.stats,
+            past,
             ..fresh
         };
     }
@@ -512,6 +534,7 @@ impl Carrier {
             doubted: None,
             logged: Traffic::default(),
             log_at: None,
+            past: Box::default(),
         }
     }
 

@@ -46,6 +46,7 @@ mod carrying;
 mod datagram;
 mod deliver;
 mod event;
+mod look;
 mod several;
 mod sink;
 mod stream;

@@ -57,9 +57,13 @@ pub struct ControlStats {
     pub full: AtomicU64,
 }
 
-/// Serves `listener` until `stop` is cancelled.
-pub async fn serve(listener: Listener, commands: Arc<impl Commands>, stop: CancellationToken) {
-    let stats = Arc::new(ControlStats::default());
+/// Serves `listener` until `stop` is cancelled, and counts in `stats`.
+pub async fn serve(
+    listener: Listener,
+    commands: Arc<impl Commands>,
+    stats: Arc<ControlStats>,
+    stop: CancellationToken,
+) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let held = Arc::new(Semaphore::new(MAX_HELD));
     let mut tasks = JoinSet::new();
@@ -286,7 +290,12 @@ mod tests {
         let path = folder.path().join("s");
         let listener = Listener::bind(&path).unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, Arc::new(Echo), stop.clone()));
+        tokio::spawn(serve(
+            listener,
+            Arc::new(Echo),
+            Arc::default(),
+            stop.clone(),
+        ));
         Setting {
             _folder: folder,
             path,

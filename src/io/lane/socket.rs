@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::io::websocket::WebSocket;
+use crate::status::Transport;
 
 /// A connected byte stream that can carry a lane: a TCP connection, and what was put on it.
 pub enum LaneStream {
@@ -40,6 +41,16 @@ impl LaneStream {
     /// When the connection is already gone.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.tcp().peer_addr()
+    }
+
+    /// Tells how it is carried.
+    pub fn transport(&self) -> Transport {
+        match self {
+            LaneStream::Tcp(_) => Transport::Tcp,
+            LaneStream::Tls(_) => Transport::Tls,
+            LaneStream::WebSocket(_) if self.is_tls() => Transport::Wss,
+            LaneStream::WebSocket(_) => Transport::Ws,
+        }
     }
 
     /// Tells whether there is TLS in it.

@@ -64,6 +64,13 @@ impl Pool {
         self.contains(self.hint).then_some(self.hint)
     }
 
+    /// Keeps these addresses for their clients, and no others.
+    pub(super) fn reserve(&mut self, reserved: impl Iterator<Item = u128>) {
+        self.reserved = reserved.collect();
+        // What is no longer kept may be the lowest that is free.
+        self.hint = self.first;
+    }
+
     pub(super) fn take(&mut self, address: u128, owner: Owner) {
         self.used.insert(address, owner);
     }

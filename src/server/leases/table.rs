@@ -101,27 +101,46 @@ impl Leases {
         fixed: impl IntoIterator<Item = Fixed>,
         settings: Settings,
     ) -> Self {
-        let fixed: HashMap<PublicKey, Lease> = fixed
-            .into_iter()
-            .map(|fixed| (fixed.key, fixed.lease))
-            .collect();
-        let reserved4 = fixed
-            .values()
-            .filter_map(|lease| lease.v4)
-            .map(|ip| number(ip.into()));
-        let reserved6 = fixed
-            .values()
-            .filter_map(|lease| lease.v6)
-            .map(|ip| number(ip.into()));
-        Self {
-            pool4: network.map(|net| Pool::new(net.into(), reserved4)),
-            pool6: network6.map(|net| Pool::new(net.into(), reserved6)),
-            fixed,
+        let mut leases = Self {
+            pool4: network.map(|net| Pool::new(net.into(), std::iter::empty())),
+            pool6: network6.map(|net| Pool::new(net.into(), std::iter::empty())),
+            fixed: HashMap::new(),
             settings,
             entries: HashMap::new(),
             instances: HashMap::new(),
             idle: BTreeSet::new(),
             changed: false,
+        };
+        leases.set_fixed(fixed);
+        leases
+    }
+
+    /// Replaces the addresses that the configuration gives to clients. Leases that are held stay as they are.
+    pub fn set_fixed(&mut self, fixed: impl IntoIterator<Item = Fixed>) {
+        let fixed = fixed.into_iter().map(|fixed| (fixed.key, fixed.lease));
+        self.fixed = fixed.collect();
+        let fixed = self.fixed.values();
+        if let Some(pool) = &mut self.pool4 {
+            let reserved = fixed.clone().filter_map(|lease| lease.v4);
+            pool.reserve(reserved.map(|ip| number(ip.into())));
+        }
+        if let Some(pool) = &mut self.pool6 {
+            let reserved = fixed.filter_map(|lease| lease.v6);
+            pool.reserve(reserved.map(|ip| number(ip.into())));
+        }
+    }
+
+    /// Takes all leases of a client away, which is not to come back.
+    pub fn forget(&mut self, key: &PublicKey) {
+        let instances = self.instances.get(key).into_iter().flatten();
+        let owners: Vec<Owner> = instances
+            .map(|instance| Owner {
+                key: *key,
+                instance: *instance,
+            })
+            .collect();
+        for owner in owners {
+            self.remove(&owner);
         }
     }
 

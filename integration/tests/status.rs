@@ -1,0 +1,838 @@
+//! `adit status`, `adit health`, metrics, and `adit reload` under load, against what was really transferred.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use adit_integration::{
+    adit::{Adit, ClientConfig, Pair, User, free_port, path},
+    meters::{descriptors, wait_for},
+    namespaces::Place,
+    origin::Origin,
+    process::Finished,
+    socks,
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The hang guard of one exchange.
+const SOON: Duration = Duration::from_secs(30);
+
+fn loopback(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// Runs `adit` about the program of this configuration.
+fn order(pair: &Pair, command: &str, config: &std::path::Path, more: &[&str]) -> Finished {
+    (pair.workdir).run(&[&[command, "-c", path(config)], more].concat())
+}
+
+fn status(pair: &Pair, config: &std::path::Path) -> Value {
+    let shown = order(pair, "status", config, &["--json"]);
+    assert!(shown.status.success(), "{}", shown.text());
+    serde_json::from_str(&shown.stdout).expect("JSON")
+}
+
+fn server_status(pair: &Pair) -> Value {
+    status(pair, &pair.server_config)
+}
+
+fn client_status(pair: &Pair) -> Value {
+    status(pair, &pair.client_config)
+}
+
+fn number(value: &Value, pointer: &str) -> u64 {
+    let found = value.pointer(pointer).and_then(Value::as_u64);
+    found.unwrap_or_else(|| panic!("{pointer} of {value:#}"))
+}
+
+/// What the server says of the session of one client.
+fn session<'v>(status: &'v Value, client: &str) -> &'v Value {
+    let sessions = status["sessions"].as_array().expect("a list");
+    let found = sessions.iter().find(|it| it["client"] == client);
+    found.unwrap_or_else(|| panic!("no session of {client} in {status:#}"))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Sends `length` bytes to an echo through a proxy, and reads them back.
+async fn echo(proxy: SocketAddr, origin: SocketAddr, length: usize) {
+    let stream = socks::connect(proxy, origin).await.expect("a connection");
+    let (mut from, mut to) = stream.into_split();
+    let sending = async move {
+        to.write_all(&vec![7; length]).await.expect("sends");
+        to.shutdown().await.expect("ends");
+    };
+    let reading = async move {
+        let mut got = Vec::new();
+        from.read_to_end(&mut got).await.expect("reads");
+        got
+    };
+    let ((), got) = tokio::join!(sending, reading);
+    assert!(got == vec![7; length], "the echo is what was sent");
+}
+
+/// A sample: its name, its labels, its value.
+type Samples = BTreeMap<(String, BTreeMap<String, String>), f64>;
+
+/// Reads metrics as the text format has them, strictly: each family once and together, HELP and TYPE before its samples,
+/// names and labels well-formed, nothing twice, counters named `_total` and never below zero.
+fn parse_metrics(text: &str) -> (BTreeMap<String, String>, Samples) {
+    let name = |text: &str| {
+        let mut chars = text.chars();
+        let first = chars
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        first && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let (mut types, mut samples) = (BTreeMap::new(), Samples::new());
+    let (mut helped, mut family) = (BTreeSet::new(), String::new());
+    assert!(text.ends_with('\n'), "the last line has an end");
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (of, sentence) = help.split_once(' ').expect("a help");
+            assert!(name(of) && sentence.ends_with('.'), "{line}");
+            assert!(helped.insert(of.to_owned()), "twice: {line}");
+            family = of.to_owned();
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (of, kind) = kind.split_once(' ').expect("a type");
+            assert_eq!(of, family, "behind its help");
+            assert!(["counter", "gauge"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", of.ends_with("_total"), "{line}");
+            types.insert(of.to_owned(), kind.to_owned());
+        } else {
+            let (what, value) = line.rsplit_once(' ').expect("a value");
+            let value: f64 = value.parse().expect("a number");
+            let (of, labels) = match what.split_once('{') {
+                Some((of, labels)) => (of, labels.strip_suffix('}').expect("closed")),
+                None => (what, ""),
+            };
+            assert_eq!(of, family, "families stand together: {line}");
+            assert!(
+                value.is_finite() && (types[of] != "counter" || value >= 0.0),
+                "{line}"
+            );
+            let mut read = BTreeMap::new();
+            for label in labels.split(',').filter(|label| !label.is_empty()) {
+                let (key, text) = label.split_once('=').expect("a label");
+                assert!(name(key), "{line}");
+                let text = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+                let text = text.expect("quoted").to_owned();
+                assert!(!text.contains(['"', '\\']), "{line}");
+                assert!(read.insert(key.to_owned(), text).is_none(), "{line}");
+            }
+            assert!(
+                samples.insert((of.to_owned(), read), value).is_none(),
+                "twice: {line}"
+            );
+        }
+    }
+    (types, samples)
+}
+
+fn sample(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let labels = labels
+        .iter()
+        .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+    let key = (name.to_owned(), labels.collect());
+    *samples.get(&key).unwrap_or_else(|| panic!("{key:?}"))
+}
+
+/// Asks an admin address; returns the status and the body.
+fn get(address: SocketAddr, what: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("connects");
+    write!(
+        stream,
+        "GET {what} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )
+    .expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+    // hyper sends the length of what it knows as a whole
+    assert!(head.to_lowercase().contains("content-length:"), "{head}");
+    (status.expect("a status"), body.to_owned())
+}
+
+/// A pair whose ends both have an admin address.
+fn pair_with_admin(scheme: &str) -> (Pair, SocketAddr, SocketAddr) {
+    let [server, client] = [free_port(), free_port()].map(loopback);
+    let pair = Pair::start_with(
+        scheme,
+        &format!("admin: \"{server}\""),
+        &format!("admin: \"{client}\""),
+    );
+    (pair, server, client)
+}
+
+#[test]
+fn status_and_metrics_of_both_ends_agree_with_what_two_clients_have_transferred() {
+    const ONE: u64 = 1_000_000;
+    const OTHER: u64 = 3_000_000;
+    for scheme in ["tcp", "udp"] {
+        let origin = Origin::echo(&Place::here(), loopback(0));
+        let (pair, admin, client_admin) = pair_with_admin(scheme);
+        let (mut other, other_proxy) = pair.other(scheme, pair.port);
+        other.expect_ready();
+        runtime().block_on(async {
+            tokio::join!(
+                echo(pair.proxy, origin.address(), ONE as usize),
+                echo(other_proxy, origin.address(), OTHER as usize),
+            )
+        });
+        // What the client's goodbye to the flows brings still moves.
+        let quiet = wait_for(SOON, || {
+            let (before, client) = (server_status(&pair), client_status(&pair));
+            let after = server_status(&pair);
+            let same = before["total"] == after["total"];
+            same.then_some((before, client))
+        });
+        let (server, client) = quiet.expect("it becomes quiet");
+        for (name, length) in [("laptop", ONE), ("other", OTHER)] {
+            let session = session(&server, name);
+            for direction in ["inner_sent_bytes", "inner_received_bytes"] {
+                let bytes = number(session, &format!("/total/{direction}"));
+                if scheme == "tcp" {
+                    assert_eq!(
+                        bytes, length,
+                        "relayed bytes are counted as they are: {session:#}"
+                    );
+                } else {
+                    // packets, with their headers and what was sent again
+                    assert!((length..length * 6 / 5).contains(&bytes), "{session:#}");
+                }
+            }
+            assert_eq!(session["lanes"].as_array().map(Vec::len), Some(1));
+            assert_eq!(session["lanes"][0]["transport"], scheme);
+            assert_eq!(session["lanes"][0]["in_use"], true);
+            let of_client = server["clients"]["known"].as_array().expect("a list");
+            let of_client = of_client.iter().find(|it| it["name"] == name);
+            assert_eq!(of_client.expect("it is known")["total"], session["total"]);
+        }
+        let own = &client["sessions"][0];
+        let at_server = session(&server, "laptop");
+        let crossed = |from: &Value, to: &Value| {
+            let sent = number(from, "/total/inner_sent_bytes");
+            let received = number(to, "/total/inner_received_bytes");
+            let repeated = number(to, "/total/wasted");
+            assert!(
+                sent == received || scheme == "udp" && repeated > 0,
+                "{sent} {received}"
+            );
+        };
+        crossed(own, at_server);
+        crossed(at_server, own);
+        assert_eq!(own["addresses"], at_server["addresses"]);
+        assert_eq!(server["clients"]["listed"], 2);
+        assert_eq!(server["clients"]["connected"], 2);
+
+        // The same in the metrics.
+        let (code, text) = get(admin, "/metrics");
+        assert_eq!(code, 200);
+        let (types, samples) = parse_metrics(&text);
+        assert_eq!(types["adit_ready"], "gauge");
+        for name in ["laptop", "other"] {
+            let metric = sample(&samples, "adit_inner_sent_bytes_total", &[("client", name)]);
+            let said = number(session(&server, name), "/total/inner_sent_bytes");
+            assert_eq!(metric, said as f64, "{name}");
+            assert_eq!(
+                sample(&samples, "adit_client_sessions", &[("client", name)]),
+                1.0
+            );
+        }
+        assert_eq!(
+            sample(&samples, "adit_clients", &[("state", "connected")]),
+            2.0
+        );
+        assert_eq!(
+            sample(&samples, "adit_lanes", &[("transport", scheme)]),
+            2.0
+        );
+        let (code, text) = get(client_admin, "/metrics");
+        assert_eq!(code, 200);
+        let (_, of_client) = parse_metrics(&text);
+        let metric = sample(&of_client, "adit_inner_sent_bytes_total", &[]);
+        assert_eq!(metric, number(own, "/total/inner_sent_bytes") as f64);
+        // No destination and no address of anybody's, in either.
+        for text in [&text, &get(admin, "/metrics").1] {
+            assert!(
+                !text.contains("127.0.0.1") && !text.contains("10.86."),
+                "{text}"
+            );
+        }
+
+        // What a client has carried stays when its session is over.
+        other.stop();
+        let ended = wait_for(SOON, || {
+            let status = server_status(&pair);
+            (status["clients"]["connected"] == 1).then_some(status)
+        });
+        let ended = ended.expect("its session ends");
+        let known = ended["clients"]["known"].as_array().expect("a list");
+        let gone = known
+            .iter()
+            .find(|it| it["name"] == "other")
+            .expect("known");
+        assert_eq!((&gone["sessions"], &gone["ended"]), (&0.into(), &1.into()));
+        let before = number(session(&server, "other"), "/total/inner_sent_bytes");
+        assert!(number(gone, "/total/inner_sent_bytes") >= before);
+        assert!(
+            number(&ended, "/total/inner_sent_bytes") >= number(&server, "/total/inner_sent_bytes")
+        );
+        for (mut adit, name) in [(pair.server, "server"), (pair.client, "client")] {
+            assert!(adit.panics().is_empty(), "{name}: {:?}", adit.panics());
+            adit.stop();
+        }
+    }
+}
+
+#[test]
+fn table_and_watch_show_the_session() {
+    let pair = Pair::start("tcp");
+    let shown = order(&pair, "status", &pair.server_config, &[]);
+    assert!(shown.status.success(), "{}", shown.text());
+    let lines: Vec<&str> = shown.stdout.lines().collect();
+    assert!(
+        lines[0].contains("listening") && lines[0].contains("1 of 2 clients connected"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].starts_with("CLIENT") && lines[2].starts_with("laptop"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[2].contains("tcp*") && lines[2].contains("10.86.0.2"),
+        "{lines:?}"
+    );
+    let shown = order(&pair, "status", &pair.client_config, &[]);
+    assert!(
+        shown.stdout.contains("connected") && shown.stdout.contains("tcp*"),
+        "{}",
+        shown.text()
+    );
+    // Watched, it ends when nobody reads.
+    let mut command = pair.workdir.command(&Place::here(), User::Same);
+    command.args([
+        "status",
+        "--json",
+        "--watch=100ms",
+        "-c",
+        path(&pair.client_config),
+    ]);
+    command.stdout(std::process::Stdio::piped());
+    let mut watching = command.spawn().expect("starts");
+    let mut out = std::io::BufReader::new(watching.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    for number in 0..3 {
+        line.clear();
+        std::io::BufRead::read_line(&mut out, &mut line).expect("a line");
+        let status: Value = serde_json::from_str(&line).expect("an object a line");
+        assert_eq!(status["kind"], "client");
+        assert_eq!(
+            status["sessions"][0].get("rates").is_some(),
+            number > 0,
+            "{status:#}"
+        );
+    }
+    drop(out);
+    let ended = wait_for(SOON, || watching.try_wait().expect("a child"));
+    assert!(ended.expect("it ends").success());
+}
+
+#[test]
+fn health_follows_the_server_and_tells_why() {
+    let (mut pair, admin, client_admin) = pair_with_admin("tcp");
+    let healthy = |pair: &Pair, config: &std::path::Path| order(pair, "health", config, &[]);
+    let up = healthy(&pair, &pair.server_config);
+    assert_eq!(
+        (up.status.code(), up.stdout.trim()),
+        (Some(0), "listening"),
+        "{}",
+        up.text()
+    );
+    let up = healthy(&pair, &pair.client_config);
+    assert_eq!(
+        (up.status.code(), up.stdout.trim()),
+        (Some(0), "connected"),
+        "{}",
+        up.text()
+    );
+    let shown = admin.to_string();
+    let by_admin = pair.workdir.run(&["health", "--admin", &shown]);
+    assert_eq!(by_admin.status.code(), Some(0), "{}", by_admin.text());
+    assert_eq!(get(client_admin, "/readyz").0, 200);
+
+    pair.server.kill();
+    let down = healthy(&pair, &pair.server_config);
+    assert_eq!(down.status.code(), Some(1), "{}", down.text());
+    assert!(down.stderr.contains("no server runs"), "{}", down.stderr);
+    let by_admin = pair.workdir.run(&["health", "--admin", &shown]);
+    assert_eq!(by_admin.status.code(), Some(1), "{}", by_admin.text());
+    let down = wait_for(SOON, || {
+        let down = healthy(&pair, &pair.client_config);
+        (down.status.code() == Some(1)).then_some(down)
+    });
+    let down = down.expect("the client notices");
+    assert!(down.stderr.contains("connecting"), "{}", down.stderr);
+    assert_eq!(get(client_admin, "/readyz").0, 503);
+    assert_eq!(get(client_admin, "/healthz").0, 200, "it runs all the same");
+    let by_admin = pair
+        .workdir
+        .run(&["health", "--admin", &client_admin.to_string()]);
+    assert_eq!(by_admin.status.code(), Some(1));
+    assert!(
+        by_admin.stderr.contains("connecting"),
+        "{}",
+        by_admin.stderr
+    );
+
+    pair.server = (pair.workdir).start_server(&Place::here(), User::Same, &pair.server_config);
+    let up = wait_for(SOON, || {
+        let up = healthy(&pair, &pair.client_config);
+        up.status.success().then_some(())
+    });
+    up.expect("the client is back");
+}
+
+/// Writes a configuration with something replaced.
+fn rewrite(config: &std::path::Path, from: &str, to: &str) {
+    let text = fs::read_to_string(config).expect("it is there");
+    assert!(text.contains(from), "{from} in {text}");
+    fs::write(config, text.replace(from, to)).expect("it can be written");
+}
+
+#[test]
+fn configuration_with_a_mistake_changes_nothing_and_the_mistake_is_told() {
+    let pair = Pair::start("tcp");
+    for config in [&pair.server_config, &pair.client_config] {
+        let good = fs::read_to_string(config).expect("it is there");
+        let lines = good.lines().count();
+        fs::write(config, format!("{good}\nthreats: 4\n")).expect("writes");
+        let name = config.file_name().expect("a name").to_string_lossy();
+        let place = format!("{name}:{}:1: threats", lines + 2);
+        // Whether the caller reads it, who is to find the program by it, or the program.
+        let refused = order(&pair, "reload", config, &[]);
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.text());
+        assert!(
+            refused.stderr.contains(&place),
+            "{place}: {}",
+            refused.stderr
+        );
+        let sockets: Vec<_> = fs::read_dir(pair.workdir.path().join("run/adit"))
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        let kind = if config == &pair.server_config {
+            "server-"
+        } else {
+            "client-"
+        };
+        let of_kind = |path: &&std::path::PathBuf| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(kind))
+        };
+        let socket = sockets.iter().find(of_kind).expect("its socket");
+        let refused = pair.workdir.run(&["reload", "--control", path(socket)]);
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.text());
+        assert!(
+            refused.stderr.contains(&place),
+            "{place}: {}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains("did you mean"),
+            "{}",
+            refused.stderr
+        );
+        fs::write(config, good).expect("writes");
+        let taken = order(&pair, "reload", config, &[]);
+        assert_eq!(taken.status.code(), Some(0), "{}", taken.text());
+        assert_eq!(taken.stdout.trim(), "nothing has changed");
+        let said = status(&pair, config);
+        assert_eq!(
+            (
+                number(&said, "/reloads/failed"),
+                number(&said, "/reloads/applied")
+            ),
+            (1, 1)
+        );
+    }
+    // What waits for a restart is named.
+    rewrite(
+        &pair.server_config,
+        "egress: user",
+        "egress: user\nmtu: 1300\nmax_clients: 77",
+    );
+    let taken = order(&pair, "reload", &pair.server_config, &[]);
+    assert!(
+        taken.stdout.contains("waits for a restart: mtu"),
+        "{}",
+        taken.text()
+    );
+    assert!(
+        taken.stdout.contains("in force: max_clients"),
+        "{}",
+        taken.text()
+    );
+}
+
+#[test]
+fn client_that_is_removed_is_cut_off_at_once_and_may_come_back_when_it_is_listed() {
+    let taken = Arc::new(AtomicU64::new(0));
+    let origin = Origin::sink(&Place::here(), loopback(0), Arc::clone(&taken));
+    let pair = Pair::start("tcp");
+    let (mut other, other_proxy) = pair.other("tcp", pair.port);
+    other.expect_ready();
+    let runtime = runtime();
+    let entry = format!(
+        "\n  - {{name: other, public_key: \"{}\"}}",
+        pair.other_key.public
+    );
+    // A flow of each client in the middle of an upload.
+    let (mut cut, mut kept) = runtime.block_on(async {
+        let cut = socks::connect(other_proxy, origin.address())
+            .await
+            .expect("a flow");
+        let kept = socks::connect(pair.proxy, origin.address())
+            .await
+            .expect("a flow");
+        (cut, kept)
+    });
+    runtime
+        .block_on(async { cut.write_all(&[1; 100_000]).await })
+        .expect("writes");
+    wait_for(SOON, || {
+        (taken.load(Ordering::SeqCst) >= 100_000).then_some(())
+    })
+    .expect("it arrives");
+    rewrite(&pair.server_config, &entry, "");
+    let began = Instant::now();
+    let reload = order(&pair, "reload", &pair.server_config, &[]);
+    assert!(
+        reload
+            .stdout
+            .contains("in force: clients: other removed, 1 of its sessions ended"),
+        "{}",
+        reload.text()
+    );
+    // Whatever it sends from now on arrives nowhere.
+    let status = server_status(&pair);
+    assert_eq!(
+        status["sessions"].as_array().map(Vec::len),
+        Some(1),
+        "{status:#}"
+    );
+    let at_cut = taken.load(Ordering::SeqCst);
+    let broken = runtime.block_on(tokio::time::timeout(SOON, async {
+        loop {
+            if cut.write_all(&[2; 10_000]).await.is_err() {
+                return;
+            }
+        }
+    }));
+    broken.expect("the application is told");
+    println!("cut off {:?} after the order was given", began.elapsed());
+    assert_eq!(
+        taken.load(Ordering::SeqCst),
+        at_cut,
+        "nothing of it has arrived since"
+    );
+    runtime
+        .block_on(async { kept.write_all(&[3; 50_000]).await })
+        .expect("writes");
+    wait_for(SOON, || {
+        (taken.load(Ordering::SeqCst) == at_cut + 50_000).then_some(())
+    })
+    .expect("the other goes on");
+    // And back.
+    let text = fs::read_to_string(&pair.server_config).expect("it is there");
+    fs::write(&pair.server_config, format!("{}{entry}\n", text.trim_end())).expect("writes");
+    let reload = order(&pair, "reload", &pair.server_config, &[]);
+    assert!(
+        reload.stdout.contains("in force: clients: other added"),
+        "{}",
+        reload.text()
+    );
+    wait_for(SOON, || {
+        (server_status(&pair)["clients"]["connected"] == 2).then_some(())
+    })
+    .expect("it comes back");
+}
+
+/// Exchanges with an echo again and again until told to stop; returns how often, or how the flow broke.
+async fn busy(
+    proxy: SocketAddr,
+    origin: SocketAddr,
+    seed: u8,
+    stop: Arc<AtomicBool>,
+) -> Result<u64, std::io::Error> {
+    let mut stream = socks::connect(proxy, origin).await.expect("a connection");
+    let mut rounds = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let sent = [seed ^ rounds as u8; 700];
+        stream.write_all(&sent).await?;
+        let mut got = [0; 700];
+        stream.read_exact(&mut got).await?;
+        assert_eq!(got, sent);
+        rounds += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(rounds)
+}
+
+#[test]
+fn hundred_reloads_under_200_flows_break_none_and_leave_nothing_behind() {
+    const FLOWS: u8 = 200;
+    const RELOADS: usize = 100;
+    let origin = Origin::echo(&Place::here(), loopback(0));
+    let forwarded = free_port();
+    let mut pair = Pair::start("tcp");
+    let (mut other, _) = pair.other("tcp", pair.port);
+    other.expect_ready();
+    let others_entry = format!(
+        "\n  - {{name: other, public_key: \"{}\"}}",
+        pair.other_key.public
+    );
+    let guests: Vec<String> = (0..4)
+        .map(|number| {
+            pair.workdir
+                .key(&format!("guest-{number}.key"), User::Same)
+                .public
+        })
+        .collect();
+    let (server_good, client_good) = (
+        fs::read_to_string(&pair.server_config).expect("it is there"),
+        fs::read_to_string(&pair.client_config).expect("it is there"),
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    let (proxy, at) = (pair.proxy, origin.address());
+    let flows = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            runtime().block_on(async {
+                let flows =
+                    (0..FLOWS).map(|seed| tokio::spawn(busy(proxy, at, seed, Arc::clone(&stop))));
+                let flows: Vec<_> = flows.collect();
+                let mut ends = Vec::new();
+                for flow in flows {
+                    ends.push(flow.await.expect("it does not panic"));
+                }
+                ends
+            })
+        })
+    };
+    let standing = wait_for(SOON, || {
+        let status = client_status(&pair);
+        (number(&status, "/sessions/0/flows") == u64::from(FLOWS)).then_some(())
+    });
+    standing.expect("all flows stand");
+    let reload = |pair: &Pair, number: usize, more: bool| {
+        let guests: String = guests
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| more && at % 2 == number / 2 % 2)
+            .map(|(at, public)| {
+                format!(
+                    "\n  - {{name: guest-{at}, public_key: \"{public}\", address: 10.86.0.{}}}",
+                    100 + at
+                )
+            })
+            .collect();
+        let server = server_good.trim_end().replace(
+            "allow: [",
+            if more {
+                "allow: [\"10.1.0.0/16\", "
+            } else {
+                "allow: ["
+            },
+        );
+        // One that has a session goes and comes, too.
+        let server = if number % 20 == 11 {
+            server.replace(&others_entry, "")
+        } else {
+            server
+        };
+        fs::write(&pair.server_config, format!("{server}{guests}\n")).expect("writes");
+        let forward = if more {
+            format!(
+                "local_forwards: [\"{forwarded}:localhost:{}\"]\n",
+                at.port()
+            )
+        } else {
+            String::new()
+        };
+        fs::write(&pair.client_config, format!("{client_good}{forward}")).expect("writes");
+        for config in [&pair.server_config, &pair.client_config] {
+            let done = order(pair, "reload", config, &[]);
+            assert_eq!(done.status.code(), Some(0), "{number}: {}", done.text());
+            assert!(!done.stdout.contains("restart"), "{}", done.text());
+        }
+        done_forward(more, forwarded);
+    };
+    // Memory that is made once is made by then.
+    for number in 0..4 {
+        reload(&pair, number, number % 2 == 0);
+    }
+    let levels = |pair: &mut Pair| {
+        let mut all = BTreeMap::new();
+        for (who, config) in [
+            ("server", &pair.server_config),
+            ("client", &pair.client_config),
+        ] {
+            let status = status(pair, config);
+            let counters = status["counters"].as_object().expect("a map");
+            for name in [
+                "runtime.tasks_now",
+                "leases.now",
+                "netstack.flows_now",
+                "relayed_flows.opened",
+            ] {
+                if let Some(value) = counters.get(name) {
+                    all.insert(format!("{who} {name}"), value.clone());
+                }
+            }
+            all.insert(
+                format!("{who} sessions"),
+                status["sessions"].as_array().map(Vec::len).into(),
+            );
+            all.insert(format!("{who} listed"), status["clients"]["listed"].clone());
+            all.insert(
+                format!("{who} known"),
+                status["clients"]["known"].as_array().map(Vec::len).into(),
+            );
+            all.insert(
+                format!("{who} forwards"),
+                status["forwards"]["forwards"].clone(),
+            );
+        }
+        for (who, adit) in [("server", &mut pair.server), ("client", &mut pair.client)] {
+            all.insert(format!("{who} descriptors"), descriptors_of(adit).into());
+        }
+        all
+    };
+    let both_connected = |pair: &Pair| {
+        let connected = || (server_status(pair)["clients"]["connected"] == 2).then_some(());
+        wait_for(2 * SOON, connected).expect("both clients are connected");
+    };
+    both_connected(&pair);
+    let before = levels(&mut pair);
+    let memory_before = [pair.server.meters(), pair.client.meters()];
+    let began = Instant::now();
+    for number in 0..RELOADS {
+        reload(&pair, number, number % 2 == 0);
+    }
+    let took = began.elapsed();
+    both_connected(&pair);
+    let after = levels(&mut pair);
+    let memory_after = [pair.server.meters(), pair.client.meters()];
+    assert_eq!(after, before, "nothing is left behind");
+    for (now, then) in memory_after.iter().zip(&memory_before) {
+        let grown = now.resident.saturating_sub(then.resident);
+        println!("{then} before, {now} after {RELOADS} reloads");
+        assert!(
+            grown <= MEMORY_BOUND,
+            "{grown} bytes more: {then} before, {now} after"
+        );
+    }
+    stop.store(true, Ordering::SeqCst);
+    let ends = flows.join().expect("no flow panics");
+    let rounds: Vec<u64> = ends
+        .into_iter()
+        .map(|end| end.expect("no flow breaks"))
+        .collect();
+    let least = rounds.iter().min().copied().unwrap_or_default();
+    println!(
+        "{FLOWS} flows, {} exchanges, at least {least} of each, over {RELOADS} reloads of both ends in {took:?}",
+        rounds.iter().sum::<u64>()
+    );
+    assert!(least > 0);
+    let said = server_status(&pair);
+    assert_eq!(number(&said, "/reloads/applied"), RELOADS as u64 + 4);
+    assert_eq!(number(&said, "/reloads/failed"), 0);
+    for adit in [&pair.server, &pair.client] {
+        assert!(adit.panics().is_empty(), "{:?}", adit.panics());
+    }
+}
+
+/// Whether the forward of a reload is there, or gone, as it should be.
+fn done_forward(is_there: bool, port: u16) {
+    assert_eq!(TcpStream::connect(loopback(port)).is_ok(), is_there);
+}
+
+fn descriptors_of(adit: &mut Adit) -> usize {
+    let pid = adit.process().pid();
+    descriptors(pid).len()
+}
+
+/// What memory may grow by over a hundred reloads: less than three pages of 4 KiB for each, which allocators keep back.
+const MEMORY_BOUND: u64 = 2 << 20;
+
+#[test]
+fn every_metric_of_the_dashboard_exists() {
+    let dashboard = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/grafana/adit.json");
+    let text = fs::read_to_string(dashboard).expect("the dashboard");
+    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
+    let (pair, admin, client_admin) = pair_with_admin("tcp");
+    let (mut types, _) = parse_metrics(&get(admin, "/metrics").1);
+    types.extend(parse_metrics(&get(client_admin, "/metrics").1).0);
+    let mut named = BTreeSet::new();
+    let panels = dashboard["panels"].as_array().expect("panels");
+    for target in panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+    {
+        let expression = target["expr"].as_str().expect("an expression");
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        named.extend(
+            words
+                .filter(|word| word.starts_with("adit_") || word.starts_with("process_"))
+                .map(str::to_owned),
+        );
+    }
+    assert!(named.len() >= 15, "{named:?}");
+    for name in &named {
+        assert!(types.contains_key(name), "{name} is no metric");
+    }
+    drop(pair);
+}
+
+#[test]
+fn configurations_of_the_admin_address_that_would_be_open_to_others_are_refused() {
+    let pair = Pair::start("tcp");
+    for (address, right) in [
+        ("0.0.0.0:9090", "can be reached from other hosts"),
+        ("9090", "is not an address"),
+    ] {
+        let config = pair.workdir.client(
+            "bad.yaml",
+            &pair.client_key,
+            &ClientConfig {
+                server: vec!["tcp://127.0.0.1:1".into()],
+                server_key: pair.server_key.public.clone(),
+                proxy: loopback(free_port()),
+                more: format!("admin: \"{address}\""),
+            },
+        );
+        let refused = pair.workdir.run(&["check", path(&config)]);
+        assert_eq!(refused.status.code(), Some(2), "{}", refused.text());
+        assert!(
+            refused.stderr.contains("admin:") && refused.stderr.contains(right),
+            "{}",
+            refused.stderr
+        );
+    }
+}
