@@ -193,6 +193,7 @@ async fn server(state: &std::path::Path) -> Server {
         threads: None,
         control: ControlSocket::Off,
         admin: None,
+        log_level: None,
     };
     Server::start(config).await.expect("a server")
 }

@@ -181,6 +181,7 @@ fn config(
         threads: None,
         control: ControlSocket::Off,
         admin: None,
+        log_level: None,
     }
 }
 
@@ -202,6 +203,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         forwards: Vec::new(),
         control: ControlSocket::Off,
         admin: None,
+        log_level: None,
         memory: budget::CLIENT,
         tun: None,
         aead: Vec::new(),

@@ -295,6 +295,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         threads: None,
         control: ControlSocket::Off,
         admin: None,
+        log_level: None,
     }
 }
 
@@ -324,6 +325,7 @@ fn try_client(
         forwards: Vec::new(),
         control: ControlSocket::Off,
         admin: None,
+        log_level: None,
         memory: budget::CLIENT,
         tun: None,
     }

@@ -1,14 +1,15 @@
 //! Logs on standard error, as text or JSON.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::args::LogFormat;
+use crate::config::log_filter;
 
 /// Starts logging; to be called once.
 ///
@@ -42,7 +43,7 @@ pub(super) fn start_aside(level: &str, format: LogFormat) -> Result<(), String> 
 /// # Errors
 /// The level makes no sense; the text says what would.
 pub(super) fn check(level: &str) -> Result<(), String> {
-    filter(level).map(drop)
+    log_filter(level).map(drop)
 }
 
 /// A log line on its way to the thread that writes it.
@@ -59,11 +60,20 @@ impl io::Write for Aside {
     }
 }
 
+/// Logs by another level from now on; nothing happens in a program that has not started logging.
+///
+/// # Errors
+/// The level makes no sense; the text says what would.
+pub(super) fn change(level: &str) -> Result<(), String> {
+    let filter = log_filter(level)?;
+    CHANGE.get().map_or(Ok(()), |change| change(filter))
+}
+
 fn begin<W>(level: &str, format: LogFormat, writer: W) -> Result<(), String>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = filter(level)?;
+    let filter = log_filter(level)?;
     let colours = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
@@ -71,82 +81,34 @@ where
         .with_writer(writer)
         .with_ansi(colours);
     let started = match format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            keep(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
+            builder.try_init()
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            keep(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
+            builder.try_init()
+        }
     };
     started.map_err(|error| format!("cannot start logging: {error}"))
 }
 
-/// A level alone is meant for our own code; what libraries say counts from `warn` on.
-fn filter(level: &str) -> Result<EnvFilter, String> {
-    let directives = match level.parse::<LevelFilter>() {
-        // `LevelFilter` takes numbers too, which nobody means.
-        Ok(own) if !level.bytes().all(|byte| byte.is_ascii_digit()) => {
-            let others = own.min(LevelFilter::WARN);
-            // What it warns of holds names that users asked for.
-            let names = own.min(LevelFilter::ERROR);
-            format!("{others},adit={own},adit_netstack={own},adit_fec={own},hickory_net={names}")
-        }
-        Ok(_) | Err(_) => level.to_owned(),
-    };
-    let wrong = || {
-        format!(
-            "`{level}` is not a log level: write error, warn, info, debug, trace or off, or directives such as adit::server=debug"
-        )
-    };
-    // A word without a level is taken as a target by `EnvFilter`, and would silence everything else.
-    let is_word = directives == level && !level.contains('=');
-    if is_word {
-        Err(wrong())
-    } else {
-        EnvFilter::try_new(&directives).map_err(|_| wrong())
-    }
+/// Keeps what changes the level. A program starts logging once.
+fn keep(change: impl Fn(EnvFilter) -> Result<(), String> + Send + Sync + 'static) {
+    let _first = CHANGE.set(Box::new(change));
 }
+
+type Change = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// What changes the level, once logging has started.
+static CHANGE: OnceLock<Change> = OnceLock::new();
 
 /// What is logged unless something else was asked for.
 pub(super) const DEFAULT_LEVEL: &str = "info";
 
 /// Lines that may wait for a reader that does not read: a minute's at the usual levels.
 const WAITING: usize = 256;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn levels_and_directives_are_taken_and_words_are_not() {
-        for level in [
-            "error",
-            "WARN",
-            "info",
-            "debug",
-            "trace",
-            "off",
-            "adit::server=debug",
-            "warn,adit=trace",
-        ] {
-            assert!(filter(level).is_ok(), "{level}");
-        }
-        for level in ["", "loud", "3", "adit=loud", "verbose"] {
-            let error = filter(level).expect_err(level);
-            assert!(error.contains("is not a log level"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_level_is_for_our_own_code() {
-        assert!(
-            filter("debug")
-                .expect("a filter")
-                .to_string()
-                .contains("adit=debug")
-        );
-        assert!(
-            filter("debug")
-                .expect("a filter")
-                .to_string()
-                .contains("warn")
-        );
-        assert!(filter("off").expect("a filter").to_string().contains("off"));
-    }
-}

@@ -155,12 +155,18 @@ fn fail(message: &str, status: u8) -> ExitCode {
 
 /// Prints a line of result. A reader that went away (`| head`) ends the program quietly.
 fn print(line: &str) -> Result<(), Failure> {
+    print_on(line).map(|_is_read| ())
+}
+
+/// The same for a program that goes on: tells whether anybody still reads.
+fn print_on(line: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Run(
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Run(
             anyhow::Error::new(error).context("cannot write to standard output"),
         )),
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

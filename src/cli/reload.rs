@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use super::logging;
 use super::serve::load_by;
 use crate::client::reload::Reloader as ClientReloader;
 use crate::config::{
@@ -26,6 +27,8 @@ pub(super) struct Again {
     pub(super) file: PathBuf,
     /// What the command line says.
     pub(super) flags: Vec<FlagValue>,
+    /// What it, or the environment, says of the log; what the file says does not count then.
+    pub(super) log_level: Option<String>,
 }
 
 /// Reads a configuration again whenever that is asked for.
@@ -34,6 +37,8 @@ pub struct Reload {
     again: Again,
     asked: mpsc::Receiver<Ask>,
     asker: Asker,
+    /// What is logged, as the configuration says.
+    level: Option<String>,
 }
 
 impl Reload {
@@ -44,8 +49,14 @@ impl Reload {
             again,
             asked,
             asker: asker.clone(),
+            level: None,
         };
         (asker, reload)
+    }
+
+    /// Takes note of the level that the configuration has.
+    pub(super) fn logging(self, level: Option<String>) -> Self {
+        Self { level, ..self }
     }
 
     /// Returns what asks it.
@@ -57,7 +68,11 @@ impl Reload {
     pub(super) async fn serve_server(mut self, mut reloader: ServerReloader) {
         while let Some(ask) = self.asked.recv().await {
             let outcome = match self.again.load(Kind::Server, ServerConfig::load) {
-                Ok(loaded) => with_warnings(loaded.warnings, reloader.apply(loaded.config)),
+                Ok(loaded) => {
+                    let level = loaded.config.log_level.clone();
+                    let applied = with_warnings(loaded.warnings, reloader.apply(loaded.config));
+                    self.follow_level(level, applied)
+                }
                 Err(problem) => reloader.refuse(problem),
             };
             self.tell(ask, outcome);
@@ -70,13 +85,32 @@ impl Reload {
             let outcome = match self.again.load(Kind::Client, ClientConfig::load) {
                 Ok(loaded) => {
                     let restart = needs_restart(reloader.running(), &loaded.config);
+                    let level = loaded.config.log_level.clone();
                     let applied = reloader.apply(loaded.config, restart).await;
-                    with_warnings(loaded.warnings, applied)
+                    self.follow_level(level, with_warnings(loaded.warnings, applied))
                 }
                 Err(problem) => reloader.refuse(problem),
             };
             self.tell(ask, outcome);
         }
+    }
+
+    /// Logs as the configuration that was put into force says, where the command line does not.
+    fn follow_level(&mut self, read: Option<String>, outcome: Outcome) -> Outcome {
+        let mut applied = outcome?;
+        if self.level != read {
+            if self.again.log_level.is_some() {
+                let warning =
+                    "log_level: not followed, since --log-level or ADIT_LOG_LEVEL says otherwise";
+                applied.warnings.push(warning.to_owned());
+            } else {
+                // It was read already, and makes sense.
+                logging::change(read.as_deref().unwrap_or(logging::DEFAULT_LEVEL))?;
+                applied.applied.push("log_level".to_owned());
+            }
+            self.level = read;
+        }
+        Ok(applied)
     }
 
     fn tell(&self, ask: Ask, outcome: Outcome) {
@@ -150,6 +184,8 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
         forwards: _,
         control,
         admin,
+        // Followed by whoever logs.
+        log_level: _,
         memory,
         tun,
     } = read;
@@ -199,7 +235,8 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
     changed
         .into_iter()
         .chain(dns_needs_restart(&running.dns, dns))
-        .filter_map(|(key, changed)| changed.then(|| key.to_owned()))
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| key.to_owned())
         .collect()
 }
 

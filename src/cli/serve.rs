@@ -28,7 +28,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let ready = Ready::new(ready);
     let program = load(args)?;
-    let level = args.log_level.as_deref().unwrap_or(logging::DEFAULT_LEVEL);
+    let configured = program.config.log_level();
+    let level = args.log_level.as_deref().or(configured.as_deref());
+    let level = level.unwrap_or(logging::DEFAULT_LEVEL);
     logging::start(level, args.log_format).map_err(Failure::Usage)?;
     for warning in program.warnings.iter().cloned().chain(unknown_variables()) {
         tracing::warn!("{warning}");
@@ -42,6 +44,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         let (asked, reload) = program.config.again().map(Reload::new).unzip();
+        let reload = reload.map(|reload| reload.logging(configured));
         signals::listen(stop.clone(), asked).context("cannot listen for signals")?;
         match program.config {
             Program::Server(config, _) => dispatch::run_server(*config, ready, stop, reload).await,
@@ -79,6 +82,15 @@ impl Program {
         }
     }
 
+    /// What it logs, as its configuration says.
+    fn log_level(&self) -> Option<String> {
+        match self {
+            Self::Server(config, _) => config.log_level.clone(),
+            Self::Client(config, _) => config.log_level.clone(),
+            Self::Try(_) | Self::Bench(_) => None,
+        }
+    }
+
     /// How many threads run it.
     ///
     /// A client's session is one task, and whoever hands it work shares its caches on the same thread: a second thread only
@@ -106,7 +118,11 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 Kind::Server,
                 ServerConfig::load,
             )?;
-            let again = server.config.clone().map(|file| Again { file, flags });
+            let again = server.config.clone().map(|file| Again {
+                file,
+                flags,
+                log_level: args.log_level.clone(),
+            });
             Ok(Loaded {
                 config: Program::Server(Box::new(loaded.config), again),
                 warnings: loaded.warnings,
@@ -120,7 +136,11 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
                 Kind::Client,
                 ClientConfig::load,
             )?;
-            let again = client.config.clone().map(|file| Again { file, flags });
+            let again = client.config.clone().map(|file| Again {
+                file,
+                flags,
+                log_level: args.log_level.clone(),
+            });
             Ok(Loaded {
                 config: Program::Client(Box::new(loaded.config), again),
                 warnings: loaded.warnings,

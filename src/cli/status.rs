@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::running::Which;
-use super::{Failure, print};
+use super::{Failure, print_on};
 use crate::config::parse_duration;
 use crate::io::control::{Caller, Request};
 
@@ -53,18 +53,21 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
             seconds: now.duration_since(*at).as_secs_f64(),
             former,
         });
-        if args.json {
-            print_json(&status, since.as_ref(), each.is_some())?;
+        let text = if args.json {
+            json(&status, since.as_ref(), each.is_some())
         } else {
             let text = table(&status, since.as_ref());
             if each.is_some() && stdout().is_terminal() {
                 // Home, and clear what is below.
-                print(&format!("\x1b[H\x1b[J{text}"))?;
+                format!("\x1b[H\x1b[J{text}")
             } else {
-                print(&text)?;
+                text
             }
-        }
-        let Some(each) = each else { return Ok(()) };
+        };
+        let is_read = print_on(&text)?;
+        let Some(each) = each.filter(|_| is_read) else {
+            return Ok(());
+        };
         before = Some((now, status));
         thread::sleep(each);
     }
@@ -99,9 +102,9 @@ impl Since<'_> {
     }
 }
 
-fn print_json(status: &Value, since: Option<&Since<'_>>, lines: bool) -> Result<(), Failure> {
-    if !lines {
-        return print(&format!("{status:#}"));
+fn json(status: &Value, since: Option<&Since<'_>>, a_line: bool) -> String {
+    if !a_line {
+        return format!("{status:#}");
     }
     let mut status = status.clone();
     if let (Some(since), Some(sessions)) = (since, status.get_mut("sessions")) {
@@ -122,7 +125,7 @@ fn print_json(status: &Value, since: Option<&Since<'_>>, lines: bool) -> Result<
             }
         }
     }
-    print(&status.to_string())
+    status.to_string()
 }
 
 /// Writes the status for people.

@@ -222,15 +222,12 @@ impl Driver {
     }
 
     fn handle_command(&mut self, now: Instant, command: Command) {
-        let command = match command {
-            // Also before there is a session.
-            Command::Look { answer } => {
-                // Whoever asked may have gone meanwhile.
-                let _gone = answer.send(Box::new(self.look(now)));
-                return;
-            }
-            command => command,
-        };
+        // Also before there is a session.
+        if let Command::Look { answer } = command {
+            // Whoever asked may have gone meanwhile.
+            let _gone = answer.send(Box::new(self.look(now)));
+            return;
+        }
         let Some(inside) = self.inside.as_mut() else {
             self.postpone(now, command);
             return;

@@ -19,7 +19,7 @@ use super::rule::Rule;
 use super::settings::{FlagValue, Inputs, Located, Settings};
 use super::shared::{Unique, read_admin, read_aead, read_threads, values};
 use super::via::{self, Via};
-use super::{Loaded, files, parse};
+use super::{Loaded, files, log_level, parse};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
 /// Everything that a client is told, checked.
@@ -65,6 +65,8 @@ pub struct ClientConfig {
     pub control: ControlSocket,
     /// Where metrics and health are served: on loopback, if anywhere.
     pub admin: Option<SocketAddr>,
+    /// What is logged, where the command line does not say.
+    pub log_level: Option<String>,
     /// Most bytes that all flows may hold; from half of it on new ones are refused. At least [`LEAST`](budget::LEAST).
     pub memory: usize,
     /// How the whole host goes through the tunnel, if it does.
@@ -146,6 +148,7 @@ impl ClientConfig {
         let forwards = forward::read(settings);
         let control = forward::read_control(settings);
         let admin = read_admin(settings);
+        let log_level = log_level::read(settings);
         let memory = settings.value("limits.memory", |text| parse::size(text, budget::LEAST));
         let identity = secret_key.as_ref().map(SecretKey::public);
         let tun = host::read(settings, identity.as_ref());
@@ -169,6 +172,7 @@ impl ClientConfig {
             forwards,
             control,
             admin,
+            log_level,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
             tun,
         })

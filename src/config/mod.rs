@@ -21,6 +21,7 @@ mod files;
 mod forward;
 mod host;
 mod kind;
+mod log_level;
 mod networks;
 mod parse;
 mod proxies;
@@ -47,6 +48,7 @@ pub use forward::{
 };
 pub use host::HostTunnel;
 pub use kind::{Kind, guess_kind, unknown_variable};
+pub use log_level::log_filter;
 pub use networks::Networks;
 pub(crate) use parse::duration as parse_duration;
 pub use parse::proxy as parse_proxy;

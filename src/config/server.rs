@@ -13,7 +13,7 @@ use super::forward::{self, ControlSocket};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
 use super::shared::{Unique, values};
-use super::{Loaded, clients, files, parse, shared};
+use super::{Loaded, clients, files, log_level, parse, shared};
 use crate::proto::{AeadKind, PresharedKey, PublicKey, SecretKey, budget};
 
 /// Everything that a server is told, checked: addresses are inside their networks, names and keys are unique.
@@ -63,6 +63,8 @@ pub struct ServerConfig {
     pub control: ControlSocket,
     /// Where metrics and health are served: on loopback, if anywhere.
     pub admin: Option<SocketAddr>,
+    /// What is logged, where the command line does not say.
+    pub log_level: Option<String>,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -200,6 +202,7 @@ impl ServerConfig {
         let threads = shared::read_threads(settings);
         let control = forward::read_control(settings);
         let admin = shared::read_admin(settings);
+        let log_level = log_level::read(settings);
         let state_dir = match (state_dir, secret_keys.first()) {
             (Some(folder), _) => Some(folder),
             (None, Some(key)) => {
@@ -240,6 +243,7 @@ impl ServerConfig {
             threads,
             control,
             admin,
+            log_level,
         })
     }
 }

@@ -423,7 +423,7 @@ mod tests {
         let (old, new) = (entrant(&registry, 1, 1), entrant(&registry, 2, 1));
         let lease = registry.enter(old.clone(), NOW).unwrap();
         assert_eq!(registry.enter(new.clone(), NOW).unwrap(), lease);
-        assert!(old.ending.reason().is_some() && !new.ending.reason().is_some());
+        assert!(old.ending.reason().is_some() && new.ending.reason().is_none());
         assert!(leads_to(&registry, &lease, &new));
         // The older driver says its end later.
         registry.remove(SessionId(1), NOW, false);
@@ -483,11 +483,11 @@ mod tests {
         let (first, second, third) = (instance(1, 1), instance(2, 2), instance(3, 3));
         assert_eq!(registry.enter(first.clone(), NOW).unwrap(), fixed);
         assert_ne!(registry.enter(second.clone(), NOW).unwrap(), fixed);
-        assert!(!first.ending.reason().is_some(), "it has a lane");
+        assert!(first.ending.reason().is_none(), "it has a lane");
         first.laneless.store(true, Ordering::Relaxed);
         assert_eq!(registry.enter(third.clone(), NOW).unwrap(), fixed);
         assert!(leads_to(&registry, &fixed, &third));
-        assert!(first.ending.reason().is_some() && !second.ending.reason().is_some());
+        assert!(first.ending.reason().is_some() && second.ending.reason().is_none());
         // The older driver says its end later.
         registry.remove(SessionId(1), NOW, false);
         assert!(leads_to(&registry, &fixed, &third));

@@ -204,6 +204,8 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         threads,
         control,
         admin,
+        // Followed by whoever logs.
+        log_level: _,
     } = read;
     let public =
         |keys: &[SecretKey]| -> Vec<PublicKey> { keys.iter().map(SecretKey::public).collect() };
@@ -230,7 +232,8 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         ("admin", running.admin != *admin),
     ]
     .into_iter()
-    .filter_map(|(key, changed)| changed.then(|| key.to_owned()))
+    .filter(|(_, changed)| *changed)
+    .map(|(key, _)| key.to_owned())
     .collect()
 }
 
@@ -259,6 +262,7 @@ fn follow(running: &mut ServerConfig, read: ServerConfig) {
         threads: _,
         control: _,
         admin: _,
+        log_level: _,
     } = read;
     if running.tls.is_some() == tls.is_some() {
         running.tls = tls;

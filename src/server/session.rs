@@ -79,6 +79,8 @@ pub struct SessionDriver {
     gave_way: bool,
     timer: Pin<Box<Sleep>>,
     stats: UplinkStats,
+    /// Its client's name when it began: whoever is taken out has none any more.
+    client: String,
     began: Instant,
 }
 
@@ -192,6 +194,7 @@ impl SessionDriver {
             gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             stats: UplinkStats::default(),
+            client: String::new(),
             began: now,
         })
     }
@@ -434,6 +437,7 @@ impl SessionDriver {
             return;
         }
         self.state = State::Live;
+        self.client = self.shared.client_name(&self.owner.key);
         let entrant = Entrant {
             id: self.carrier.session().id(),
             owner: self.owner,
@@ -521,10 +525,7 @@ impl SessionDriver {
                 .registry
                 .remove(self.carrier.session().id(), clock::unix(), left);
             self.shared.stats.ended.fetch_add(1, Ordering::Relaxed);
-            info!(
-                client = self.shared.client_name(&self.owner.key),
-                "session ended"
-            );
+            info!(client = self.client, "session ended");
             let dropped = self.downlink.dropped();
             let inbox_dropped = self.inbox.dropped();
             debug!(uplink = ?self.stats, downlink_dropped = ?dropped, inbox_dropped, "counters");

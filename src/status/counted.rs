@@ -76,10 +76,11 @@ counted!(Stats {
 });
 
 counted!(Drops {
-    drops: malformed_frames unknown_lane unknown_epoch replayed_counter failed_opens malformed_packets duplicate_packets
+    drops: malformed_frames unknown_lane unknown_epoch replayed_counter failed_opens malformed_packets
         stale_packets skipped_frames unknown_frames bad_control stray_rekeys stray_answers after_close refused_joins
         control_overflow control_without_lane control_without_key lost_pieces unfetched_packets event_overflow;
-    events: ;
+    // What repair is for: a packet that came twice was sent twice.
+    events: duplicate_packets;
     levels: ;
 });
 
@@ -116,8 +117,8 @@ counted!(OutgoingStats {
 });
 
 counted!(IncomingStats {
-    drops: repairs_wasted repairs_malformed malformed;
-    events: repaired repairs_useful;
+    drops: repairs_malformed malformed;
+    events: repaired repairs_useful repairs_wasted;
     levels: ;
 });
 

@@ -115,6 +115,7 @@ impl Path {
             threads: None,
             control: ControlSocket::Off,
             admin: None,
+            log_level: None,
         })
         .await
         .unwrap();
@@ -143,6 +144,7 @@ impl Path {
             forwards: Vec::new(),
             control: ControlSocket::Off,
             admin: None,
+            log_level: None,
             memory: budget::CLIENT,
             tun: None,
         })

@@ -53,6 +53,50 @@ fn both() -> Leases {
 }
 
 #[test]
+fn addresses_given_by_another_configuration_go_to_whoever_comes_next() {
+    let fixed = |client: u8, ip: &str| Fixed {
+        key: PublicKey::from_bytes([client; 32]),
+        lease: Lease {
+            v4: v4(ip),
+            v6: None,
+        },
+    };
+    let mut leases = leases("10.86.0.0/24", &[(1, "10.86.0.2")]);
+    let got =
+        |leases: &mut Leases, client| leases.acquire(at(0), owner(client, 1)).expect("one").v4;
+    // The lowest is kept for the first client.
+    assert_eq!(got(&mut leases, 2), v4("10.86.0.3"));
+    leases.set_fixed([fixed(2, "10.86.0.9"), fixed(4, "10.86.0.4")]);
+    assert_eq!(
+        leases.lease(&owner(2, 1)).and_then(|lease| lease.v4),
+        v4("10.86.0.3"),
+        "what is held stays"
+    );
+    // What is kept no more is free, and what is kept now is not.
+    assert_eq!(got(&mut leases, 1), v4("10.86.0.2"));
+    assert_eq!(got(&mut leases, 3), v4("10.86.0.5"));
+    assert_eq!(got(&mut leases, 4), v4("10.86.0.4"));
+    leases.leave(at(1), &owner(2, 1));
+    let next = leases.acquire(at(1), owner(2, 2)).expect("one");
+    assert_eq!(next.v4, v4("10.86.0.9"));
+}
+
+#[test]
+fn leases_of_a_client_that_is_forgotten_are_free_at_once() {
+    let mut leases = leases("10.86.0.0/24", &[]);
+    for instance in 1..=3 {
+        leases.acquire(at(0), owner(1, instance)).expect("one");
+    }
+    leases.acquire(at(0), owner(2, 1)).expect("one");
+    leases.release(at(1), &owner(1, 2));
+    leases.forget(&owner(1, 1).key);
+    assert_eq!((leases.len(), leases.held()), (1, 1));
+    leases.release(at(2), &owner(1, 1));
+    let lease = leases.acquire(at(2), owner(3, 1)).expect("one");
+    assert_eq!(lease.v4, v4("10.86.0.2"), "the lowest that was given back");
+}
+
+#[test]
 fn first_address_is_the_gateway_and_clients_follow() {
     let mut leases = both();
     assert_eq!(
