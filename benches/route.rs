@@ -11,7 +11,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use adit::config::{
-    ControlSocket, EgressKind, Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    ControlSocket, EgressKind, Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig,
+    TunConfig,
 };
 use adit::io::pool::Pool;
 use adit::proto::SecretKey;
@@ -194,6 +195,7 @@ async fn server(state: &std::path::Path) -> Server {
         control: ControlSocket::Off,
         admin: None,
         log_level: None,
+        process: ProcessConfig::default(),
     };
     Server::start(config).await.expect("a server")
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use adit::client::run::Client;
 use adit::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
-    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::io::pool::{LARGE, SMALL};
 use adit::proto::{PublicKey, SecretKey, budget};
@@ -182,6 +182,7 @@ fn config(
         control: ControlSocket::Off,
         admin: None,
         log_level: None,
+        process: ProcessConfig::default(),
     }
 }
 
@@ -209,6 +210,7 @@ async fn connected(host: &Host, lanes: &[LaneAddr], key: &SecretKey) -> Client {
         aead: Vec::new(),
         repair: Repair::Auto,
         threads: None,
+        process: ProcessConfig::default(),
     });
     let client = client.unwrap();
     let config = in_time("a configuration", client.connected()).await;

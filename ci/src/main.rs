@@ -24,8 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod deb;
 mod licences;
 mod packages;
+mod release;
 mod suites;
 
 /// One step.
@@ -41,6 +43,8 @@ struct Step {
 struct Context {
     /// The root of the workspace.
     root: PathBuf,
+    /// Where cargo puts what it builds.
+    target: PathBuf,
     /// The cargo that runs this.
     cargo: PathBuf,
     /// Where tests that are skipped write why.
@@ -95,7 +99,19 @@ const STEPS: &[Step] = &[
         name: "build",
         what: "the program, as it is released",
         early: true,
-        run: build,
+        run: release::build,
+    },
+    Step {
+        name: "release",
+        what: "that program with its pages and completions, in a tarball with checksums (dist/)",
+        early: false,
+        run: release::release,
+    },
+    Step {
+        name: "deb",
+        what: "the Debian package: lintian, then installed, upgraded, removed and purged",
+        early: false,
+        run: deb::check,
     },
     Step {
         name: "integration",
@@ -157,6 +173,7 @@ fn run(only: &[String]) -> io::Result<bool> {
     fs::create_dir_all(&logs)?;
     let context = |kept| Context {
         root: root.clone(),
+        target: target.clone(),
         cargo: env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
         skipped: target.join("skipped-tests.txt"),
         logs: logs.clone(),
@@ -249,21 +266,6 @@ fn clippy(context: &Context) -> Result<(), String> {
 fn doc(context: &Context) -> Result<(), String> {
     let arguments = ["doc", "--workspace", "--no-deps", "--locked"];
     context.cargo(&arguments, &[("RUSTDOCFLAGS", "--deny warnings")])
-}
-
-fn build(context: &Context) -> Result<(), String> {
-    context.cargo(
-        &[
-            "build",
-            "--release",
-            "--package",
-            "adit",
-            "--bin",
-            "adit",
-            "--locked",
-        ],
-        &[],
-    )
 }
 
 impl Context {

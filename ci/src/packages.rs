@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    path::Path,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -36,6 +36,10 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("squid", &[], "squid"),
     ("sshd", &[], "openssh-server"),
     ("ssh", &[], "openssh-client"),
+    ("dockerd", &[], "docker.io"),
+    ("lintian", &[], "lintian"),
+    ("adduser", &[], "adduser"),
+    ("qemu-x86_64", &["qemu-x86_64-static"], "qemu-user"),
 ];
 
 /// Installs what is missing, and says what that is.
@@ -87,10 +91,16 @@ pub(crate) fn install(context: &Context) -> Result<(), String> {
 }
 
 fn in_path(name: &str) -> bool {
+    find(name).is_some()
+}
+
+/// Finds a program, also where Debian keeps those that only root runs.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(Path::new(name)).is_file())
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {

@@ -626,7 +626,9 @@ pub fn binary() -> &'static Path {
             .expect("this crate lies in the workspace");
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
-            .args(["build", "--release", "--package", "adit", "--bin", "adit"])
+            .args(["rustc", "--release", "--package", "adit", "--bin", "adit"])
+            // as it is released: with the C library inside
+            .args(["--", "-C", "target-feature=+crt-static"])
             .current_dir(root);
         let built = process::run(command, BUILT_WITHIN);
         assert!(

@@ -27,6 +27,7 @@ pub mod adit;
 pub mod chromium;
 pub mod curl;
 pub mod dns;
+pub mod docker;
 pub mod flows;
 pub mod link;
 pub mod messages;

@@ -76,6 +76,15 @@ impl Place {
         Self(None)
     }
 
+    /// A host with nothing but itself: no link leads to or from it.
+    ///
+    /// # Panics
+    ///
+    /// If it is refused; see [`crate::skip::Need::Root`].
+    pub fn alone(name: &'static str) -> Self {
+        Self(Some(Arc::new(Host::new(name))))
+    }
+
     /// A command that will run in this place.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);

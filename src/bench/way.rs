@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket, lookup_host};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use crate::config::Host;
+use crate::io::resolver;
 
 /// How the origin is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -364,10 +365,11 @@ async fn resolve(spot: &Spot) -> Result<SocketAddr, WayError> {
     };
     match &spot.host {
         Host::Ip(ip) => Ok(SocketAddr::new(*ip, spot.port)),
-        Host::Name(name) => lookup_host((name.as_str(), spot.port))
+        Host::Name(name) => resolver::addresses(name)
             .await
             .map_err(failed)?
-            .next()
+            .first()
+            .map(|ip| SocketAddr::new(*ip, spot.port))
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into())),
     }
 }

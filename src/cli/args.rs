@@ -110,6 +110,11 @@ pub(super) enum Command {
     Nc(NcArgs),
     /// Measure: a path with all its parts on this host, any SOCKS5 proxy, or a server with thousands of clients
     Bench(BenchArgs),
+    /// Print the completions of a shell, for its folder of them: adit completions bash > /etc/bash_completion.d/adit
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// How log lines are written.
@@ -175,6 +180,31 @@ pub(super) struct ServerArgs {
     /// Where metrics and health are served, on loopback
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// What both programs do before they serve.
+#[derive(Debug, clap::Args)]
+struct ProcessArgs {
+    /// Whom it becomes where root has started it, keeping only the rights that it serves with
+    #[arg(long, value_name = "UID[:GID]")]
+    user: Option<String>,
+    /// Make the secret key where its file is not there, and print its public key
+    #[arg(long)]
+    generate_key: bool,
+}
+
+impl ProcessArgs {
+    /// The settings that were given as flags.
+    fn settings(&self) -> impl Iterator<Item = FlagValue> {
+        [
+            flag("user", "--user", self.user.as_slice()),
+            switch("generate_key", "--generate-key", self.generate_key),
+        ]
+        .into_iter()
+        .flatten()
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -263,6 +293,8 @@ pub(super) struct ClientArgs {
     /// Where metrics and health are served, on loopback
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -309,6 +341,20 @@ pub(super) struct KeygenArgs {
     /// Overwrite the file; the key in it is lost
     #[arg(long, requires = "output")]
     pub(super) force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// Whose
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// The folder to write them to
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) out: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -382,6 +428,7 @@ impl ServerArgs {
         ]
         .into_iter()
         .flatten()
+        .chain(self.process.settings())
         .collect()
     }
 }
@@ -389,10 +436,6 @@ impl ServerArgs {
 impl ClientArgs {
     /// The settings that were given as flags.
     pub(super) fn settings(&self) -> Vec<FlagValue> {
-        let given = |is_given: bool| -> Vec<String> {
-            is_given.then(|| "true".to_owned()).into_iter().collect()
-        };
-        let open = given(self.proxy_open);
         [
             flag("server", "--server", &self.server),
             flag("server_key", "--server-key", self.server_key.as_slice()),
@@ -409,7 +452,7 @@ impl ClientArgs {
                 "--proxy-password-file",
                 self.proxy_password_file.as_slice(),
             ),
-            flag("proxy_open", "--proxy-open", &open),
+            switch("proxy_open", "--proxy-open", self.proxy_open),
             flag("via", "--via", self.via.as_slice()),
             flag(
                 "via_password_file",
@@ -428,15 +471,16 @@ impl ClientArgs {
             flag("repair", "--repair", self.repair.as_slice()),
             flag("local_forwards", "-L", &self.local_forward),
             flag("remote_forwards", "-R", &self.remote_forward),
-            flag("tun", "--tun", &given(self.tun)),
+            switch("tun", "--tun", self.tun),
             flag("tun.routes", "--tun-route", &self.tun_route),
             flag("tun.exclude", "--tun-exclude", &self.tun_exclude),
-            flag("tun.kill_switch", "--kill-switch", &given(self.kill_switch)),
+            switch("tun.kill_switch", "--kill-switch", self.kill_switch),
             flag("control", "--control", self.control.as_slice()),
             flag("admin", "--admin", self.admin.as_slice()),
         ]
         .into_iter()
         .flatten()
+        .chain(self.process.settings())
         .collect()
     }
 }
@@ -446,6 +490,15 @@ fn flag(key: &'static str, flag: &'static str, values: &[String]) -> Option<Flag
         key,
         flag,
         values: values.to_vec(),
+    })
+}
+
+/// A flag that says yes by being there.
+fn switch(key: &'static str, flag: &'static str, given: bool) -> Option<FlagValue> {
+    given.then(|| FlagValue {
+        key,
+        flag,
+        values: vec!["true".to_owned()],
     })
 }
 

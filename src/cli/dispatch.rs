@@ -18,9 +18,10 @@ use crate::client::proxies::Proxies;
 use crate::client::run::{Client, Services, local_resolver};
 use crate::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
-    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
 };
 use crate::io::host::MARK;
+use crate::io::memory;
 use crate::io::outside::Outside;
 use crate::io::ready::Ready;
 use crate::proto::{SecretKey, budget};
@@ -46,7 +47,10 @@ pub async fn run_server(
     stop: CancellationToken,
     reload: Option<Reload>,
 ) -> anyhow::Result<()> {
-    let mut server = Server::start(config.clone()).await?;
+    // What is read again is compared with what was written.
+    let mut fitted = config.clone();
+    fit(&mut fitted.limits, memory::allowed());
+    let mut server = Server::start(fitted).await?;
     if let Some(pin) = server.tls_pin() {
         info!(%pin, "clients may pin this certificate");
     }
@@ -65,6 +69,22 @@ pub async fn run_server(
         reloading.abort();
     }
     Ok(result?)
+}
+
+/// Keeps flows to half of what the kernel lets this process use: the rest is for the program itself, and for what the kernel
+/// holds in its sockets' buffers, which counts too. Beyond the limit the kernel would kill, and every session with it.
+fn fit(limits: &mut Limits, allowed: Option<usize>) {
+    let Some(half) = allowed.map(|allowed| (allowed / 2).max(budget::LEAST)) else {
+        return;
+    };
+    if half < limits.memory {
+        info!(
+            mebibytes = half >> 20,
+            "limits.memory is half of what this process may use"
+        );
+        limits.memory = half;
+        limits.memory_per_client = limits.memory_per_client.min(half);
+    }
 }
 
 /// Runs a client until `stop` is cancelled and its session is closed. It is ready when the first session stands, and
@@ -296,6 +316,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         control: ControlSocket::Off,
         admin: None,
         log_level: None,
+        process: ProcessConfig::default(),
     }
 }
 
@@ -328,6 +349,7 @@ fn try_client(
         log_level: None,
         memory: budget::CLIENT,
         tun: None,
+        process: ProcessConfig::default(),
     }
 }
 
@@ -341,5 +363,27 @@ impl<T: fmt::Display> fmt::Display for Addresses<'_, T> {
             write!(f, "{comma}{address}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_flows_is_half_of_what_a_container_may_use_and_never_more_than_written() {
+        let memory = |allowed, written| {
+            let mut limits = Limits {
+                memory: written,
+                ..Limits::default()
+            };
+            fit(&mut limits, allowed);
+            assert!(limits.memory_per_client <= limits.memory.max(budget::SESSION));
+            limits.memory
+        };
+        assert_eq!(memory(None, budget::PROCESS), budget::PROCESS);
+        assert_eq!(memory(Some(64 << 20), budget::PROCESS), 32 << 20);
+        assert_eq!(memory(Some(64 << 20), 8 << 20), 8 << 20);
+        assert_eq!(memory(Some(1 << 20), budget::PROCESS), budget::LEAST);
     }
 }

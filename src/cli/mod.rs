@@ -5,6 +5,7 @@
 //!                 ├▶ check, cleanup
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
 //!                 ├▶ dns
+//!                 ├▶ manual (completions, man)
 //!                 ├▶ forward, nc, status, health, reload ─▶ running (the control socket of a client or server that runs)
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
@@ -22,8 +23,10 @@ mod dns;
 mod forward;
 mod keys;
 mod logging;
+mod manual;
 mod nc;
 mod orders;
+mod prepare;
 mod reload;
 mod run;
 mod running;
@@ -67,6 +70,8 @@ pub fn main() -> ExitCode {
         | Command::Status(_)
         | Command::Health(_)
         | Command::Reload(_)
+        | Command::Completions(_)
+        | Command::Man(_)
         | Command::Nc(_) => match execute(&args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
@@ -95,6 +100,8 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Health(command) => orders::health(command),
         Command::Reload(command) => orders::reload(command),
         Command::Nc(command) => nc::run(args, command),
+        Command::Completions(command) => manual::completions(command),
+        Command::Man(command) => manual::pages(command),
     }
 }
 

@@ -188,6 +188,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
         log_level: _,
         memory,
         tun,
+        process,
     } = read;
     let public = |key: &SecretKey| key.public();
     let preshared = |key: &Option<PresharedKey>| key.as_ref().map(PresharedKey::to_base64);
@@ -231,6 +232,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
         ("admin", running.admin != *admin),
         ("limits.memory", running.memory != *memory),
         ("tun", running.tun != *tun),
+        ("user", running.process.user != process.user),
     ];
     changed
         .into_iter()

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Command, TryArgs};
 use super::bench::Bench;
 use super::reload::{Again, Reload};
-use super::{Failure, dispatch, logging, signals};
+use super::{Failure, dispatch, logging, prepare, signals};
 use crate::config::{
     ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
     parse_proxy, unknown_variable,
@@ -35,6 +35,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     for warning in program.warnings.iter().cloned().chain(unknown_variables()) {
         tracing::warn!("{warning}");
     }
+    program.config.prepare()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(program.config.threads())
         .enable_all()
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Program::Bench(bench) => bench.run(ready, stop).await,
         }
     });
-    // A task that blocks (a name being resolved by the system) must not hold up the end.
+    // A task that blocks must not hold up the end.
     runtime.shutdown_background();
     result.map_err(Failure::Run)
 }
@@ -74,6 +75,15 @@ enum Program {
 }
 
 impl Program {
+    /// Becomes whom it is to be, and makes the key; while there is one thread.
+    fn prepare(&self) -> Result<(), Failure> {
+        match self {
+            Self::Server(config, _) => prepare::server(config),
+            Self::Client(config, _) => prepare::client(config),
+            Self::Try(_) | Self::Bench(_) => Ok(()),
+        }
+    }
+
     /// What can be read again while it runs.
     fn again(&self) -> Option<Again> {
         match self {
@@ -167,6 +177,8 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Status(_)
         | Command::Health(_)
         | Command::Reload(_)
+        | Command::Completions(_)
+        | Command::Man(_)
         | Command::Nc(_) => Err(Failure::Usage("this command runs no program".to_owned())),
     }
 }

@@ -13,6 +13,7 @@ use super::dns::{self, DnsConfig};
 use super::error::ConfigError;
 use super::forward::{self, ControlSocket, Forward};
 use super::host::{self, HostTunnel};
+use super::process::{self, ProcessConfig};
 use super::proxies::{self, ProxyAuth, ProxyConfig};
 use super::repair::{self, Repair};
 use super::rule::Rule;
@@ -71,6 +72,8 @@ pub struct ClientConfig {
     pub memory: usize,
     /// How the whole host goes through the tunnel, if it does.
     pub tun: Option<HostTunnel>,
+    /// What is done before the start.
+    pub process: ProcessConfig,
 }
 
 /// How the certificate of a `tls` lane is checked, beside the server's identity, which always is.
@@ -122,7 +125,11 @@ impl ClientConfig {
                 "write what `adit pubkey` prints for the server's key file",
             );
         }
-        let secret_key = read_key(settings);
+        let mut process = ProcessConfig {
+            user: process::read_user(settings),
+            new_key: None,
+        };
+        let secret_key = read_key(settings, &mut process);
         let preshared_key = read_preshared(settings);
         if let (Some(at), Some(own)) = (&server_key, &secret_key)
             && own.public() == at.value
@@ -175,6 +182,7 @@ impl ClientConfig {
             log_level,
             memory: memory.map_or(budget::CLIENT, |at| at.value),
             tun,
+            process,
         })
     }
 }
@@ -285,7 +293,8 @@ fn refuse_loop(settings: &mut Settings<'_>, via: &Located<Via>, own: SocketAddr)
     }
 }
 
-fn read_key(settings: &mut Settings<'_>) -> Option<SecretKey> {
+fn read_key(settings: &mut Settings<'_>, process: &mut ProcessConfig) -> Option<SecretKey> {
+    let generate = process::read_generate(settings);
     let Some(at) = settings.path("key_file") else {
         settings.missing(
             "key_file",
@@ -293,7 +302,7 @@ fn read_key(settings: &mut Settings<'_>) -> Option<SecretKey> {
         );
         return None;
     };
-    settings.read_file(&at, files::read_key)
+    process::read_key(settings, &at, generate, process)
 }
 
 fn read_preshared(settings: &mut Settings<'_>) -> Option<PresharedKey> {

@@ -10,6 +10,7 @@ use super::address::{Host, LaneAddr, Scheme};
 use super::dns::{self, StaticRecord};
 use super::error::ConfigError;
 use super::forward::{self, ControlSocket};
+use super::process::{self, ProcessConfig};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
 use super::shared::{Unique, values};
@@ -65,6 +66,8 @@ pub struct ServerConfig {
     pub admin: Option<SocketAddr>,
     /// What is logged, where the command line does not say.
     pub log_level: Option<String>,
+    /// What is done before the start.
+    pub process: ProcessConfig,
 }
 
 /// An address on which a server accepts lanes. Port 0 takes any free one.
@@ -170,7 +173,11 @@ impl ServerConfig {
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Option<Self> {
         let listen = read_listen(settings);
-        let secret_keys = read_keys(settings);
+        let mut process = ProcessConfig {
+            user: process::read_user(settings),
+            new_key: None,
+        };
+        let secret_keys = read_keys(settings, &mut process);
         let (network, network6) = read_pools(settings);
         let egress = settings.value("egress", parse::egress);
         let tun = TunConfig {
@@ -244,6 +251,7 @@ impl ServerConfig {
             control,
             admin,
             log_level,
+            process,
         })
     }
 }
@@ -323,7 +331,9 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
     values(Some(listen))
 }
 
-fn read_keys(settings: &mut Settings<'_>) -> Vec<SecretKey> {
+/// Reads the keys; the first of them is made where that is wanted and its file is not there.
+fn read_keys(settings: &mut Settings<'_>, process: &mut ProcessConfig) -> Vec<SecretKey> {
+    let generate = process::read_generate(settings);
     let Some(paths) = settings.paths("key_file") else {
         settings.missing(
             "key_file",
@@ -332,8 +342,13 @@ fn read_keys(settings: &mut Settings<'_>) -> Vec<SecretKey> {
         return Vec::new();
     };
     let mut keys = Vec::new();
-    for at in paths {
-        keys.extend(settings.read_file(&at, files::read_key));
+    for (number, at) in paths.iter().enumerate() {
+        keys.extend(process::read_key(
+            settings,
+            at,
+            generate && number == 0,
+            process,
+        ));
     }
     if keys.is_empty() {
         settings.missing(

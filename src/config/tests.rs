@@ -1099,3 +1099,58 @@ mod any_text {
         }
     }
 }
+
+#[test]
+fn key_is_made_where_that_is_wanted_and_written_by_nobody_yet() {
+    let bench = Bench::new();
+    let refused = bench
+        .server("key_file: new.key\nclients: []\n")
+        .expect_err("no key");
+    assert!(refused.contains("cannot read new.key"), "{refused}");
+    let loaded = bench
+        .server("key_file: [new.key, own.key]\ngenerate_key: true\nclients: []\n")
+        .expect("a configuration");
+    assert_eq!(loaded.config.process.new_key, Some(bench.path("new.key")));
+    assert_eq!(loaded.config.secret_keys.len(), 2);
+    assert!(!bench.path("new.key").exists(), "reading writes nothing");
+    // Only the first is made: a former key that is missing is a mistake.
+    let refused = bench
+        .server("key_file: [own.key, old.key]\ngenerate_key: true\nclients: []\n")
+        .expect_err("a former key cannot be made");
+    assert!(refused.contains("cannot read old.key"), "{refused}");
+    let client = "server: tcp://127.0.0.1:1\nserver_key: OTHER\n";
+    let loaded = bench
+        .client(&format!(
+            "{client}key_file: mine.key\ngenerate_key: yes\nuser: 5:6\n"
+        ))
+        .expect("a configuration");
+    assert_eq!(loaded.config.process.new_key, Some(bench.path("mine.key")));
+    assert_eq!(
+        loaded.config.process.user,
+        Some(Account { user: 5, group: 6 })
+    );
+    let loaded = bench
+        .client(&format!("{client}key_file: own.key\ngenerate_key: yes\n"))
+        .expect("a configuration");
+    assert_eq!(loaded.config.process, ProcessConfig::default());
+}
+
+#[test]
+fn server_needs_no_file_but_its_key() {
+    let bench = Bench::new();
+    let key = bench.path("own.key").display().to_string();
+    let bench = bench
+        .set("ADIT_KEY_FILE", &key)
+        .set("ADIT_LISTEN", "udp://0.0.0.0:7443,tcp://0.0.0.0:7443")
+        .set("ADIT_EGRESS", "user")
+        .set("ADIT_STATE_DIR", "/var/lib/adit")
+        .set("ADIT_USER", "10001:10001");
+    let loaded = bench
+        .load(None, ServerConfig::load)
+        .expect("a configuration");
+    assert_eq!(loaded.config.listen.len(), 2);
+    assert_eq!(loaded.config.egress, EgressKind::User);
+    // Whom it serves, invitations or the file say.
+    assert!(loaded.config.clients.is_empty());
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+}

@@ -426,8 +426,8 @@ impl fmt::Display for AttemptError {
     }
 }
 
-/// Orders addresses by family in turn, starting with the family the system put first (its order
-/// is that of RFC 6724), without repetitions, [`MAX_ATTEMPTS`] at most (RFC 8305, section 4).
+/// Orders addresses by family in turn, starting with the family that the resolver put first, without repetitions,
+/// [`MAX_ATTEMPTS`] at most (RFC 8305, section 4).
 fn interleave(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (mut turn, mut other): (VecDeque<_>, VecDeque<_>) = found

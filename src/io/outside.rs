@@ -4,7 +4,7 @@
 //! send past it. Such sockets bear a mark that the host's routing rules know; and the names of servers are asked by such
 //! sockets too, of the name servers that the host had before, since those it has now are behind the tunnel.
 //!
-//! In every other program an [`Outside`] does nothing: sockets are as they are, and names are the system's to resolve.
+//! In every other program an [`Outside`] does nothing: sockets are as they are, and names are asked of whom the host asks.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,8 +22,10 @@ use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioTime};
 use hickory_resolver::{Resolver, system_conf};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
+
+use super::resolver;
 
 /// How sockets of this program leave the host; clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +115,8 @@ impl Outside {
     /// Nobody knows it. What was known of it before does as long as nobody answers.
     pub async fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let Some(marked) = &self.marked else {
-            return Ok(lookup_host((name, port)).await?.collect());
+            let found = resolver::addresses(name).await?;
+            return Ok(found.into_iter().map(|ip| (ip, port).into()).collect());
         };
         let found = match marked.ask(self, name).await {
             Ok(found) => found,

@@ -13,8 +13,6 @@
 //! Bounded are the queries under way, of all and of each client, and the time of each; above, a datagram is dropped
 //! and counted, and a stream waits.
 
-mod upstreams;
-
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -30,8 +28,8 @@ use tokio::time::timeout;
 
 use crate::dns::{Answer, Reading, StreamEnd, serve_stream};
 use crate::io::clock;
+use crate::io::resolver::Upstreams;
 use crate::proto::PublicKey;
-use upstreams::Upstreams;
 
 /// The resolver of a server, shared by all its clients.
 pub struct DnsService {
@@ -83,7 +81,7 @@ impl DnsService {
     /// # Errors
     /// The resolver cannot be made.
     pub fn new(upstreams: &[SocketAddr]) -> Result<Arc<Self>, DnsServiceError> {
-        Upstreams::new(clock::now(), upstreams)
+        Upstreams::new(clock::now(), upstreams, QUERIES)
             .map(Self::over)
             .map_err(DnsServiceError::Resolver)
     }
@@ -93,7 +91,7 @@ impl DnsService {
     /// # Errors
     /// The resolver cannot be made.
     pub fn prepare(&self, upstreams: &[SocketAddr]) -> Result<Prepared, DnsServiceError> {
-        let upstreams = Upstreams::new(clock::now(), upstreams);
+        let upstreams = Upstreams::new(clock::now(), upstreams, QUERIES);
         let upstreams = upstreams.map_err(DnsServiceError::Resolver)?;
         Ok(Prepared(Arc::new(upstreams)))
     }
@@ -286,9 +284,9 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UdpSocket;
 
-    use super::upstreams::Source;
     use super::*;
     use crate::dns::{Asked, PLAIN_UDP, UDP_PAYLOAD};
+    use crate::io::resolver::Source;
 
     fn key(client: u8) -> PublicKey {
         PublicKey::from_bytes([client; 32])
@@ -520,7 +518,7 @@ mod tests {
         let hosts = folder.path().join("hosts");
         std::fs::write(&hosts, "192.0.2.99 printer.lan printer\n").expect("hosts");
         let nothing = Source::Given(ResolverConfig::from_parts(None, Vec::new(), Vec::new()));
-        let upstreams = Upstreams::of(clock::now(), nothing, hosts).expect("upstreams");
+        let upstreams = Upstreams::of(clock::now(), nothing, hosts, QUERIES).expect("upstreams");
         let service = DnsService::over(upstreams);
         let client = service.client(&key(1));
         let answer = ask(&client, &query("ok.test.", RecordType::A)).await;

@@ -206,6 +206,7 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         admin,
         // Followed by whoever logs.
         log_level: _,
+        process,
     } = read;
     let public =
         |keys: &[SecretKey]| -> Vec<PublicKey> { keys.iter().map(SecretKey::public).collect() };
@@ -230,6 +231,7 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         ("threads", running.threads != *threads),
         ("control", running.control != *control),
         ("admin", running.admin != *admin),
+        ("user", running.process.user != process.user),
     ]
     .into_iter()
     .filter(|(_, changed)| *changed)
@@ -263,6 +265,7 @@ fn follow(running: &mut ServerConfig, read: ServerConfig) {
         control: _,
         admin: _,
         log_level: _,
+        process: _,
     } = read;
     if running.tls.is_some() == tls.is_some() {
         running.tls = tls;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use adit::client::run::Client;
 use adit::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
-    Limits, ListenAddr, Repair, Scheme, ServerConfig, TunConfig,
+    Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey, budget};
 use adit::server::run::{RunError, Server, Shared};
@@ -116,6 +116,7 @@ impl Path {
             control: ControlSocket::Off,
             admin: None,
             log_level: None,
+            process: ProcessConfig::default(),
         })
         .await
         .unwrap();
@@ -141,6 +142,7 @@ impl Path {
             aead: Vec::new(),
             repair: Repair::Auto,
             threads: None,
+            process: ProcessConfig::default(),
             forwards: Vec::new(),
             control: ControlSocket::Off,
             admin: None,

@@ -1,9 +1,8 @@
-//! Asks this host's resolver, as every program of it does.
+//! Asks whom every program of this host asks.
 
-use std::net::{IpAddr, ToSocketAddrs as _};
-use std::sync::Arc;
+use std::io;
+use std::net::IpAddr;
 
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Direct;
@@ -23,35 +22,27 @@ impl Direct {
 
     async fn ask(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let ask = async {
-            if self.outside.is_marked() {
-                let permit = Arc::clone(&self.lookups).acquire_owned().await;
-                let answer = self.outside.resolve(name, 0).await;
-                drop(permit);
-                return Ok(answer.map(|found| found.into_iter().map(|found| found.ip()).collect()));
-            }
-            // Never closed. It goes with the thread, which cannot be stopped: so many there are at most.
-            let permit = Arc::clone(&self.lookups).acquire_owned().await;
-            let name = name.to_owned();
-            let asked = spawn_blocking(move || {
-                let _permit = permit;
-                let answer = (name.as_str(), 0).to_socket_addrs()?;
-                Ok::<_, std::io::Error>(answer.map(|address| address.ip()).collect::<Vec<_>>())
-            });
-            asked.await
+            // Never closed.
+            let _permit = self.lookups.acquire().await;
+            let found = self.outside.resolve(name, 0).await?;
+            let addresses = found.into_iter().map(|found| found.ip()).collect();
+            Ok::<Vec<_>, io::Error>(addresses)
         };
         match timeout(LOOKUP_LIMIT, ask).await {
-            Ok(Ok(Ok(addresses))) if !addresses.is_empty() => Ok(addresses),
-            Ok(Ok(Ok(_) | Err(_)) | Err(_)) => Err(ResolveError::Host),
+            Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
+            Ok(Ok(_) | Err(_)) => Err(ResolveError::Host),
             Err(_elapsed) => Err(ResolveError::TimedOut),
         }
     }
 }
 
-/// Names that this host's resolver is asked for at once: each is a thread while it is.
+/// Names that this host's resolver is asked for at once: each is a socket or two while it is.
 pub const MAX_LOOKUPS: usize = 32;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[tokio::test]

@@ -4,12 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UdpSocket, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
 
 use crate::client::tunnel::Refusal;
 use crate::config::{Host, NearTarget};
 use crate::io::relay::Endpoint;
+use crate::io::resolver;
 
 /// Connects to `target`, whichever of its addresses answers.
 ///
@@ -83,7 +84,10 @@ pub(super) fn refusal(error: &io::Error) -> Refusal {
 async fn addresses(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
     match host {
         Host::Ip(ip) => Ok(vec![SocketAddr::new(*ip, port)]),
-        Host::Name(name) => Ok(lookup_host((name.as_str(), port)).await?.collect()),
+        Host::Name(name) => {
+            let found = resolver::addresses(name).await?;
+            Ok((found.into_iter().map(|ip| SocketAddr::new(ip, port))).collect())
+        }
     }
 }
 

@@ -7,12 +7,13 @@
 //!
 //! The device is not persistent: it ends with its last descriptor.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -131,12 +132,11 @@ impl AsFd for Tun {
 pub fn create(device: &Path, name: &str) -> Result<OwnedFd, OpenError> {
     check_name(name)?;
     let path = || device.to_owned();
-    // The standard library opens with O_CLOEXEC.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(device)
+    let file = open_node(device)
+        .or_else(|error| match held_node(device) {
+            Some(file) => Ok(file),
+            None => Err(error),
+        })
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenError::NoDevice {
                 path: path(),
@@ -155,6 +155,32 @@ pub fn create(device: &Path, name: &str) -> Result<OwnedFd, OpenError> {
     attach(&fd, name)?;
     Ok(fd)
 }
+
+/// Opens the device node and keeps it for the next [`create`] that may not open it: for a process that is about to be
+/// root's no more, where the node is root's alone. What cannot be opened here is told there.
+pub fn hold_node() {
+    let node = open_node(Path::new(DEVICE)).ok();
+    *HELD.lock().unwrap_or_else(PoisonError::into_inner) = node;
+}
+
+fn held_node(device: &Path) -> Option<File> {
+    if device != Path::new(DEVICE) {
+        return None;
+    }
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn open_node(device: &Path) -> io::Result<File> {
+    // The standard library opens with O_CLOEXEC.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(device)
+}
+
+/// What [`hold_node`] has opened.
+static HELD: Mutex<Option<File>> = Mutex::new(None);
 
 /// Checks that `name` is one the kernel takes for an interface: 1 to 15 bytes, no space, slash or colon, not `.`/`..`.
 ///
@@ -357,11 +383,11 @@ fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// A file view of a descriptor, for its safe `read` and `write`; it does not close it.
-fn borrowed_file(fd: &BorrowedFd<'_>) -> ManuallyDrop<std::fs::File> {
+fn borrowed_file(fd: &BorrowedFd<'_>) -> ManuallyDrop<File> {
     use std::os::fd::FromRawFd;
     // SAFETY: the descriptor outlives the view, which both callers drop before they return, and `ManuallyDrop` keeps
     // the view from closing it.
-    ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd.as_raw_fd()) })
+    ManuallyDrop::new(unsafe { File::from_raw_fd(fd.as_raw_fd()) })
 }
 
 /// The device node of Linux.

@@ -7,31 +7,38 @@
 //! the resolver is made anew, with an empty cache: what the former upstreams said may not hold any more. Queries under
 //! way end with the resolver that they began with. A configuration that cannot be used changes nothing: the former one
 //! is more likely to answer than none.
+//!
+//! What this program itself wants to reach by name, [`addresses`] finds, with the same files. The C library's resolver
+//! is never asked: a static program has none that could be relied on, and it would want a thread for each name.
+//! So names that only a module of nsswitch.conf knows (mDNS, WINS) are not found.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts,
+};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
-use super::QUERIES;
 use crate::dns::UDP_PAYLOAD;
 
-/// The resolver of a server, made anew when the host's configuration changes.
-pub(super) struct Upstreams {
+/// A resolver that is made anew when the host's configuration changes.
+pub(crate) struct Upstreams {
     source: Source,
     hosts: PathBuf,
+    queries: usize,
     current: Mutex<Current>,
 }
 
 /// Where the upstreams are named.
-pub(super) enum Source {
+pub(crate) enum Source {
     /// In a file that the host's other programs read too.
     Host(PathBuf),
     /// In the server's own configuration.
@@ -57,16 +64,25 @@ impl Upstreams {
     ///
     /// # Errors
     /// The resolver cannot be made.
-    pub(super) fn new(now: Instant, upstreams: &[SocketAddr]) -> Result<Self, NetError> {
+    pub(crate) fn new(
+        now: Instant,
+        upstreams: &[SocketAddr],
+        queries: usize,
+    ) -> Result<Self, NetError> {
         let source = if upstreams.is_empty() {
             Source::Host(PathBuf::from(RESOLV_CONF))
         } else {
             Source::Given(given(upstreams))
         };
-        Self::of(now, source, PathBuf::from(HOSTS))
+        Self::of(now, source, PathBuf::from(HOSTS), queries)
     }
 
-    pub(super) fn of(now: Instant, source: Source, hosts: PathBuf) -> Result<Self, NetError> {
+    pub(crate) fn of(
+        now: Instant,
+        source: Source,
+        hosts: PathBuf,
+        queries: usize,
+    ) -> Result<Self, NetError> {
         // Before the files are read: a change meanwhile shows at the next look.
         let seen = source.stamps(&hosts);
         let config = source.read().unwrap_or_else(|error| {
@@ -75,7 +91,7 @@ impl Upstreams {
             (nothing, ResolverOpts::default())
         });
         let current = Mutex::new(Current {
-            resolver: build(config.clone(), &hosts)?,
+            resolver: build(with_queries(config.clone(), queries), &hosts)?,
             config,
             seen,
             look_at: now + LOOK_EVERY,
@@ -83,12 +99,13 @@ impl Upstreams {
         Ok(Self {
             source,
             hosts,
+            queries,
             current,
         })
     }
 
     /// Returns the resolver for a query at `now`.
-    pub(super) fn resolver(&self, now: Instant) -> TokioResolver {
+    pub(crate) fn resolver(&self, now: Instant) -> TokioResolver {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if now >= current.look_at {
             current.look_at = now + LOOK_EVERY;
@@ -108,7 +125,8 @@ impl Upstreams {
                 tracing::warn!(%error, "the host's resolver configuration cannot be used; the former one stays");
             }
         }
-        match build(current.config.clone(), &self.hosts) {
+        let config = with_queries(current.config.clone(), self.queries);
+        match build(config, &self.hosts) {
             Ok(resolver) => {
                 tracing::info!("the host's resolver configuration has changed");
                 current.resolver = resolver;
@@ -148,13 +166,21 @@ fn stamp(path: &Path) -> Option<Stamp> {
     ])
 }
 
+/// As the resolver of many clients is to be: that many questions at once, and answers with all that leads to them.
+fn with_queries(
+    (config, mut options): (ResolverConfig, ResolverOpts),
+    queries: usize,
+) -> (ResolverConfig, ResolverOpts) {
+    options.max_active_requests = queries;
+    options.preserve_intermediates = true;
+    (config, options)
+}
+
 fn build(
     (config, mut options): (ResolverConfig, ResolverOpts),
     hosts: &Path,
 ) -> Result<TokioResolver, NetError> {
-    options.max_active_requests = QUERIES;
     options.edns_payload_len = UDP_PAYLOAD;
-    options.preserve_intermediates = true;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
     let mut resolver = builder.build()?;
@@ -172,6 +198,46 @@ fn build(
     }
     resolver.set_hosts(Arc::new(names));
     Ok(resolver)
+}
+
+/// Finds the addresses of `name` as this host's configuration says, those that can be reached from here first, IPv6
+/// before IPv4. Nothing is remembered from one call to the next.
+///
+/// # Errors
+/// There is no such name, or nobody has answered in the time that resolv.conf(5) gives.
+pub async fn addresses(name: &str) -> io::Result<Vec<IpAddr>> {
+    lookup(name, Path::new(RESOLV_CONF), Path::new(HOSTS)).await
+}
+
+async fn lookup(name: &str, resolv_conf: &Path, hosts: &Path) -> io::Result<Vec<IpAddr>> {
+    let read = fs::read(resolv_conf).map_err(NetError::from);
+    let (config, mut options) = read
+        .and_then(system_conf::parse_resolv_conf)
+        .unwrap_or_else(|_| {
+            // As the C library has it: a host without the file asks itself.
+            let own = SocketAddr::from(([127, 0, 0, 1], 53));
+            (given(&[own]), ResolverOpts::default())
+        });
+    options.cache_size = 0;
+    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    let resolver = build((config, options), hosts).map_err(io::Error::other)?;
+    let found = resolver.lookup_ip(name).await.map_err(io::Error::other)?;
+    let mut found: Vec<IpAddr> = found.iter().collect();
+    found.sort_by_key(|address| (!has_way(*address), address.is_ipv4()));
+    found.dedup();
+    Ok(found)
+}
+
+/// Whether the kernel knows a way to `address`; nothing is sent. RFC 6724, section 5, rule 1.
+fn has_way(address: IpAddr) -> bool {
+    let any: SocketAddr = if address.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    UdpSocket::bind(any)
+        .and_then(|socket| socket.connect((address, PROBED_PORT)))
+        .is_ok()
 }
 
 fn given(upstreams: &[SocketAddr]) -> ResolverConfig {
@@ -196,6 +262,8 @@ fn given(upstreams: &[SocketAddr]) -> ResolverConfig {
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where the names that the host itself knows stand (hosts(5)).
 const HOSTS: &str = "/etc/hosts";
+/// Any would do: connecting a UDP socket asks the kernel for a way, and sends nothing.
+const PROBED_PORT: u16 = 9;
 /// How often the files are looked at, at most: people do not wait longer after a change, and a query costs nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -232,7 +300,7 @@ mod tests {
 
         fn upstreams(&self) -> Upstreams {
             let source = Source::Host(self.at("resolv.conf"));
-            Upstreams::of(self.now, source, self.at("hosts")).expect("upstreams")
+            Upstreams::of(self.now, source, self.at("hosts"), 16).expect("upstreams")
         }
     }
 
@@ -289,5 +357,17 @@ mod tests {
         fs::remove_file(host.at("hosts")).expect("removed");
         let later = host.now + 2 * LOOK_EVERY;
         assert!(!finds(&upstreams, later, "printer.lan.").await);
+    }
+    #[tokio::test]
+    async fn own_names_come_from_the_hosts_file_and_what_can_be_reached_comes_first() {
+        let host = Host::new("nameserver 192.0.2.1\noptions attempts:1 timeout:1\n");
+        host.write("hosts", "127.0.0.9 both.lan\n2001:db8::9 both.lan\n");
+        let found = lookup("both.lan", &host.at("resolv.conf"), &host.at("hosts")).await;
+        let found = found.expect("a name of the hosts file");
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(has_way(found[0]), "{found:?}");
+        let local = lookup("localhost", &host.at("none"), &host.at("none")).await;
+        let local = local.expect("every host knows itself");
+        assert!(local.iter().all(IpAddr::is_loopback), "{local:?}");
     }
 }
