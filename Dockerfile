@@ -8,11 +8,11 @@
 FROM scratch AS base
 # Rights for tun are given to root alone, so the program begins as root and becomes this user, who keeps CAP_NET_ADMIN.
 # Started as anybody else (docker run --user), it stays who it is.
+# STATE_DIRECTORY is the default of state_dir, and key in it that of key_file: a configuration file may say otherwise.
 ENV ADIT_USER=10001:10001 \
-    ADIT_KEY_FILE=/var/lib/adit/key \
     ADIT_GENERATE_KEY=true \
     ADIT_LOG_FORMAT=json \
-    ADIT_STATE_DIR=/var/lib/adit \
+    STATE_DIRECTORY=/var/lib/adit \
     XDG_RUNTIME_DIR=/var/lib/adit
 # A volume that is mounted here begins as what the image has: a folder of that user's.
 COPY --chown=10001:10001 packaging/docker/state/ /var/lib/adit/

@@ -201,7 +201,7 @@
 //! | packets waiting for all clients, in front of lanes too | [`server::router::TOTAL_BYTES`] | dropped, counted |
 //! | flows and half-open flows of a session | `limits:` of the configuration | reset |
 //! | a relayed flow's queues | [`proto::relayed::WINDOW`] each way, in memory only while used | the socket is not read; a peer that sends more is reset |
-//! | what the flows of a process or session hold together | `limits:` of the configuration; by default [`proto::budget::PROCESS`], [`proto::budget::SESSION`], at a client [`proto::budget::CLIENT`] | windows do not grow, sockets are hardly read; from half of it on new flows are refused; at it what comes is dropped and sent again (the netstack's flows), or its flow is reset (relayed ones); all counted |
+//! | what the flows of a process or session hold together | `limits:` of the configuration, half of what the control group allows at most; by default [`proto::budget::PROCESS`], [`proto::budget::SESSION`], at a client [`proto::budget::CLIENT`] | windows do not grow, sockets are hardly read; from half of it on new flows are refused; at it what comes is dropped and sent again (the netstack's flows), or its flow is reset (relayed ones); all counted |
 //! | resets of relayed flows that wait for a lane | 4,096 | dropped, counted; told when the peer speaks of the flow |
 //! | a flow's rings | 1 MiB each way, in memory only while used; the window begins with 64 KiB | the window closes, the socket is not read |
 //! | UDP mappings of a session | [`server::egress::udp::MAX_MAPPINGS`] | the idlest is replaced |
@@ -266,6 +266,13 @@
 //!   so the driver asks each flow's judgement again instead of knowing rules itself.
 //! - **TLS is camouflage.** A client does not check certificates unless told to; a server makes its own. Whatever
 //!   a lane is, the session inside authenticates both ends and seals everything, once more inside TLS too.
+//! - **The C library resolves no name.** hickory does, by /etc/resolv.conf and /etc/hosts ([`io::resolver`]): so a static
+//!   program finds names in an empty container, no look-up needs a thread, and none outlives its time-out. What only modules of
+//!   nsswitch.conf know, such as mDNS, is not found.
+//! - **Root is left before the first thread**, not after the sockets are bound: ports below 1024 and the TUN device cost two
+//!   capabilities, and what reads strangers' bytes never had the others ([`io::privilege`]).
+//! - **The GNU C library, linked statically**, is what is released, for one binary that is tested and shipped; musl's allocator
+//!   would cost throughput.
 //! - **No library for WebSockets**: those there are hand out messages in memory of their own, and a lane wants a stream in
 //!   its buffers ([`io::websocket`]). The handshakes are hyper's.
 //! - **No datagram goes past a proxy**: where `via` leads to a server, its `udp://` address is left out, and a proxy is

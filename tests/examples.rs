@@ -71,7 +71,7 @@ fn image_variables() -> HashMap<String, String> {
         .filter(|(name, _)| name.starts_with("ADIT_"))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    assert!(variables.len() >= 5, "{variables:?}");
+    assert_eq!(variables.len(), 3, "{variables:?}");
     variables
 }
 
@@ -96,6 +96,7 @@ fn check(name: &str, container: &Value, file: Option<&str>) {
     let key = folder.path().join("key").display().to_string();
     variables.insert("ADIT_KEY_FILE".to_owned(), key);
     variables.insert("ADIT_GENERATE_KEY".to_owned(), "true".to_owned());
+    variables.insert("STATE_DIRECTORY".to_owned(), "/var/lib/adit".to_owned());
     let environment = |variable: &str| variables.get(variable).cloned();
     let inputs = Inputs {
         file: path.as_deref(),

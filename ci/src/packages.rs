@@ -37,6 +37,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("sshd", &[], "openssh-server"),
     ("ssh", &[], "openssh-client"),
     ("dockerd", &[], "docker.io"),
+    ("update-ca-certificates", &[], "ca-certificates"),
     ("lintian", &[], "lintian"),
     ("adduser", &[], "adduser"),
     ("qemu-x86_64", &["qemu-x86_64-static"], "qemu-user"),

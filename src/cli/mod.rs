@@ -42,7 +42,7 @@ use clap::Parser as _;
 pub use args::{Args, TryArgs};
 
 use crate::config::{ConfigError, KeyFileError};
-use args::Command;
+use args::{Command, LogFormat};
 
 /// Runs the program and returns its exit status.
 pub fn main() -> ExitCode {
@@ -81,6 +81,14 @@ pub fn main() -> ExitCode {
         Failure::Run(_) | Failure::KeyFile(_) => FAILED,
         Failure::Config(_) | Failure::Usage(_) => USAGE,
     };
+    let logs = matches!(args.command, Command::Server(_) | Command::Client(_));
+    if logs && args.log_format == LogFormat::Json {
+        // Whoever reads a log of JSON gets its last line as such, too.
+        let line =
+            serde_json::json!({"level": "ERROR", "message": failure.message(), "target": "adit"});
+        let _ = writeln!(io::stderr().lock(), "{line}");
+        return ExitCode::from(status);
+    }
     fail(&failure.message(), status)
 }
 

@@ -295,7 +295,9 @@ fn refuse_loop(settings: &mut Settings<'_>, via: &Located<Via>, own: SocketAddr)
 
 fn read_key(settings: &mut Settings<'_>, process: &mut ProcessConfig) -> Option<SecretKey> {
     let generate = process::read_generate(settings);
-    let Some(at) = settings.path("key_file") else {
+    let given = settings.path("key_file");
+    let given = given.or_else(|| process::default_key(settings, generate));
+    let Some(at) = given else {
         settings.missing(
             "key_file",
             "write the name of a file made by `adit keygen -o FILE`",

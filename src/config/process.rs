@@ -1,8 +1,9 @@
 //! What a program does with itself before it serves: whom it becomes, and the key it makes.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::error::Place;
 use super::files::{self, KeyFileError};
 use super::parse;
 use super::settings::{Located, Settings};
@@ -42,6 +43,22 @@ pub(super) fn read_generate(settings: &mut Settings<'_>) -> bool {
     settings
         .value("generate_key", parse::boolean)
         .is_some_and(|at| at.value)
+}
+
+/// Where a key is made that is given no file: in the folder that systemd, or an image, gives for what outlives the
+/// process.
+pub(super) fn default_key(settings: &Settings<'_>, generate: bool) -> Option<Located<PathBuf>> {
+    let folders = (settings.environment())("STATE_DIRECTORY").filter(|_| generate)?;
+    // systemd.exec(5): several folders are separated by colons.
+    let folder = folders
+        .split(':')
+        .next()
+        .filter(|name| name.starts_with('/'))?;
+    Some(Located {
+        value: Path::new(folder).join("key"),
+        key: "key_file".to_owned(),
+        place: Place::Variable("STATE_DIRECTORY".to_owned()),
+    })
 }
 
 /// Reads the secret key in the file `at`. Where there is none and `generate` is set, one is made, and its file noted:

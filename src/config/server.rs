@@ -334,7 +334,9 @@ fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
 /// Reads the keys; the first of them is made where that is wanted and its file is not there.
 fn read_keys(settings: &mut Settings<'_>, process: &mut ProcessConfig) -> Vec<SecretKey> {
     let generate = process::read_generate(settings);
-    let Some(paths) = settings.paths("key_file") else {
+    let given = settings.paths("key_file");
+    let given = given.or_else(|| Some(vec![process::default_key(settings, generate)?]));
+    let Some(paths) = given else {
         settings.missing(
             "key_file",
             "write the name of a file made by `adit keygen -o FILE`",

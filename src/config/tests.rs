@@ -1136,20 +1136,21 @@ fn key_is_made_where_that_is_wanted_and_written_by_nobody_yet() {
 }
 
 #[test]
-fn server_needs_no_file_but_its_key() {
-    let bench = Bench::new();
-    let key = bench.path("own.key").display().to_string();
-    let bench = bench
-        .set("ADIT_KEY_FILE", &key)
+fn server_needs_no_file_at_all() {
+    let bench = Bench::new()
+        .set("STATE_DIRECTORY", "/var/lib/of-nobody:/other")
+        .set("ADIT_GENERATE_KEY", "true")
         .set("ADIT_LISTEN", "udp://0.0.0.0:7443,tcp://0.0.0.0:7443")
         .set("ADIT_EGRESS", "user")
-        .set("ADIT_STATE_DIR", "/var/lib/adit")
         .set("ADIT_USER", "10001:10001");
     let loaded = bench
         .load(None, ServerConfig::load)
         .expect("a configuration");
     assert_eq!(loaded.config.listen.len(), 2);
     assert_eq!(loaded.config.egress, EgressKind::User);
+    let state = Path::new("/var/lib/of-nobody");
+    assert_eq!(loaded.config.state_dir, state);
+    assert_eq!(loaded.config.process.new_key, Some(state.join("key")));
     // Whom it serves, invitations or the file say.
     assert!(loaded.config.clients.is_empty());
     assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);

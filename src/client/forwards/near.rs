@@ -1,7 +1,7 @@
 //! Hosts near the client: names are this host's to resolve, connections the kernel's.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
@@ -55,12 +55,12 @@ pub(super) async fn connect_udp(host: &Host, port: u16) -> io::Result<UdpSocket>
         Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
     };
     let remote = (found.first()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let any = if remote.is_ipv4() {
-        "0.0.0.0:0"
+    let any: IpAddr = if remote.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
     } else {
-        "[::]:0"
+        Ipv6Addr::UNSPECIFIED.into()
     };
-    let socket = UdpSocket::bind(any).await?;
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.connect(remote).await?;
     Ok(socket)
 }
