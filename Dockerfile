@@ -19,6 +19,7 @@ COPY --chown=10001:10001 packaging/docker/state/ /var/lib/adit/
 VOLUME /var/lib/adit
 EXPOSE 7443/tcp 7443/udp 8443/tcp
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/usr/bin/adit", "health"]
 ENTRYPOINT ["/usr/bin/adit"]
 CMD ["server"]
 
