@@ -343,7 +343,7 @@ fn tunnel_of_the_whole_host_is_off_on_or_split() {
     let bench = Bench::new();
     let tunnel = |text: &str| {
         let text = format!(
-            "server: udp://vpn.example.com\nserver_key: OTHER\nkey_file: own.key\n{text}\n"
+            "server: udp://vpn.example.com:7443\nserver_key: OTHER\nkey_file: own.key\n{text}\n"
         );
         bench.client(&text).expect("a client").config.tun
     };
@@ -372,7 +372,7 @@ fn tunnel_of_the_whole_host_is_off_on_or_split() {
     // by the flag alone, which leaves the rest of the file's group as it is
     let file = bench.write(
         "client.yaml",
-        "server: udp://vpn.example.com\nserver_key: OTHER\nkey_file: own.key\ntun: {enabled: false, name: vpn0, state_dir: kept}\n",
+        "server: udp://vpn.example.com:7443\nserver_key: OTHER\nkey_file: own.key\ntun: {enabled: false, name: vpn0, state_dir: kept}\n",
     );
     let flags = ClientConfig::with_tunnel();
     let nothing = |_: &str| None;
