@@ -20,7 +20,14 @@ use crate::{Context, seconds, show};
 /// The package of the end-to-end tests, which need the program as it is released.
 const END_TO_END: &str = "integration";
 /// Those that take longest begin first, so that none is left for the end.
-const LONG: &[&str] = &["namespaces", "load", "netem", "lanes", "bad_input"];
+const LONG: &[&str] = &[
+    "client_tun",
+    "namespaces",
+    "load",
+    "netem",
+    "lanes",
+    "bad_input",
+];
 /// Those that have the machine to themselves.
 const ALONE: &[&str] = &["fairness", "syscalls"];
 /// As many programs as there are cores on the smallest machine that this is for.

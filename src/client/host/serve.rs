@@ -21,7 +21,7 @@ use crate::config::{ClientConfig, HostTunnel};
 use crate::io::host::{HostChanges, HostError};
 use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::network::NetworkWatch;
-use crate::io::outside::Outside;
+use crate::io::outside::{Outside, RESOLV_CONF, host_file};
 use crate::io::sysctl::has_ipv6;
 use crate::io::tls::ClientTlsError;
 use crate::io::tun::{DEVICE, OpenError, Tun, calm_interface};
@@ -55,8 +55,10 @@ impl Host {
         tunnel: &HostTunnel,
         outside: Outside,
     ) -> Result<Self, HostTunnelError> {
-        let names = tunnel.dns.then(|| Names::new(config)).transpose()?;
         let mut changes = HostChanges::begin(&tunnel.state_dir, &guard(tunnel, &[]))?;
+        // Only now the file is the host's own again that a dead client may have replaced.
+        let names = tunnel.dns.then(|| Names::new(config)).transpose()?;
+        outside.set_name_servers(host_file(Path::new(RESOLV_CONF)), Vec::new());
         changes.valid_mark();
         let device = Tun::open_at(Path::new(DEVICE), &tunnel.name)?;
         calm_interface(&tunnel.name, has_ipv6());
