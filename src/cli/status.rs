@@ -406,7 +406,7 @@ mod tests {
             lines,
             [
                 "server 1.2.3: listening, up 1h 1m; 1 of 3 clients connected",
-                "CLIENT  ADDRESS    LANES     RTT      OUT       IN      LOST OUT  LOST IN  REPAIRED  FLOWS    AGE",
+                "CLIENT  ADDRESS    LANES         RTT      OUT       IN  LOST OUT  LOST IN  REPAIRED  FLOWS    AGE",
                 "laptop  10.86.0.2  udp* tls  12.3 ms  3.0 MiB  2.0 KiB    2.00 %   1.00 %   90.00 %      2  1m 1s",
                 "dropped: uplink.denied 7, queue.codel 4",
             ],

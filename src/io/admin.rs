@@ -137,11 +137,13 @@ async fn connection(stream: TcpStream, observed: &impl Observed) {
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service)
     );
-    // A scraper keeps its connection for hours; one that is stuck does not.
-    loop {
+    // A scraper keeps its connection for hours, and asks by another when this one is closed in order; one that is stuck
+    // does not keep its place.
+    for last in [false, true] {
         match timeout(LONGEST, served.as_mut()).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => return debug!(%error, "a connection to the admin address ended"),
+            Err(_elapsed) if last => return,
             Err(_elapsed) => served.as_mut().graceful_shutdown(),
         }
     }
@@ -210,7 +212,7 @@ pub const MAX_CONNECTIONS: usize = 16;
 /// How long a connection may be without a request.
 pub const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a connection is kept, so that none that is stuck keeps its place for ever.
+/// How long a connection is kept, and again as long to end in order.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// How long accepting rests when descriptors have run out.

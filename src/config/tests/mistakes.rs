@@ -12,6 +12,20 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
     ),
     ("Listen: []", &["did you mean `listen`?"]),
     (
+        "admin: 0.0.0.0:9090",
+        &[
+            "2:8: admin: `0.0.0.0:9090` can be reached from other hosts, and there is no password: write 127.0.0.1:9090",
+        ],
+    ),
+    (
+        "admin: 9090",
+        &["2:8: admin: `9090` is not an address to listen on"],
+    ),
+    (
+        "log_level: loud",
+        &["2:12: log_level: `loud` is not a log level: write error, warn"],
+    ),
+    (
         "client-to-client: true",
         &["did you mean `client_to_client`?"],
     ),
@@ -19,7 +33,7 @@ pub(super) const WRONG_SERVERS: &[(&str, &[&str])] = &[
         "proxy: 1",
         &[
             "server.yaml:2:1",
-            "unknown key `proxy`: the keys here are aead, allow",
+            "unknown key `proxy`: the keys here are admin, aead, allow",
         ],
     ),
     (

@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::line::{Lines, TooLong};
+use super::line::{Lines, MAX_ANSWER, TooLong};
 use super::message::{Answer, Request};
 use super::server::may;
 use super::stream::send;
@@ -90,7 +90,7 @@ impl Caller {
         }
         Ok(Self {
             stream,
-            lines: Lines::default(),
+            lines: Lines::of(MAX_ANSWER),
         })
     }
 
@@ -138,7 +138,7 @@ impl Caller {
             if let Some(line) = self.lines.pop()? {
                 return Answer::parse(&line)?.map_err(CallError::Refused);
             }
-            let mut bytes = [0; 4096];
+            let mut bytes = [0; 16 << 10];
             match self.stream.read(&mut bytes).map_err(broken)? {
                 0 => return Err(CallError::Closed),
                 len => self.lines.push(bytes.get(..len).unwrap_or_default()),

@@ -3,19 +3,40 @@
 use thiserror::Error;
 
 /// Bytes of a connection until a line is whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
     bytes: Vec<u8>,
     /// How many of them have no line's end in them.
     searched: usize,
+    /// How many a line has at most.
+    most: usize,
 }
 
 /// A line has more bytes than are taken.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a line has at most {MAX_LINE} bytes")]
-pub struct TooLong;
+#[error("a line has at most {most} bytes")]
+pub struct TooLong {
+    /// How many it may have.
+    pub most: usize,
+}
+
+impl Default for Lines {
+    /// Lines of orders.
+    fn default() -> Self {
+        Self::of(MAX_LINE)
+    }
+}
 
 impl Lines {
+    /// Takes lines of at most `most` bytes.
+    pub fn of(most: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            searched: 0,
+            most,
+        }
+    }
+
     /// Takes bytes that have come; to be followed by [`Lines::pop`] until there is no line.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
@@ -29,17 +50,17 @@ impl Lines {
     pub fn pop(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         let end = self.bytes.iter().skip(self.searched);
         match end.clone().position(|&byte| byte == b'\n') {
-            Some(at) if self.searched + at <= MAX_LINE => {
+            Some(at) if self.searched + at <= self.most => {
                 let mut line: Vec<u8> = self.bytes.drain(..=self.searched + at).collect();
                 line.pop();
                 self.searched = 0;
                 Ok(Some(line))
             }
-            None if self.bytes.len() <= MAX_LINE => {
+            None if self.bytes.len() <= self.most => {
                 self.searched = self.bytes.len();
                 Ok(None)
             }
-            Some(_) | None => Err(TooLong),
+            Some(_) | None => Err(TooLong { most: self.most }),
         }
     }
 
@@ -48,6 +69,9 @@ impl Lines {
         self.bytes.is_empty()
     }
 }
+
+/// Bytes in the line of an answer: the status of a server that lists every session it can, several times over.
+pub const MAX_ANSWER: usize = 64 << 20;
 
 /// Bytes in a line: room for the longest list that anybody reads, a bound for what a fault can send.
 pub const MAX_LINE: usize = 256 << 10;
@@ -84,8 +108,12 @@ mod tests {
         assert_eq!(lines.pop(), Ok(Some(longest.clone())));
         lines.push(&longest);
         lines.push(b"x");
-        assert_eq!(lines.pop(), Err(TooLong));
+        assert_eq!(lines.pop(), Err(TooLong { most: MAX_LINE }));
         lines.push(b"\n");
-        assert_eq!(lines.pop(), Err(TooLong), "it stays lost");
+        assert_eq!(
+            lines.pop(),
+            Err(TooLong { most: MAX_LINE }),
+            "it stays lost"
+        );
     }
 }

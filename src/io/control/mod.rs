@@ -30,7 +30,7 @@
 //!
 //! # Limits
 //!
-//! A line has at most [`MAX_LINE`] bytes; at most [`MAX_CONNECTIONS`] connections are served, and
+//! A line has at most [`MAX_LINE`] bytes, that of an answer [`MAX_ANSWER`]; at most [`MAX_CONNECTIONS`] connections are served, and
 //! [`MAX_HELD`] more that wait for an end; an order must be there within [`IDLE`] of the one before. What exceeds a limit
 //! is answered with the reason, where there is a line to answer, and closed.
 
@@ -42,7 +42,7 @@ mod server;
 mod stream;
 
 pub use call::{CallError, Caller};
-pub use line::{Lines, MAX_LINE, TooLong};
+pub use line::{Lines, MAX_ANSWER, MAX_LINE, TooLong};
 pub use message::{Answer, BadRequest, Request, VERSION};
 pub use place::{PlaceError, Surroundings, Wanted, short_key};
 pub use server::{Commands, ControlStats, Done, IDLE, MAX_CONNECTIONS, MAX_HELD, serve};
