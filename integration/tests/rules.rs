@@ -135,7 +135,7 @@ impl Scene {
         let text = text.replace(from, to);
         self.workdir.file("client.yaml", &text);
         self.client.process().signal(Signal::User1);
-        wait_for(&mut self.client, "its rules are in force", reads);
+        wait_for(&mut self.client, "configuration read again", reads);
     }
 }
 
@@ -374,7 +374,7 @@ fn hang_up_reloads_what_has_no_terminal_and_ends_what_a_closed_one_had() {
     let blocked = other.replace("rules: []", "rules: [block *]\nlanes: 2");
     workdir.file(file, &blocked);
     service.process().signal(Signal::HangUp);
-    wait_for(&mut service, "its rules are in force", 1);
+    wait_for(&mut service, "configuration read again", 1);
     let told = service.process().text();
     assert!(
         told.contains("not in force before a restart: lanes"),

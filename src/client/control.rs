@@ -49,6 +49,7 @@ pub fn place(config: &ClientConfig) -> Wanted {
             let surroundings = Surroundings::here();
             Wanted::Usual {
                 listen: surroundings.usual(&name),
+                own: None,
                 ask: surroundings.everywhere(&name),
             }
         }

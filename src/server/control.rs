@@ -41,11 +41,13 @@ pub fn place(config: &ServerConfig) -> Wanted {
         (ControlSocket::Usual, Some(key)) => {
             let name = format!("{KIND}{}", short_key(&key.public()));
             let surroundings = Surroundings::here();
-            let mut listen = surroundings.usual(&name);
             let mut ask = surroundings.everywhere(&name);
-            listen.push(in_state.clone());
-            ask.insert(0, in_state);
-            Wanted::Usual { listen, ask }
+            ask.insert(0, in_state.clone());
+            Wanted::Usual {
+                listen: surroundings.usual(&name),
+                own: Some(in_state),
+                ask,
+            }
         }
     }
 }

@@ -33,8 +33,10 @@ pub enum Wanted {
     At(PathBuf),
     /// At a place that follows from the surroundings, or nowhere.
     Usual {
-        /// In the first of these that can be had.
+        /// In the first of these that can be had; where somebody else listens by the same name, in none.
         listen: Vec<PathBuf>,
+        /// Else here, where nobody else may be.
+        own: Option<PathBuf>,
         /// Who wants to give it orders asks here, in this order.
         ask: Vec<PathBuf>,
     },
@@ -96,17 +98,22 @@ impl Wanted {
     ///
     /// The socket that was named cannot be had.
     pub fn listen(&self) -> Result<Option<Listener>, PlaceError> {
-        let paths = match self {
+        let (paths, own) = match self {
             Self::Nowhere => return Ok(None),
             Self::At(path) => return Ok(Some(Listener::bind(path)?)),
-            Self::Usual { listen, .. } => listen,
+            Self::Usual { listen, own, .. } => (listen, own),
         };
         let mut last = None;
-        for path in paths {
+        let mut is_held = false;
+        for path in paths.iter().chain(own) {
+            if is_held && own.as_ref() != Some(path) {
+                continue;
+            }
             match prepare(path).and_then(|()| Ok(Listener::bind(path)?)) {
                 Ok(listener) => return Ok(Some(listener)),
                 Err(error) => {
                     debug!(%error, "not a place for the control socket");
+                    is_held |= matches!(error, PlaceError::Socket(UnixError::Held { .. }));
                     last = Some(error);
                 }
             }
@@ -331,9 +338,18 @@ mod tests {
             own.join("control.sock"),
         ];
         let ask = listen.clone();
-        let wanted = Wanted::Usual { listen, ask };
+        let state = folder.path().join("state");
+        let wanted = Wanted::Usual {
+            listen,
+            own: Some(state.join("control.sock")),
+            ask,
+        };
         let listener = wanted.listen().unwrap().unwrap();
         assert_eq!(listener.path(), own.join("control.sock"));
+        // Somebody has the name: nobody looks for him elsewhere, so only a place of one's own is of use.
+        let second = wanted.listen().unwrap().unwrap();
+        assert_eq!(second.path(), state.join("control.sock"));
+        assert!(wanted.listen().unwrap().is_none());
         assert!(Wanted::Nowhere.listen().unwrap().is_none());
         let named = Wanted::At(folder.path().join("no-folder/control.sock"));
         assert!(matches!(named.listen(), Err(PlaceError::Socket(_))));
