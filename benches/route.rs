@@ -183,6 +183,7 @@ async fn server(state: &std::path::Path) -> Server {
         clients: Vec::new(),
         tls: None,
         tls_names: Vec::new(),
+        public: Vec::new(),
         dns: Vec::new(),
         dns_records: Vec::new(),
         client_to_client: false,

@@ -53,6 +53,7 @@
 //! |---|---|---|---|
 //! | [`wire`] | bytes to meaning and back, without state | no | no |
 //! | [`proto`] | the session: handshake, keys, replay, lanes, timers | no | no |
+//! | `proto::invitation` | what the token of an invitation stands for | no | no |
 //! | `proto::queue` | the fair queue in front of lanes: [`proto::FairQueue`] | no | no |
 //! | `proto::hold` | the hold behind them: [`proto::Hold`] | no | no |
 //! | [`proto::repair`] | what was sent and can be repaired or sent again, what came, what is missing | no | no |
@@ -69,6 +70,9 @@
 //! | [`client`] | proxy, resolver, forwards, and the client's driver | the driver | through `io` |
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
 //! | [`client::enclosure`] | ends the packets of commands that share the client, and opens what they carry again | its task | the TUN devices that it was handed |
+//! | [`client::enrol`] | makes a key a client's, by the link of an invitation | until it is answered | through [`io::carrier`] |
+//! | [`server::roll`] | who is invited, who has enrolled, who is denied | no | no |
+//! | [`server::enrolment`] | the roll on its disk, and in force beside the configuration | for the disk | one file |
 //! | [`client::direct`] | what goes beside the tunnel, by sockets of the host | yes | yes |
 //! | [`client::host`] | the whole host in the tunnel: which routes and rules follow from configuration and session, and who keeps them so | its task | through [`io::host`] |
 //! | [`io::host`] | what is changed in a client's host, journaled and undone: policy routing, nftables, resolv.conf | no | yes |
@@ -168,6 +172,10 @@
 //! | handshakes by datagrams that wait | [`server::datagrams::HANDSHAKES`] messages | dropped, counted |
 //! | sessions begun by datagrams that no client has confirmed | [`server::unconfirmed::MAX_UNCONFIRMED`], of one client [`server::unconfirmed::MAX_UNCONFIRMED_OF_CLIENT`], for [`server::datagrams::CONFIRM_TIMEOUT`] | dropped, counted; cookies are asked for at half of the former |
 //! | datagrams that wait for a session | [`io::udp::INBOX_MEMORY`] of buffers | dropped, counted |
+//! | guests: sessions of those who were invited, until they have enrolled | 64, for [`server::session::GUEST_TIME`] | silence, counted |
+//! | invitations, open and spent | [`server::roll::MAX_INVITATIONS`], spent ones for [`server::roll::KEPT`] | the oldest spent one is forgotten; else refused in words |
+//! | clients that have enrolled | [`server::roll::MAX_ENROLLED`] | refused in words |
+//! | a link | [`config::MAX_LINK_LEN`] characters, [`config::MAX_SERVERS`] addresses | refused in words |
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |
 //! | lanes of a session | [`proto::MAX_LANES`] | the oldest dead or joining one is replaced |
@@ -313,6 +321,14 @@
 //!   as any proxied socket; how the flow ended is told beside the bytes, since a Unix socket knows no reset.
 //! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it
 //!   is not sent; so a lane that repairs costs no delay.
+//! - **A guest's lane may be kept up.** Of somebody who was invited, nothing but the token means anything; but pings, probes, reports
+//!   and path challenges are let through, since the lane below is an ordinary one and a stranger gains nothing by them.
+//! - **Spent invitations are remembered for a week**, so that whoever comes late or second is told so in words. An id that was
+//!   never known meets silence, as any stranger does.
+//! - **A client's key is on its disk before the server hears of it**, and the same key is answered the same again; so nothing
+//!   is lost wherever `adit join` or the server is killed, and no step has to be undone.
+//! - **The configuration is never written to.** Who enrols is kept beside the leases; who is listed by the operator and revoked
+//!   is denied there, over restarts and reloads.
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside
 //!   should not see is repaired below it, and the hold keeps TCP from noticing meanwhile; other packets are never
 //!   held.

@@ -314,15 +314,14 @@ fn both_ends_say_at_info_what_one_needs_first() {
 }
 
 #[test]
-fn check_warns_of_a_server_that_nobody_can_connect_to() {
+fn check_takes_a_server_that_lists_nobody() {
     let shell = Shell::new();
     shell.key("server.key");
     let text = "key_file: server.key\nlisten: tcp://127.0.0.1:7443\n";
     fs::write(shell.path().join("s.yaml"), text).expect("written");
     let output = shell.run(&["check", "s.yaml"]);
     assert!(
-        out(&output)
-            .starts_with("s.yaml: warning: clients: nobody is listed, and so nobody can connect"),
+        out(&output).contains("0 clients") && !out(&output).contains("warning"),
         "{output:?}"
     );
     assert!(output.status.success(), "{output:?}");

@@ -170,6 +170,7 @@ fn config(
         clients: clients.collect(),
         tls: None,
         tls_names: Vec::new(),
+        public: Vec::new(),
         dns: Vec::new(),
         dns_records: Vec::new(),
         client_to_client: false,

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchArgs;
+use super::clients::ClientsArgs;
 use super::forward::ForwardArgs;
+use super::invite::InviteArgs;
+use super::join::JoinArgs;
 use super::nc::NcArgs;
 use super::orders::{HealthArgs, ReloadArgs};
 use super::status::StatusArgs;
@@ -19,7 +22,7 @@ use crate::config::{FlagValue, Kind};
     name = "adit",
     version,
     about = "A VPN whose client needs no root: a local SOCKS5 and HTTP proxy, carried by one sealed session",
-    after_help = "To see it work: adit try\nTo set it up:   adit keygen -o server.key, then adit server -c server.yaml; the same for a client",
+    after_help = "To see it work: adit try\nTo set it up:   adit keygen -o server.key, then adit server -c server.yaml; adit invite NAME there makes a link, adit join LINK a client",
     max_term_width = 100,
     arg_required_else_help = true
 )]
@@ -69,6 +72,12 @@ pub(super) enum Command {
     Server(ServerArgs),
     /// Run the client: a proxy on this host, whose traffic leaves at the server
     Client(Box<ClientArgs>),
+    /// Make a link by which one new client can join, once; to be run beside the server, while it runs
+    Invite(InviteArgs),
+    /// Become a client by the link of an invitation: make a key, enrol it, write the configuration, run the client
+    Join(JoinArgs),
+    /// List, revoke and rename the clients of a running server
+    Clients(ClientsArgs),
     /// Run one command inside the VPN, without root: all its packets go through the tunnel, or nowhere (Linux)
     Run(RunArgs),
     /// Make a new secret key; with -o write it to a file (0600) and print its public key
@@ -168,6 +177,9 @@ pub(super) struct ServerArgs {
     /// A network that clients may reach beside the public Internet; may be given several times
     #[arg(long, value_name = "NETWORK")]
     allow: Vec<String>,
+    /// Where clients reach this server, for the links of invitations; may be given several times
+    #[arg(long, value_name = "SCHEME://HOST:PORT[/PATH]")]
+    public: Vec<String>,
     /// A resolver to ask instead of the host's; may be given several times
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<String>,
@@ -209,7 +221,8 @@ impl ProcessArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
-    /// The configuration file; every key of it has an environment variable too (ADIT_SERVER for server)
+    /// The configuration file; every key of it has an environment variable too (ADIT_SERVER for server). Without, what
+    /// `adit join` has written
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Where the server is reached; may be given several times, tried in turn
@@ -302,7 +315,8 @@ pub(super) struct ClientArgs {
     after_help = "Exit status: that of the command; 125 if adit itself failed before it, 126 if the command cannot be run, 127 if there is none of that name.\nThe level of the log is warn by default here."
 )]
 pub(super) struct RunArgs {
-    /// The configuration file of a client; every key of it has an environment variable too (ADIT_SERVER for server)
+    /// The configuration file of a client; every key of it has an environment variable too (ADIT_SERVER for server). Without,
+    /// what `adit join` has written
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Join a client that runs instead of opening another session: that of the configuration, or the only one of this
@@ -421,6 +435,7 @@ impl ServerArgs {
             flag("tun.name", "--tun-name", self.tun_name.as_slice()),
             flag("mtu", "--mtu", self.mtu.as_slice()),
             flag("allow", "--allow", &self.allow),
+            flag("public", "--public", &self.public),
             flag("dns", "--dns", &self.dns),
             flag("state_dir", "--state-dir", self.state_dir.as_slice()),
             flag("control", "--control", self.control.as_slice()),

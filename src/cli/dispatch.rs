@@ -300,6 +300,7 @@ fn try_server(server: &SecretKey, client: &SecretKey, state: &Path) -> ServerCon
         mtu: DEFAULT_MTU,
         tls: None,
         tls_names: Vec::new(),
+        public: Vec::new(),
         dns: Vec::new(),
         dns_records: Vec::new(),
         client_to_client: false,

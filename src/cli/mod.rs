@@ -7,6 +7,8 @@
 //!                 ├▶ dns
 //!                 ├▶ manual (completions, man)
 //!                 ├▶ forward, nc, status, health, reload ─▶ running (the control socket of a client or server that runs)
+//!                 ├▶ invite, clients ─▶ running (that of a server)
+//!                 ├▶ join ─▶ keys, config, and on as a client
 //!                 └▶ serve ─▶ config ─▶ logging ─▶ runtime ─▶ dispatch (server, client, try), bench
 //!                                                    └─ signals: first stops, second ends; others reload
 //! ```
@@ -18,9 +20,12 @@ mod args;
 mod bench;
 mod check;
 mod cleanup;
+mod clients;
 pub mod dispatch;
 mod dns;
 mod forward;
+mod invite;
+mod join;
 mod keys;
 mod logging;
 mod manual;
@@ -72,6 +77,9 @@ pub fn main() -> ExitCode {
         | Command::Reload(_)
         | Command::Completions(_)
         | Command::Man(_)
+        | Command::Invite(_)
+        | Command::Clients(_)
+        | Command::Join(_)
         | Command::Nc(_) => match execute(&args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
@@ -107,6 +115,10 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Status(command) => status::run(command),
         Command::Health(command) => orders::health(command),
         Command::Reload(command) => orders::reload(command),
+        Command::Invite(command) => invite::run(command),
+        Command::Clients(command) => clients::run(command),
+        Command::Join(command) if command.no_start => join::run(command).map(drop),
+        Command::Join(_) => serve::run(args),
         Command::Nc(command) => nc::run(args, command),
         Command::Completions(command) => manual::completions(command),
         Command::Man(command) => manual::pages(command),

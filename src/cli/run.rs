@@ -19,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::{Args, LogFormat, RunArgs};
 use super::running::{Found, Which};
-use super::serve::{load_by, unknown_variables};
+use super::serve::{load_client, unknown_variables};
 use super::{Failure, chain, fail, logging, signals};
 use crate::client::enclosed::{self, INTERFACE};
 use crate::client::shared;
-use crate::config::{ClientConfig, Kind, Loaded, parse_duration};
+use crate::config::{ClientConfig, Loaded, parse_duration};
 use crate::io::control::Caller;
 use crate::io::namespace::{
     Apart, EnterError, Entered, Handed, Inner, Other, Outer, Verdict, apart, drop_privilege, enter,
@@ -125,7 +125,7 @@ fn plan(args: &Args, command: &RunArgs) -> Result<Plan, Failure> {
         (Way::Shared(client_to_join(command)?), Vec::new())
     } else {
         let file: Option<&Path> = command.config.as_deref();
-        let Loaded { config, warnings } = load_by(file, &[], Kind::Client, ClientConfig::load)?;
+        let Loaded { config, warnings } = load_client(file, &[])?.0;
         (Way::Own(Box::new(config)), warnings)
     };
     Ok(Plan {

@@ -1,7 +1,7 @@
 //! `adit server`, `adit client`, `adit try` and `adit bench`: configuration, logging, runtime, then the program itself.
 
 use std::env;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Command, TryArgs};
 use super::bench::Bench;
 use super::reload::{Again, Reload};
-use super::{Failure, dispatch, logging, prepare, signals};
+use super::{Failure, dispatch, join, logging, prepare, signals};
 use crate::config::{
     ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
     parse_proxy, unknown_variable,
@@ -140,19 +140,27 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         }
         Command::Client(client) => {
             let flags = client.settings();
-            let loaded = load_by(
-                client.config.as_deref(),
-                &flags,
-                Kind::Client,
-                ClientConfig::load,
-            )?;
-            let again = client.config.clone().map(|file| Again {
+            let (loaded, file) = load_client(client.config.as_deref(), &flags)?;
+            let again = file.map(|file| Again {
                 file,
                 flags,
                 log_level: args.log_level.clone(),
             });
             Ok(Loaded {
                 config: Program::Client(Box::new(loaded.config), again),
+                warnings: loaded.warnings,
+            })
+        }
+        Command::Join(options) => {
+            let file = join::run(options)?;
+            let loaded = load_by(Some(&file), &[], Kind::Client, ClientConfig::load)?;
+            let again = Again {
+                file,
+                flags: Vec::new(),
+                log_level: args.log_level.clone(),
+            };
+            Ok(Loaded {
+                config: Program::Client(Box::new(loaded.config), Some(again)),
                 warnings: loaded.warnings,
             })
         }
@@ -174,6 +182,8 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Cleanup(_)
         | Command::Dns(_)
         | Command::Forward(_)
+        | Command::Invite(_)
+        | Command::Clients(_)
         | Command::Status(_)
         | Command::Health(_)
         | Command::Reload(_)
@@ -206,6 +216,28 @@ pub(super) fn load_by<T>(
             None => Err(ConfigError::Invalid(problems).into()),
         },
         result => Ok(result?),
+    }
+}
+
+/// Loads a client's configuration; where none is named and nothing says enough, that which `adit join` has written. The
+/// file is returned, too.
+pub(super) fn load_client(
+    file: Option<&Path>,
+    flags: &[FlagValue],
+) -> Result<(Loaded<ClientConfig>, Option<PathBuf>), Failure> {
+    let load = |file: Option<&Path>| load_by(file, flags, Kind::Client, ClientConfig::load);
+    let failure = match load(file) {
+        Ok(loaded) => return Ok((loaded, file.map(Path::to_owned))),
+        Err(failure) => failure,
+    };
+    let nothing_said = match &failure {
+        Failure::Usage(_) => flags.is_empty(),
+        Failure::Config(error) => error.is_all_missing(),
+        Failure::KeyFile(_) | Failure::Run(_) => false,
+    };
+    match join::usual_file().filter(|usual| usual.exists()) {
+        Some(usual) if file.is_none() && nothing_said => Ok((load(Some(&usual))?, Some(usual))),
+        Some(_) | None => Err(failure),
     }
 }
 

@@ -449,6 +449,11 @@ impl Driver {
         if let Some(device) = self.device.as_mut() {
             device.handle_closed(reason);
         }
+        if reason == CloseReason::Revoked
+            && let Some(inside) = self.inside.as_mut()
+        {
+            inside.end_all(now);
+        }
         if self.closing.is_none() {
             self.lanes.handle_closed(now, reason);
         }

@@ -214,6 +214,13 @@ impl Inside {
         self.stack.probe(now);
     }
 
+    /// Ends every flow, and opens none until there are addresses again: the server serves this client no more, and an
+    /// application that waited would wait for nothing.
+    pub(super) fn end_all(&mut self, now: Instant) {
+        self.stack.set_addresses(Vec::new());
+        self.follow_session(now, None);
+    }
+
     /// Follows the session there is, by its name, and whether it relays flows. The flows that another one relayed are
     /// over; those not answered yet are asked for again.
     pub(super) fn follow_session(&mut self, now: Instant, session: Option<(SessionId, bool)>) {

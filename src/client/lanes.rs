@@ -180,6 +180,8 @@ impl Lanes {
             | SessionEvent::LaneMoved(_)
             | SessionEvent::Confirmed
             | SessionEvent::Configured(_)
+            | SessionEvent::Enrol(_)
+            | SessionEvent::Enrolled { .. }
             | SessionEvent::PeerClosed(_) => {}
         }
         self.drop_unwanted(now, carrier);

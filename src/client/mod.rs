@@ -10,6 +10,7 @@ pub mod dns;
 pub mod driver;
 pub mod enclosed;
 pub mod enclosure;
+pub mod enrol;
 pub mod forwards;
 pub mod host;
 pub(crate) mod inside;

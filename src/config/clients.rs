@@ -26,12 +26,6 @@ pub(super) fn read(
         addresses: Unique::default(),
     };
     let groups = settings.groups("clients", &KEYS);
-    if groups.is_empty() && !settings.has_problem("clients") {
-        settings.warn(
-            "clients: nobody is listed, and so nobody can connect: add a name and the public key of each client"
-                .to_owned(),
-        );
-    }
     groups
         .iter()
         .filter_map(|group| reader.read(settings, group))

@@ -21,6 +21,7 @@ mod files;
 mod forward;
 mod host;
 mod kind;
+mod link;
 mod log_level;
 mod networks;
 mod parse;
@@ -49,6 +50,7 @@ pub use forward::{
 };
 pub use host::HostTunnel;
 pub use kind::{Kind, guess_kind, unknown_variable};
+pub use link::{Link, LinkError, MAX_LINK_LEN, MAX_SERVERS, SCHEME as LINK_SCHEME};
 pub use log_level::log_filter;
 pub use networks::Networks;
 pub(crate) use parse::duration as parse_duration;

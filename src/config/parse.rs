@@ -12,6 +12,7 @@ use super::client::CertificatePin;
 use super::server::{EgressKind, ListenAddr};
 use super::settings::nearest;
 use crate::proto::{AeadKind, PublicKey};
+use crate::wire::{MAX_NAME_LEN, is_client_name};
 
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -358,16 +359,11 @@ pub(super) fn aead(text: &str) -> Parsed<AeadKind> {
 
 /// The name of a client, for logs and metrics.
 pub(super) fn client_name(text: &str) -> Parsed<String> {
-    let fits = !text.is_empty()
-        && text.len() <= MAX_CLIENT_NAME
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    if fits {
+    if is_client_name(text) {
         Ok(text.to_owned())
     } else {
         Err(format!(
-            "`{text}` is not a client's name: write 1 to {MAX_CLIENT_NAME} letters, digits, or any of - _ . @"
+            "`{text}` is not a client's name: write 1 to {MAX_NAME_LEN} letters, digits, or any of - _ . @"
         ))
     }
 }
@@ -452,8 +448,6 @@ const MIN_POOL6: u8 = 32;
 const MAX_POOL6: u8 = 126;
 /// Bytes in a user name or a password (RFC 1929, section 2).
 const MAX_CREDENTIAL: usize = 255;
-/// Bytes in a client's name: it is shown in a line of a log.
-const MAX_CLIENT_NAME: usize = 64;
 /// Bytes in an interface's name: the kernel's IFNAMSIZ less the final zero.
 const MAX_INTERFACE_NAME: usize = 15;
 /// The port of DNS (RFC 1035, section 4.2).

@@ -10,6 +10,7 @@ use super::address::{Host, LaneAddr, Scheme};
 use super::dns::{self, StaticRecord};
 use super::error::ConfigError;
 use super::forward::{self, ControlSocket};
+use super::link::MAX_SERVERS;
 use super::process::{self, ProcessConfig};
 use super::repair::{self, Repair};
 use super::settings::{Inputs, Settings};
@@ -42,6 +43,8 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// The host names and addresses that a generated certificate is made out to; empty: `localhost`.
     pub tls_names: Vec<String>,
+    /// Where clients reach it, for the links of invitations; empty: where it listens.
+    pub public: Vec<LaneAddr>,
     /// Resolvers that answer the clients' queries; empty: those of the host.
     pub dns: Vec<SocketAddr>,
     /// Records of names that clients are given; together they fit a Config frame.
@@ -195,6 +198,7 @@ impl ServerConfig {
         let clients = clients::read(settings, network, network6, &secret_keys);
         let tls = read_tls(settings, &listen);
         let tls_names = read_tls_names(settings, tls.is_some());
+        let public = read_public(settings);
         let dns = values(settings.list("dns", parse::upstream));
         let dns_records = dns::read_pushed(settings);
         let client_to_client = settings
@@ -239,6 +243,7 @@ impl ServerConfig {
             clients,
             tls,
             tls_names,
+            public,
             dns,
             dns_records,
             client_to_client,
@@ -423,6 +428,19 @@ fn read_tls_names(settings: &mut Settings<'_>, has_files: bool) -> Vec<String> {
         settings.problem_at(at, message);
     }
     values(Some(names))
+}
+
+fn read_public(settings: &mut Settings<'_>) -> Vec<LaneAddr> {
+    let public = settings.list("public", parse::server).unwrap_or_default();
+    let mut seen = Unique::default();
+    for at in &public {
+        seen.insert(settings, at, at.value.clone(), &at.value);
+    }
+    if let Some(at) = public.get(MAX_SERVERS) {
+        let message = format!("is one more than the {MAX_SERVERS} that fit into a link");
+        settings.problem_at(at, message);
+    }
+    values(Some(public))
 }
 
 fn read_limits(settings: &mut Settings<'_>) -> Limits {

@@ -13,11 +13,12 @@ use super::session::at;
 use crate::proto::{
     Answer, ClientConfig, ClientEntry, CookieJar, DatagramInitiator, DatagramPath,
     DatagramResponder, LoadLimits, Opened, Reception, Responder, SecretKey, Session, Settings,
+    invitation_id,
 };
 use crate::wire::{
     CookieReply, DATAGRAM_HEADER_LEN, DATAGRAM_PACKET_HEADER_LEN, DATAGRAM_PACKET_HEADROOM,
     DATAGRAM_PACKET_OVERHEAD, DatagramHeader, DatagramPacketHeader, HandshakeFrame, InitDatagram,
-    JOIN_DATAGRAM_HEADER_LEN, JoinDatagram, LaneId, Piece, TAILROOM, datagram_handle,
+    JOIN_DATAGRAM_HEADER_LEN, JoinDatagram, LaneId, Piece, TAILROOM, Token, datagram_handle,
     datagram_type, expand_source, join_datagram_session,
 };
 
@@ -235,9 +236,17 @@ fn send(
 }
 
 fn pair(now: Instant, rng: &mut StdRng) -> (Session, Session) {
+    pair_of(now, rng, None)
+}
+
+/// A client and a server, or a guest who was invited by `token`.
+pub(super) fn pair_of(now: Instant, rng: &mut StdRng, token: Option<&Token>) -> (Session, Session) {
     let server = SecretKey::generate(rng);
-    let config = ClientConfig::new(SecretKey::generate(rng), server.public(), [7; 8]);
-    let responder = Responder::new(vec![server], &[], Settings::default(), at(0));
+    let mut config = ClientConfig::new(SecretKey::generate(rng), server.public(), [7; 8]);
+    config.invitation = token.map(invitation_id);
+    let known = config.invitation;
+    let responder = Responder::new(vec![server], &[], Settings::default(), at(0))
+        .inviting(move |id| Some(*id) == known);
     let mut strangers = DatagramResponder::new(Arc::new(responder), LoadLimits::default(), rng);
     let mut initiator =
         DatagramInitiator::new(now, &config, path(1), rng).expect("the keys fit a datagram");
@@ -268,7 +277,7 @@ fn run(now: Instant, client: &mut Session, server: &mut Session) {
     panic!("two sessions never stop talking");
 }
 
-fn carry(now: Instant, from: &mut Session, to: &mut Session) -> bool {
+pub(super) fn carry(now: Instant, from: &mut Session, to: &mut Session) -> bool {
     let mut out = Vec::new();
     let mut spoke = false;
     while let Some(lane) = from.poll_control(now, &mut out) {
@@ -302,6 +311,6 @@ fn room(packet: &[u8]) -> Vec<u8> {
     datagram
 }
 
-fn path(port: u16) -> DatagramPath {
+pub(super) fn path(port: u16) -> DatagramPath {
     DatagramPath::to(SocketAddr::from(([192, 0, 2, 1], port)))
 }

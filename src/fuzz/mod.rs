@@ -30,11 +30,15 @@
 //! | [`relayed`] | a script of relayed flows, of lanes that change, and of frames from a peer without manners | bounds hold; between honest ends every byte comes out once and in order |
 //! | [`repair`] | a script of sources and repairs, honest, lost, late or made up | what is repaired is what was sent; nothing made up breaks a bound |
 //! | [`control`] | lines to the control socket, in pieces | pieces do not matter, a refusal has words; a forward that is read reads the same when it is written |
+//! | [`link`] | the link of an invitation, or what stands in one | what is read is written as what reads the same |
+//! | [`roll`] | a saved roll, or a script of invitations, guests and orders | the same; an invitation makes one client, and no name is given twice |
+//! | [`guest`] | what a guest without manners seals | the server hears of tokens and of nothing else |
 //! | [`config`] | a configuration file | every refusal has words; no file that it names is opened |
 
 mod datagram;
 mod delivery;
 mod dns;
+mod enrol;
 mod flows;
 mod input;
 mod packets;
@@ -49,6 +53,7 @@ mod wire;
 pub use datagram::{proto_datagrams, proto_strangers, wire_datagram};
 pub use delivery::{delivery, wire_report};
 pub use dns::{dns_answer, dns_list};
+pub use enrol::{guest, link, roll};
 pub use flows::{netstack_join, proto_hold, proto_queue};
 pub use packets::{netstack_packet, netstack_stack};
 pub use proxy::{dns_query, socks, udp_header};
@@ -89,4 +94,7 @@ pub const TARGETS: &[Target] = &[
     ("relayed", relayed),
     ("socks_via", socks_via),
     ("websocket", websocket),
+    ("link", link),
+    ("roll", roll),
+    ("guest", guest),
 ];

@@ -9,7 +9,8 @@ use adit_netstack::{Checksum, Offload};
 use rand::{RngExt as _, SeedableRng, rngs::StdRng};
 
 use super::handshake::{
-    Answer, ClientEntry, DatagramInitiator, DatagramResponder, Reception, StrangerDrop,
+    Answer, ClientConfig, ClientEntry, DatagramInitiator, DatagramResponder, Reception, Responder,
+    StrangerDrop,
 };
 use super::load::LoadLimits;
 use super::pair::{client_config, responder, unix};
@@ -98,14 +99,19 @@ pub(super) struct LossyPair {
 impl LossyPair {
     /// Before the handshake.
     pub(super) fn new(way: Way, settings: Settings, seed: u64) -> Self {
+        let mut config = client_config();
+        config.settings = settings;
+        Self::with(way, &config, responder(settings), seed)
+    }
+
+    /// The same with a client and a server of the caller's.
+    pub(super) fn with(way: Way, config: &ClientConfig, responder: Responder, seed: u64) -> Self {
         let now = Instant::now();
         let mut rng = StdRng::seed_from_u64(seed);
         let client_at = address(1, 1000);
-        let mut config = client_config();
-        config.settings = settings;
         let path = DatagramPath::to(server_at());
-        let initiator = DatagramInitiator::new(now, &config, path, &mut rng).unwrap();
-        let responder = Arc::new(responder(settings));
+        let initiator = DatagramInitiator::new(now, config, path, &mut rng).unwrap();
+        let responder = Arc::new(responder);
         let strangers = DatagramResponder::new(responder, LoadLimits::default(), &mut rng);
         Self {
             now,

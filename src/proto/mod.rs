@@ -41,6 +41,10 @@
 //! **Relayed flows** ([`relayed`]) are frames of their own on stream lanes: [`Session::seal_flow`], and
 //! [`Opened::Flow`] where both ends said in the handshake that they relay.
 //!
+//! A **guest's** session ([`Session::is_guest`]) is for a key that is no client's yet and names an invitation that the server knows
+//! ([`Responder::inviting`]): [`Session::enrol`], [`SessionEvent::Enrol`], [`Session::answer_enrol`],
+//! [`SessionEvent::Enrolled`], and nothing else.
+//!
 //! Stream lanes may stand **side by side** (see [`Session::beside`]); [`spread`] says which of them a packet takes.
 //!
 //! An **epoch** is next, current or former; a rekey makes one the other (see `epoch`).
@@ -100,6 +104,7 @@ mod epoch;
 mod handshake;
 mod hold;
 mod identity;
+mod invitation;
 mod keys;
 mod lane;
 mod liveness;
@@ -135,6 +140,7 @@ pub use handshake::{
 };
 pub use hold::{Delivery, Hold, HoldLimits, HoldStats, MAX_HOLD, Offer, hold_time};
 pub use identity::{KEY_LEN, KEY_TEXT_LEN, KeyTextError, PresharedKey, PublicKey, SecretKey};
+pub use invitation::{TOKEN_HASH_LEN, draw_token, invitation_id, token_hash};
 pub use keys::Role;
 pub use lane::LaneKind;
 pub use liveness::LivenessLimits;

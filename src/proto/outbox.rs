@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::mem::discriminant;
 
 use super::retry::{CLOSES, UNTIL_ANSWERED};
-use crate::wire::{CloseReason, Control, InnerConfig, InnerType, JOIN_CHALLENGE_LEN, LaneId};
+use crate::wire::{
+    CloseReason, Control, InnerConfig, InnerType, JOIN_CHALLENGE_LEN, LaneId, Token, Verdict,
+};
 
 /// A control frame that waits.
 #[derive(Clone, Debug)]
@@ -55,6 +57,13 @@ pub(super) enum Message {
     JoinEcho {
         challenge: [u8; JOIN_CHALLENGE_LEN],
     },
+    Enrol {
+        token: Token,
+    },
+    Enrolled {
+        verdict: Verdict,
+        name: String,
+    },
     ProbeOk {
         serial: u32,
     },
@@ -97,6 +106,13 @@ impl Message {
             Self::JoinEcho { challenge } => Control::JoinEcho {
                 challenge: *challenge,
             },
+            Self::Enrol { token } => Control::Enrol {
+                token: token.clone(),
+            },
+            Self::Enrolled { verdict, name } => Control::Enrolled {
+                verdict: *verdict,
+                name,
+            },
             Self::ProbeOk { serial } => Control::ProbeOk { serial: *serial },
             Self::Beside { first } => Control::Beside { first: *first },
             Self::Rest { serial, bytes } => Control::Part {
@@ -115,7 +131,7 @@ impl Message {
     /// Whether the other end is to answer, so that silence means something.
     pub(super) const fn wants_answer(&self) -> bool {
         match self {
-            Self::Ping | Self::JoinOk { .. } | Self::Join => true,
+            Self::Ping | Self::JoinOk { .. } | Self::Enrol { .. } | Self::Join => true,
             Self::Pong { .. }
             | Self::Config { .. }
             | Self::ConfigOk { .. }
@@ -124,6 +140,7 @@ impl Message {
             | Self::RekeyInit { .. }
             | Self::RekeyReply { .. }
             | Self::JoinEcho { .. }
+            | Self::Enrolled { .. }
             | Self::ProbeOk { .. }
             | Self::Beside { .. }
             | Self::Rest { .. } => false,
@@ -133,9 +150,11 @@ impl Message {
     /// How often it is sent in all on a lane that loses, unless it is answered before.
     pub(super) const fn sendings(&self) -> u32 {
         match self {
-            Self::Join | Self::JoinOk { .. } | Self::Config { .. } | Self::RekeyInit { .. } => {
-                UNTIL_ANSWERED
-            }
+            Self::Join
+            | Self::JoinOk { .. }
+            | Self::Config { .. }
+            | Self::Enrol { .. }
+            | Self::RekeyInit { .. } => UNTIL_ANSWERED,
             Self::Close { .. } => CLOSES,
             // Asked again by liveness, by the rekey timer, or by what it answers.
             Self::Ping
@@ -144,6 +163,7 @@ impl Message {
             | Self::RekeyAsk
             | Self::RekeyReply { .. }
             | Self::JoinEcho { .. }
+            | Self::Enrolled { .. }
             | Self::ProbeOk { .. }
             | Self::Beside { .. }
             | Self::Rest { .. } => 1,

@@ -187,6 +187,7 @@ impl Rekey {
             instance: credentials.instance,
             time: self.attempt,
             challenge: None,
+            invitation: None,
         };
         let (opening, message) = Opening::start(
             credentials.epoch_kind(),

@@ -30,7 +30,7 @@ use tracing::{debug, info, trace};
 use super::leases::Owner;
 use super::registry::{Join, Joined};
 use super::run::Shared;
-use super::session::SessionDriver;
+use super::session::{Guest, SessionDriver};
 use crate::config::ListenAddr;
 use crate::io::clock;
 use crate::io::lane::{LaneStream, StreamLane};
@@ -159,8 +159,14 @@ async fn authenticate(
                         session,
                         peer,
                         instance,
+                        guest,
                         ..
                     }) => {
+                        let guest = match guest.map(|id| Guest::admit(shared, id)) {
+                            Some(None) => return discard(lane).await,
+                            Some(Some(guest)) => Some(guest),
+                            None => None,
+                        };
                         stats.handshakes.fetch_add(1, Ordering::Relaxed);
                         lane.push_control(&reply);
                         return SessionDriver::new(
@@ -172,6 +178,7 @@ async fn authenticate(
                                 instance,
                             },
                             permit,
+                            guest,
                         );
                     }
                     Ok(Answer::Refuse {

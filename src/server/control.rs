@@ -5,6 +5,7 @@
 //! | `status` | | how the server is, and each session: a [`Report`](crate::status::Report) |
 //! | `health` | | whether it does its work, in words; an error where it does not |
 //! | `reload` | | reads the configuration again: what is in force now, and what waits for a restart |
+//! | `invite…`, `clients…` | | those of [`orders`] |
 //!
 //! # Where
 //!
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::orders;
 use super::run::Shared;
 use super::status::Reporter;
 use crate::config::{ControlSocket, ServerConfig};
@@ -89,9 +91,12 @@ impl Commands for Orders {
             "status" => Ok(json!(self.reporter.report().await)),
             "health" => self.shared.ready().map(Value::from),
             "reload" => self.reload().await,
-            other => Err(format!(
-                "this server does not know `{other}`: is it an older adit?"
-            )),
+            other => match orders::call(&self.shared, &request) {
+                Some(outcome) => outcome,
+                None => Err(format!(
+                    "this server does not know `{other}`: is it an older adit?"
+                )),
+            },
         })
     }
 }

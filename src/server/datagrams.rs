@@ -41,7 +41,7 @@ use tracing::{debug, info, trace};
 
 use super::leases::Owner;
 use super::run::Shared;
-use super::session::SessionDriver;
+use super::session::{Guest, SessionDriver};
 use super::unconfirmed::{Full, Unconfirmed};
 use crate::io::clock;
 use crate::io::pool::{Pool, SMALL};
@@ -331,8 +331,14 @@ impl Desk {
                 session,
                 peer,
                 instance,
+                guest,
                 ..
             }) => {
+                let guest = match guest.map(|id| Guest::admit(shared, id)) {
+                    Some(None) => return,
+                    Some(Some(guest)) => Some(guest),
+                    None => None,
+                };
                 let place = match self.unconfirmed.admit(peer) {
                     Ok(place) => place,
                     Err(full) => {
@@ -349,7 +355,7 @@ impl Desk {
                     instance,
                 };
                 let Some(driver) =
-                    SessionDriver::over_datagrams(shared.clone(), *session, owner, place)
+                    SessionDriver::over_datagrams(shared.clone(), *session, owner, place, guest)
                 else {
                     stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
                     return;

@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! A client is known by its key. It is listed in the configuration, or was enrolled later ([`Origin`]); a reload
-//! replaces those of the file and leaves the others alone. Names are unique over both, since logs, metrics and orders
+//! replaces those of the file and leaves the others alone. One that is listed may be denied all the same, which a reload
+//! does not change. Names are unique over both, since logs, metrics and orders
 //! tell clients apart by them.
 //!
 //! Handshakes look their client up here, and a session looks once more when its first sealed frame has opened: a client
@@ -25,7 +26,11 @@ use crate::proto::{PresharedKey, PublicKey};
 
 /// The clients of a server.
 #[derive(Debug, Default)]
-pub struct Peers(RwLock<HashMap<PublicKey, Peer>>);
+pub struct Peers {
+    listed: RwLock<HashMap<PublicKey, Peer>>,
+    /// Those that may not connect all the same.
+    denied: RwLock<HashSet<PublicKey>>,
+}
 
 /// A client that may connect.
 #[derive(Clone, Debug)]
@@ -171,9 +176,21 @@ impl Peers {
         Ok(())
     }
 
-    /// Returns the client with this key.
+    /// Denies these clients and no others, listed or not.
+    pub fn deny(&self, denied: HashSet<PublicKey>) {
+        *self.denied.write().unwrap_or_else(PoisonError::into_inner) = denied;
+    }
+
+    /// Returns whether a client with this key is listed, denied or not.
+    pub fn lists(&self, key: &PublicKey) -> bool {
+        self.read().contains_key(key)
+    }
+
+    /// Returns the client with this key, if it may connect.
     pub fn find(&self, key: &PublicKey) -> Option<Peer> {
-        self.read().get(key).cloned()
+        let denied = self.denied.read().unwrap_or_else(PoisonError::into_inner);
+        let peer = self.read().get(key).cloned();
+        peer.filter(|_| !denied.contains(key))
     }
 
     /// Returns the client with this name.
@@ -207,11 +224,11 @@ impl Peers {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<PublicKey, Peer>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.listed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<PublicKey, Peer>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.listed.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -252,6 +252,14 @@ impl Registry {
         self.lock().leases.len()
     }
 
+    /// Returns how many sessions the client with this key has.
+    pub fn sessions_of(&self, key: &PublicKey) -> usize {
+        let inner = self.lock();
+        (inner.owners.keys())
+            .filter(|owner| owner.key == *key)
+            .count()
+    }
+
     /// Returns where session `id` takes new lanes.
     pub fn find(&self, id: SessionId) -> Option<mpsc::Sender<Order>> {
         let inner = self.lock();

@@ -8,10 +8,11 @@
 //!
 //! | key | what becomes of it |
 //! |---|---|
-//! | `clients` | new ones may connect; those that are gone are cut off; one whose secret has changed has to come back with the new one; a fixed address goes to the next session |
+//! | `clients` | new ones may connect; those that are gone are cut off, unless they have enrolled; one whose secret has changed has to come back with the new one; a fixed address goes to the next session |
 //! | `allow`, `client_to_client` | judged anew for each packet, and each frame of a relayed flow |
 //! | `dns` | asked from the next query on |
 //! | `dns_records`, `limits.flows_per_client`, `limits.half_open_per_client`, `limits.memory_per_client` | given to sessions that begin from now on |
+//! | `public` | named by the links that are made from now on |
 //! | `max_clients` | for sessions that begin from now on |
 //! | `tls.certificate`, `tls.key` | the files are read again, changed or not; for handshakes that begin from now on |
 //! | all others | told, and wait for a restart |
@@ -94,6 +95,13 @@ impl Reloader {
         // What cannot.
         shared.registry.set_fixed(read.clients.iter().map(fixed));
         for key in &change.removed {
+            if shared.enrolment.reinstate(key) {
+                let name = shared.peers.name(key);
+                applied.push(format!(
+                    "clients: {name} is listed no more, and stays by its invitation"
+                ));
+                continue;
+            }
             let sessions = shared.cut_off(key);
             let peer = before.iter().find(|peer| peer.key() == *key);
             let name = peer.map_or("?", |peer| peer.entry.name.as_str());
@@ -132,6 +140,10 @@ impl Reloader {
         if running.client_to_client != read.client_to_client {
             (shared.client_to_client).store(read.client_to_client, Ordering::Relaxed);
             applied.push("client_to_client".to_owned());
+        }
+        if running.public != read.public {
+            shared.set_public(read.public.clone());
+            applied.push("public".to_owned());
         }
         if running.max_clients != read.max_clients {
             shared.registry.set_capacity(read.max_clients as usize);
@@ -193,6 +205,7 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         // Where it is read from; what is in it is read again.
         tls,
         tls_names,
+        public: _,
         dns: _,
         dns_records: _,
         client_to_client: _,
@@ -253,6 +266,7 @@ fn follow(running: &mut ServerConfig, read: ServerConfig) {
         clients,
         tls,
         tls_names: _,
+        public,
         dns,
         dns_records,
         client_to_client,
@@ -272,6 +286,7 @@ fn follow(running: &mut ServerConfig, read: ServerConfig) {
     }
     running.allow = allow;
     running.clients = clients;
+    running.public = public;
     running.dns = dns;
     running.dns_records = dns_records;
     running.client_to_client = client_to_client;

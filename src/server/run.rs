@@ -35,18 +35,22 @@ use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
 use super::egress::Egress;
 use super::egress::tun::TunEgress;
+use super::enrolment::{Enrolment, EnrolmentError};
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
 use super::leases::{Fixed, Lease, Leases, Settings as LeaseSettings};
 use super::ledger::Ledger;
 use super::local::LocalLimits;
 use super::peers::{Peer, Peers};
+use super::reach::Reach;
 use super::registry::Registry;
 use super::reload::Reloader;
 use super::router::Router;
 use super::status::Reporter;
 use super::unlisted::Unlisted;
-use crate::config::{ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig};
+use crate::config::{
+    CertificatePin, ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig,
+};
 use crate::io::admin::{Admin, AdminError};
 use crate::io::clock;
 use crate::io::control::{self as io_control, ControlStats, PlaceError};
@@ -61,7 +65,7 @@ use crate::io::tun::{SetupError, TunSettings, Undo, UndoError, clean_up, setup};
 use crate::io::udp::UdpIo;
 use crate::io::unix;
 use crate::proto::budget::{Budget, HARD};
-use crate::proto::{self, PublicKey, Responder, Settings};
+use crate::proto::{self, KEY_LEN, PublicKey, Responder, SecretKey, Settings};
 use crate::reload::{Asker, ReloadCounts};
 use crate::wire::InnerConfig;
 
@@ -101,7 +105,13 @@ pub struct Shared {
     /// Clients that are not answered, in the log.
     pub unlisted: Unlisted,
     /// Who may connect.
-    pub peers: Peers,
+    pub peers: Arc<Peers>,
+    /// Who is invited, and who has enrolled.
+    pub enrolment: Arc<Enrolment>,
+    /// Places for guests.
+    pub guests: Arc<Semaphore>,
+    /// What became of guests.
+    pub guest_stats: GuestStats,
     /// What sessions that have ended have counted.
     pub ledger: Ledger,
     /// What the control socket has counted.
@@ -111,6 +121,8 @@ pub struct Shared {
     /// When the server began.
     pub started: Instant,
     policy: RwLock<Arc<DestinationPolicy>>,
+    /// How clients reach this server.
+    reach: RwLock<Reach>,
     offer: RwLock<Arc<Offer>>,
     /// The certificate, where a listener needs one.
     tls: RwLock<Option<ServerTls>>,
@@ -140,6 +152,17 @@ impl Offer {
             dns_records: config.dns_records.iter().map(ToString::to_string).collect(),
         }
     }
+}
+
+/// What became of guests.
+#[derive(Debug, Default)]
+pub struct GuestStats {
+    /// Tokens that made a client, or had made it before.
+    pub enrolled: AtomicU64,
+    /// Tokens that did not.
+    pub refused: AtomicU64,
+    /// Handshakes of guests that were dropped because all places were taken.
+    pub crowded_out: AtomicU64,
 }
 
 /// What became of the sessions of a server.
@@ -183,6 +206,18 @@ impl Shared {
     pub fn tls(&self) -> Option<ServerTls> {
         let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
         tls.clone()
+    }
+
+    /// Returns how clients reach this server, for links.
+    pub fn reach(&self) -> Reach {
+        let reach = self.reach.read().unwrap_or_else(PoisonError::into_inner);
+        reach.clone()
+    }
+
+    /// Has links name other addresses from now on.
+    pub(super) fn set_public(&self, public: Vec<LaneAddr>) {
+        let mut reach = self.reach.write().unwrap_or_else(PoisonError::into_inner);
+        reach.public = public;
     }
 
     /// Gives sessions that begin from now on something else.
@@ -345,7 +380,9 @@ impl Server {
         let sockets = bind(&config.listen)?;
         let tls = server_tls(&config, &state)?;
         let dns = DnsService::new(&config.dns)?;
-        let leases = restore_leases(&config)?;
+        let peers = Arc::new(Peers::new(config.clients.clone()));
+        let enrolment = Arc::new(Enrolment::open(peers.clone(), &state)?);
+        let leases = restore_leases(&config, &peers)?;
         let control = control::place(&config).listen()?;
         let admin = config.admin.map(Admin::bind).transpose()?;
         let gateways = gateways(&leases);
@@ -362,6 +399,16 @@ impl Server {
                 (Egress::Tun(tun.clone()), Some(tun), Some(ready.undo))
             }
         };
+        let reach = Reach {
+            public: config.public.clone(),
+            listening: sockets.iter().map(Socket::address).collect(),
+            // There is one at least.
+            key: (config.secret_keys.first())
+                .map_or(PublicKey::from_bytes([0; KEY_LEN]), SecretKey::public),
+            pin: (tls.as_ref())
+                .filter(|_| config.tls.is_none())
+                .map(|tls| CertificatePin(*tls.pin().as_bytes())),
+        };
         let router = Arc::new(Router::new());
         let networks: Vec<IpNet> = config
             .network
@@ -370,7 +417,7 @@ impl Server {
             .chain(config.network6.map(IpNet::V6))
             .collect();
         let inboxes = Arc::new(Inboxes::default());
-        let taken = inboxes.clone();
+        let (taken, inviting) = (inboxes.clone(), enrolment.clone());
         let responder = Responder::new(
             config.secret_keys.clone(),
             &config.aead,
@@ -381,7 +428,8 @@ impl Server {
             },
             clock::unix(),
         )
-        .avoiding(move |id| taken.is_taken(id));
+        .avoiding(move |id| taken.is_taken(id))
+        .inviting(move |id| inviting.knows(id));
         let shared = Arc::new(Shared {
             registry: Registry::new(router.clone(), leases, config.max_clients as usize),
             router,
@@ -402,7 +450,11 @@ impl Server {
             datagram_stats: Arc::default(),
             stats: ServerStats::default(),
             unlisted: Unlisted::new(clock::now()),
-            peers: Peers::new(config.clients),
+            peers,
+            enrolment,
+            reach: RwLock::new(reach),
+            guests: Arc::new(Semaphore::new(MAX_GUESTS)),
+            guest_stats: GuestStats::default(),
             ledger: Ledger::default(),
             control_stats: Arc::default(),
             reloads: ReloadCounts::default(),
@@ -526,6 +578,7 @@ impl Server {
         debug!(
             accept = ?shared.accept_stats,
             datagrams = ?shared.datagram_stats,
+            guests = ?shared.guest_stats,
             dns = ?shared.dns.stats(),
             no_route = shared.router.no_route(),
             still_queued = shared.router.queued_bytes(),
@@ -559,6 +612,9 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Who is invited and who has enrolled cannot be put in force.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
     /// The leases cannot be read.
     #[error("the leases of the former run cannot be read: {0}")]
     Leases(std::io::Error),
@@ -629,7 +685,7 @@ pub(super) fn fixed(client: &ClientEntry) -> Fixed {
 }
 
 /// The leases as a former run left them.
-fn restore_leases(config: &ServerConfig) -> Result<Leases, StartError> {
+fn restore_leases(config: &ServerConfig, peers: &Peers) -> Result<Leases, StartError> {
     let fixed = config.clients.iter().map(fixed);
     let mut leases = Leases::new(
         config.network,
@@ -637,7 +693,7 @@ fn restore_leases(config: &ServerConfig) -> Result<Leases, StartError> {
         fixed,
         LeaseSettings::default(),
     );
-    let known = |key: &PublicKey| config.clients.iter().any(|c| c.public_key == *key);
+    let known = |key: &PublicKey| peers.lists(key);
     let loaded = LeaseStore::new(&config.state_dir)
         .load(clock::unix(), &mut leases, known)
         .map_err(StartError::Leases)?;
@@ -775,6 +831,9 @@ fn write_leases(shared: &Shared, state: &StateDir) {
 
 /// The file in the state directory that the leases are kept in.
 const LEASES_FILE: &str = "leases.json";
+
+/// Guests at once: each has some kilobytes and five seconds.
+const MAX_GUESTS: usize = 64;
 
 /// How often changed leases are written: a crash loses at most this, and those clients get
 /// another address once.

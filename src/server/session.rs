@@ -9,7 +9,8 @@
 //!
 //! A session is `Unconfirmed` until its first sealed frame has opened (at most
 //! `CONFIRM_TIMEOUT`), then `Live`: it enters the registry, gets its lease, and its
-//! addresses are pushed. Without a lane it waits for [`LINGER`] for its client to come back.
+//! addresses are pushed. A guest's is neither: it is there to say the token of an invitation, for [`GUEST_TIME`] at most.
+//! Without a lane it waits for [`LINGER`] for its client to come back.
 //!
 //! # Limits
 //!
@@ -51,7 +52,9 @@ use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
 use crate::proto::{Session, SessionEvent};
 use crate::status::{SessionReport, Tally};
-use crate::wire::{CloseReason, FlowFrame, LaneId, PACKET_HEADROOM, TAILROOM};
+use crate::wire::{
+    CloseReason, FlowFrame, InvitationId, LaneId, PACKET_HEADROOM, TAILROOM, Token, Verdict,
+};
 
 /// The task that owns one session on the server.
 pub struct SessionDriver {
@@ -91,6 +94,13 @@ enum State {
         /// Given back once the session counts as a client's.
         _seat: Seat,
     },
+    /// Somebody who was invited, and may say its token.
+    Guest {
+        until: Instant,
+        invitation: InvitationId,
+        _seat: Seat,
+        _place: OwnedSemaphorePermit,
+    },
     Live,
     /// It is told why it is not served.
     Refused,
@@ -103,6 +113,27 @@ enum Seat {
     Connection { _permit: OwnedSemaphorePermit },
     /// Among the sessions of handshakes over datagrams.
     Datagrams { _place: Place },
+}
+
+/// Who wants to be enrolled by a session, and may have one for that.
+#[derive(Debug)]
+pub struct Guest {
+    invitation: InvitationId,
+    place: OwnedSemaphorePermit,
+}
+
+impl Guest {
+    /// Takes a place for somebody who has named `invitation`; `None` while all are taken, which is counted.
+    pub fn admit(shared: &Shared, invitation: InvitationId) -> Option<Self> {
+        match shared.guests.clone().try_acquire_owned() {
+            Ok(place) => Some(Self { invitation, place }),
+            Err(_full) => {
+                let crowded_out = &shared.guest_stats.crowded_out;
+                crowded_out.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
 }
 
 /// Uplink packets of one session, dropped or passed.
@@ -137,10 +168,11 @@ impl SessionDriver {
         lane: StreamLane,
         owner: Owner,
         permit: OwnedSemaphorePermit,
+        guest: Option<Guest>,
     ) -> Option<Self> {
         let carrier = Carrier::new(session, LaneId::FIRST, lane);
         let seat = Seat::Connection { _permit: permit };
-        Self::driving(shared, carrier, owner, seat, CONFIRM_TIMEOUT)
+        Self::driving(shared, carrier, owner, seat, CONFIRM_TIMEOUT, guest)
     }
 
     /// The same for a handshake over datagrams. From now on the session is found by those that
@@ -150,11 +182,13 @@ impl SessionDriver {
         session: Session,
         owner: Owner,
         place: Place,
+        guest: Option<Guest>,
     ) -> Option<Self> {
         let pool = shared.pool.clone();
         let carrier = Carrier::over_datagrams(session, LaneId::FIRST, None, pool);
         let seat = Seat::Datagrams { _place: place };
-        Self::driving(shared, carrier, owner, seat, datagrams::CONFIRM_TIMEOUT)
+        let patience = datagrams::CONFIRM_TIMEOUT;
+        Self::driving(shared, carrier, owner, seat, patience, guest)
     }
 
     fn driving(
@@ -163,10 +197,23 @@ impl SessionDriver {
         owner: Owner,
         seat: Seat,
         patience: Duration,
+        guest: Option<Guest>,
     ) -> Option<Self> {
         let now = clock::now();
         let (sender, joins) = mpsc::channel(JOINS);
         let ending = Ending::default();
+        let state = match guest {
+            None => State::Unconfirmed {
+                until: now + patience,
+                _seat: seat,
+            },
+            Some(Guest { invitation, place }) => State::Guest {
+                until: now + GUEST_TIME,
+                invitation,
+                _seat: seat,
+                _place: place,
+            },
+        };
         let id = carrier.session().id();
         let span = debug_span!("session", %id);
         let inbox = shared.inboxes.open(id)?;
@@ -183,10 +230,7 @@ impl SessionDriver {
             sender,
             told_to_end: Box::pin(ending.ended()),
             ending,
-            state: State::Unconfirmed {
-                until: now + patience,
-                _seat: seat,
-            },
+            state,
             addresses: Vec::new(),
             local: None,
             laneless_since: None,
@@ -419,6 +463,7 @@ impl SessionDriver {
                     debug!(%lane, ?feedback, "the network says a lane does not arrive");
                 }
                 CarrierEvent::Session(SessionEvent::Confirmed) => self.confirmed(now),
+                CarrierEvent::Session(SessionEvent::Enrol(token)) => self.enrol(&token),
                 CarrierEvent::Session(SessionEvent::PeerClosed(reason)) => {
                     debug!(%reason, "the client closed the session");
                     self.end(true);
@@ -430,6 +475,24 @@ impl SessionDriver {
             }
         }
         any
+    }
+
+    /// Answers a guest's token.
+    fn enrol(&mut self, token: &Token) {
+        let State::Guest { invitation, .. } = &self.state else {
+            return;
+        };
+        let (key, enrolment) = (self.owner.key, &self.shared.enrolment);
+        let (verdict, name) = enrolment.enrol(clock::unix(), invitation, token, key);
+        let stats = &self.shared.guest_stats;
+        if verdict == Verdict::Enrolled {
+            stats.enrolled.fetch_add(1, Ordering::Relaxed);
+            info!(client = name, public_key = %key, "a client has enrolled");
+        } else {
+            stats.refused.fetch_add(1, Ordering::Relaxed);
+            info!(%verdict, "somebody who was invited has not been enrolled");
+        }
+        self.carrier.session_mut().answer_enrol(verdict, &name);
     }
 
     fn confirmed(&mut self, now: Instant) {
@@ -497,7 +560,9 @@ impl SessionDriver {
         self.laneless.store(laneless, Ordering::Relaxed);
         let over = match &self.state {
             State::Ended => true,
-            State::Unconfirmed { until, .. } => now >= *until || self.carrier.lanes() == 0,
+            State::Unconfirmed { until, .. } | State::Guest { until, .. } => {
+                now >= *until || self.carrier.lanes() == 0
+            }
             State::Live | State::Refused => self
                 .laneless_since
                 .is_some_and(|since| now >= since + LINGER),
@@ -517,7 +582,9 @@ impl SessionDriver {
             State::Live => {
                 ledger.enter(self.carrier.session().id(), &self.owner.key, &self.tally())
             }
-            State::Unconfirmed { .. } | State::Refused => ledger.enter_refused(&self.tally()),
+            State::Unconfirmed { .. } | State::Guest { .. } | State::Refused => {
+                ledger.enter_refused(&self.tally());
+            }
             State::Ended => {}
         }
         if let State::Live = self.state {
@@ -543,7 +610,7 @@ impl SessionDriver {
             self.local.as_mut().and_then(Local::poll_timeout),
             self.laneless_since.map(|since| since + LINGER),
             match &self.state {
-                State::Unconfirmed { until, .. } => Some(*until),
+                State::Unconfirmed { until, .. } | State::Guest { until, .. } => Some(*until),
                 State::Live | State::Refused | State::Ended => None,
             },
         ]
@@ -567,7 +634,7 @@ impl Drop for SessionDriver {
         // A panic in a turn must not leave the session in the tables.
         match self.state {
             State::Live => self.end(false),
-            State::Unconfirmed { .. } | State::Refused | State::Ended => {}
+            State::Unconfirmed { .. } | State::Guest { .. } | State::Refused | State::Ended => {}
         }
     }
 }
@@ -733,6 +800,9 @@ const JOINS: usize = 8;
 
 /// How long a handshake may stay without the client's first sealed frame.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a guest may stay: a round trip for its token and one for the answer, again where they are lost.
+pub const GUEST_TIME: Duration = Duration::from_secs(5);
 
 /// How long a session waits for a client that has lost its last lane: long enough for a
 /// change of network, short enough that a killed client does not hold memory for long.

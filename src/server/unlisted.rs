@@ -45,7 +45,7 @@ impl Unlisted {
             info!(
                 public_key = %key,
                 untold,
-                "a client was not answered: its public key is not listed in `clients`"
+                "a client was not answered: its public key is not listed in `clients`, and was not enrolled"
             );
         }
     }

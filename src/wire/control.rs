@@ -1,6 +1,7 @@
 //! Control frames: what two ends of a session say to each other inside the seal, beside packets.
 
 use super::config::{ConfigError, InnerConfig};
+use super::enrol::{TOKEN_LEN, Token, Verdict, is_client_name};
 use super::reader::{Reader, Short};
 use super::sealed::{InnerType, LaneId};
 
@@ -60,7 +61,19 @@ pub enum Control<'a> {
         /// What the JoinOk carried.
         challenge: [u8; JOIN_CHALLENGE_LEN],
     },
-    /// `challenge (16)`; datagram lanes only, as are those below.
+    /// `token (32)`; of a guest only.
+    Enrol {
+        /// The invitation's secret.
+        token: Token,
+    },
+    /// `verdict (1) ‖ name`; to a guest only.
+    Enrolled {
+        /// What the server made of the token.
+        verdict: Verdict,
+        /// The name of the client from now on; empty unless it was enrolled.
+        name: &'a str,
+    },
+    /// `challenge (16)`; datagram lanes only, as are those below but the last.
     PathChallenge {
         /// What is to come back.
         challenge: [u8; PATH_CHALLENGE_LEN],
@@ -146,6 +159,30 @@ impl<'a> Control<'a> {
             InnerType::JoinEcho => Self::JoinEcho {
                 challenge: reader.array().map_err(short)?,
             },
+            InnerType::Enrol => Self::Enrol {
+                token: Token::from_bytes(reader.array::<TOKEN_LEN>().map_err(short)?),
+            },
+            InnerType::Enrolled => {
+                let verdict = Verdict::from_byte(reader.u8().map_err(short)?);
+                let name = std::str::from_utf8(reader.rest()).unwrap_or_default();
+                let fits = match verdict {
+                    Verdict::Enrolled => is_client_name(name),
+                    Verdict::Used
+                    | Verdict::Late
+                    | Verdict::WrongToken
+                    | Verdict::Withdrawn
+                    | Verdict::KnownKey
+                    | Verdict::Full
+                    | Verdict::NotKept
+                    | Verdict::NameTaken
+                    | Verdict::Unknown(_) => body.len() == 1,
+                };
+                return if fits {
+                    Ok(Self::Enrolled { verdict, name })
+                } else {
+                    Err(ControlError::Name)
+                };
+            }
             InnerType::PathChallenge => Self::PathChallenge {
                 challenge: reader.array().map_err(short)?,
             },
@@ -178,7 +215,6 @@ impl<'a> Control<'a> {
             },
             InnerType::Packet
             | InnerType::Join
-            | InnerType::Enrol
             | InnerType::FlowOpen
             | InnerType::FlowData
             | InnerType::FlowCredit
@@ -207,6 +243,8 @@ impl<'a> Control<'a> {
             Self::RekeyReply { .. } => InnerType::RekeyReply,
             Self::JoinOk { .. } => InnerType::JoinOk,
             Self::JoinEcho { .. } => InnerType::JoinEcho,
+            Self::Enrol { .. } => InnerType::Enrol,
+            Self::Enrolled { .. } => InnerType::Enrolled,
             Self::PathChallenge { .. } => InnerType::PathChallenge,
             Self::PathResponse { .. } => InnerType::PathResponse,
             Self::Part { .. } => InnerType::Part,
@@ -236,6 +274,11 @@ impl<'a> Control<'a> {
             | Self::JoinEcho { challenge }
             | Self::PathChallenge { challenge }
             | Self::PathResponse { challenge } => out.extend_from_slice(challenge),
+            Self::Enrol { token } => out.extend_from_slice(token.as_bytes()),
+            Self::Enrolled { verdict, name } => {
+                out.push(verdict.byte());
+                out.extend_from_slice(name.as_bytes());
+            }
             Self::Part {
                 serial,
                 last,
@@ -355,6 +398,9 @@ pub enum ControlError {
         /// The byte found.
         found: u8,
     },
+    /// An Enrolled frame has no name where there must be one, or the other way round.
+    #[error("an Enrolled frame whose name does not fit its verdict")]
+    Name,
     /// The fields of a Config frame are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -440,6 +486,26 @@ mod tests {
                 with(0x17, &[0, 0, 1, 2]),
             ),
             (
+                Control::Enrol {
+                    token: Token::from_bytes([0x7A; 32]),
+                },
+                with(0x0D, &[0x7A; 32]),
+            ),
+            (
+                Control::Enrolled {
+                    verdict: Verdict::Enrolled,
+                    name: "laptop",
+                },
+                with(0x18, b"\x00laptop"),
+            ),
+            (
+                Control::Enrolled {
+                    verdict: Verdict::Late,
+                    name: "",
+                },
+                with(0x18, &[2]),
+            ),
+            (
                 Control::Beside {
                     first: LaneId(0x0304),
                 },
@@ -470,6 +536,7 @@ mod tests {
                     | InnerType::RekeyReply
                     | InnerType::Part
                     | InnerType::Probe
+                    | InnerType::Enrolled
             ) {
                 continue;
             }
@@ -486,6 +553,21 @@ mod tests {
                     "{control:?}: {cut:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn verdict_and_name_must_fit() {
+        for body in [
+            &b""[..],
+            b"\x00",
+            b"\x00two words",
+            b"\x00\xff",
+            b"\x01laptop",
+            b"\x01\xff",
+        ] {
+            let parsed = Control::parse(InnerType::Enrolled, body);
+            assert!(parsed.is_err(), "{body:?}: {parsed:?}");
         }
     }
 

@@ -113,6 +113,7 @@ impl FlowFrame {
             | InnerType::JoinOk
             | InnerType::JoinEcho
             | InnerType::Enrol
+            | InnerType::Enrolled
             | InnerType::PathChallenge
             | InnerType::PathResponse
             | InnerType::Part

@@ -1,5 +1,6 @@
 //! Handshake frames: the clear bytes, the prologue, and the payloads inside the Noise messages.
 
+use super::enrol::{INVITATION_ID_LEN, InvitationId};
 use super::frame::{self, FrameFormatError, FrameType, MAX_FRAME_PREAUTH};
 use super::reader::{Reader, Short};
 
@@ -136,12 +137,13 @@ pub fn prologue(kind: HandshakeKind, context: &[u8]) -> Vec<u8> {
 /// What message 1 carries, encrypted.
 ///
 /// `minor (1) ‖ capabilities (4) ‖ AEADs spoken (1) ‖ of them fast (1) ‖ instance (8) ‖ time (8) ‖
-/// answers (1) ‖ challenge (0 or 32) ‖ encapsulation key ‖ anything a later minor version adds`
+/// answers (1) ‖ challenge (0 or 32) ‖ encapsulation key ‖ invitation (0 or 16) ‖ anything a later minor version adds`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitPayload<'a> {
     /// Minor version of the client.
     pub minor: u8,
-    /// What the client can do beyond this version: [`CAPABILITY_RELAYED`].
+    /// What the client can do beyond this version: [`CAPABILITY_RELAYED`]. Whether it has [`CAPABILITY_INVITED`] follows from
+    /// `invitation` alone when it is written.
     pub capabilities: u32,
     /// AEADs the client speaks, a bit each.
     pub aead_offered: u8,
@@ -155,13 +157,21 @@ pub struct InitPayload<'a> {
     pub challenge: Option<[u8; CHALLENGE_LEN]>,
     /// The client's ML-KEM encapsulation key.
     pub encapsulation_key: &'a [u8],
+    /// The invitation by which it wants to be enrolled.
+    pub invitation: Option<InvitationId>,
 }
 
 impl<'a> InitPayload<'a> {
     /// Appends the payload.
     pub fn write(&self, out: &mut Vec<u8>) {
+        let invited = if self.invitation.is_some() {
+            CAPABILITY_INVITED
+        } else {
+            0
+        };
+        let capabilities = self.capabilities & !CAPABILITY_INVITED | invited;
         out.push(self.minor);
-        out.extend_from_slice(&self.capabilities.to_be_bytes());
+        out.extend_from_slice(&capabilities.to_be_bytes());
         out.extend_from_slice(&[self.aead_offered, self.aead_hardware]);
         out.extend_from_slice(&self.instance);
         out.extend_from_slice(&self.time.to_be_bytes());
@@ -170,6 +180,9 @@ impl<'a> InitPayload<'a> {
             out.extend_from_slice(challenge);
         }
         out.extend_from_slice(self.encapsulation_key);
+        if let Some(InvitationId(id)) = &self.invitation {
+            out.extend_from_slice(id);
+        }
     }
 
     /// Reads the payload of a message 1 of the given kind.
@@ -190,6 +203,11 @@ impl<'a> InitPayload<'a> {
             found => return Err(HandshakeFormatError::Flag { found }),
         };
         let encapsulation_key = reader.take(kind.encapsulation_key_len())?;
+        let invitation = if capabilities & CAPABILITY_INVITED == 0 {
+            None
+        } else {
+            Some(InvitationId(reader.array::<INVITATION_ID_LEN>()?))
+        };
         Ok(Self {
             minor,
             capabilities,
@@ -199,6 +217,7 @@ impl<'a> InitPayload<'a> {
             time,
             challenge,
             encapsulation_key,
+            invitation,
         })
     }
 }
@@ -387,6 +406,9 @@ pub const MAJOR: u8 = 1;
 /// Capability bit of an end that relays flows without a netstack.
 pub const CAPABILITY_RELAYED: u32 = 1;
 
+/// Capability bit of a client that wants to be enrolled: message 1 names the invitation.
+pub const CAPABILITY_INVITED: u32 = 2;
+
 /// Minor version: additions that an older end can ignore. Encrypted.
 pub const MINOR: u8 = 0;
 
@@ -423,6 +445,7 @@ mod tests {
             time: 0x1112_1314_1516_1718,
             challenge: None,
             encapsulation_key: &key,
+            invitation: None,
         };
         let mut out = Vec::new();
         payload.write(&mut out);
@@ -499,6 +522,7 @@ mod tests {
             time: 0,
             challenge: None,
             encapsulation_key: &key,
+            invitation: None,
         };
         let mut out = Vec::new();
         payload.write(&mut out);

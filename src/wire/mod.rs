@@ -53,7 +53,8 @@
 //!  AEAD{x}: x sealed by Noise, and its tag (16)
 //!
 //!  payload 1: minor (1) ‖ capabilities (4) ‖ AEADs spoken (1) ‖ of them fast (1) ‖ instance (8) ‖
-//!             time (8) ‖ 0 or 1 ‖ challenge (32, after a 1) ‖ encapsulation key ‖ …
+//!             time (8) ‖ 0 or 1 ‖ challenge (32, after a 1) ‖ encapsulation key ‖
+//!             invitation (16, with capability bit 1) ‖ …
 //!  payload 2: status (1) ‖ minor (1) ‖ capabilities (4) ‖ session (8) ‖ AEAD (1) ‖ ciphertext ‖ …
 //! ```
 //!
@@ -67,7 +68,8 @@
 //!    it after message 1 has told it who calls.
 //!  - **minor**, **capabilities** and `…`: what later versions of the same major add. `…` is ignored.
 //!    Capability bit 0: flows may be relayed (below). The client says it if all its lanes will be
-//!    stream lanes, the server if it ends the flows of its clients itself; unknown bits are ignored.
+//!    stream lanes, the server if it ends the flows of its clients itself. Bit 1, the client's alone: it wants to be
+//!    enrolled (below), and names the invitation. Unknown bits are ignored.
 //!  - **AEADs**: bit 0 AES-256-GCM, bit 1 ChaCha20-Poly1305, bit 2 AES-128-GCM, bit 3
 //!    XChaCha20-Poly1305; in payload 2 a number, bit + 1. The server chooses: an AES both have in
 //!    hardware, else ChaCha20-Poly1305, else what both speak.
@@ -164,7 +166,7 @@
 //! | `0A` Join | none; in a Join frame only | client |
 //! | `0B` JoinOk | challenge (16) | server |
 //! | `0C` JoinEcho | challenge (16) | client |
-//! | `0D` Enrol | reserved | client |
+//! | `0D` Enrol | token (32) | client that wants to be enrolled |
 //! | `0E` PathChallenge | challenge (16) | both, datagram lanes only |
 //! | `0F` PathResponse | challenge (16) of the PathChallenge | both, datagram lanes only |
 //! | `10` FlowOpen | flow (4) ‖ address ‖ port (2) ‖ window (4) | client, stream lanes only |
@@ -175,6 +177,7 @@
 //! | `15` Part | serial (1) ‖ 0 or 1 ‖ half of a control frame | both, datagram lanes only |
 //! | `16` Probe | serial (4) ‖ zeros | both, datagram lanes only |
 //! | `17` ProbeOk | serial (4) of the Probe | both, datagram lanes only |
+//! | `18` Enrolled | verdict (1) ‖ name | server, to such a client |
 //! | `20` Repair | first (4) ‖ span (2) ‖ key (2) ‖ parity | both, datagram lanes only |
 //! | `21` Report | as drawn below | both, datagram lanes only |
 //! | `98` Beside | lane (4): the first of the group | client, stream lanes only |
@@ -226,6 +229,28 @@
 //!  - **reason**: 1 aborted, 2 refused, 3 host unreachable, 4 network unreachable, 5 timed out, 6 not allowed, 7 too many
 //!    flows or too much that they hold, 8 unknown, 9 violation (data beyond the limit, a second end); others are taken as 1.
 //!  - Open from the server, and a malformed frame, close the session. Flows end with their session.
+//!
+//! ## Enrolment
+//!
+//! A server invites by a link that holds its key and addresses and a token T of 32 random bytes. It keeps
+//! `id = HKDF-Expand(HKDF-Extract(salt: "adit invitation", T), "id", 16)` and `SHA-256("adit invitation" ‖ T)`, and not T.
+//!
+//! ```text
+//!  client                                              server
+//!    Init  capability bit 1, id, a new key ─────────▶  an id it knows, live or not?
+//!          ◀───────────────────────────────────────── Reply: a guest session
+//!    Enrol T ───────────────────────────────────────▶  compares, writes down, in one step
+//!          ◀───────────────────────── Enrolled  verdict, and the client's name if it is 0
+//! ```
+//!
+//!  - An unknown id is treated as if it were none: silence, unless the key is a client's.
+//!  - A **guest session** has no pre-shared key, is given no Config, and ends after 5 s. Of a guest, only Enrol and what
+//!    keeps a lane up (Ping, Pong, PathChallenge, PathResponse, Probe, ProbeOk, Report, Close) is legal; all else closes it.
+//!  - T crosses only inside the seal, in the client's frames: message 1 may be a copy, and is half of the key exchange.
+//!  - **verdict**: 0 enrolled, also when the same key comes again; 1 used by another key; 2 ended; 3 the token is not the
+//!    invitation's; 4 withdrawn; 5 the key is a client's already; 6 too many clients; 7 not written down; 8 the name is
+//!    another's by now.
+//!  - The client closes the session and begins an ordinary one with its new key.
 //!
 //! ## Epochs
 //!
@@ -408,6 +433,7 @@ mod config;
 mod control;
 mod cookie;
 mod datagram;
+mod enrol;
 mod flow;
 mod frame;
 mod handshake;
@@ -431,6 +457,9 @@ pub use datagram::{
     JOIN_DATAGRAM_HEADER_LEN, JOIN_DATAGRAM_LEN, JoinDatagram, Piece, datagram_handle,
     datagram_type, expand_source, join_datagram_session,
 };
+pub use enrol::{
+    INVITATION_ID_LEN, InvitationId, MAX_NAME_LEN, TOKEN_LEN, Token, Verdict, is_client_name,
+};
 pub use flow::{
     FLOW_DATA_HEAD, FlowFrame, FlowFrameError, MAX_FLOW_DATA, MAX_FLOW_HEAD, RelayedId, ResetReason,
 };
@@ -438,9 +467,9 @@ pub use frame::{
     FrameFormatError, FrameType, LENGTH_LEN, MAX_FRAME, MAX_FRAME_PREAUTH, frame_type, split, write,
 };
 pub use handshake::{
-    CAPABILITY_RELAYED, CHALLENGE_LEN, HandshakeFormatError, HandshakeFrame, HandshakeKind,
-    INSTANCE_LEN, InitPayload, MAJOR, MINOR, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD,
-    RefuseReason, ReplyPayload, prologue,
+    CAPABILITY_INVITED, CAPABILITY_RELAYED, CHALLENGE_LEN, HandshakeFormatError, HandshakeFrame,
+    HandshakeKind, INSTANCE_LEN, InitPayload, MAJOR, MINOR, NOISE_INIT_OVERHEAD,
+    NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
 };
 pub use reader::{Reader, Short};
 pub use repair::{REPAIR_HEADER_LEN, RepairHeader, RepairHeaderError, SHARD_PREFIX_LEN};

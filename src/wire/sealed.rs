@@ -196,7 +196,7 @@ pub enum InnerType {
     JoinOk = 0x0B,
     /// Gives the challenge of a JoinOk back.
     JoinEcho = 0x0C,
-    /// The token of an invitation; reserved.
+    /// The token of an invitation.
     Enrol = 0x0D,
     /// Asks whether the other end is at the address this was sent to; datagram lanes only.
     PathChallenge = 0x0E,
@@ -218,6 +218,8 @@ pub enum InnerType {
     Probe = 0x16,
     /// Says that it did.
     ProbeOk = 0x17,
+    /// What the server made of the token of an [`InnerType::Enrol`].
+    Enrolled = 0x18,
     /// Parity over source packets.
     Repair = 0x20,
     /// What the receiver saw of loss and delay.
@@ -254,6 +256,7 @@ impl InnerType {
             0x15 => Some(Self::Part),
             0x16 => Some(Self::Probe),
             0x17 => Some(Self::ProbeOk),
+            0x18 => Some(Self::Enrolled),
             0x20 => Some(Self::Repair),
             0x21 => Some(Self::Report),
             0x98 => Some(Self::Beside),
@@ -577,7 +580,7 @@ mod tests {
             .filter_map(InnerType::from_byte)
             .inspect(|t| assert_eq!(is_skippable(t.byte()), *t == InnerType::Beside))
             .count();
-        assert_eq!(known, 26);
+        assert_eq!(known, 27);
         for byte in 0..=255 {
             assert!(InnerType::from_byte(byte).is_none_or(|t| t.byte() == byte));
         }

@@ -100,6 +100,7 @@ impl Path {
             }],
             tls: None,
             tls_names: Vec::new(),
+            public: Vec::new(),
             dns: Vec::new(),
             dns_records: Vec::new(),
             client_to_client: false,

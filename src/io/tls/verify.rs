@@ -46,6 +46,11 @@ impl From<[u8; 32]> for Pin {
 }
 
 impl Pin {
+    /// Returns the hash.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Returns the pin of a certificate.
     ///
     /// # Errors

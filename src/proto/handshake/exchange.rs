@@ -9,8 +9,9 @@ use crate::proto::identity::{PresharedKey, PublicKey, SecretKey};
 use crate::proto::keys::HandshakeSecrets;
 use crate::proto::random::Generator;
 use crate::wire::{
-    HandshakeFormatError, HandshakeKind, INSTANCE_LEN, InitPayload, MAX_FRAME_PREAUTH,
-    NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload, prologue,
+    HandshakeFormatError, HandshakeKind, INSTANCE_LEN, InitPayload, InvitationId,
+    MAX_FRAME_PREAUTH, NOISE_INIT_OVERHEAD, NOISE_REPLY_OVERHEAD, RefuseReason, ReplyPayload,
+    prologue,
 };
 
 /// What the client says of itself in message 1.
@@ -23,6 +24,7 @@ pub(in crate::proto) struct Hello {
     pub(in crate::proto) instance: [u8; INSTANCE_LEN],
     pub(in crate::proto) time: u64,
     pub(in crate::proto) challenge: Option<[u8; 32]>,
+    pub(in crate::proto) invitation: Option<InvitationId>,
 }
 
 /// The initiator between message 1 and message 2.
@@ -57,6 +59,7 @@ impl Opening {
             time: hello.time,
             challenge: hello.challenge,
             encapsulation_key: &encapsulation_key,
+            invitation: hello.invitation,
         }
         .write(&mut payload);
         let mut message = vec![0; NOISE_INIT_OVERHEAD + payload.len()];
@@ -159,6 +162,7 @@ impl Heard {
             instance: init.instance,
             time: init.time,
             challenge: init.challenge,
+            invitation: init.invitation,
         };
         let encapsulation_key = init.encapsulation_key.to_vec();
         Ok(Self {

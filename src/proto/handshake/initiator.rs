@@ -10,7 +10,7 @@ use crate::proto::random::Generator;
 use crate::proto::session::{Agreement, FirstLane, Session, Settings};
 use crate::wire::{
     CAPABILITY_RELAYED, CHALLENGE_LEN, FrameType, HandshakeFormatError, HandshakeFrame,
-    HandshakeKind, INSTANCE_LEN, MINOR, RefuseReason, SessionId,
+    HandshakeKind, INSTANCE_LEN, InvitationId, MINOR, RefuseReason, SessionId,
 };
 
 /// Who the client is, whom it calls, and how.
@@ -30,6 +30,9 @@ pub struct ClientConfig {
     pub kem: KemKind,
     /// Limits and time-outs of the session.
     pub settings: Settings,
+    /// The invitation by which the key is to become a client's: the session is a guest's then, good for
+    /// [`Session::enrol`] alone.
+    pub invitation: Option<InvitationId>,
 }
 
 impl ClientConfig {
@@ -44,6 +47,7 @@ impl ClientConfig {
             aead: Vec::new(),
             kem: KemKind::default(),
             settings: Settings::default(),
+            invitation: None,
         }
     }
 }
@@ -197,6 +201,7 @@ impl Caller {
             instance: self.config.instance,
             time: unix_micros(now_unix),
             challenge,
+            invitation: self.config.invitation,
         };
         Opening::start(
             self.kind(),
@@ -237,6 +242,7 @@ impl Caller {
             settings: self.config.settings,
             generator: self.generator.child(),
             first_lane,
+            guest: self.config.invitation.is_some(),
         };
         Ok(Box::new(Session::new(now, agreement)))
     }

@@ -12,8 +12,8 @@ use crate::proto::keys::Role;
 use crate::proto::random::Generator;
 use crate::proto::session::{Agreement, FirstLane, Session, Settings};
 use crate::wire::{
-    FrameType, HandshakeFormatError, HandshakeFrame, INSTANCE_LEN, MINOR, NOISE_INIT_OVERHEAD,
-    RefuseReason, SessionId,
+    FrameType, HandshakeFormatError, HandshakeFrame, INSTANCE_LEN, InvitationId, MINOR,
+    NOISE_INIT_OVERHEAD, RefuseReason, SessionId,
 };
 
 /// Answers handshakes for one server. Shared by every connection; its one lock is held for a table
@@ -24,6 +24,7 @@ pub struct Responder {
     settings: Settings,
     times: Mutex<NewestTimes>,
     taken: Box<dyn Fn(SessionId) -> bool + Send + Sync>,
+    invites: Box<dyn Fn(&InvitationId) -> bool + Send + Sync>,
 }
 
 impl Responder {
@@ -50,6 +51,7 @@ impl Responder {
             settings,
             times: Mutex::new(NewestTimes::new(unix_micros(started), MAX_INSTANCES)),
             taken: Box::new(|_| false),
+            invites: Box::new(|_| false),
         }
     }
 
@@ -58,6 +60,17 @@ impl Responder {
     #[must_use]
     pub fn avoiding(mut self, taken: impl Fn(SessionId) -> bool + Send + Sync + 'static) -> Self {
         self.taken = Box::new(taken);
+        self
+    }
+
+    /// Asks `invites` of every invitation that a message 1 names: whoever names one that is known is answered as a guest,
+    /// whatever its key.
+    #[must_use]
+    pub fn inviting(
+        mut self,
+        invites: impl Fn(&InvitationId) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.invites = Box::new(invites);
         self
     }
 
@@ -112,7 +125,12 @@ impl Responder {
         }
         let peer = heard.peer;
         let instance = heard.hello.instance;
-        let entry = lookup(&peer).ok_or(Silence::UnknownKey { key: peer })?;
+        let guest = heard.hello.invitation.filter(|id| (self.invites)(id));
+        let entry = match guest {
+            // Nothing is shared with it yet but the link.
+            Some(_) => ClientEntry::default(),
+            None => lookup(&peer).ok_or(Silence::UnknownKey { key: peer })?,
+        };
         let whose = Whose {
             peer,
             instance,
@@ -184,6 +202,7 @@ impl Responder {
             settings: self.settings,
             generator,
             first_lane: lane,
+            guest: guest.is_some(),
         };
         let session = Box::new(Session::new(now, agreement));
         Ok(Answer::Accept {
@@ -192,6 +211,7 @@ impl Responder {
             peer,
             instance,
             client: entry.id,
+            guest,
         })
     }
 
@@ -292,6 +312,8 @@ pub enum Answer {
         instance: [u8; INSTANCE_LEN],
         /// The number `lookup` gave.
         client: usize,
+        /// The invitation that it names, if the session is a guest's.
+        guest: Option<InvitationId>,
     },
 }
 

@@ -102,6 +102,7 @@ fn both_ends_agree_on_session_and_cipher_and_know_each_other() {
         peer,
         instance,
         client,
+        guest: None,
     }) = server.take_new(&init)
     else {
         panic!("not accepted");
@@ -461,6 +462,7 @@ fn hello() -> Hello {
         instance: [0; 8],
         time: 1,
         challenge: None,
+        invitation: None,
     }
 }
 

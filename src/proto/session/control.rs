@@ -112,6 +112,9 @@ impl Session {
                 self.lanes[index].group = Some(*first);
                 self.regroup();
             }
+            (Control::Enrol { .. } | Control::Enrolled { .. }, _) => {
+                self.handle_enrolment(control)?;
+            }
             (
                 Control::Config { .. }
                 | Control::Beside { .. }

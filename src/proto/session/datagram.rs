@@ -225,6 +225,9 @@ impl Session {
         let Some(index) = self.lane_index(lane) else {
             return Err(OpenError::Lane { lane });
         };
+        if let Some(kind) = InnerType::from_byte(*kind) {
+            self.check_guest(kind)?;
+        }
         match InnerType::from_byte(*kind) {
             Some(InnerType::Packet) => Ok(self.take_datagram_packet(index, body)),
             Some(InnerType::Repair) => Ok(Opened::Repair {
@@ -412,6 +415,8 @@ impl Session {
             | Control::RekeyReply { .. }
             | Control::JoinOk { .. }
             | Control::JoinEcho { .. }
+            | Control::Enrol { .. }
+            | Control::Enrolled { .. }
             | Control::Beside { .. } => self.handle_control(now, index, control),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::wire::{CloseReason, InnerConfig, LaneId};
+use crate::wire::{CloseReason, InnerConfig, LaneId, Token, Verdict};
 
 /// What happened to a session, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,16 @@ pub enum SessionEvent {
     /// A datagram lane goes to another address from now: what was known of its rate and delay is
     /// not known any more.
     LaneMoved(LaneId),
+    /// Server: a guest wants to be enrolled; to be answered by
+    /// [`Session::answer_enrol`](super::Session::answer_enrol), however often it comes.
+    Enrol(Token),
+    /// Client: what became of it.
+    Enrolled {
+        /// What the server makes of the token.
+        verdict: Verdict,
+        /// The name that this client has there from now on; empty unless it was enrolled.
+        name: String,
+    },
     /// The other end closed the session.
     PeerClosed(CloseReason),
 }

@@ -86,6 +86,7 @@ impl Session {
         if let State::Closed { reason } = self.state {
             return Err(OpenError::Closed { reason });
         }
+        self.check_guest(InnerType::Join)?;
         let header = JoinHeader::parse(frame)?;
         if header.session != self.id {
             return Err(OpenError::Session {

@@ -19,6 +19,7 @@
 mod beside;
 mod control;
 mod datagram;
+mod enrol;
 mod error;
 mod event;
 mod lanes;

@@ -54,6 +54,9 @@ impl Session {
             Some([kind, body @ ..]) => (*kind, body),
             Some([]) | None => return Err(SealedFormatError::Short { len: frame.len() }.into()),
         };
+        if let Some(kind) = InnerType::from_byte(kind) {
+            self.check_guest(kind)?;
+        }
         match InnerType::from_byte(kind) {
             Some(InnerType::Packet) => Ok(self.take_packet(index, body)),
             Some(kind) if self.relays && is_flow(kind) => {
@@ -278,8 +281,7 @@ const fn is_flow(kind: InnerType) -> bool {
 /// Whether frames of the type are not for here: flows only where both ends relay them.
 pub(super) const fn is_reserved(kind: InnerType) -> bool {
     match kind {
-        InnerType::Enrol
-        | InnerType::FlowOpen
+        InnerType::FlowOpen
         | InnerType::FlowData
         | InnerType::FlowCredit
         | InnerType::FlowFin
@@ -298,6 +300,8 @@ pub(super) const fn is_reserved(kind: InnerType) -> bool {
         | InnerType::RekeyReply
         | InnerType::JoinOk
         | InnerType::JoinEcho
+        | InnerType::Enrol
+        | InnerType::Enrolled
         | InnerType::PathChallenge
         | InnerType::PathResponse
         | InnerType::Part

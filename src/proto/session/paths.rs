@@ -322,6 +322,7 @@ impl Session {
         if let State::Closed { reason } = self.state {
             return Err(OpenError::Closed { reason });
         }
+        self.check_guest(InnerType::Join)?;
         let header = JoinDatagram::parse(datagram)?;
         if header.session != self.id {
             return Err(OpenError::Session {

@@ -10,6 +10,8 @@
 //! | RekeyInit | RekeyReply | the client's timer; beyond it the rekey begins anew |
 //! | RekeyReply | | each repeated RekeyInit |
 //! | RekeyAsk | RekeyInit | the rekey's own timer |
+//! | Enrol | Enrolled | the client's timer |
+//! | Enrolled | | each repeated Enrol |
 //! | Ping | anything | liveness |
 //! | Close | | the timer, twice |
 
@@ -27,6 +29,7 @@ use crate::proto::timers::Timer;
 pub(super) struct Retries {
     pub(super) config: Retry,
     pub(super) rekey: Retry,
+    pub(super) enrol: Retry,
 }
 
 impl Session {
@@ -37,6 +40,7 @@ impl Session {
         let retry = match message {
             Message::Config { .. } => &mut self.retries.config,
             Message::RekeyInit { .. } => &mut self.retries.rekey,
+            Message::Enrol { .. } => &mut self.retries.enrol,
             Message::Join | Message::JoinOk { .. } | Message::Close { .. } => {
                 let Some(lossy) = &mut lane.lossy else { return };
                 &mut lossy.retry
@@ -47,6 +51,7 @@ impl Session {
             | Message::RekeyAsk
             | Message::RekeyReply { .. }
             | Message::JoinEcho { .. }
+            | Message::Enrolled { .. }
             | Message::ProbeOk { .. }
             | Message::Beside { .. }
             | Message::Rest { .. } => return,
@@ -61,6 +66,10 @@ impl Session {
             if self.retries.config.take_due(now) {
                 self.stats.control_resent += 1;
                 self.send_config();
+            }
+            if self.retries.enrol.take_due(now) {
+                self.stats.control_resent += 1;
+                self.enrol_again();
             }
             if self.retries.rekey.take_due(now)
                 && let Some((epoch, message)) = self.rekey.pending()
@@ -105,6 +114,7 @@ impl Session {
             self.retries.config.deadline(),
             self.retries.rekey.deadline(),
         );
+        let session = earliest(session, self.retries.enrol.deadline());
         let next = self.lanes.iter().fold(session, |next, lane| {
             let lossy = lane.lossy.as_ref();
             earliest(next, lossy.and_then(|lossy| lossy.retry.deadline()))

@@ -23,7 +23,7 @@ use crate::proto::stats::{LaneStats, LaneTraffic, Stats, Traffic};
 use crate::proto::timers::{Timer, Timers};
 use crate::wire::{
     CAPABILITY_RELAYED, CloseReason, DEFAULT_MTU, HandshakeKind, INSTANCE_LEN, LaneId,
-    PATH_CHALLENGE_LEN, SessionId,
+    PATH_CHALLENGE_LEN, SessionId, Token,
 };
 
 /// A session. Both roles are this one type.
@@ -36,6 +36,10 @@ pub struct Session {
     pub(super) aead: AeadKind,
     /// Both ends relay flows.
     pub(super) relays: bool,
+    /// It is for enrolment, and nothing else.
+    pub(super) guest: bool,
+    /// Client: what is to be enrolled with, until it is answered.
+    pub(super) token: Option<Token>,
     pub(super) peer: PublicKey,
     pub(super) peer_minor: u8,
     pub(super) settings: Settings,
@@ -88,6 +92,7 @@ impl Session {
             settings,
             generator,
             first_lane,
+            guest,
         } = agreement;
         let aead_number = aead.byte();
         let rekey = Rekey::new(Credentials {
@@ -119,7 +124,9 @@ impl Session {
             id,
             role,
             aead,
-            relays: capabilities & CAPABILITY_RELAYED != 0,
+            relays: capabilities & CAPABILITY_RELAYED != 0 && !guest,
+            guest,
+            token: None,
             peer,
             peer_minor,
             settings,
@@ -224,6 +231,12 @@ impl Session {
     #[must_use]
     pub const fn relays(&self) -> bool {
         self.relays
+    }
+
+    /// Whether it is a guest's: for enrolment, and nothing else.
+    #[must_use]
+    pub const fn is_guest(&self) -> bool {
+        self.guest
     }
 
     /// Number of the epoch that seals, from 0.
@@ -381,6 +394,7 @@ pub(in crate::proto) struct Agreement {
     pub(in crate::proto) settings: Settings,
     pub(in crate::proto) generator: Generator,
     pub(in crate::proto) first_lane: FirstLane,
+    pub(in crate::proto) guest: bool,
 }
 
 /// What the handshake ran over.

@@ -2,6 +2,7 @@
 
 mod beside;
 mod datagrams;
+mod enrol;
 mod hostile;
 mod joins;
 mod lanes;

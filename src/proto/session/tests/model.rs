@@ -169,7 +169,9 @@ impl World {
                 | SessionEvent::PeerClosed(_)
                 | SessionEvent::LaneSilent(_)
                 | SessionEvent::LaneHeard(_)
-                | SessionEvent::LaneMoved(_) => panic!("{event:?}"),
+                | SessionEvent::LaneMoved(_)
+                | SessionEvent::Enrol(_)
+                | SessionEvent::Enrolled { .. } => panic!("{event:?}"),
             }
         }
     }

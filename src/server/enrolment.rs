@@ -1,0 +1,571 @@
+//! Who is invited, who has enrolled and who is denied, over restarts.
+//!
+//! # Theory of operation
+//!
+//! The configuration is the operator's file and is only read. What changes while the server runs is the server's own: the
+//! [`Roll`], kept in the state folder as `clients.json`. Both together make the table of [`Peers`], which handshakes ask:
+//!
+//! ```text
+//!  configuration ──────────────────────▶ Peers ◀── handshakes
+//!  clients.json ──▶ Roll ──▶ Enrolment ──┘  ▲
+//!                                │          └── clients.revoke, clients.rename
+//!                                └── guests: which invitations are known, and whether a token is right
+//! ```
+//!
+//! Every change of the roll is made on a copy, written to the disk, whole or not at all, and only then put in force: what a
+//! client or an operator has been told outlives a crash, and what could not be written has not happened. A client of the
+//! configuration that is revoked stays listed there, and is denied here.
+//!
+//! # Limits
+//!
+//! Those of the roll. A change writes some kilobytes and waits for the disk on the thread that makes it; changes come from
+//! the control socket, and from guests that have a valid token, once each.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+use tracing::{error, info};
+
+use super::peers::{Origin, Peer, PeerError, Peers};
+use super::roll::{Admission, Invitation, InviteError, RenameError, RestoreError, Roll};
+use crate::config::ClientEntry;
+use crate::io::state::{StateDir, StateError};
+use crate::proto::PublicKey;
+use crate::wire::{InvitationId, Token, Verdict};
+
+/// The roll of a server, on its disk and in force.
+#[derive(Debug)]
+pub struct Enrolment {
+    peers: Arc<Peers>,
+    roll: Mutex<Roll>,
+    state: StateDir,
+}
+
+/// One client, as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its key.
+    pub key: PublicKey,
+    /// Where it is known from.
+    pub origin: Origin,
+    /// Since when, if it has enrolled.
+    pub since: Option<SystemTime>,
+    /// Whether it is listed and denied all the same.
+    pub denied: bool,
+}
+
+/// What has become of a client that was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// The client as it was.
+    pub client: Listed,
+    /// Whether anything has changed: one that is denied already may be denied again.
+    pub news: bool,
+}
+
+impl Enrolment {
+    /// Reads what a former run has kept in `state`, and puts it in force in `peers`, which has the clients of the
+    /// configuration.
+    ///
+    /// # Errors
+    /// What was kept cannot be read: it is not set aside, since it says who is denied. Or the configuration gives the name of
+    /// somebody who has enrolled to another.
+    pub fn open(peers: Arc<Peers>, state: &StateDir) -> Result<Self, EnrolmentError> {
+        let roll = match state.read(FILE)? {
+            None => Roll::default(),
+            Some(bytes) => Roll::restore(&bytes).map_err(|reason| EnrolmentError::Malformed {
+                path: state.path().join(FILE).display().to_string(),
+                reason,
+            })?,
+        };
+        for (key, client) in roll.clients() {
+            match peers.insert(entry(&client.name, *key), Origin::Enrolled) {
+                // It is listed by now, under whatever name.
+                Ok(()) | Err(PeerError::KeyTaken { .. }) => {}
+                Err(PeerError::NameTaken { name }) => {
+                    return Err(EnrolmentError::NameInFile { name, key: *key });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        peers.deny(denied(&roll));
+        if peers.is_empty() {
+            info!("nobody can connect yet: `adit invite NAME` makes a link for a client");
+        }
+        Ok(Self {
+            peers,
+            roll: Mutex::new(roll),
+            state: state.clone(),
+        })
+    }
+
+    /// Returns whether a message 1 that names this invitation is answered.
+    pub fn knows(&self, id: &InvitationId) -> bool {
+        self.lock().knows(id)
+    }
+
+    /// Takes a guest's token; the name is that of the client, if it is one now.
+    pub fn enrol(
+        &self,
+        now: SystemTime,
+        id: &InvitationId,
+        token: &Token,
+        key: PublicKey,
+    ) -> (Verdict, String) {
+        let mut roll = self.lock();
+        let is_client = self.peers.lists(&key) && roll.client(&key).is_none();
+        let refused = |verdict| (verdict, String::new());
+        let name = match roll.judge(now, id, token, &key, is_client) {
+            Ok(Admission::New(name)) => name,
+            Ok(Admission::Again(name)) => return (Verdict::Enrolled, name),
+            Err(verdict) => return refused(verdict),
+        };
+        // A reload may have given the name to another since it was invited.
+        if self.peers.named(&name).is_some() {
+            return refused(Verdict::NameTaken);
+        }
+        let mut changed = roll.clone();
+        changed.enter(now, id, key);
+        if let Err(error) = self.keep(&mut roll, changed) {
+            error!(%error, "a client has not been enrolled");
+            return refused(Verdict::NotKept);
+        }
+        match self.peers.insert(entry(&name, key), Origin::Enrolled) {
+            // The other way round, it has just been listed by a reload.
+            Ok(()) | Err(PeerError::KeyTaken { .. }) => (Verdict::Enrolled, name),
+            Err(error) => {
+                // It is kept, and in force after a restart, if it may be.
+                error!(%error, "a client has enrolled and is not in force");
+                refused(Verdict::NameTaken)
+            }
+        }
+    }
+
+    /// Invites somebody to become the client `name` by `token`; whether an earlier invitation of that name is withdrawn.
+    ///
+    /// # Errors
+    /// [`EnrolmentError`]; nothing has changed then.
+    pub fn invite(
+        &self,
+        now: SystemTime,
+        name: &str,
+        lasts: Duration,
+        token: &Token,
+    ) -> Result<bool, EnrolmentError> {
+        let mut roll = self.lock();
+        if self.peers.named(name).is_some() {
+            return Err(EnrolmentError::Taken {
+                name: name.to_owned(),
+            });
+        }
+        let mut changed = roll.clone();
+        let replaced = changed.invite(now, name, lasts, token)?;
+        self.keep(&mut roll, changed)?;
+        Ok(replaced)
+    }
+
+    /// Withdraws the open invitation of `name`.
+    ///
+    /// # Errors
+    /// There is none, or that cannot be kept.
+    pub fn withdraw(&self, now: SystemTime, name: &str) -> Result<(), EnrolmentError> {
+        let mut roll = self.lock();
+        let mut changed = roll.clone();
+        if !changed.withdraw(now, name) {
+            return Err(EnrolmentError::NotInvited {
+                name: name.to_owned(),
+            });
+        }
+        self.keep(&mut roll, changed)
+    }
+
+    /// Forgets a client that has enrolled, and denies one of the configuration from now on. Whoever calls this ends its
+    /// sessions. `whom` is a name or a key.
+    ///
+    /// # Errors
+    /// It is nobody, or that cannot be kept.
+    pub fn revoke(&self, now: SystemTime, whom: &str) -> Result<Revoked, EnrolmentError> {
+        let mut roll = self.lock();
+        let client = self.find(&roll, whom)?;
+        let mut changed = roll.clone();
+        // One that has enrolled may be listed by now, and would be let in by that.
+        let mut news = changed.forget(&client.key);
+        match client.origin {
+            Origin::File => news |= changed.deny(now, client.key),
+            Origin::Enrolled => {}
+        }
+        self.keep(&mut roll, changed)?;
+        match client.origin {
+            Origin::File => self.peers.deny(denied(&roll)),
+            Origin::Enrolled => {
+                self.peers.remove(&client.key);
+            }
+        }
+        Ok(Revoked { client, news })
+    }
+
+    /// Lets a client of the configuration in again that was revoked.
+    ///
+    /// # Errors
+    /// It is nobody, or was not revoked, or that cannot be kept.
+    pub fn restore(&self, whom: &str) -> Result<Listed, EnrolmentError> {
+        let mut roll = self.lock();
+        let client = self.find(&roll, whom)?;
+        let mut changed = roll.clone();
+        if !changed.allow(&client.key) {
+            return Err(EnrolmentError::NotDenied { name: client.name });
+        }
+        self.keep(&mut roll, changed)?;
+        self.peers.deny(denied(&roll));
+        Ok(Listed {
+            denied: false,
+            ..client
+        })
+    }
+
+    /// Gives a client that has enrolled another name.
+    ///
+    /// # Errors
+    /// It is nobody, or named by the configuration, or the new name will not do, or that cannot be kept.
+    pub fn rename(
+        &self,
+        now: SystemTime,
+        whom: &str,
+        name: &str,
+    ) -> Result<Listed, EnrolmentError> {
+        let mut roll = self.lock();
+        let client = self.find(&roll, whom)?;
+        if client.origin == Origin::File {
+            return Err(EnrolmentError::NamedThere { name: client.name });
+        }
+        let taken = self.peers.named(name);
+        if taken.is_some_and(|other| other.key() != client.key) {
+            return Err(EnrolmentError::Taken {
+                name: name.to_owned(),
+            });
+        }
+        let mut changed = roll.clone();
+        changed.rename(now, &client.key, name)?;
+        self.keep(&mut roll, changed)?;
+        self.peers.rename(&client.key, name)?;
+        Ok(Listed {
+            name: name.to_owned(),
+            ..client
+        })
+    }
+
+    /// Puts a client in force again that has enrolled and that the configuration lists no more; returns whether it is one.
+    pub fn reinstate(&self, key: &PublicKey) -> bool {
+        let roll = self.lock();
+        let client = roll.client(key);
+        client.is_some_and(|client| {
+            let entry = entry(&client.name, *key);
+            self.peers.insert(entry, Origin::Enrolled).is_ok()
+        })
+    }
+
+    /// Lists everybody, by name.
+    pub fn list(&self) -> Vec<Listed> {
+        let roll = self.lock();
+        let peers = self.peers.list();
+        peers.iter().map(|peer| listed(&roll, peer)).collect()
+    }
+
+    /// Lists the invitations there are, spent ones among them, the newest last.
+    pub fn invitations(&self) -> Vec<Invitation> {
+        let mut all: Vec<Invitation> = self.lock().invitations().cloned().collect();
+        all.sort_by(|a, b| (a.made, &a.name).cmp(&(b.made, &b.name)));
+        all
+    }
+
+    fn find(&self, roll: &Roll, whom: &str) -> Result<Listed, EnrolmentError> {
+        let key = whom.parse::<PublicKey>().ok();
+        let peers = self.peers.list();
+        let fits = |peer: &&Peer| peer.entry.name == whom || key == Some(peer.key());
+        match peers.iter().find(fits) {
+            Some(peer) => Ok(listed(roll, peer)),
+            None => Err(EnrolmentError::Nobody {
+                name: whom.to_owned(),
+            }),
+        }
+    }
+
+    /// Writes a roll that has changed, and puts it in force.
+    fn keep(&self, roll: &mut Roll, changed: Roll) -> Result<(), EnrolmentError> {
+        if *roll != changed {
+            self.state.write(FILE, &changed.save())?;
+            *roll = changed;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Roll> {
+        // Whole between any two changes, whoever panicked.
+        self.roll.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn listed(roll: &Roll, peer: &Peer) -> Listed {
+    let key = peer.key();
+    Listed {
+        name: peer.entry.name.clone(),
+        key,
+        origin: peer.origin,
+        since: roll.client(&key).map(|client| client.since),
+        denied: roll.denies(&key),
+    }
+}
+
+fn denied(roll: &Roll) -> HashSet<PublicKey> {
+    roll.denied().copied().collect()
+}
+
+fn entry(name: &str, public_key: PublicKey) -> ClientEntry {
+    ClientEntry {
+        name: name.to_owned(),
+        public_key,
+        address: None,
+        address6: None,
+        preshared_key: None,
+    }
+}
+
+/// Why clients and invitations stay as they are.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EnrolmentError {
+    /// The state folder cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What was kept makes no sense.
+    #[error(
+        "{path}: {reason}; it says who may connect and who may not, so it is not passed over: mend it, or move it away and invite everybody anew"
+    )]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: RestoreError,
+    },
+    /// The configuration lists the name of somebody else.
+    #[error(
+        "clients: the name `{name}` belongs to a client that has enrolled, with the key {key}: give the one in the configuration another name"
+    )]
+    NameInFile {
+        /// The name.
+        name: String,
+        /// The key of the client that has enrolled.
+        key: PublicKey,
+    },
+    /// Nobody can be invited so.
+    #[error(transparent)]
+    Invite(#[from] InviteError),
+    /// The new name will not do.
+    #[error(transparent)]
+    Rename(#[from] RenameError),
+    /// The table of clients does not take it.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// A client has the name.
+    #[error(
+        "there is a client `{name}` already: choose another name, or `adit clients revoke {name}` first"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// The name is the configuration's.
+    #[error("`{name}` is named by the server's configuration: change it there")]
+    NamedThere {
+        /// The name.
+        name: String,
+    },
+    /// There is no such client.
+    #[error("there is no client `{name}`: `adit clients list` names them")]
+    Nobody {
+        /// What was asked for.
+        name: String,
+    },
+    /// The client is not denied.
+    #[error("`{name}` was not revoked")]
+    NotDenied {
+        /// Its name.
+        name: String,
+    },
+    /// Nobody is invited by the name.
+    #[error("there is no open invitation for `{name}`: `adit invite --list` names them")]
+    NotInvited {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The file in the state folder.
+const FILE: &str = "clients.json";
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::proto::invitation_id;
+
+    const NOW: SystemTime = UNIX_EPOCH;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32])
+    }
+
+    fn token() -> Token {
+        Token::from_bytes([9; 32])
+    }
+
+    fn opened(
+        folder: &tempfile::TempDir,
+        configured: &[ClientEntry],
+    ) -> Result<Enrolment, EnrolmentError> {
+        let state = StateDir::open(folder.path()).unwrap();
+        Enrolment::open(Arc::new(Peers::new(configured.to_vec())), &state)
+    }
+
+    fn enrol(enrolment: &Enrolment, number: u8) -> (Verdict, String) {
+        enrolment.enrol(NOW, &invitation_id(&token()), &token(), key(number))
+    }
+
+    /// With `phone` enrolled by key 2, beside `laptop` of the configuration with key 1.
+    fn both(folder: &tempfile::TempDir) -> Enrolment {
+        let enrolment = opened(folder, &[entry("laptop", key(1))]).unwrap();
+        enrolment.invite(NOW, "phone", HOUR, &token()).unwrap();
+        assert_eq!(enrol(&enrolment, 2), (Verdict::Enrolled, "phone".into()));
+        enrolment
+    }
+
+    fn admits(enrolment: &Enrolment, number: u8) -> bool {
+        enrolment.peers.find(&key(number)).is_some()
+    }
+
+    #[test]
+    fn enrolled_clients_and_denials_outlive_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        enrolment.revoke(NOW, "laptop").unwrap();
+        let before = (enrolment.list(), enrolment.invitations());
+        drop(enrolment);
+        let enrolment = opened(&folder, &[entry("laptop", key(1))]).unwrap();
+        assert_eq!((enrolment.list(), enrolment.invitations()), before);
+        assert!(admits(&enrolment, 2) && !admits(&enrolment, 1));
+        assert_eq!(enrolment.peers.name(&key(2)), "phone");
+    }
+
+    #[test]
+    fn same_key_is_told_the_same_again_and_another_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        assert_eq!(enrol(&enrolment, 2), (Verdict::Enrolled, "phone".into()));
+        assert_eq!(enrol(&enrolment, 3), (Verdict::Used, String::new()));
+        assert!(!admits(&enrolment, 3));
+    }
+
+    #[test]
+    fn revoking_forgets_who_has_enrolled_and_denies_who_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        let phone = enrolment.revoke(NOW, &key(2).to_string()).unwrap();
+        assert_eq!((phone.client.name.as_str(), phone.news), ("phone", true));
+        assert!(!admits(&enrolment, 2));
+        let again = enrolment.revoke(NOW, "phone");
+        assert!(matches!(again, Err(EnrolmentError::Nobody { .. })));
+        assert!(enrolment.revoke(NOW, "laptop").unwrap().news);
+        assert!(!enrolment.revoke(NOW, "laptop").unwrap().news);
+        assert!(enrolment.list()[0].denied && !admits(&enrolment, 1));
+        // Also by a reload.
+        let listed = vec![entry("laptop", key(1))];
+        enrolment.peers.replace(listed).unwrap();
+        assert!(!admits(&enrolment, 1));
+        enrolment.restore("laptop").unwrap();
+        assert!(admits(&enrolment, 1));
+        let again = enrolment.restore("laptop");
+        assert!(matches!(again, Err(EnrolmentError::NotDenied { .. })));
+    }
+
+    #[test]
+    fn names_of_the_configuration_are_taken_and_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        let taken =
+            |result: Result<_, EnrolmentError>| matches!(result, Err(EnrolmentError::Taken { .. }));
+        assert!(taken(
+            enrolment.invite(NOW, "laptop", HOUR, &token()).map(|_| ())
+        ));
+        assert!(taken(enrolment.rename(NOW, "phone", "laptop").map(|_| ())));
+        let refused = enrolment.rename(NOW, "laptop", "desk");
+        assert!(matches!(refused, Err(EnrolmentError::NamedThere { .. })));
+        assert_eq!(
+            enrolment.rename(NOW, "phone", "tablet").unwrap().name,
+            "tablet"
+        );
+        assert_eq!(enrolment.peers.name(&key(2)), "tablet");
+        let nobody = enrolment.withdraw(NOW, "nobody");
+        assert!(matches!(nobody, Err(EnrolmentError::NotInvited { .. })));
+    }
+
+    #[test]
+    fn name_that_the_configuration_has_given_away_meanwhile_is_not_given_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = opened(&folder, &[]).unwrap();
+        enrolment.invite(NOW, "phone", HOUR, &token()).unwrap();
+        enrolment
+            .peers
+            .replace(vec![entry("phone", key(7))])
+            .unwrap();
+        assert_eq!(enrol(&enrolment, 2), (Verdict::NameTaken, String::new()));
+        drop(both(&tempfile::tempdir().unwrap()));
+        // And at a start with somebody enrolled, it is said.
+        let folder = tempfile::tempdir().unwrap();
+        drop(both(&folder));
+        let error = opened(&folder, &[entry("phone", key(7))])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`phone`") && error.contains(&key(2).to_string()),
+            "{error}"
+        );
+        // The key itself may be listed, and stays a client when it is listed no more.
+        let enrolment = opened(&folder, &[entry("anna", key(2))]).unwrap();
+        assert_eq!(enrolment.peers.name(&key(2)), "anna");
+        let removed = enrolment.peers.replace(Vec::new()).unwrap().removed;
+        assert_eq!(removed, [key(2)]);
+        assert!(enrolment.reinstate(&key(2)) && !enrolment.reinstate(&key(9)));
+        assert_eq!(enrolment.peers.name(&key(2)), "phone");
+    }
+
+    #[test]
+    fn what_cannot_be_written_has_not_happened() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = opened(&folder, &[]).unwrap();
+        enrolment.invite(NOW, "phone", HOUR, &token()).unwrap();
+        // A folder in the file's place: root, too, cannot write it.
+        std::fs::remove_file(folder.path().join(FILE)).unwrap();
+        std::fs::create_dir(folder.path().join(FILE)).unwrap();
+        assert_eq!(enrol(&enrolment, 2), (Verdict::NotKept, String::new()));
+        assert!(!admits(&enrolment, 2));
+        std::fs::remove_dir(folder.path().join(FILE)).unwrap();
+        assert_eq!(enrol(&enrolment, 2), (Verdict::Enrolled, "phone".into()));
+    }
+
+    #[test]
+    fn file_that_makes_no_sense_keeps_the_server_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), "{\"version\": 1,").unwrap();
+        let error = opened(&folder, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("clients.json") && error.contains("line 1"),
+            "{error}"
+        );
+    }
+}
