@@ -1,4 +1,4 @@
-//! Notices that the host's network changed: a link, an address or a route.
+//! Notices that the host's network changed: a link, an address, a route or a routing rule.
 //!
 //! A client that waits to reconnect tries again at once when there is reason to. The kernel
 //! tells every process about such changes by rtnetlink multicasts; listening needs no privilege.
@@ -134,14 +134,22 @@ async fn drain(socket: &UnixDatagram) -> io::Result<()> {
 /// The protocol of the routing socket is number 0, which is also the default.
 const NETLINK_ROUTE: Option<Protocol> = None;
 
-/// The multicast groups of rtnetlink(7): links, and addresses and routes of both families.
-const GROUPS: u32 =
-    RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE;
+/// The multicast groups of rtnetlink(7): links, and addresses, routes and rules of both families.
+const GROUPS: u32 = RTMGRP_LINK
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV6_RULE;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+/// `RTNLGRP_IPV6_RULE`, which has no such name.
+const RTMGRP_IPV6_RULE: u32 = 1 << 18;
 
 /// The silence that ends a burst: a Wi-Fi roam or DHCP exchange has no longer gaps as a rule,
 /// and nobody notices it before a reconnection.
