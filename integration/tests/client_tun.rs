@@ -11,7 +11,9 @@ use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir, path},
     curl::{self, Via},
     dns::{Dns, Zone},
-    namespaces::{CLIENT4, EGRESS4, EGRESS6, Lab, ORIGIN4, ORIGIN6, PRIVATE4, SERVER4, SERVER6},
+    namespaces::{
+        CLIENT4, CLIENT6, EGRESS4, EGRESS6, Lab, ORIGIN4, ORIGIN6, PRIVATE4, SERVER4, SERVER6,
+    },
     origin::Origin,
     process::{self, Finished, Process},
     skip::{Need, can_run},
@@ -569,6 +571,70 @@ fn lanes_are_answered_through_a_strict_reverse_path_filter() {
     }
 }
 
+/// Has the server host speak to a service of the client host from `from`, to which only the default route leads.
+fn answered(scene: &Scene, from: &str, to: &str) -> bool {
+    let ping = format!("ping -I {from} -c 1 -W 2 {to}");
+    let url = match to.contains(':') {
+        true => format!("http://[{to}]/peer"),
+        false => format!("http://{to}/peer"),
+    };
+    let curl = format!("curl -sS -m 5 --interface {from} {url}");
+    let is_pinged = scene.lab.server.try_run(&ping).status.success();
+    let is_served = scene.lab.server.try_run(&curl).stdout.contains(from);
+    assert_eq!(is_pinged, is_served, "{to}");
+    is_served
+}
+
+#[test]
+fn whoever_speaks_to_the_host_from_outside_is_answered_there_but_for_a_kill_switch() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    const FAR6: &str = "fd12::1";
+    for (more, is_answered) in [("", true), ("tun: {kill_switch: true}", false)] {
+        let scene = Scene::udp(more);
+        let (place, server) = (&scene.lab.client, &scene.lab.server);
+        server.run(&format!("ip address add {FAR}/32 dev s0"));
+        server.run(&format!("ip -6 address add {FAR6}/128 dev s0 nodad"));
+        let _four = Origin::http(place, (CLIENT4, 80).into());
+        let _six = Origin::http(place, (CLIENT6, 80).into());
+        place.shell("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter");
+        let both = |want: bool, when: &str| {
+            assert_eq!(answered(&scene, FAR, &CLIENT4.to_string()), want, "{when}");
+            assert_eq!(answered(&scene, FAR6, &CLIENT6.to_string()), want, "{when}");
+        };
+        both(true, "before");
+        let mut client = scene.client();
+        both(is_answered, "with the tunnel");
+        // what the host begins goes through the tunnel all the same
+        let (four, six) = (format!("{EGRESS4}:"), format!("[{EGRESS6}]:"));
+        assert!(scene.seen(&scene.four.url("/peer")).starts_with(&four));
+        assert!(scene.seen(&scene.six.url("/peer")).starts_with(&six));
+        assert!(client.stop().0.success());
+        both(true, "afterwards");
+    }
+}
+
+#[test]
+fn rules_that_somebody_takes_away_come_back() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("");
+    let place = &scene.lab.client;
+    let mut client = scene.client();
+    let rules = || place.shell("ip -4 rule; ip -6 rule");
+    let ours = rules();
+    // as systemd-networkd does with rules that it has not made
+    for family in ["-4", "-6"] {
+        for priority in [6865, 6866, 6867] {
+            place.run(&format!("ip {family} rule del priority {priority}"));
+        }
+        wait_for("the rules are back", || rules() == ours);
+    }
+    assert!(client.stop().0.success());
+}
+
 #[test]
 fn name_servers_that_somebody_writes_meanwhile_are_kept_and_come_back() {
     if !can_run(NEEDS) {
@@ -581,10 +647,15 @@ fn name_servers_that_somebody_writes_meanwhile_are_kept_and_come_back() {
     assert!(ours.contains("nameserver 10.86.0.1"), "{ours}");
     // as a DHCP client does when it has another address
     place.shell(
-        "echo nameserver 192.0.2.1 > /etc/resolv.conf.new; mv /etc/resolv.conf.new /etc/resolv.conf
-         ip address add 10.77.1.78/24 dev c0",
+        "ip address add 10.77.1.78/24 dev c0; sleep 1
+         echo nameserver 192.0.2.1 > /etc/resolv.conf.new; mv /etc/resolv.conf.new /etc/resolv.conf",
     );
     wait_for("the tunnel's are back", || {
+        place.run("cat /etc/resolv.conf") == ours
+    });
+    // in place, and with nothing else that changes
+    place.shell("echo nameserver 192.0.2.1 > /etc/resolv.conf");
+    wait_for("the tunnel's are back again", || {
         place.run("cat /etc/resolv.conf") == ours
     });
     assert_eq!(

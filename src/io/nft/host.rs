@@ -10,11 +10,17 @@
 //!   }
 //!   chain answers {
 //!     type filter hook prerouting priority mangle; policy accept;
+//!     iifname != "adit0" iifname != "lo" fib daddr type local ct direction original ct mark 0 ct mark set 0x1ad2
+//!     ct mark 0x1ad2 meta mark set 0x1ad1
 //!     ct mark 0x1ad1 meta mark set ct mark     # so that rp_filter finds the way back that the lanes took
+//!   }
+//!   chain answering {
+//!     type route hook output priority mangle; policy accept;
+//!     ct mark 0x1ad2 meta mark set 0x1ad1
 //!   }
 //!   chain lanes {
 //!     type filter hook postrouting priority mangle; policy accept;
-//!     meta mark 0x1ad1 ct mark set meta mark
+//!     ct mark != 0x1ad2 meta mark 0x1ad1 ct mark set meta mark
 //!   }
 //!   chain leaving {                            # the kill switch; made here or forwarded, all pass it
 //!     type filter hook postrouting priority filter; policy accept;
@@ -31,6 +37,11 @@
 //! }
 //! ```
 //!
+//! Who speaks to the host from outside, such as its administrator by ssh, is answered there: a conversation that others
+//! begin with one of the host's own addresses is marked 0x1ad2, and the host's packets in it bear the lanes' mark and are
+//! routed once more for it. What the host begins is never marked so, nor what it forwards. All that speaks of 0x1ad2 is
+//! there without the kill switch only: with one nobody is answered outside who is not excluded.
+//!
 //! The table belongs to no process: the kill switch stays when the client crashes. Another takes its place, or its
 //! end, in one transaction, so that there is no moment without it.
 
@@ -38,11 +49,12 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tracing::warn;
 
 use super::message::{
-    Batch, Expression, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING, NFPROTO_INET, NFPROTO_IPV4,
-    NFPROTO_IPV6, NFT_CT_MARK, NFT_META_L4PROTO, NFT_META_MARK, NFT_MSG_NEWTABLE, NFTA_TABLE_NAME,
-    NLM_F_CREATE,
+    Batch, Expression, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING, NFPROTO_INET,
+    NFPROTO_IPV4, NFPROTO_IPV6, NFT_CT_DIRECTION, NFT_CT_MARK, NFT_META_L4PROTO, NFT_META_MARK,
+    NFT_MSG_NEWTABLE, NFTA_TABLE_NAME, NLM_F_CREATE,
 };
 use super::rules::{
     Chain, FILTER, NftError, RAW, delete, destination, dropped, family, interface, is_family,
@@ -71,21 +83,31 @@ impl HostRules {
     pub fn load(&self) -> Result<(), NftError> {
         let failed = |source| NftError::of(HOST_TABLE, source);
         let socket = NftSocket::open().map_err(failed)?;
-        socket.run(self.batch()).map_err(failed)
+        let is_answering = self.kill_switch.is_none();
+        match socket.run(self.batch(is_answering)) {
+            Err(error) if is_answering && error.raw_os_error() == Some(libc::ENOENT) => {
+                warn!(
+                    "this kernel has no nft_fib_inet: connections from outside are answered through the tunnel, unless their network is excluded"
+                );
+                socket.run(self.batch(false)).map_err(failed)
+            }
+            result => result.map_err(failed),
+        }
     }
 
-    fn batch(&self) -> Batch {
+    /// Says what makes the table; with `is_answering` whoever speaks to the host from outside is answered there.
+    fn batch(&self, is_answering: bool) -> Batch {
         let mut batch = Batch::new(NFPROTO_INET);
         // What is there or not, it can be deleted after this.
         batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, |to| {
             to.text(NFTA_TABLE_NAME, HOST_TABLE);
         });
         push_deletion(&mut batch, HOST_TABLE);
-        push_table(&mut batch, HOST_TABLE, 0, &self.chains());
+        push_table(&mut batch, HOST_TABLE, 0, &self.chains(is_answering));
         batch
     }
 
-    fn chains(&self) -> Vec<Chain> {
+    fn chains(&self, is_answering: bool) -> Vec<Chain> {
         let tunnel = self.interface.as_str();
         let elsewhere = || [interface(true, false, tunnel), interface(true, false, "lo")].concat();
         let arriving = self.addresses.iter().map(|address| {
@@ -98,37 +120,79 @@ impl HostRules {
             ]
             .concat()
         });
-        let bears = |load| vec![load, equals(self.mark.to_ne_bytes().to_vec())];
+        let mark = || self.mark.to_ne_bytes().to_vec();
+        let is = |load, value| vec![load, equals(value)];
+        let bears = |load| is(load, mark());
+        let begun_outside = [
+            elsewhere(),
+            is(
+                Expression::DestinationKind,
+                RTN_LOCAL.to_ne_bytes().to_vec(),
+            ),
+            is(Expression::Ct(NFT_CT_DIRECTION), vec![ORIGINAL]),
+            is(Expression::Ct(NFT_CT_MARK), vec![0; 4]),
+            vec![
+                Expression::Load(self.incoming()),
+                Expression::SetCt(NFT_CT_MARK),
+            ],
+        ];
+        let answering = [
+            is(Expression::Ct(NFT_CT_MARK), self.incoming()),
+            vec![Expression::Load(mark()), Expression::SetMeta(NFT_META_MARK)],
+        ]
+        .concat();
         let answers = [
             bears(Expression::Ct(NFT_CT_MARK)),
             vec![Expression::SetMeta(NFT_META_MARK)],
-        ];
+        ]
+        .concat();
         let lanes = [
+            vec![
+                Expression::Ct(NFT_CT_MARK),
+                Expression::Compare {
+                    equal: false,
+                    value: self.incoming(),
+                },
+            ],
             bears(Expression::Meta(NFT_META_MARK)),
             vec![Expression::SetCt(NFT_CT_MARK)],
         ];
         let chain = |name, hook, priority, rules| Chain {
             name,
-            kind: "filter",
+            // One that routes anew what it has marked.
+            kind: if hook == NF_INET_LOCAL_OUT {
+                "route"
+            } else {
+                "filter"
+            },
             hook,
             priority,
             rules,
         };
+        let answered = if is_answering {
+            vec![begun_outside.concat(), answering.clone(), answers]
+        } else {
+            vec![answers]
+        };
         let mut chains = vec![
             chain("arriving", NF_INET_PRE_ROUTING, RAW, arriving.collect()),
-            chain(
-                "answers",
-                NF_INET_PRE_ROUTING,
-                MANGLE,
-                vec![answers.concat()],
-            ),
+            chain("answers", NF_INET_PRE_ROUTING, MANGLE, answered),
             chain("lanes", NF_INET_POST_ROUTING, MANGLE, vec![lanes.concat()]),
         ];
+        if is_answering {
+            let answering = vec![answering];
+            chains.push(chain("answering", NF_INET_LOCAL_OUT, MANGLE, answering));
+        }
         if let Some(exclude) = &self.kill_switch {
             let leaving = self.leaving(exclude);
             chains.push(chain("leaving", NF_INET_POST_ROUTING, FILTER, leaving));
         }
         chains
+    }
+
+    /// The mark of conversations that others have begun with the host.
+    fn incoming(&self) -> Vec<u8> {
+        (self.mark + 1).to_ne_bytes().to_vec()
     }
 
     fn leaving(&self, exclude: &[IpNet]) -> Vec<Vec<Expression>> {
@@ -193,6 +257,12 @@ pub const HOST_TABLE: &str = "adit_client";
 
 /// Where packets are marked, behind connection tracking (linux/netfilter_ipv4.h, `NF_IP_PRI_MANGLE`).
 const MANGLE: i32 = -150;
+
+/// A destination that is the host's own (linux/rtnetlink.h).
+const RTN_LOCAL: u32 = 2;
+
+/// The direction of whoever began a conversation (`IP_CT_DIR_ORIGINAL`).
+const ORIGINAL: u8 = 0;
 
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;

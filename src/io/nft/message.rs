@@ -181,6 +181,10 @@ pub(super) enum Expression {
     SetMeta(u32),
     /// Sets the connection's mark to what was loaded.
     SetCt(u32),
+    /// Loads of what kind the packet's destination is to this host (rtnetlink(7), `rtm_type`).
+    DestinationKind,
+    /// Loads this.
+    Load(Vec<u8>),
     /// Loads bytes of the header behind the IP header.
     Transport {
         offset: u32,
@@ -232,6 +236,15 @@ impl Expression {
             Self::SetCt(key) => to.expression("ct", |data| {
                 data.number(NFTA_CT_SREG, NFT_REG_1);
                 data.number(NFTA_CT_KEY, *key);
+            }),
+            Self::DestinationKind => to.expression("fib", |data| {
+                data.number(NFTA_FIB_DREG, NFT_REG_1);
+                data.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+                data.number(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR);
+            }),
+            Self::Load(value) => to.expression("immediate", |data| {
+                data.number(NFTA_IMMEDIATE_DREG, NFT_REG_1);
+                data.nested(NFTA_IMMEDIATE_DATA, |data| data.raw(NFTA_DATA_VALUE, value));
             }),
             Self::Network { offset, length } => {
                 payload(to, NFT_PAYLOAD_NETWORK_HEADER, *offset, *length);
@@ -343,6 +356,7 @@ pub(super) const NFTA_HOOK_PRIORITY: u16 = 2;
 
 pub(super) const NF_INET_PRE_ROUTING: u32 = 0;
 pub(super) const NF_INET_FORWARD: u32 = 2;
+pub(super) const NF_INET_LOCAL_OUT: u32 = 3;
 pub(super) const NF_INET_POST_ROUTING: u32 = 4;
 
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
@@ -377,7 +391,14 @@ const NFTA_CT_KEY: u16 = 2;
 const NFTA_CT_SREG: u16 = 4;
 pub(super) const NFT_CT_MARK: u32 = 3;
 pub(super) const NFT_CT_STATE: u32 = 0;
+pub(super) const NFT_CT_DIRECTION: u32 = 1;
 pub(super) const NFT_CT_STATUS: u32 = 2;
+
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_DADDR: u32 = 2;
 
 const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
