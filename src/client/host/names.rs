@@ -79,6 +79,10 @@ impl Names {
             return changes.former_name_servers();
         }
         let ips: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
+        if self.resolved && !serves_resolv_conf(Path::new(RESOLV_CONF)) {
+            warn!("{RESOLV_CONF} leads past systemd-resolved now: it is replaced");
+            self.resolved = false;
+        }
         if self.resolved {
             if self.told != servers {
                 match tell_resolved(interface, &servers).await {

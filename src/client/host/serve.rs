@@ -1,5 +1,6 @@
 //! Keeps the host as the session has it.
 
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +19,11 @@ use crate::client::driver::{Driver, Exit};
 use crate::client::run::connector;
 use crate::client::tunnel::tunnel as tunnel_handles;
 use crate::config::{ClientConfig, HostTunnel};
-use crate::io::host::{HostChanges, HostError};
+use crate::io::file_watch::FileWatch;
+use crate::io::host::{HostChanges, HostError, RESOLV_CONF};
 use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::network::NetworkWatch;
-use crate::io::outside::{Outside, RESOLV_CONF, host_file};
+use crate::io::outside::{Outside, host_file};
 use crate::io::sysctl::has_ipv6;
 use crate::io::tls::ClientTlsError;
 use crate::io::tun::{DEVICE, OpenError, Tun, calm_interface};
@@ -41,6 +43,8 @@ pub struct Host {
     driver: JoinHandle<Exit>,
     inner: watch::Receiver<Option<InnerConfig>>,
     network: NetworkWatch,
+    /// Of the file that says whom the host asks for names, if we have a say in that.
+    resolv_conf: Option<FileWatch>,
     stop: CancellationToken,
 }
 
@@ -58,6 +62,9 @@ impl Host {
         let mut changes = HostChanges::begin(&tunnel.state_dir, &guard(tunnel, &[]))?;
         // Only now the file is the host's own again that a dead client may have replaced.
         let names = tunnel.dns.then(|| Names::new(config)).transpose()?;
+        let resolv_conf = names
+            .as_ref()
+            .map(|_| FileWatch::new(Path::new(RESOLV_CONF)));
         outside.set_name_servers(host_file(Path::new(RESOLV_CONF)), Vec::new());
         changes.valid_mark();
         let device = Tun::open_at(Path::new(DEVICE), &tunnel.name)?;
@@ -98,6 +105,7 @@ impl Host {
             driver,
             inner,
             network: NetworkWatch::new(),
+            resolv_conf,
             stop,
         })
     }
@@ -150,12 +158,10 @@ impl Host {
                 let plan = self.join(&inner).await?;
                 self.follow(plan, inner).await?;
             }
-            () = self.network.changed() => {
-                // Other programs may have taken rules away, or written whom to ask.
-                if let Some((plan, inner)) = self.plan.take() {
-                    self.follow(plan, inner).await?;
-                }
-            }
+            // Other programs may have taken rules away.
+            () = self.network.changed() => self.renew().await?,
+            // Or written whom to ask: somebody in the local network, as a rule, beside the tunnel.
+            () = changed(self.resolv_conf.as_mut()) => self.renew().await?,
         }
         Ok(self.plan.is_some())
     }
@@ -172,6 +178,21 @@ impl Host {
         let plan = Plan::new(&self.tunnel, inner, &servers, index, has_ipv6());
         self.changes.guard(&plan.guard)?;
         Ok(plan)
+    }
+
+    /// Makes everything again what it was, if the host goes through the tunnel.
+    async fn renew(&mut self) -> Result<(), HostTunnelError> {
+        let (plan, inner) = match self.plan.take() {
+            Some(known) => known,
+            // Nothing was said yet, or what was said could not be followed.
+            None => {
+                let Some(inner) = self.inner.borrow().clone() else {
+                    return Ok(());
+                };
+                (self.join(&inner).await?, inner)
+            }
+        };
+        self.follow(plan, inner).await
     }
 
     /// Makes routes, rules and name servers what they should be; what is so already stays as it is.
@@ -191,6 +212,13 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+async fn changed(file: Option<&mut FileWatch>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => pending().await,
     }
 }
 
