@@ -7,6 +7,8 @@
 //!   chain arriving {
 //!     type filter hook prerouting priority raw; policy accept;
 //!     iifname != "adit0" iifname != "lo" ip daddr 10.86.0.2 counter drop   # nobody outside speaks to the inner address
+//!     iifname "adit0" ip daddr != 10.86.0.2 counter drop               # nor the server to any but it
+//!     iifname "adit0" meta nfproto ipv6 counter drop
 //!   }
 //!   chain answers {
 //!     type filter hook prerouting priority mangle; policy accept;
@@ -120,6 +122,7 @@ impl HostRules {
             ]
             .concat()
         });
+        let arriving = arriving.chain([false, true].map(|v6| self.inward(v6)));
         let mark = || self.mark.to_ne_bytes().to_vec();
         let is = |load, value| vec![load, equals(value)];
         let bears = |load| is(load, mark());
@@ -188,6 +191,21 @@ impl HostRules {
             chains.push(chain("leaving", NF_INET_POST_ROUTING, FILTER, leaving));
         }
         chains
+    }
+
+    /// Drops what comes out of the tunnel for any but its own address: a server must not reach into the local network by a
+    /// host that forwards, nor services of the host that listen on other addresses of it alone.
+    fn inward(&self, v6: bool) -> Vec<Expression> {
+        let family = if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
+        let own = self.addresses.iter().find(|own| own.is_ipv6() == v6);
+        let other = own.map(|own| destination(false, &IpNet::from(*own)));
+        [
+            interface(true, true, &self.interface),
+            is_family(family),
+            other.unwrap_or_default(),
+            dropped(),
+        ]
+        .concat()
     }
 
     /// The mark of conversations that others have begun with the host.
