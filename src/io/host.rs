@@ -256,6 +256,10 @@ pub(super) fn undo_one(change: &Change) -> io::Result<()> {
             policy.set_routes(*table, false, &[])?;
             policy.set_routes(*table, true, &[])
         }
+        // Nor is another file written.
+        Change::ResolvConf(replacement) if !replacement.is_of(Path::new(RESOLV_CONF)) => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
         Change::ResolvConf(replacement) => replacement.undo(),
         Change::Sysctl { .. } => Err(io::ErrorKind::Unsupported.into()),
     }

@@ -1,13 +1,16 @@
 //! `/etc/resolv.conf`, put in the place of the host's own for a while.
 //!
 //! ```text
-//!  link resolv.conf → .resolv.conf.adit ─ rename new → resolv.conf ─ … ─ rename .resolv.conf.adit → resolv.conf
+//!  link resolv.conf → .resolv-conf-adit-1 ─ rename new → resolv.conf ─ … ─ rename .resolv-conf-adit-1 → resolv.conf
 //! ```
 //!
 //! The host's own file, or symbolic link, is kept beside as it is, by a hard link; ours takes its name by a rename, and it
 //! takes its name back by another. So there is a whole file at every moment, and what comes back is the very same one.
 //! Where the file has a name that cannot be given to another, as in containers, whose engine has mounted it there, it is
 //! written to instead, and what it held is kept in the journal.
+//!
+//! The other name is used once, and both names are in the journal before there is anything of them: what a replacement that
+//! was never undone has kept is not taken for one's own, so that undoing both, in any order, brings the host's own back.
 //!
 //! What somebody else has put there meanwhile (a DHCP client, another VPN) is theirs, and stays.
 
@@ -44,7 +47,9 @@ impl Replacement {
     /// Says how `path` would be replaced by a rename. Nothing is changed.
     pub fn renaming(path: &Path, ours: String) -> Self {
         Self {
-            kept: Kept::Beside(path.with_file_name(BESIDE)),
+            kept: Kept::Beside(
+                path.with_file_name(format!("{BESIDE}{:016x}", rand::random::<u64>())),
+            ),
             path: path.to_owned(),
             ours,
         }
@@ -67,6 +72,19 @@ impl Replacement {
         })
     }
 
+    /// Whether it is about `path`, and keeps nothing but that beside it.
+    pub fn is_of(&self, path: &Path) -> bool {
+        let is_beside = |kept: &Path| {
+            let name = kept.file_name().and_then(|name| name.to_str());
+            kept.parent() == path.parent() && name.is_some_and(|name| name.starts_with(BESIDE))
+        };
+        self.path == path
+            && match &self.kept {
+                Kept::Beside(kept) => is_beside(kept),
+                Kept::Here(_) => true,
+            }
+    }
+
     /// Puts ours there.
     ///
     /// # Errors
@@ -80,17 +98,13 @@ impl Replacement {
                     Err(error) => return Err(error),
                 }
                 let folder = self.path.parent().unwrap_or(Path::new("/"));
-                let mut file = tempfile::Builder::new()
-                    .prefix(".resolv.conf.adit-")
-                    // Every program of the host reads it.
-                    .permissions(fs::Permissions::from_mode(0o644))
-                    .tempfile_in(folder)?;
+                let new = fresh(beside);
+                let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
                 file.write_all(self.ours.as_bytes())?;
-                // The process's mask must not keep others from it.
-                file.as_file()
-                    .set_permissions(fs::Permissions::from_mode(0o644))?;
-                file.as_file().sync_all()?;
-                file.persist(&self.path).map_err(|error| error.error)?;
+                // Every program of the host reads it, and the process's mask must not keep others from it.
+                file.set_permissions(fs::Permissions::from_mode(0o644))?;
+                file.sync_all()?;
+                fs::rename(&new, &self.path)?;
                 File::open(folder)?.sync_all()
             }
             Kept::Here(_) => overwrite(&self.path, self.ours.as_bytes()),
@@ -104,10 +118,17 @@ impl Replacement {
     pub fn undo(&self) -> io::Result<()> {
         match &self.kept {
             Kept::Beside(beside) => {
+                remove(&fresh(beside))?;
                 let has_own = fs::symlink_metadata(beside).is_ok();
                 match (self.is_there()?, has_own) {
                     (true, true) => fs::rename(beside, &self.path),
                     (true, false) => fs::remove_file(&self.path),
+                    // Another client's, which has kept ours: it knows nothing better than what we have kept.
+                    (false, true) if self.is_anothers()? => {
+                        fs::rename(beside, &self.path)?;
+                        // Two names of one file are left by a rename.
+                        remove(beside)
+                    }
                     // Not replaced yet, or by somebody else: its second name is all that is left of us.
                     (false, true) => fs::remove_file(beside),
                     (false, false) => Ok(()),
@@ -145,6 +166,22 @@ impl Replacement {
     }
 }
 
+impl Replacement {
+    /// Whether what is there was written by a client like this one.
+    fn is_anothers(&self) -> io::Result<bool> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let mut begin = Vec::new();
+        let file = File::open(&self.path)?;
+        file.take(HEAD.len() as u64).read_to_end(&mut begin)?;
+        Ok(begin == HEAD.as_bytes())
+    }
+}
+
 /// What `/etc/resolv.conf` says while the host's names go through the tunnel.
 pub fn text(servers: &[IpAddr]) -> String {
     let mut text = String::from(HEAD);
@@ -152,6 +189,19 @@ pub fn text(servers: &[IpAddr]) -> String {
         text.push_str(&format!("nameserver {server}\n"));
     }
     text
+}
+
+/// The name of ours until it is whole.
+fn fresh(beside: &Path) -> PathBuf {
+    beside.with_extension("new")
+}
+
+/// Removes a file; one that is gone counts as removed.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -167,8 +217,8 @@ fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// What ours begins with.
 const HEAD: &str = "# Written by adit client with a tunnel of the whole host. What was here comes back when it ends, and by `adit cleanup`.\n";
 
-/// The name of the host's own file meanwhile.
-const BESIDE: &str = ".resolv.conf.adit";
+/// What the name of the host's own file begins with meanwhile.
+const BESIDE: &str = ".resolv-conf-adit-";
 
 /// Far beyond any resolv.conf.
 const MAX_LEN: u64 = 64 * 1024;
@@ -265,11 +315,61 @@ mod tests {
         fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
         let replacement = Replacement::renaming(&path, servers());
         replacement.undo().unwrap();
+        let Kept::Beside(beside) = &replacement.kept else {
+            panic!("it is to be renamed");
+        };
         // Linked, and not renamed yet.
-        fs::hard_link(&path, path.with_file_name(BESIDE)).unwrap();
+        fs::hard_link(&path, beside).unwrap();
+        fs::write(fresh(beside), "half of o").unwrap();
         replacement.undo().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"nameserver 192.0.2.1\n");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_another_has_kept_comes_back_in_whatever_order_they_are_undone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        for is_newest_first in [true, false] {
+            fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+            // The first is never undone by its client, as where the machine stops and another folder's client comes up.
+            let first = Replacement::renaming(&path, servers());
+            let second = Replacement::renaming(&path, text(&["10.99.0.1".parse().unwrap()]));
+            for replacement in [&first, &second] {
+                replacement.apply().unwrap();
+            }
+            let order = if is_newest_first {
+                [&second, &first]
+            } else {
+                [&first, &second]
+            };
+            for replacement in order {
+                replacement.undo().unwrap();
+            }
+            assert_eq!(fs::read(&path).unwrap(), b"nameserver 192.0.2.1\n");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn journal_speaks_of_one_file_alone() {
+        let path = Path::new("/etc/resolv.conf");
+        assert!(Replacement::renaming(path, servers()).is_of(path));
+        let other = |path: &str, kept| Replacement {
+            path: path.into(),
+            ours: String::new(),
+            kept,
+        };
+        for replacement in [
+            other("/etc/shadow", Kept::Here(Vec::new())),
+            other("/etc/resolv.conf", Kept::Beside("/etc/shadow".into())),
+            other(
+                "/etc/resolv.conf",
+                Kept::Beside("/tmp/.resolv-conf-adit-1".into()),
+            ),
+        ] {
+            assert!(!replacement.is_of(path), "{replacement:?}");
+        }
     }
 
     #[test]
