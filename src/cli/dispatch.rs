@@ -131,6 +131,8 @@ pub async fn run_client(
     };
     let result = match up {
         Ok(true) => tokio::select! {
+            // First: what cannot be served at all is no fault of the tunnel.
+            biased;
             result = serve_client(config, outside, served, &mut ready, &stop) => result,
             error = host.serve() => Err(error.into()),
         },
@@ -138,7 +140,7 @@ pub async fn run_client(
         Err(error) => Err(error.into()),
     };
     // Whatever it ended by: its own error is told first.
-    match host.close().await {
+    match host.close(result.is_err()).await {
         Err(error) if result.is_ok() => Err(error.into()),
         Ok(()) | Err(_) => result,
     }

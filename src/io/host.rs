@@ -22,9 +22,11 @@ use super::resolv::{self, Kept, Replacement};
 use super::state::{StateDir, StateError};
 use super::sysctl::{SysctlError, Sysctls, Turn, is_privileged};
 
-/// The changes of this process to its host; dropping it undoes them.
+/// The changes of this process to its host; dropping it undoes them, but for a kill switch that [stays](Self::hold).
 #[derive(Debug)]
 pub struct HostChanges {
+    /// Whether the nftables table is kept by anything but an end in order.
+    is_held: bool,
     journal: Journal,
     sysctls: Sysctls,
     policy: Policy,
@@ -43,9 +45,10 @@ impl HostChanges {
     pub fn begin(state: &Path, guard: &HostRules) -> Result<Self, HostError> {
         let state = StateDir::open(state)?;
         let mut changes = Self::open(&state, HostLock::take()?)?;
+        // A kill switch that outlived its client outlives a start that fails, too.
+        changes.is_held = guard.kill_switch.is_some() && changes.has_guard();
         changes.guard(guard)?;
-        let is_old = |change: &Change| !matches!(change, Change::HostTable { .. });
-        changes.undo_some(is_old)?;
+        changes.undo_some(|change| !is_guard(change))?;
         for table in tables() {
             if changes.policy.is_used(table).map_err(routing)? {
                 return Err(HostError::Foreign { table });
@@ -58,6 +61,7 @@ impl HostChanges {
     fn open(state: &StateDir, lock: Option<HostLock>) -> Result<Self, HostError> {
         let world = World::current().map_err(HostError::World)?;
         Ok(Self {
+            is_held: false,
             journal: Journal::open(state, &world)?,
             sysctls: Sysctls::default(),
             policy: Policy::open().map_err(routing)?,
@@ -73,17 +77,26 @@ impl HostChanges {
     pub fn guard(&mut self, rules: &HostRules) -> Result<(), HostError> {
         let name = HOST_TABLE.to_owned();
         let change = Change::HostTable { name };
-        let is_new = !self.journal.changes().contains(&change);
+        let is_new = !self.has_guard();
         self.note(change)?;
         if let Err(error) = rules.load() {
             if is_new {
                 // Nothing was loaded: there is nothing to undo.
-                let is_it = |change: &Change| matches!(change, Change::HostTable { .. });
-                self.journal.undo_some(is_it, |_| Ok(()))?;
+                self.journal.undo_some(is_guard, |_| Ok(()))?;
             }
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// Has a kill switch stay from now on until an end in order, or the next start, or `adit cleanup`.
+    pub fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// Whether the nftables table may be there.
+    fn has_guard(&self) -> bool {
+        self.journal.changes().iter().any(is_guard)
     }
 
     /// Has reverse-path filters look at marks, as far as that is allowed.
@@ -154,6 +167,21 @@ impl HostChanges {
         self.undo_some(|_| true)
     }
 
+    /// Undoes what a failure must not leave: all but a kill switch that is held, so that nothing goes past a tunnel that
+    /// ended by itself.
+    ///
+    /// # Errors
+    /// As [`HostChanges::undo`].
+    pub fn give_up(&mut self) -> Result<(), HostError> {
+        let is_held = self.is_held;
+        if is_held && self.has_guard() {
+            warn!(
+                "the kill switch stays: nothing leaves this host until the next start, or `adit cleanup`"
+            );
+        }
+        self.undo_some(|change| !(is_held && is_guard(change)))
+    }
+
     fn replace(&mut self, path: &Path, text: String) -> Result<Replacement, HostError> {
         let renaming = Replacement::renaming(path, text.clone());
         self.note(Change::ResolvConf(renaming.clone()))?;
@@ -198,8 +226,12 @@ impl HostChanges {
 
 impl Drop for HostChanges {
     fn drop(&mut self) {
-        if !self.journal.changes().is_empty()
-            && let Err(error) = self.undo_some(|_| true)
+        if !self
+            .journal
+            .changes()
+            .iter()
+            .all(|it| self.is_held && is_guard(it))
+            && let Err(error) = self.give_up()
         {
             warn!("{error}");
         }
@@ -263,6 +295,10 @@ pub(super) fn undo_one(change: &Change) -> io::Result<()> {
         Change::ResolvConf(replacement) => replacement.undo(),
         Change::Sysctl { .. } => Err(io::ErrorKind::Unsupported.into()),
     }
+}
+
+fn is_guard(change: &Change) -> bool {
+    matches!(change, Change::HostTable { .. })
 }
 
 /// Where the host's own content is meanwhile.

@@ -46,7 +46,9 @@
 //! While the tunnel is down its routes stay: packets wait for a lane, or are dropped, and go nowhere else. When the client
 //! is killed, the device ends and its routes with it, and the host goes on without a tunnel: what is left is undone by the
 //! next start or by `adit cleanup`. With the kill switch nothing but what [`crate::io::nft::host`] lists leaves the host
-//! meanwhile: also not to the local network, unless it is excluded, nor by routes that a DHCP server has put there.
+//! meanwhile: also not to the local network, unless it is excluded, nor by routes that a DHCP server has put there. The
+//! same where a client that served ends by a fault of its own, or one that follows it cannot start: then all but the kill
+//! switch is undone.
 //!
 //! # Limits
 //!

@@ -121,7 +121,11 @@ impl Host {
     }
 
     /// Follows what the server says and what becomes of the network, until the driver ends, which only a fault makes it.
+    /// From now on a kill switch stays for a fault.
     pub async fn serve(&mut self) -> HostTunnelError {
+        if self.tunnel.kill_switch {
+            self.changes.hold();
+        }
         loop {
             match self.step().await {
                 Ok(_) => {}
@@ -131,13 +135,17 @@ impl Host {
         }
     }
 
-    /// Closes the session in order and puts the host back.
+    /// Closes the session in order and puts the host back; where that is for a fault, a kill switch stays.
     ///
     /// # Errors
     /// Something could not be undone; it stays in the journal.
-    pub async fn close(mut self) -> Result<(), HostTunnelError> {
+    pub async fn close(mut self, is_fault: bool) -> Result<(), HostTunnelError> {
         // First of all, so that the host is not without a network while the goodbye is under way.
-        let undone = self.changes.undo();
+        let undone = if is_fault {
+            self.changes.give_up()
+        } else {
+            self.changes.undo()
+        };
         self.stop.cancel();
         let is_over = self.driver.is_finished();
         if !is_over && timeout(CLOSE_TIMEOUT, &mut self.driver).await.is_err() {
