@@ -414,6 +414,66 @@ fn nothing_leaks_with_the_kill_switch_while_the_tunnel_is_down_or_the_client_dea
 }
 
 #[test]
+fn kill_switch_stays_when_the_tunnel_fails_and_when_no_other_can_start() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("tun: {kill_switch: true}");
+    let place = &scene.lab.client;
+    let before = scene.host();
+    let mut client = scene.client();
+    let is_closed = || {
+        let table = place.run("nft list ruleset").contains("chain leaving");
+        let ping = format!("ping -c 1 -W 1 {SERVER4}");
+        assert_eq!(table, !place.try_run(&ping).status.success());
+        table
+    };
+    // somebody takes the device away: the client cannot go on
+    place.run("ip link del adit0");
+    assert!(
+        client
+            .process()
+            .wait(SOON)
+            .is_some_and(|status| !status.success())
+    );
+    assert!(is_closed());
+    // nor can the next begin
+    place.shell("mount -t tmpfs tmpfs /dev/net");
+    let refused = scene.adit(&["client", "--tun", "-c", path(&scene.client_config)]);
+    assert!(
+        refused.stderr.contains("the kill switch stays"),
+        "{refused:?}"
+    );
+    assert!(is_closed());
+    place.run("umount /dev/net");
+    assert!(scene.adit(&["cleanup"]).status.success());
+    assert_eq!(scene.host(), before);
+    // an end in order takes it away, too
+    let mut client = scene.client();
+    assert!(client.stop().0.success());
+    assert_eq!(scene.host(), before);
+}
+
+#[test]
+fn root_that_becomes_an_ordinary_user_keeps_what_the_tunnel_needs() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("tun: true\nuser: 10001:10001");
+    let before = scene.host();
+    let mut client = scene.client();
+    let through = format!("{EGRESS4}:");
+    assert!(scene.seen("http://four.example/peer").starts_with(&through));
+    assert!(client.stop().0.success());
+    assert_eq!(scene.host(), before);
+    let mut client = scene.client();
+    client.kill();
+    let cleaned = scene.adit(&["cleanup"]);
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert_eq!(scene.host(), before);
+}
+
+#[test]
 fn ipv6_does_not_leak_beside_a_tunnel_that_has_none() {
     if !can_run(NEEDS) {
         return;
@@ -664,7 +724,7 @@ fn name_servers_that_somebody_writes_meanwhile_are_kept_and_come_back() {
     );
     assert!(client.stop().0.success());
     assert_eq!(place.run("cat /etc/resolv.conf"), "nameserver 192.0.2.1\n");
-    assert!(!place.run("ls -a /etc").contains(".resolv.conf"));
+    assert!(!place.run("ls -a /etc").contains(".resolv"));
 }
 
 #[test]

@@ -27,6 +27,19 @@ pub enum Forward {
     Remote(RemoteForward),
 }
 
+impl Forward {
+    /// The address of this host that it listens on, if it has one.
+    pub fn near_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Local(local) => match local.listen {
+                NearListen::Tcp(address) | NearListen::Udp(address) => Some(address),
+                NearListen::Unix(_) => None,
+            },
+            Self::Remote(_) => None,
+        }
+    }
+}
+
 /// A port or Unix socket of this host that leads to a host beyond the server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LocalForward {

@@ -117,7 +117,8 @@ fn empty_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Gives a folder to a user, with the files in it; makes it (0700) where it is not there.
+/// Gives a folder to a user, with the files in it; makes it (0700) where it is not there, in folders that it can be reached
+/// through (0711).
 ///
 /// One that is theirs already is left alone: what they have put into it meanwhile is not root's to touch. Of another's
 /// folder only ordinary files with one name are given, and links are not followed.
@@ -129,11 +130,14 @@ pub fn hand_over(folder: &Path, user: u32, group: u32) -> Result<(), StepDownErr
         let path = path.to_owned();
         move |source| StepDownError::Folder { path, user, source }
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(failed(folder))?;
+    let make = |folder: &Path, mode| {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(mode).create(folder)
+    };
+    if let Some(parent) = folder.parent() {
+        make(parent, 0o711).map_err(failed(parent))?;
+    }
+    make(folder, 0o700).map_err(failed(folder))?;
     let directory = File::open(folder).map_err(failed(folder))?;
     if directory.metadata().map_err(failed(folder))?.uid() == user {
         return Ok(());
@@ -202,6 +206,7 @@ mod tests {
             (file.uid(), file.gid(), file.mode() & 0o777)
         };
         assert_eq!(owner(&folder), (10001, 10002, 0o700));
+        assert_eq!(owner(&place.path().join("a")), (0, 0, 0o711));
         // Whoever has it already may have put anything there.
         fs::write(folder.join("leases"), "").unwrap();
         symlink(&other, folder.join("link")).unwrap();
