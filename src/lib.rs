@@ -304,6 +304,10 @@
 //!   the proxy's flows do not depend on the host's routes.
 //! - **What the host's own routes say stays**: rules and tables of our own are asked before, and our sockets bear a mark that
 //!   passes them by. The names of servers are asked by such sockets too, of the name servers that the host had before.
+//! - **A host in the tunnel answers where it was asked.** Who begins to speak to one of its outer addresses gets the answer from
+//!   there: else whoever starts the client over ssh loses the host. A mark on the connection tells these from all that the
+//!   host begins, and a kill switch, which is asked for, does without it ([`io::nft::host`]). It stays where the tunnel ends
+//!   by a fault.
 //! - **The lanes policy is the order of a list.** `server:` ranks the ways to the server: a better one that answers is
 //!   gone back to, and one way carries the session at a time, the one that joined last.
 //! - **Several lanes at once are streams to one server**, as many as `lanes:` says, and the client says which stand together.

@@ -23,7 +23,9 @@
 //! 4. The host's name servers: `resolvectl` where systemd-resolved serves `/etc/resolv.conf`, else that file
 //!    ([`crate::io::resolv`]).
 //!
-//! What the server says later is followed; where it takes a family's address away, that family goes nowhere.
+//! What the server says later is followed; where it takes a family's address away, that family goes nowhere. So is what other
+//! programs do to rules, routes and `/etc/resolv.conf`, of which the kernel tells ([`crate::io::network`],
+//! [`crate::io::file_watch`]).
 //!
 //! # Routing
 //!
@@ -37,9 +39,10 @@
 //! ```
 //!
 //! Networks that are written go before the host's own routes, the default route behind them: a printer in the local network
-//! is reached as ever. `throw` hands the packet on, to the host's own routes in the end. A family of which the server gives
-//! no address has `unreachable` in place of the device, so that IPv6 does not leak where the tunnel has none. What the
-//! client sends itself bears the mark and is not concerned.
+//! is reached as ever. Who speaks to the host from outside is answered there, but for a kill switch. `throw` hands the
+//! packet on, to the host's own routes in the end. A family of which the server gives no address has `unreachable` in place
+//! of the device, so that IPv6 does not leak where the tunnel has none. What the client sends itself bears the mark and is
+//! not concerned.
 //!
 //! # Failing
 //!
