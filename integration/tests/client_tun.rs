@@ -455,6 +455,28 @@ fn kill_switch_stays_when_the_tunnel_fails_and_when_no_other_can_start() {
 }
 
 #[test]
+fn interface_that_somebody_switches_off_is_switched_on_again() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("");
+    let place = &scene.lab.client;
+    let mut client = scene.client();
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let routes = || sorted(place.shell("for f in -4 -6; do ip $f route show table all; done"));
+    let before = routes();
+    place.run("ip link set adit0 down");
+    wait_for("it is up, with its routes", || routes() == before);
+    let seen = scene.seen(&scene.four.url("/peer"));
+    assert!(seen.starts_with(&format!("{EGRESS4}:")), "{seen:?}");
+    assert!(client.stop().0.success());
+}
+
+#[test]
 fn root_that_becomes_an_ordinary_user_keeps_what_the_tunnel_needs() {
     if !can_run(NEEDS) {
         return;

@@ -129,7 +129,9 @@ impl Host {
         loop {
             match self.step().await {
                 Ok(_) => {}
-                Err(error @ HostTunnelError::Driver) => return error,
+                Err(error @ (HostTunnelError::Driver | HostTunnelError::Gone { .. })) => {
+                    return error;
+                }
                 Err(error) => warn!(%error, "the host does not follow the session"),
             }
         }
@@ -190,17 +192,28 @@ impl Host {
 
     /// Makes everything again what it was, if the host goes through the tunnel.
     async fn renew(&mut self) -> Result<(), HostTunnelError> {
+        let is_up = self.is_up().await?;
         let (plan, inner) = match self.plan.take() {
-            Some(known) => known,
-            // Nothing was said yet, or what was said could not be followed.
-            None => {
-                let Some(inner) = self.inner.borrow().clone() else {
+            Some(known) if is_up => known,
+            // What was said could not be followed, or the interface was switched off, and has lost its routes.
+            known => {
+                let said = || self.inner.borrow().clone();
+                let Some(inner) = known.map(|(_, inner)| inner).or_else(said) else {
                     return Ok(());
                 };
                 (self.join(&inner).await?, inner)
             }
         };
         self.follow(plan, inner).await
+    }
+
+    /// Whether the interface is switched on; it is gone where somebody has deleted it, and its routes with it.
+    async fn is_up(&self) -> Result<bool, HostTunnelError> {
+        let name = &self.tunnel.name;
+        let link = (self.netlink.link(name).await).map_err(|_| HostTunnelError::Gone {
+            interface: name.clone(),
+        })?;
+        Ok(link.is_up)
     }
 
     /// Makes routes, rules and name servers what they should be; what is so already stays as it is.
@@ -249,6 +262,14 @@ pub enum HostTunnelError {
     /// The settings of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] ClientTlsError),
+    /// Somebody has deleted the device.
+    #[error(
+        "somebody has deleted the interface {interface}: nothing goes through the tunnel any more"
+    )]
+    Gone {
+        /// Its name.
+        interface: String,
+    },
     /// A fault.
     #[error("the driver of the host's tunnel has failed; the log says more")]
     Driver,
