@@ -213,14 +213,20 @@ impl HostChanges {
             journal, sysctls, ..
         } = self;
         let turn = Turn::wait();
-        Ok(journal.undo_some(due, |change| match change {
+        let undone = journal.undo_some(due, |change| match change {
             Change::Sysctl { key, was, set } => sysctls.undo(&turn, key, was, set.as_deref()),
             Change::Table { .. }
             | Change::HostTable { .. }
             | Change::Rule(_)
             | Change::Routes { .. }
             | Change::ResolvConf(_) => undo_one(change),
-        })?)
+        });
+        let is_written = |change: &Change| matches!(change, Change::ResolvConf(_));
+        if !journal.changes().iter().any(is_written) {
+            // The copy has nobody who reads it any more.
+            journal.state().remove(ORIGINAL)?;
+        }
+        Ok(undone?)
     }
 }
 
@@ -432,4 +438,4 @@ pub use super::outside::RESOLV_CONF;
 const LOCK: &str = "adit.host-tunnel";
 
 /// The file in the state folder with what was in a resolv.conf that is written to.
-const ORIGINAL: &str = "resolv.conf";
+const ORIGINAL: &str = "resolv.conf.host";
