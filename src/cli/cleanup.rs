@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use rustix::process::geteuid;
 
 use super::args::CleanupArgs;
 use super::{Failure, print};
@@ -38,7 +39,8 @@ pub(super) fn run(args: &CleanupArgs) -> Result<(), Failure> {
     })?;
     let folders = journals(&base);
     if folders.is_empty() {
-        return print(&format!("{}: nothing was left behind", base.display()));
+        print(&format!("{}: nothing was left behind", base.display()))?;
+        return point_to_root();
     }
     let mut failed = Vec::new();
     for folder in folders {
@@ -52,10 +54,20 @@ pub(super) fn run(args: &CleanupArgs) -> Result<(), Failure> {
         }
     }
     if failed.is_empty() {
-        Ok(())
+        point_to_root()
     } else {
         Err(Failure::Run(anyhow!(failed.join("; "))))
     }
+}
+
+/// Says who undoes what programs of root have left: theirs are other folders, which this user may not even see.
+fn point_to_root() -> Result<(), Failure> {
+    if geteuid().is_root() || !Path::new(ROOTS_STATE).exists() {
+        return Ok(());
+    }
+    print(&format!(
+        "{ROOTS_STATE} is root's: what programs of root have left behind, `sudo adit cleanup` undoes"
+    ))
 }
 
 /// The state folder that a program with this configuration would have.
@@ -106,3 +118,6 @@ fn tell(folder: &Path, undone: &[String]) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// Where root's programs have their state folders.
+const ROOTS_STATE: &str = "/var/lib/adit";

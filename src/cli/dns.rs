@@ -12,12 +12,11 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 
 use super::args::DnsArgs;
-use super::serve::load_by;
+use super::serve::load_client;
 use super::{Failure, print};
 use crate::client::dns::Domain;
 use crate::client::dns::lists::{ListError, ListStore};
 use crate::client::dns::policy::Policy;
-use crate::config::{ClientConfig, Kind};
 
 /// Shows the decision about a name, and the answer.
 pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
@@ -32,13 +31,7 @@ pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
         ))
     })?;
     let flags = args.settings();
-    let config = load_by(
-        args.config.as_deref(),
-        &flags,
-        Kind::Client,
-        ClientConfig::load,
-    )?
-    .config;
+    let config = load_client(args.config.as_deref(), &flags)?.0.config;
     let domain = Domain::new(&name);
     let store = ListStore::new(&config.dns)
         .context("no folder for fetched lists of names")

@@ -111,12 +111,18 @@ impl Which {
                 "a {kind} {described} takes no orders: it says `control: off`"
             )));
         };
+        let mut closed = None;
         for path in place.paths() {
             match Caller::connect(path) {
                 Ok(caller) => return Ok(Ok(caller)),
                 Err(CallError::NotThere { .. }) => {}
+                // A folder of another user, where a program of this one would not have its socket.
+                Err(error) if error.is_closed() => closed = Some(error),
                 Err(error) => return Err(Failure::Run(error.into())),
             }
+        }
+        if let Some(error) = closed {
+            return Err(Failure::Run(error.into()));
         }
         Ok(Err(format!(
             "no {kind} runs {described}: its control socket would be {}",

@@ -65,6 +65,13 @@ pub enum CallError {
     Refused(String),
 }
 
+impl CallError {
+    /// Whether this user may not look into the place.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Connect { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl Caller {
     /// Connects to the program that listens at `path`.
     ///
