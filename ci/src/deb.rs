@@ -4,7 +4,9 @@
 //! it. `ADIT_CHROOT` names another root, such as one that debootstrap has made.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, OpenOptions},
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +15,13 @@ use crate::{Context, packages, release};
 
 /// Makes the package twice, the second a revision later, and does with them what people do.
 pub(crate) fn check(context: &Context) -> Result<(), String> {
+    if let Some(reason) = missing() {
+        return if context.strict {
+            Err(format!("cannot be skipped here: {reason}"))
+        } else {
+            skip(context, &reason)
+        };
+    }
     let cargo_deb = cargo_deb(context)?;
     let first = make(context, &cargo_deb, "1")?;
     release::checksums(context)?;
@@ -41,6 +50,26 @@ pub(crate) fn check(context: &Context) -> Result<(), String> {
     let result = context.run(life);
     fs::remove_file(&second).map_err(|error| format!("{}: {error}", second.display()))?;
     result
+}
+
+/// Says what is not there of all that this needs.
+fn missing() -> Option<String> {
+    if !packages::is_root() {
+        return Some("needs root, to install the package in a copy of this machine".to_owned());
+    }
+    let missing = ["dpkg", "lintian", "unshare"]
+        .into_iter()
+        .find(|program| packages::find(program).is_none())?;
+    Some(format!("needs the program {missing}"))
+}
+
+/// Has the summary say why this was not done.
+fn skip(context: &Context, reason: &str) -> Result<(), String> {
+    let line = format!("deb: {reason}\n");
+    context.say(&format!("skipped: {reason}"));
+    let file = OpenOptions::new().append(true).open(&context.skipped);
+    file.and_then(|mut file| file.write_all(line.as_bytes()))
+        .map_err(|error| format!("{}: {error}", context.skipped.display()))
 }
 
 /// Makes the package of what `dist/` has; gives its path.

@@ -60,7 +60,7 @@ pub(crate) fn install(context: &Context) -> Result<(), String> {
         return Ok(());
     }
     let wanted = packages.join(" ");
-    let root = output("id", &["-u"]).is_some_and(|id| id.trim() == "0");
+    let root = is_root();
     if !root || !in_path("apt-get") {
         let reason = if root {
             "there is no apt-get"
@@ -89,6 +89,11 @@ pub(crate) fn install(context: &Context) -> Result<(), String> {
         &packages[..],
     ]
     .concat())
+}
+
+/// Tells whether root runs this.
+pub(crate) fn is_root() -> bool {
+    output("id", &["-u"]).is_some_and(|id| id.trim() == "0")
 }
 
 fn in_path(name: &str) -> bool {
