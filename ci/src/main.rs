@@ -328,9 +328,11 @@ impl Context {
             .unwrap_or_default()
     }
 
-    /// Tells tests whether they may be skipped, and where to write why.
+    /// Tells tests whether they may be skipped, and where to write why; and has cargo leave out what only a later build
+    /// of the same folder would use, which is half of what it writes.
     fn equip(&self, command: &mut Command) {
         command.env("ADIT_SKIPPED", &self.skipped);
+        command.env("CARGO_INCREMENTAL", "0");
         if self.strict {
             command.env("ADIT_CI", "1");
         }
@@ -339,6 +341,7 @@ impl Context {
     /// Runs a command in the workspace and returns what it prints.
     fn output(&self, mut command: Command) -> Result<String, String> {
         let shown = show(&command);
+        self.equip(&mut command);
         let output = command.current_dir(&self.root).output();
         let output = output.map_err(|error| format!("{shown}: {error}"))?;
         if !output.status.success() {
