@@ -302,7 +302,7 @@ fn resolvers_of_a_server_are_others_from_the_next_question_on() {
     // each name once, since the client keeps answers
     let mut names = NAMES.iter();
     let mut next = || dig(resolver, names.next().expect("enough names"));
-    let good = fs::read_to_string(config).expect("reads");
+    let good = fs::read_to_string(&config).expect("reads");
     let other = good.replace(&one.address().to_string(), &two.address().to_string());
     assert_eq!(next(), "192.0.2.1");
 

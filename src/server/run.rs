@@ -51,6 +51,7 @@ use super::status::Reporter;
 use super::unlisted::Unlisted;
 use crate::config::{
     CertificatePin, ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig,
+    TlsFiles,
 };
 use crate::io::admin::{Admin, AdminError};
 use crate::io::clock;
@@ -695,6 +696,18 @@ pub enum StartError {
     /// The certificate and its key are of no use for TLS 1.3.
     #[error("the certificate cannot be used for TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The files of the certificate and of its key are of no use together.
+    #[error(
+        "tls: {} and {} cannot be used together ({source}): is the key that of the certificate?",
+        files.certificate.display(),
+        files.key.display()
+    )]
+    TlsFiles {
+        /// The files.
+        files: TlsFiles,
+        /// What is wrong.
+        source: rustls::Error,
+    },
     /// The resolver cannot be set up.
     #[error(transparent)]
     Dns(#[from] DnsServiceError),
@@ -741,7 +754,13 @@ pub(super) fn server_tls(
         Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
         None => Certificate::kept(state.path(), &config.tls_names)?,
     };
-    Ok(Some(ServerTls::new(certificate)?))
+    match (ServerTls::new(certificate), &config.tls) {
+        (Err(source), Some(files)) => Err(StartError::TlsFiles {
+            files: files.clone(),
+            source,
+        }),
+        (tls, _) => Ok(Some(tls?)),
+    }
 }
 
 /// The addresses that the configuration gives to a client.

@@ -86,23 +86,25 @@ fn server_killed_for_want_of_memory_comes_back_with_its_key_and_clients_with_the
         "server.yaml",
         &format!("clients:\n  - {{name: first, public_key: \"{client}\"}}\n{swarmed}"),
     );
-    let options = [
-        &NOTHING[..],
-        &[
+    let own_options = [
+        format!("--memory={LIMIT}"),
+        // Docker would give it as much again of the disk
+        format!("--memory-swap={LIMIT}"),
+        format!("--env=ADIT_ALLOW={GATEWAY}/32"),
+        format!("--volume={}:/etc/adit/server.yaml:ro", path(&file)),
+        format!("--volume={}:/etc/adit/key:ro", path(&own.file)),
+    ];
+    let options: Vec<&str> = (NOTHING.into_iter())
+        .chain([
             "--restart=always",
-            &format!("--memory={LIMIT}"),
-            &format!("--memory-swap={LIMIT}"),
             "--volume=state:/var/lib/adit",
             "--env=ADIT_EGRESS=user",
             "--env=ADIT_CONFIG=/etc/adit/server.yaml",
             "--env=ADIT_KEY_FILE=/etc/adit/key",
             "--env=ADIT_LISTEN=tcp://0.0.0.0:7443",
-            &format!("--env=ADIT_ALLOW={GATEWAY}/32"),
-            &format!("--volume={}:/etc/adit/server.yaml:ro", path(&file)),
-            &format!("--volume={}:/etc/adit/key:ro", path(&own.file)),
-        ],
-    ]
-    .concat();
+        ])
+        .chain(own_options.iter().map(String::as_str))
+        .collect();
     engine.start("server", &options, &["server"]);
     engine.wait_for("server", "ready: listening on", 1);
     let page = Origin::http(&engine.place, (GATEWAY, 9000).into());

@@ -79,8 +79,11 @@ impl Stranger {
     /// One command line of the server's administrator.
     fn on_server(&self, line: &str) -> Finished {
         let mut command = self.engine.place.command("sh");
-        (command.args(["-ec", line]))
-            .current_dir(self.engine.folder().join("context"))
+        // whoever enters a place begins at its root
+        let checkout = self.engine.folder().join("context");
+        let script = format!("cd {}; {line}", checkout.display());
+        command
+            .args(["-ec", &script])
             .envs(self.engine.surroundings());
         let finished = process::run(command, LIMIT);
         assert!(finished.status.success(), "{line}: {}", finished.text());
@@ -94,7 +97,6 @@ impl Stranger {
             .program_as(&self.engine.place, User::Nobody, "sh");
         let path = std::env::var("PATH").unwrap_or_default();
         (command.args(["-ec", &format!("exec {line}")]))
-            .current_dir(&self.home)
             .env("HOME", &self.home)
             .env("PATH", format!("{}:{path}", self.workdir.path().display()))
             // as the system's own authorities would be found
