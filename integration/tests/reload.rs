@@ -207,6 +207,8 @@ fn new_certificate_is_shown_to_whoever_comes_and_lanes_that_stand_do_not_notice(
     refuses(&reload(&pair, &config), "chain.pem");
     fs::remove_file(folder.path().join("chain.pem")).expect("it is there");
     refuses(&reload(&pair, &config), "chain.pem");
+    // by which the orders below find the server
+    fs::write(folder.path().join("chain.pem"), &chain).expect("writes");
     assert_eq!(shown_certificate(pair.port), second);
     stands(&pair, &mut flow);
 
