@@ -184,7 +184,7 @@
 //! | names of servers whose last addresses are remembered, where the host goes through the tunnel | 64 | asked for each time |
 //! | log lines of a tunnel process whose reader does not read | 256 | dropped |
 //! | how long a command waits for its tunnel | `--wait`, a minute | not started, told why |
-//! | commands that share a client | [`client::enclosure::MAX_ENCLOSURES`] | refused in words |
+//! | commands that share a client | [`client::enclosure::MAX_ENCLOSURES`] | refused in words, counted |
 //! | of each, TCP flows; questions by UDP | [`client::enclosure::MAX_FLOWS`]; [`client::enclosure::MAX_QUERIES`] | reset; dropped, counted |
 //! | of each, UDP ports, and identifiers of pings | [`client::forwards::MAX_PEERS`], idle for [`client::forwards::UDP_IDLE`] and [`client::enclosure::ECHO_IDLE`] | the most silent goes |
 //! | what a command has sent and is gone | [`client::enclosure::LEAVE`] | reset |
@@ -331,6 +331,10 @@
 //!   never known meets silence, as any stranger does.
 //! - **A client's key is on its disk before the server hears of it**, and the same key is answered the same again; so nothing
 //!   is lost wherever `adit join` or the server is killed, and no step has to be undone.
+//! - **An interface that is deleted ends its server or client; one that is switched off is put right.** What others have written
+//!   about the interface, rules and routes, goes with it, so whoever watches services has to see it ([`server::egress::watch`]).
+//! - **The lock on a host's tunnel is an empty nftables table that its socket owns** ([`io::nft::lock`]): it has the reach of what
+//!   it guards, one network namespace, ends with the process, and nobody without CAP_NET_ADMIN can take it or be in its way.
 //! - **The configuration is never written to.** Who enrols is kept beside the leases; who is listed by the operator and revoked
 //!   is denied there, over restarts and reloads.
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside

@@ -17,6 +17,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
         "chromium",
     ),
     ("dig", &[], "dnsutils"),
+    ("openssl", &[], "openssl"),
     ("ping", &[], "iputils-ping"),
     ("git", &[], "git"),
     ("iperf3", &[], "iperf3"),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Place::alone ── its own network, mounts and processes
-//!     dockerd ── containerd ── containers on a bridge 10.87.0.0/24, whose gateway .1 is the place itself
+//!     dockerd ── containerd ── containers on a bridge 10.87.0.0/24, whose gateway .1 is the place itself;
+//!         those that no network is named for are on the engine's own bridge, 10.88.0.0/24
 //!     lo: 11.0.0.2, in address space that is really public: where origins of the test are
 //! ```
 //!
@@ -62,7 +63,7 @@ impl Engine {
             ])
             // the place has no firewall to share, and nobody to masquerade towards
             .args(["--iptables=false", "--ip6tables=false", "--ip-masq=false"])
-            .args(["--bridge=none", "--log-level=warn"])
+            .args(["--bip", DEFAULT_BRIDGE, "--log-level=warn"])
             .current_dir(folder.path());
         let engine = Self {
             daemon: Process::spawn("dockerd", command),
@@ -102,6 +103,18 @@ impl Engine {
     ///
     /// If it cannot be built.
     pub fn build(&self, program: &Path) {
+        let context = self.context(program).display().to_string();
+        self.docker(&[
+            "build", "--quiet", "--target", "prebuilt", "--tag", IMAGE, &context,
+        ]);
+    }
+
+    /// Makes the folder that the image is built from, as a checkout is after `cargo ci --only release`.
+    ///
+    /// # Panics
+    ///
+    /// If something of it cannot be copied.
+    pub fn context(&self, program: &Path) -> PathBuf {
         let root = repository();
         let context = self.folder.path().join("context");
         for folder in ["dist", "packaging/docker/state"] {
@@ -113,15 +126,7 @@ impl Engine {
         fs::copy(program, context.join("dist/adit")).expect("the program can be copied");
         fs::copy(AUTHORITIES, context.join("dist/ca-certificates.crt"))
             .expect("the package ca-certificates is installed");
-        self.docker(&[
-            "build",
-            "--quiet",
-            "--target",
-            "prebuilt",
-            "--tag",
-            IMAGE,
-            &context.display().to_string(),
-        ]);
+        context
     }
 
     /// A folder of the engine's, for files that a test makes.
@@ -152,16 +157,19 @@ impl Engine {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.place.command("docker");
+        command.args(arguments).envs(self.surroundings());
         command
-            .args(arguments)
-            .env(
-                "DOCKER_HOST",
-                format!("unix://{}", self.folder.path().join("sock").display()),
-            )
+    }
+
+    /// The variables by which `docker` finds this engine.
+    pub fn surroundings(&self) -> [(&'static str, String); 3] {
+        let folder = self.folder.path().display();
+        [
+            ("DOCKER_HOST", format!("unix://{folder}/sock")),
             // the builder that Debian's engine brings
-            .env("DOCKER_BUILDKIT", "0")
-            .env("DOCKER_CONFIG", self.folder.path());
-        command
+            ("DOCKER_BUILDKIT", "0".to_owned()),
+            ("DOCKER_CONFIG", folder.to_string()),
+        ]
     }
 
     /// Starts a container in the background, in [`NETWORK`].
@@ -289,6 +297,8 @@ fn next() -> u32 {
 
 /// What the containers' network is called.
 pub const NETWORK: &str = "lab";
+/// The engine's own address on the bridge of containers that no network is named for.
+const DEFAULT_BRIDGE: &str = "10.88.0.1/24";
 /// What the image is called.
 pub const IMAGE: &str = "adit";
 /// The engine's own address in that network.

@@ -28,6 +28,7 @@ pub mod chromium;
 pub mod curl;
 pub mod dns;
 pub mod docker;
+pub mod exposition;
 pub mod flows;
 pub mod link;
 pub mod messages;

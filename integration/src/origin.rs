@@ -7,7 +7,7 @@
 //! | `GET /slow/N?seed=S&pause=MS` | the same in pieces of 1 KiB, MS milliseconds apart |
 //! | `GET /broken/N?seed=S` | promises N bytes, ends the connection after half of them |
 //! | `POST /sink` | `LENGTH SHA256` of the body |
-//! | `GET /page.html` | a page whose script writes what its style sheet, picture and data gave |
+//! | `GET /`, `GET /page.html` | a page whose script writes what its style sheet, picture and data gave |
 //! | `GET /peer` | address and port that the request came from |
 //! | `* /request` | the request as it arrived: method, target, headers, one a line |
 //!
@@ -383,7 +383,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr) -> Answer {
             ..Seeded::new(seed, length)
         }),
         (&Method::POST | &Method::PUT, "sink", None) => sink(request.into_body()).await,
-        (&Method::GET, "page.html", None) => text("text/html; charset=utf-8", PAGE),
+        (&Method::GET, "" | "page.html", None) => text("text/html; charset=utf-8", PAGE),
         (&Method::GET, "page.css", None) => text("text/css", "body { width: 321px; }"),
         (&Method::GET, "page.js", None) => text("text/javascript", SCRIPT),
         (&Method::GET, "page.svg", None) => text("image/svg+xml", PICTURE),

@@ -19,6 +19,9 @@ use adit_integration::{
     skip::{Need, can_run},
     sniff::Sniffer,
 };
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 /// What all of these need.
 const NEEDS: &[Need] = &[
@@ -450,6 +453,65 @@ fn kill_switch_stays_when_the_tunnel_fails_and_when_no_other_can_start() {
     assert_eq!(scene.host(), before);
     // an end in order takes it away, too
     let mut client = scene.client();
+    assert!(client.stop().0.success());
+    assert_eq!(scene.host(), before);
+}
+
+#[test]
+fn nobody_without_privilege_can_disturb_the_lock_on_the_host() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("");
+    let place = &scene.lab.client;
+    let before = scene.host();
+    // who looks at names of sockets could be kept out by whoever has the name, and lets nobody in any more
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let held = place.spawn(move || {
+        let name = SocketAddrUnix::new_abstract_name(b"adit.host-tunnel").expect("a name");
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let open = || {
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+            socket.expect("a socket")
+        };
+        let listener = open();
+        bind(&listener, &name).expect("it is free");
+        listen(&listener, 0).expect("listens");
+        let mut waiting = Vec::new();
+        loop {
+            let caller = open();
+            if connect(&caller, &name).is_err() {
+                break;
+            }
+            waiting.push(caller);
+        }
+        assert!(!waiting.is_empty());
+        let _ended = wait.recv();
+        drop(listener);
+    });
+    let mut client = scene.client();
+    let seen = scene.seen(&scene.four.url("/peer"));
+    assert!(seen.starts_with(&format!("{EGRESS4}:")), "{seen:?}");
+    // an ordinary user can neither take it nor release it
+    for line in [
+        "add table inet adit_host_lock",
+        "delete table inet adit_host_lock",
+        "flush ruleset",
+    ] {
+        let mut nft = scene.workdir.program_as(place, User::Nobody, "nft");
+        nft.args(line.split(' '));
+        let refused = process::run(nft, SOON);
+        assert!(!refused.status.success(), "{line}: {}", refused.text());
+    }
+    let mut second = place.command(scene.workdir.path().join("adit"));
+    (second.args(["client", "--tun", "-c", path(&scene.client_config)]))
+        .args(["--proxy", "127.0.0.1:1081"])
+        .env("ADIT_TUN_STATE_DIR", scene.workdir.path().join("elsewhere"));
+    let second = process::run(second, SOON);
+    let why = "another adit client leads this host";
+    assert!(second.stderr.contains(why), "{}", second.text());
+    drop(done);
+    held.join().expect("no panic");
     assert!(client.stop().0.success());
     assert_eq!(scene.host(), before);
 }

@@ -11,6 +11,7 @@ use adit_integration::{
     curl::{self, Via},
     dns::{Dns, Zone},
     flows,
+    meters::wait_for,
     namespaces::{
         CLIENT4, EGRESS4, EGRESS6, Lab, ORIGIN4, ORIGIN6, PRIVATE4, PRIVATE6, Place, SERVER4,
         SERVER6, runtime,
@@ -537,6 +538,64 @@ fn server_host_is_as_before_after_a_kill_and_a_new_start() {
     let (status, _) = server.stop();
     assert!(status.success(), "{status}");
     assert_same(&snapshot(&Lab::new().server), &snapshot(&scene.lab.server));
+}
+
+#[test]
+fn server_whose_interface_is_switched_off_or_bared_puts_it_right_and_flows_go_on() {
+    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+        return;
+    }
+    let scene = Scene::tun("");
+    let place = &scene.lab.server;
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let state = || {
+        let routes = "for f in -4 -6; do ip $f route show table all dev adit0; ip -br $f address show adit0; done
+            cat /sys/class/net/adit0/mtu";
+        sorted(place.shell(routes))
+    };
+    let before = state();
+    for change in [
+        "ip link set adit0 down",
+        "ip address flush dev adit0",
+        "ip link set adit0 mtu 1280",
+    ] {
+        place.run(change);
+        let mended = wait_for(SOON, || (state() == before).then_some(()));
+        assert!(mended.is_some(), "{change}: {:?}", state());
+        for origin in [&scene.four, &scene.six] {
+            let page = scene.curl(&origin.url("/peer"));
+            assert!(page.status.success(), "{change}: {}", page.text());
+        }
+    }
+}
+
+#[test]
+fn server_whose_interface_is_deleted_says_so_leaves_nothing_and_starts_again() {
+    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+        return;
+    }
+    let mut scene = Scene::tun("");
+    assert!(scene.curl(&scene.four.url("/peer")).status.success());
+    scene.lab.server.run("ip link del adit0");
+    let status = scene.server.process().wait(SOON).expect("it ends");
+    let said = scene.server.process().text();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("somebody has deleted the interface adit0"),
+        "{said}"
+    );
+    assert_same(&snapshot(&Lab::new().server), &snapshot(&scene.lab.server));
+    let (workdir, config) = (&scene.workdir, &scene.server_config);
+    let _server = workdir.start_server(&scene.lab.server, User::Same, config);
+    let page = wait_for(SOON, || {
+        let page = scene.curl(&scene.four.url("/peer"));
+        page.status.success().then_some(())
+    });
+    page.expect("the client comes back");
 }
 
 #[test]

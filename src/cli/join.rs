@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The key is on the disk before the server hears of it, and the configuration is written once the server has taken it, each
-//! whole or not at all. Wherever this ends in between, the same command goes on with the same key, which the server answers
+//! whole or not at all, and neither has a name before it is whole. Wherever this ends in between, the same command goes on with the same key, which the server answers
 //! as it did before. A key file that is there is used and never overwritten; a configuration is replaced only by --force.
 
 use std::env;
@@ -26,7 +26,7 @@ use crate::client::enrol::{EnrolError, enrol};
 use crate::config::{
     ClientConfig, FlagValue, Inputs, LaneAddr, Link, MAX_LINK_LEN, read_key, write_key,
 };
-use crate::io::state::write_atomically;
+use crate::io::state::{write_atomically, write_new};
 use crate::proto::SecretKey;
 use crate::wire::Verdict;
 
@@ -246,15 +246,18 @@ fn quoted(text: &str) -> String {
 
 fn write(file: &Path, text: &[u8], replace: bool) -> Result<(), Failure> {
     let context = || format!("cannot write {}", file.display());
-    if !replace && file.symlink_metadata().is_ok() {
-        return Err(Failure::Usage(format!(
+    let written = if replace {
+        write_atomically(file, text)
+    } else {
+        write_new(file, text)
+    };
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::Usage(format!(
             "{} was made meanwhile: say --force to replace it",
             file.display()
-        )));
+        ))),
+        written => written.with_context(context).map_err(Failure::Run),
     }
-    write_atomically(file, text)
-        .with_context(context)
-        .map_err(Failure::Run)
 }
 
 fn in_a_row(servers: &[LaneAddr]) -> String {

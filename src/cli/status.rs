@@ -179,6 +179,15 @@ fn headline(status: &Value) -> String {
             number(forwards, "open")
         );
     }
+    let commands = status.pointer("/counters/commands.now");
+    if let Some(commands @ 1..) = commands.and_then(Value::as_u64) {
+        let who = if commands == 1 {
+            "command shares it"
+        } else {
+            "commands share it"
+        };
+        line += &format!("; {commands} {who}");
+    }
     if let Some(process) = status.get("process") {
         line += &format!(
             "; {} memory, {} descriptors",

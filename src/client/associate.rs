@@ -116,6 +116,16 @@ impl Associations {
         }
     }
 
+    /// Returns how many there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Counts the sockets beside the tunnel.
+    pub(super) fn direct_sockets(&self) -> usize {
+        self.entries.iter().map(|(_, it)| it.direct.sockets()).sum()
+    }
+
     /// Returns what was counted.
     pub(super) fn stats(&self) -> &AssociationStats {
         &self.stats

@@ -155,6 +155,9 @@ impl Inside {
         counters.add("relayed_flows", &self.relayed.stats());
         counters.add("relayed_relay", self.relayed_relay.stats());
         counters.add("associations", self.associations.stats());
+        let (now, direct) = (self.associations.len(), self.associations.direct_sockets());
+        counters.count_now("associations", "now", now);
+        counters.count_now("associations", "direct_sockets_now", direct);
     }
 
     /// How many TCP flows there are.

@@ -7,18 +7,18 @@
 //! | `rules`, also of `proxies` | followed at once; only those flows end that the new rules send another way |
 //! | `local_forwards`, `remote_forwards` | those that are gone listen no more, new ones do; connections that are open go on, and so do the forwards that `adit forward add` has added |
 //! | `dns.records` | answered from the next question on |
-//! | `dns.block`, `dns.allow`, `dns.refresh`, `dns.cache_dir` | the lists are read anew |
+//! | `dns.block`, `dns.allow`, `dns.refresh`, `dns.cache_dir` | the lists are read anew, also where only a file among them has changed |
 //! | all others | told, and wait for a restart |
 //!
 //! A port that a new forward wants may be taken, which shows only when it is tried: then the forwards are put back as they
-//! were, and nothing has changed. What can fail comes first, and rules, which cannot, last.
+//! were, and nothing has changed; so it is with a list whose file cannot be read. What can fail comes first, and rules, which cannot, last.
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use super::dns::Dns;
-use super::dns::lists::{ListService, ListStore, tell};
+use super::dns::lists::{ListService, ListStore, Stamps, tell};
 use super::forwards::Forwards;
 use super::proxies::RuleBook;
 use super::resolve::Resolver;
@@ -30,6 +30,8 @@ use crate::reload::{Applied, Outcome, ReloadCounts};
 #[derive(Debug)]
 pub struct Reloader {
     running: ClientConfig,
+    /// Of the files of lists, as they were read.
+    stamps: Stamps,
     book: RuleBook,
     forwards: Forwards,
     names: Names,
@@ -56,6 +58,7 @@ impl Reloader {
         counts: Arc<ReloadCounts>,
     ) -> Self {
         Self {
+            stamps: Stamps::now(&running.dns),
             running,
             book,
             forwards,
@@ -89,17 +92,21 @@ impl Reloader {
 
     async fn put(&mut self, read: ClientConfig, restart: Vec<String>) -> Outcome {
         let mut applied = Vec::new();
-        let lists = if lists(&self.running.dns) == lists(&read.dns) {
+        let now = Stamps::now(&read.dns);
+        let lists = if lists(&self.running.dns) == lists(&read.dns) && self.stamps == now {
             None
         } else {
             let store = ListStore::new(&read.dns);
             let error =
                 |error| format!("no folder for fetched lists of names: {error}; set dns.cache_dir");
-            Some(store.map_err(error)?)
+            let store = store.map_err(error)?;
+            store.check_files()?;
+            Some(store)
         };
         self.change_forwards(&read.forwards, &mut applied).await?;
         if let Some(store) = lists {
             self.names.follow(&read.dns, store).await;
+            self.stamps = now;
             applied.push("dns.block and dns.allow".to_owned());
         }
         if self.running.dns.records != read.dns.records {

@@ -36,14 +36,14 @@ use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
-use super::enclosure::{Enclosures, MAX_ENCLOSURES};
+use super::enclosure::{Book, Enclosures, MAX_ENCLOSURES};
 use super::forwards::{ForwardError, Forwards};
 use super::proxies::RuleBook;
 use super::proxy::{Context, CredentialsError, ProxySettings, ProxyStats};
 use super::reload::{Names, Reloader};
 use super::resolve::{Resolver, name_service};
 use super::rules::InForce;
-use super::status::Reporter;
+use super::status::{Listening, Reporter};
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::admin::{Admin, AdminError};
@@ -168,7 +168,13 @@ impl Client {
     }
 
     /// Returns what lets other commands share this client, by `rules`, until `stop`.
-    pub fn enclosures(&self, rules: InForce, stop: &CancellationToken) -> Enclosures {
+    /// They are written down in `book`.
+    pub fn enclosures(
+        &self,
+        rules: InForce,
+        book: Arc<Book>,
+        stop: &CancellationToken,
+    ) -> Enclosures {
         let settings = ProxySettings {
             rules,
             direct: self.direct(),
@@ -184,6 +190,7 @@ impl Client {
             share: self.share.part(),
             pool: self.pool.clone(),
             slots: Arc::new(Semaphore::new(MAX_ENCLOSURES)),
+            book,
             stop: stop.clone(),
         }
     }
@@ -259,26 +266,36 @@ impl Services {
             forwards.add(forward.clone())?;
         }
         let (control_stats, reloads) = (Arc::default(), Arc::default());
+        let book = Arc::<Book>::default();
+        let admin = config.admin.map(Admin::bind).transpose()?;
+        let address = admin.as_ref().map(Admin::address);
+        let orders = control::place(config).listen()?;
+        let of = |is: bool| usize::from(is);
+        let has_resolver = config.dns.listen.is_some();
+        let listening = Listening {
+            tcp: proxies.len() + of(has_resolver) + of(admin.is_some()),
+            udp: of(has_resolver),
+            unix: of(orders.is_some()),
+        };
         let reporter = Arc::new(Reporter::new(
             (client.tunnel(), client.dns(), client.direct()),
             forwards.clone(),
-            proxies,
+            (proxies, listening),
+            Arc::clone(&book),
             Arc::clone(&control_stats),
             Arc::clone(&reloads),
         ));
         let mut serving = Vec::new();
-        let admin = config.admin.map(Admin::bind).transpose()?;
-        let address = admin.as_ref().map(Admin::address);
         if let Some(admin) = admin {
             info!(address = %admin.address(), "metrics and health");
             serving.push(tokio::spawn(admin.serve(reporter.clone(), stop.clone())));
         }
-        if let Some(listener) = control::place(config).listen()? {
+        if let Some(listener) = orders {
             debug!(socket = %listener.path().display(), "takes orders");
             let orders = Arc::new(Orders {
                 forwards: forwards.clone(),
                 resolver: client.resolver(),
-                enclosures: client.enclosures(rules, stop),
+                enclosures: client.enclosures(rules, book, stop),
                 reporter,
                 reload,
                 open: Arc::default(),

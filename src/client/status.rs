@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::direct::Direct;
 use super::dns::Dns;
+use super::enclosure::Book;
 use super::forwards::{Forwards, State};
 use super::proxy::ProxyStats;
 use super::tunnel::Tunnel;
@@ -28,6 +29,17 @@ pub struct Look {
     pub tally: Tally,
 }
 
+/// How many sockets listen, of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// TCP ports.
+    pub tcp: usize,
+    /// UDP ports.
+    pub udp: usize,
+    /// Unix sockets.
+    pub unix: usize,
+}
+
 /// Makes reports.
 #[derive(Debug)]
 pub struct Reporter {
@@ -36,17 +48,20 @@ pub struct Reporter {
     direct: Direct,
     forwards: Forwards,
     proxies: Vec<Arc<ProxyStats>>,
+    listening: Listening,
+    commands: Arc<Book>,
     control: Arc<ControlStats>,
     reloads: Arc<ReloadCounts>,
     started: Instant,
 }
 
 impl Reporter {
-    /// Makes one of a client that has these parts.
+    /// Makes one of a client that has these parts; `listening` is what listens beside the forwards.
     pub fn new(
         (tunnel, dns, direct): (Tunnel, Dns, Direct),
         forwards: Forwards,
-        proxies: Vec<Arc<ProxyStats>>,
+        (proxies, listening): (Vec<Arc<ProxyStats>>, Listening),
+        commands: Arc<Book>,
         control: Arc<ControlStats>,
         reloads: Arc<ReloadCounts>,
     ) -> Self {
@@ -56,6 +71,8 @@ impl Reporter {
             direct,
             forwards,
             proxies,
+            listening,
+            commands,
             control,
             reloads,
             started: clock::now(),
@@ -71,6 +88,7 @@ impl Reporter {
         let ready = state(session.as_ref(), silent);
         let mut counters = tally.counters;
         self.count(&mut counters);
+        counters.merge(&self.commands.counters().await);
         Report {
             kind: Program::Client,
             version: env!("CARGO_PKG_VERSION"),
@@ -115,9 +133,18 @@ impl Reporter {
         counters.level("runtime", "tasks_now", tasks());
         counters.add("resolver", self.dns.stats());
         counters.add("direct", self.direct.stats());
+        counters.count_now("direct", "flows_now", self.direct.flows());
         counters.add("control", &*self.control);
         for proxy in &self.proxies {
             counters.add("proxy", &**proxy);
+        }
+        let (own, forwards) = (self.listening, self.forwards.listening());
+        for (name, now) in [
+            ("tcp_now", own.tcp + forwards.tcp),
+            ("udp_now", own.udp + forwards.udp),
+            ("unix_now", own.unix + forwards.unix),
+        ] {
+            counters.count_now("listen", name, now);
         }
     }
 }

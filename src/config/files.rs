@@ -1,15 +1,16 @@
 //! Reads and writes the files that a configuration names: texts and keys.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, MAX_FILE_LEN, explain_io};
+use crate::io::state::{write_atomically, write_new};
 use crate::proto::SecretKey;
 
 /// Reads a configuration file; `None` where there is none.
@@ -149,45 +150,23 @@ pub fn write_key(path: &Path, key: &SecretKey, replace: bool) -> Result<(), KeyF
         path: path.to_owned(),
         source,
     };
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // `tempfile` makes the file with mode 0600, in the same folder: so it can be linked or renamed into place.
-    let mut file = tempfile::Builder::new()
-        .prefix(".adit-key-")
-        .tempfile_in(folder)
-        .map_err(unwritable)?;
     let mut line = Zeroizing::new(Vec::with_capacity(64));
     line.extend_from_slice(key.to_base64().as_bytes());
     line.push(b'\n');
-    file.write_all(&line)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(unwritable)?;
-    let placed = if replace {
-        file.persist(path)
+    let written = if replace {
+        write_atomically(path, &line)
     } else {
-        file.persist_noclobber(path)
+        write_new(path, &line)
     };
-    match placed {
-        Ok(_) => {}
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(KeyFileError::Exists {
+    written.map_err(|error| {
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            KeyFileError::Exists {
                 path: path.to_owned(),
-            });
+            }
+        } else {
+            unwritable(error)
         }
-        Err(error) => return Err(unwritable(error.error)),
-    }
-    // The name outlives a power cut only once its folder is on the disk; a folder that cannot be opened for
-    // reading still holds the file.
-    if let Ok(folder) = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(folder)
-    {
-        folder.sync_all().map_err(unwritable)?;
-    }
-    Ok(())
+    })
 }
 
 /// Why a file of a secret cannot be used.

@@ -18,6 +18,7 @@ use super::netlink::policy::{Policy, Route, Rule};
 use super::nft;
 use super::nft::NftError;
 use super::nft::host::{HOST_TABLE, HostRules, delete_host_table};
+use super::nft::lock::{Lock, Taken};
 use super::resolv::{self, Kept, Replacement};
 use super::state::{StateDir, StateError};
 use super::sysctl::{SysctlError, Sysctls, Turn, is_privileged};
@@ -322,17 +323,31 @@ fn tables() -> [u32; 2] {
 
 /// That this process leads its host, and no other does; ends with it.
 #[derive(Debug)]
-struct HostLock {
-    _socket: UnixListener,
+enum HostLock {
+    Table {
+        _lock: Lock,
+    },
+    /// On kernels before 5.12.
+    Name {
+        _socket: UnixListener,
+    },
 }
 
 impl HostLock {
-    /// Takes it; `None` where somebody without privilege has its name, who can do nothing else.
+    /// Takes it; `None` where the kernel is old and somebody without privilege has its name, who can do nothing else.
     fn take() -> Result<Option<Self>, HostError> {
-        // Names of abstract sockets have exactly the reach of rules and tables: one network namespace.
+        match Lock::take()? {
+            Taken::Ours(lock) => Ok(Some(Self::Table { _lock: lock })),
+            Taken::Held => Err(HostError::Led),
+            Taken::Unknown => Self::take_name(),
+        }
+    }
+
+    fn take_name() -> Result<Option<Self>, HostError> {
+        // Names of abstract sockets have exactly the reach of rules and tables, too: one network namespace.
         let address = SocketAddr::from_abstract_name(LOCK).map_err(HostError::Lock)?;
         match UnixListener::bind_addr(&address) {
-            Ok(socket) => Ok(Some(Self { _socket: socket })),
+            Ok(socket) => Ok(Some(Self::Name { _socket: socket })),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if is_privileged(LOCK) {
                     return Err(HostError::Led);

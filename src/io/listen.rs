@@ -7,7 +7,7 @@
 //! travels with it until its peer is known or it is dropped.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,13 +34,13 @@ impl Listener {
     /// Binds `address` and starts to listen.
     ///
     /// `[::]` takes IPv4 too, unless `siblings`, the other addresses this process listens on,
-    /// have `0.0.0.0` with the same port. Port 0 takes a free port.
+    /// have `0.0.0.0` with the same port; a kernel without IPv6 takes `0.0.0.0` for it. Port 0 takes a free port.
     ///
     /// # Errors
     ///
     /// When the address cannot be had; the text says what to do about it.
     pub fn bind(address: SocketAddr, siblings: &[SocketAddr]) -> Result<Listener, BindError> {
-        let bind = || -> io::Result<TcpListener> {
+        let bind = |address: SocketAddr| -> io::Result<TcpListener> {
             let domain = Domain::for_address(address);
             let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
             // A restart must not wait for the last connections' TIME_WAIT.
@@ -53,7 +53,8 @@ impl Listener {
             socket.set_nonblocking(true)?;
             TcpListener::from_std(socket.into())
         };
-        let listener = bind().map_err(|source| BindError::new(address, source))?;
+        let listener =
+            bind_some(address, siblings, bind).map_err(|source| BindError::new(address, source))?;
         let address = listener
             .local_addr()
             .map_err(|source| BindError::new(address, source))?;
@@ -131,7 +132,8 @@ impl Listener {
 ///
 /// When the address cannot be had; the text says what to do about it.
 pub fn bind_datagrams(address: SocketAddr, siblings: &[SocketAddr]) -> Result<UdpIo, BindError> {
-    UdpIo::bind(address, only_v6(address, siblings)).map_err(|source| {
+    let bind = |address| UdpIo::bind(address, only_v6(address, siblings));
+    bind_some(address, siblings, bind).map_err(|source| {
         if Errno::from_io_error(&source) == Some(Errno::ADDRINUSE) {
             BindError::InUseByDatagrams { address }
         } else {
@@ -244,6 +246,29 @@ fn only_v6(address: SocketAddr, siblings: &[SocketAddr]) -> bool {
         .any(|sibling| sibling.ip() == Ipv4Addr::UNSPECIFIED && sibling.port() == address.port())
 }
 
+/// Binds `address`, or on a kernel without IPv6 what stands for it there.
+fn bind_some<T>(
+    address: SocketAddr,
+    siblings: &[SocketAddr],
+    bind: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    let refused = match bind(address) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => error,
+        bound => return bound,
+    };
+    let Some(instead) = without_v6(address, siblings) else {
+        return Err(refused);
+    };
+    tracing::info!(%address, %instead, "this kernel has no IPv6");
+    bind(instead)
+}
+
+/// What every address of a host is where there is no IPv6, unless it is listened on anyway.
+fn without_v6(address: SocketAddr, siblings: &[SocketAddr]) -> Option<SocketAddr> {
+    let all = address.ip() == Ipv6Addr::UNSPECIFIED && !only_v6(address, siblings);
+    all.then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+}
+
 /// Tells whether accept failed for lack of descriptors or memory, which only time mends.
 fn is_lack(error: &io::Error) -> bool {
     matches!(
@@ -265,8 +290,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -286,6 +309,22 @@ mod tests {
 
     fn loopback() -> Listener {
         Listener::bind(address("127.0.0.1:0"), &[]).expect("a free port")
+    }
+
+    #[test]
+    fn kernel_without_ipv6_listens_on_what_it_has() {
+        let no_v6 = |wanted: SocketAddr| match wanted {
+            SocketAddr::V4(_) => Ok(wanted),
+            SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+        };
+        let bound = |text, siblings: &[SocketAddr]| bind_some(address(text), siblings, no_v6).ok();
+        assert_eq!(bound("[::]:7443", &[]), Some(address("0.0.0.0:7443")));
+        // One that is listened on anyway, and one address of IPv6's.
+        assert_eq!(bound("[::]:7443", &[address("0.0.0.0:7443")]), None);
+        assert_eq!(bound("[::1]:7443", &[]), None);
+        let in_use = |_| Err::<(), _>(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        let error = bind_some(address("[::]:7443"), &[], in_use).expect_err("in use");
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
     }
 
     #[test]

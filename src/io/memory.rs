@@ -15,20 +15,21 @@ pub fn give_back() {
     }
 }
 
-/// How many bytes the control group of this process may use, as a container's limit or systemd's `MemoryMax=` sets it;
-/// `None` where nobody has set one. Beyond it the kernel kills.
+/// How many bytes the control group of this process may use, and those above it, as a container's limit, a pod's or systemd's
+/// `MemoryMax=` sets it; `None` where nobody has set one. Beyond it the kernel kills.
 pub fn allowed() -> Option<usize> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     least(&groups, Path::new("/sys/fs/cgroup"))
 }
 
-/// The least of the limits of this process's group and of what stands at the root, which inside a container is its own.
+/// The least of the limits of this process's group, of those above it, and of what stands at the root, which inside a
+/// container is its own.
 fn least(groups: &str, root: &Path) -> Option<usize> {
     let mut files = vec![
         root.join("memory.max"),
         root.join("memory/memory.limit_in_bytes"),
     ];
-    files.extend(groups.lines().filter_map(|line| own_file(line, root)));
+    files.extend(groups.lines().flat_map(|line| own_files(line, root)));
     let limits = files.iter().filter_map(|file| {
         // Version 2 has the word max for none, version 1 a number beyond all memory.
         let text = fs::read_to_string(file).ok()?;
@@ -37,16 +38,23 @@ fn least(groups: &str, root: &Path) -> Option<usize> {
     limits.filter(|limit| *limit < UNLIMITED).min()
 }
 
-/// Where the limit of the group in a line of /proc/self/cgroup stands (cgroups(7)): `hierarchy:controllers:path`.
-fn own_file(line: &str, root: &Path) -> Option<PathBuf> {
+/// Where the limits of the group in a line of /proc/self/cgroup stand (cgroups(7)), `hierarchy:controllers:path`, and those
+/// of the groups above it.
+fn own_files(line: &str, root: &Path) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':');
-    let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-    let path = path.trim_start_matches('/');
-    if controllers.is_empty() {
-        return Some(root.join(path).join("memory.max"));
-    }
-    let is_memory = controllers.split(',').any(|name| name == "memory");
-    is_memory.then(|| root.join("memory").join(path).join("memory.limit_in_bytes"))
+    let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return Vec::new();
+    };
+    let (root, name) = if controllers.is_empty() {
+        (root.to_owned(), "memory.max")
+    } else if controllers.split(',').any(|name| name == "memory") {
+        (root.join("memory"), "memory.limit_in_bytes")
+    } else {
+        return Vec::new();
+    };
+    let groups = Path::new(path.trim_start_matches('/')).ancestors();
+    groups.map(|group| root.join(group).join(name)).collect()
 }
 
 /// More than any machine has: version 1 says 2^63 less a page.
@@ -75,6 +83,7 @@ mod tests {
             "67108864\n",
         );
         assert_eq!(of("0::/system.slice/adit.service\n"), Some(64 << 20));
+        assert_eq!(of("0::/system.slice/adit.service/below\n"), Some(64 << 20));
         let old = "memory/docker/1/memory.limit_in_bytes";
         write(root.path(), old, "9223372036854771712\n");
         assert_eq!(of("4:cpu,memory:/docker/1\n"), None);

@@ -45,7 +45,7 @@ impl Netlink {
         })
     }
 
-    /// Sets MTU and addresses of `interface`, switches it on, and reads it back.
+    /// Sets MTU and addresses of `interface`, those that it lacks, switches it on, and reads it back.
     ///
     /// # Errors
     /// [`NetlinkError`]; [`NetlinkError::Mismatch`] when the kernel took something else than was asked.
@@ -59,10 +59,27 @@ impl Netlink {
         let index = self.link(interface).await?.index;
         self.set_mtu(interface, index, mtu).await?;
         let gateways = [gateway4.map(IpNet::V4), gateway6.map(IpNet::V6)];
-        for gateway in gateways.into_iter().flatten() {
+        let there = self.addresses(index).await?;
+        let missing = gateways.into_iter().flatten();
+        for gateway in missing.filter(|gateway| !there.contains(gateway)) {
             self.add_address(interface, index, gateway).await?;
         }
         self.switch_on(interface, index).await?;
+        self.read_back(interface, mtu, &gateways).await
+    }
+
+    /// Says whether `interface` is as [`Netlink::configure`] has left it.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Mismatch`] where it is not, [`NetlinkError::Missing`] where it is gone, [`NetlinkError::List`].
+    pub async fn check(
+        &self,
+        interface: &str,
+        mtu: u16,
+        gateway4: Option<Ipv4Net>,
+        gateway6: Option<Ipv6Net>,
+    ) -> Result<(), NetlinkError> {
+        let gateways = [gateway4.map(IpNet::V4), gateway6.map(IpNet::V6)];
         self.read_back(interface, mtu, &gateways).await
     }
 

@@ -338,6 +338,14 @@ impl<F: Flows> Relay<F> {
         self.open
     }
 
+    /// Counts the TCP sockets among what flows have; a walk over all of them.
+    pub fn tcp_sockets(&self) -> usize {
+        let links = self.links.iter().flatten();
+        links
+            .filter(|link| matches!(link.endpoint, Endpoint::Tcp(_)))
+            .count()
+    }
+
     /// Returns whether no flow has a socket.
     pub fn is_empty(&self) -> bool {
         self.open == 0

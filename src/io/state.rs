@@ -11,9 +11,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD};
 
 /// A state directory that this process holds the lock of; clones share the lock, and the last one releases it.
 #[derive(Clone, Debug)]
@@ -72,6 +75,7 @@ impl StateDir {
         }
         lock.set_len(0).map_err(failed)?;
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+        sweep(&path);
         Ok(Self {
             held: Arc::new(Held { path, _lock: lock }),
         })
@@ -155,14 +159,78 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
+    write_beside(directory, bytes)?
+        .persist(path)
+        .map_err(|error| error.error)?;
+    sync_directory(directory)
+}
+
+/// Makes a file of these bytes at `path`, whole or not at all, with mode 0600, unless there is one.
+///
+/// It has no name before it is whole, so that a process that is killed meanwhile leaves nothing; but for file systems that
+/// know no such files, where it may leave one of a name that begins with `.adit-`.
+///
+/// # Errors
+/// `AlreadyExists`, and whatever else the file system says.
+pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    match write_unnamed(directory, path, bytes) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+        // Not there, or no /proc to name it by; whatever else is wrong is said of the other way.
+        Err(_) => {
+            write_beside(directory, bytes)?
+                .persist_noclobber(path)
+                .map_err(|error| error.error)?;
+        }
+    }
+    // A folder that cannot be opened for reading still holds the file.
+    match sync_directory(directory) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Writes a file without a name, and gives it that of `path`.
+fn write_unnamed(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .mode(FILE_MODE)
+        .custom_flags(libc::O_TMPFILE)
+        .open(directory)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
+}
+
+/// Writes a file of a passing name in `directory`.
+fn write_beside(directory: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
-        .prefix(".adit-")
+        .prefix(UNFINISHED)
         .permissions(fs::Permissions::from_mode(FILE_MODE))
         .tempfile_in(directory)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    sync_directory(directory)
+    Ok(file)
+}
+
+/// Removes what a killed write has left in a state folder, whose lock the caller has.
+fn sweep(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_unfinished = name.to_string_lossy().starts_with(UNFINISHED);
+        if is_unfinished && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let _gone = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Why a state directory cannot be used.
@@ -240,6 +308,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// The largest state file that is read, in bytes: a thousand times what ten thousand leases need is still below.
 pub const MAX_FILE_LEN: u64 = 64 << 20;
+
+/// What the names of files begin with that are being written.
+const UNFINISHED: &str = ".adit-";
 
 const LOCK_NAME: &str = "lock";
 
@@ -327,6 +398,37 @@ mod tests {
         state.remove("leases").unwrap();
         state.remove("leases").unwrap();
         assert_eq!(state.read("leases").unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_killed_write_has_left_is_swept_by_the_next_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [".adit-x1y2z3", ".adit", "leases.json"] {
+            fs::write(directory.path().join(name), "half").unwrap();
+        }
+        fs::create_dir(directory.path().join(".adit-folder")).unwrap();
+        drop(StateDir::open(directory.path()).unwrap());
+        assert!(!directory.path().join(".adit-x1y2z3").exists());
+        for name in [".adit", "leases.json", ".adit-folder"] {
+            assert!(directory.path().join(name).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn new_file_is_private_and_the_only_one_and_never_replaces_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("client.key");
+        write_new(&path, b"one").unwrap();
+        let again = write_new(&path, b"two").unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        let nowhere = write_new(&directory.path().join("a/b"), b"").unwrap_err();
+        assert_eq!(nowhere.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -329,6 +329,18 @@ impl Local {
         counters.add("relayed_relay", self.relayed_relay.stats());
         counters.add("udp", self.mappings.stats());
         counters.add("echo", self.echoes.stats());
+        let tcp = self.attempts.len()
+            + self.connected.len()
+            + self.relay.tcp_sockets()
+            + self.relayed_relay.tcp_sockets();
+        for (part, name, now) in [
+            ("egress", "tcp_sockets_now", tcp),
+            ("udp", "mappings_now", self.mappings.len()),
+            ("udp", "sockets_now", self.mappings.sockets()),
+            ("echo", "sockets_now", self.echoes.sockets()),
+        ] {
+            counters.count_now(part, name, now);
+        }
     }
 
     /// How many TCP flows there are.

@@ -16,7 +16,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use adit_netstack::Packet;
@@ -35,6 +35,7 @@ use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
 use super::egress::Egress;
 use super::egress::tun::TunEgress;
+use super::egress::watch;
 use super::enrolment::{Enrolment, EnrolmentError};
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
@@ -50,6 +51,7 @@ use super::status::Reporter;
 use super::unlisted::Unlisted;
 use crate::config::{
     CertificatePin, ClientEntry, EgressKind, Host, LaneAddr, ListenAddr, Scheme, ServerConfig,
+    TlsFiles,
 };
 use crate::io::admin::{Admin, AdminError};
 use crate::io::clock;
@@ -67,6 +69,7 @@ use crate::io::unix;
 use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, KEY_LEN, PublicKey, Responder, SecretKey, Settings};
 use crate::reload::{Asker, ReloadCounts};
+use crate::status::Counters;
 use crate::wire::InnerConfig;
 
 /// What the sessions of one server share.
@@ -151,6 +154,49 @@ impl Offer {
             memory: config.limits.memory_per_client / HARD,
             dns_records: config.dns_records.iter().map(ToString::to_string).collect(),
         }
+    }
+}
+
+/// The sockets that a server listens on, for as long as they are open.
+#[derive(Debug)]
+pub struct Listening {
+    streams: Vec<Weak<Listener>>,
+    datagrams: Vec<Weak<UdpIo>>,
+    has_admin: bool,
+    has_control: bool,
+}
+
+impl Listening {
+    fn of(sockets: &[Socket]) -> Self {
+        let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
+        for socket in sockets {
+            match socket {
+                Socket::Stream(_, listener) => streams.push(Arc::downgrade(listener)),
+                Socket::Datagram(io) => datagrams.push(Arc::downgrade(io)),
+            }
+        }
+        Self {
+            streams,
+            datagrams,
+            has_admin: false,
+            has_control: false,
+        }
+    }
+
+    /// Adds what they have counted, and how many there are.
+    pub(super) fn count(&self, counters: &mut Counters) {
+        let (mut tcp, mut udp) = (usize::from(self.has_admin), 0);
+        for listener in self.streams.iter().filter_map(Weak::upgrade) {
+            counters.add("listen", &listener.stats());
+            tcp += 1;
+        }
+        for io in self.datagrams.iter().filter_map(Weak::upgrade) {
+            counters.add("datagram_sockets", &io.stats());
+            udp += 1;
+        }
+        counters.count_now("listen", "tcp_now", tcp);
+        counters.count_now("listen", "udp_now", udp);
+        counters.count_now("listen", "unix_now", usize::from(self.has_control));
     }
 }
 
@@ -332,7 +378,7 @@ pub enum Way {
 #[derive(Debug)]
 enum Socket {
     /// Connections, and what lanes are on them.
-    Stream(Arc<ListenAddr>, Listener),
+    Stream(Arc<ListenAddr>, Arc<Listener>),
     /// Datagrams.
     Datagram(Arc<UdpIo>),
 }
@@ -352,12 +398,19 @@ impl Socket {
     }
 }
 
+/// The device of egress `tun`, and how it was set up.
+#[derive(Debug)]
+struct Device {
+    egress: Arc<TunEgress>,
+    settings: TunSettings,
+}
+
 /// A server that listens.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
     sockets: Vec<Socket>,
-    tun: Option<Arc<TunEgress>>,
+    tun: Option<Device>,
     undo: Option<Undo>,
     state: StateDir,
     control: Option<unix::Listener>,
@@ -394,9 +447,15 @@ impl Server {
                 (Egress::User, None, None)
             }
             EgressKind::Tun => {
-                let ready = setup(&tun_settings(&config, &leases), &state).await?;
-                let tun = Arc::new(TunEgress::new(Arc::new(ready.tun)));
-                (Egress::Tun(tun.clone()), Some(tun), Some(ready.undo))
+                let mut settings = tun_settings(&config, &leases);
+                let ready = setup(&settings, &state).await?;
+                settings.gateway6 = settings.gateway6.filter(|_| ready.ipv6);
+                let egress = Arc::new(TunEgress::new(Arc::new(ready.tun)));
+                let tun = Device {
+                    egress: egress.clone(),
+                    settings,
+                };
+                (Egress::Tun(egress), Some(tun), Some(ready.undo))
             }
         };
         let reach = Reach {
@@ -528,6 +587,11 @@ impl Server {
         let tasks = TaskTracker::new();
         let mut listeners = JoinSet::new();
         let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+        let listening = Listening {
+            has_admin: admin.is_some(),
+            has_control: control.is_some(),
+            ..Listening::of(&sockets)
+        };
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
             match socket {
@@ -539,7 +603,7 @@ impl Server {
                 }
             }
         }
-        let reporter = Arc::new(Reporter::new(shared.clone()));
+        let reporter = Arc::new(Reporter::new(shared.clone(), listening));
         if let Some(admin) = admin {
             info!(address = %admin.address(), "metrics and health");
             tasks.spawn(admin.serve(reporter.clone(), shared.stop.clone()));
@@ -595,8 +659,16 @@ impl Server {
 #[non_exhaustive]
 pub enum RunError {
     /// The TUN device can no longer be read.
-    #[error("the TUN device is gone ({0}): was it deleted, or taken down?")]
+    #[error("the TUN device cannot be read any more: {0}")]
     Tun(std::io::Error),
+    /// Somebody has deleted the TUN device.
+    #[error(
+        "somebody has deleted the interface {interface}, and no client's packet would leave any more: start the server again, which makes it anew"
+    )]
+    Deleted {
+        /// Its name.
+        interface: String,
+    },
     /// A socket is no longer served: a defect of the program.
     #[error("a socket is no longer served ({0}); this is a defect: please report it")]
     Listener(JoinError),
@@ -624,6 +696,18 @@ pub enum StartError {
     /// The certificate and its key are of no use for TLS 1.3.
     #[error("the certificate cannot be used for TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The files of the certificate and of its key are of no use together.
+    #[error(
+        "tls: {} and {} cannot be used together ({source}): is the key that of the certificate?",
+        files.certificate.display(),
+        files.key.display()
+    )]
+    TlsFiles {
+        /// The files.
+        files: TlsFiles,
+        /// What is wrong.
+        source: rustls::Error,
+    },
     /// The resolver cannot be set up.
     #[error(transparent)]
     Dns(#[from] DnsServiceError),
@@ -653,7 +737,7 @@ fn bind(listen: &[ListenAddr]) -> Result<Vec<Socket>, BindError> {
         )?))),
         Scheme::Tcp | Scheme::Tls | Scheme::Wss | Scheme::Ws => Ok(Socket::Stream(
             Arc::new(l.clone()),
-            Listener::bind(l.address, &streams)?,
+            Arc::new(Listener::bind(l.address, &streams)?),
         )),
     };
     listen.iter().map(bind).collect()
@@ -670,7 +754,13 @@ pub(super) fn server_tls(
         Some(files) => Certificate::from_files(&files.certificate, &files.key)?,
         None => Certificate::kept(state.path(), &config.tls_names)?,
     };
-    Ok(Some(ServerTls::new(certificate)?))
+    match (ServerTls::new(certificate), &config.tls) {
+        (Err(source), Some(files)) => Err(StartError::TlsFiles {
+            files: files.clone(),
+            source,
+        }),
+        (tls, _) => Ok(Some(tls?)),
+    }
 }
 
 /// The addresses that the configuration gives to a client.
@@ -732,17 +822,21 @@ fn tun_settings(config: &ServerConfig, leases: &Leases) -> TunSettings {
     }
 }
 
-/// Drains the TUN device, where there is one, on a task of its own; ends only when it fails.
-async fn drain(shared: &Arc<Shared>, tun: Option<Arc<TunEgress>>) -> RunError {
-    let Some(tun) = tun else {
+/// Drains the TUN device, where there is one, on a task of its own, and looks after its interface; ends only when that
+/// fails.
+async fn drain(shared: &Arc<Shared>, tun: Option<Device>) -> RunError {
+    let Some(Device { egress, settings }) = tun else {
         return std::future::pending().await;
     };
     let (router, pool) = (shared.router.clone(), shared.pool.clone());
-    let task = tokio::spawn(async move { tun.drain(&router, &pool).await });
+    let task = tokio::spawn(async move { egress.drain(&router, &pool).await });
     let _ended_with_us = AbortOnDrop(task.abort_handle());
-    match task.await {
-        Ok(error) => RunError::Tun(error),
-        Err(panicked) => RunError::Tun(std::io::Error::other(panicked)),
+    tokio::select! {
+        ended = task => {
+            let error = ended.unwrap_or_else(std::io::Error::other);
+            watch::reason(&settings, error).await
+        }
+        error = watch::keep(&settings) => error,
     }
 }
 
@@ -792,7 +886,7 @@ async fn failure(tasks: &mut JoinSet<()>) -> JoinError {
 async fn accept_all(
     shared: Arc<Shared>,
     at: Arc<ListenAddr>,
-    listener: Listener,
+    listener: Arc<Listener>,
     strangers: Arc<Semaphore>,
     tasks: TaskTracker,
 ) {
@@ -833,7 +927,7 @@ fn write_leases(shared: &Shared, state: &StateDir) {
 const LEASES_FILE: &str = "leases.json";
 
 /// Guests at once: each has some kilobytes and five seconds.
-const MAX_GUESTS: usize = 64;
+pub(super) const MAX_GUESTS: usize = 64;
 
 /// How often changed leases are written: a crash loses at most this, and those clients get
 /// another address once.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::leases::Owner;
 use super::ledger::Account;
 use super::registry::Order;
-use super::run::Shared;
+use super::run::{Listening, MAX_GUESTS, Shared};
 use crate::io::admin::Observed;
 use crate::proto::PublicKey;
 use crate::status::metrics::{CONTENT_TYPE, render};
@@ -36,14 +36,16 @@ pub struct Look {
 #[derive(Debug)]
 pub struct Reporter {
     shared: Arc<Shared>,
+    listening: Listening,
     turn: Mutex<()>,
 }
 
 impl Reporter {
-    /// Makes one for the server that shares this.
-    pub fn new(shared: Arc<Shared>) -> Self {
+    /// Makes one for the server that shares this, and listens there.
+    pub fn new(shared: Arc<Shared>, listening: Listening) -> Self {
         Self {
             shared,
+            listening,
             turn: Mutex::new(()),
         }
     }
@@ -102,6 +104,10 @@ impl Reporter {
         counters.add("datagrams", &*shared.datagram_stats);
         counters.add("dns", shared.dns.stats());
         counters.add("sessions", &shared.stats);
+        counters.add("guests", &shared.guest_stats);
+        let guests = MAX_GUESTS.saturating_sub(shared.guests.available_permits());
+        counters.count_now("guests", "now", guests);
+        self.listening.count(counters);
         counters.add("control", &*shared.control_stats);
         counters.add("buffers", &shared.pool.stats());
         counters.drops("router", "no_route", shared.router.no_route());

@@ -7,12 +7,15 @@ use super::counters::{Counted, Counter, Kind, Number};
 use crate::client::associate::AssociationStats;
 use crate::client::direct::DirectStats;
 use crate::client::dns::DnsStats as ClientDnsStats;
+use crate::client::enclosure::{EnclosureStats, EndStats, SpeakerStats};
 use crate::client::inside::InsideStats;
 use crate::client::proxy::{Counter as ProxyCounter, ProxyStats};
 use crate::io::carrier::CarrierStats;
 use crate::io::control::ControlStats;
+use crate::io::listen::ListenStats;
 use crate::io::pool::{ClassStats, PoolStats};
 use crate::io::relay::RelayStats;
+use crate::io::udp::UdpStats;
 use crate::proto::datapath::{DatapathDrops, DatapathStats};
 use crate::proto::relayed::RelayedStats;
 use crate::proto::repair::{IncomingStats, OutgoingStats};
@@ -25,7 +28,7 @@ use crate::server::egress::echo::EchoStats;
 use crate::server::egress::tun::TunStats;
 use crate::server::egress::udp::MappingStats;
 use crate::server::local::LocalStats;
-use crate::server::run::ServerStats;
+use crate::server::run::{GuestStats, ServerStats};
 use crate::server::session::UplinkStats;
 
 impl Number for ProxyCounter {
@@ -50,15 +53,17 @@ macro_rules! counted {
         events: $($event:ident)*;
         levels: $($level:ident)*;
         $(parts: $($inner:ident as $part:literal)*;)?
+        $(own: $($own:ident)*;)?
     } $(, $rest:tt)?) => {
         impl Counted for $type {
             fn each(&self, part: &'static str, tell: &mut dyn FnMut(Counter)) {
-                let $type { $($drop,)* $($event,)* $($level,)* $($($inner,)*)? $($rest)? } = self;
+                let $type { $($drop,)* $($event,)* $($level,)* $($($inner,)*)? $($($own,)*)? $($rest)? } = self;
                 $(tell(counter(Kind::Drop, part, stringify!($drop), $drop));)*
                 $(tell(counter(Kind::Event, part, stringify!($event), $event));)*
                 $(tell(counter(Kind::Level, part, stringify!($level), $level));)*
                 let _ = part;
                 $($($inner.each($part, tell);)*)?
+                $($($own.each(part, tell);)*)?
             }
         }
     };
@@ -160,7 +165,7 @@ counted!(adit_netstack::Stats {
     events: packets_in bytes_in packets_out bytes_out super_packets_in super_packets_out connects incoming established
         resets_received resets_sent timed_out rings_given_back icmp_errors_sent reassembled;
     levels: flows_now half_open_now waits_now;
-    parts: dropped as "netstack";
+    own: dropped;
 }, ..);
 
 counted!(adit_netstack::Drops {
@@ -221,6 +226,12 @@ counted!(ServerDnsStats {
     levels: ;
 });
 
+counted!(GuestStats {
+    drops: refused crowded_out;
+    events: enrolled;
+    levels: ;
+});
+
 counted!(ServerStats {
     drops: refused;
     events: ended;
@@ -260,7 +271,37 @@ counted!(AssociationStats {
     levels: ;
 });
 
+counted!(EnclosureStats {
+    drops: refused queries_dropped gateway_refused unsent;
+    events: opened;
+    levels: ;
+});
+
+counted!(EndStats {
+    drops: unreadable write_failed;
+    events: outgoing incoming;
+    levels: ;
+});
+
+counted!(SpeakerStats {
+    drops: blocked pings_direct queue_full panicked;
+    events: ;
+    levels: ;
+});
+
 // ---- both ------------------------------------------------------------------------------
+
+counted!(ListenStats {
+    drops: aborted;
+    events: accepted pauses full;
+    levels: ;
+});
+
+counted!(UdpStats {
+    drops: no_buffers too_big unreachable failed;
+    events: receives datagrams_received bytes_received sends datagrams_sent bytes_sent blocked;
+    levels: ;
+});
 
 counted!(ControlStats {
     drops: refused bad_lines foreign full;

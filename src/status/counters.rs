@@ -102,6 +102,11 @@ impl Counters {
         });
     }
 
+    /// Adds how many there are of something.
+    pub fn count_now(&mut self, part: &'static str, name: &'static str, count: usize) {
+        self.level(part, name, count.number());
+    }
+
     /// Adds those of another to these.
     pub fn merge(&mut self, other: &Self) {
         for counter in other.iter() {

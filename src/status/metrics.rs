@@ -347,7 +347,7 @@ families! {
     FAILED_OPENS = counter("adit_failed_opens_total", "Frames and datagrams that did not open: forged, or of former keys.");
     DROPS = counter("adit_drops_total", "What was dropped or refused, by the part of the program and the reason.");
     EVENTS = counter("adit_events_total", "What else was counted, by the part of the program.");
-    LEVEL = gauge("adit_level", "What there is now, by the part of the program: flows, buffers, packets missing.");
+    LEVEL = gauge("adit_level", "What there is now, by the part of the program: flows, sockets, listeners, commands that share a client, buffers, packets missing.");
     PROCESS_START = gauge("process_start_time_seconds", "When the process began, in seconds since 1970.");
     PROCESS_CPU = counter("process_cpu_seconds_total", "Processor time that the process has used.");
     PROCESS_RESIDENT = gauge("process_resident_memory_bytes", "Memory that the process holds.");

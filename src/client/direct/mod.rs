@@ -62,6 +62,11 @@ impl Direct {
         &self.outside
     }
 
+    /// Returns how many TCP flows there are, with those that are being connected.
+    pub fn flows(&self) -> usize {
+        MAX_FLOWS.saturating_sub(self.flows.available_permits())
+    }
+
     /// Returns what was counted.
     pub fn stats(&self) -> &DirectStats {
         &self.stats

@@ -30,6 +30,11 @@ impl DirectUdp {
         }
     }
 
+    /// Counts those that are open.
+    pub(in crate::client) fn sockets(&self) -> usize {
+        usize::from(self.v4.is_some()) + usize::from(self.v6.is_some())
+    }
+
     /// Sends one datagram; must be called inside a tokio runtime.
     ///
     /// After the first of a family, [`DirectUdp::poll_recv_from`] is to be polled once more, to hear of answers.

@@ -112,6 +112,25 @@ impl ListStore {
         Ok(Self { lists, folder })
     }
 
+    /// Tries to open each list that is a file.
+    ///
+    /// # Errors
+    /// One cannot be; the text names it.
+    pub fn check_files(&self) -> Result<(), String> {
+        for listing in &self.lists {
+            if let ListSource::File(path) = &listing.source {
+                let what = if listing.allows {
+                    "dns.allow"
+                } else {
+                    "dns.block"
+                };
+                let told = |error| format!("{what}: {}: {error}", listing.source);
+                File::open(path).map_err(told)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether there is any list.
     pub fn is_empty(&self) -> bool {
         self.lists.is_empty()
@@ -246,6 +265,22 @@ fn take(file: File, allows: bool, number: u8, lists: &mut Lists) -> io::Result<L
         };
         table.insert(entry.name.as_bytes(), scope, number).is_ok()
     })
+}
+
+/// One state of the files among the lists of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamps(Vec<Option<Stamp>>);
+
+impl Stamps {
+    /// Looks at the files.
+    pub fn now(config: &DnsConfig) -> Self {
+        let lists = (config.block.iter()).chain(&config.allow);
+        let files = lists.filter_map(|source| match source {
+            ListSource::File(path) => Some(stamp(path)),
+            ListSource::Url(_) => None,
+        });
+        Self(files.collect())
+    }
 }
 
 /// Reads the files among the lists of `config`, and words what should be looked at: lines that are not used, a list

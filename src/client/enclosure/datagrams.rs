@@ -33,15 +33,15 @@ pub(super) struct Speakers {
 
 /// What [`Speakers`] have counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SpeakerStats {
+pub(crate) struct SpeakerStats {
     /// Datagrams and pings that rules block.
-    pub(super) blocked: u64,
+    pub(crate) blocked: u64,
     /// Pings that rules send directly, for which there is no way.
-    pub(super) pings_direct: u64,
+    pub(crate) pings_direct: u64,
     /// Datagrams and pings of a port or identifier that sends too fast.
-    pub(super) queue_full: u64,
+    pub(crate) queue_full: u64,
     /// Tasks that have failed.
-    pub(super) panicked: u64,
+    pub(crate) panicked: u64,
 }
 
 /// A datagram of the command's, judged already.

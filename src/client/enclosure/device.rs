@@ -28,15 +28,15 @@ pub(super) struct Device {
 
 /// What a [`Device`] has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct DeviceStats {
+pub(crate) struct DeviceStats {
     /// Packets read.
-    pub(super) outgoing: u64,
+    pub(crate) outgoing: u64,
     /// Packets written.
-    pub(super) incoming: u64,
+    pub(crate) incoming: u64,
     /// Packets that were read and are no IP packets or carry an unknown offload.
-    pub(super) unreadable: u64,
+    pub(crate) unreadable: u64,
     /// Packets that the device did not take.
-    pub(super) write_failed: u64,
+    pub(crate) write_failed: u64,
 }
 
 /// A packet that was read; its buffer is to be [given back](Device::give_back).

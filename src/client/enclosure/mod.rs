@@ -43,12 +43,17 @@
 //! against the client's memory. Traceroute and errors about datagrams do not pass; TCP to a port of the client's own inner
 //! address does not either.
 
+mod book;
 mod datagrams;
 mod device;
 mod flows;
 mod serve;
 mod table;
 
+pub use book::Book;
+pub(crate) use datagrams::SpeakerStats;
 pub use datagrams::{ARRIVALS, ECHO_IDLE};
+pub(crate) use device::DeviceStats as EndStats;
+pub(crate) use serve::EnclosureStats;
 pub use serve::{LEAVE, MAX_FLOWS, MAX_QUERIES};
 pub use table::{EnclosureError, Enclosures, MAX_ENCLOSURES, Offer};

@@ -14,11 +14,12 @@ use adit_netstack::{
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tracing::debug;
 
+use super::book::{Ask, PART};
 use super::datagrams::{Arrival, Speakers};
 use super::device::{Device, Read};
 use super::flows::{Outcome, open};
@@ -30,6 +31,7 @@ use crate::io::clock;
 use crate::io::relay::{Endpoint, ReadySet, Relay, Ties};
 use crate::io::tun::Tun;
 use crate::io::turns::Turns;
+use crate::status::Counters;
 
 /// One namespace that shares this client.
 pub(super) struct Enclosure {
@@ -54,22 +56,24 @@ pub(super) struct Enclosure {
     until: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     gave_way: bool,
+    /// Asks for its numbers.
+    asked: mpsc::Receiver<Ask>,
     stats: EnclosureStats,
 }
 
 /// What an [`Enclosure`] has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct EnclosureStats {
+pub(crate) struct EnclosureStats {
     /// Flows that were opened.
-    opened: u64,
+    pub(crate) opened: u64,
     /// Flows that could not be, or may not.
-    refused: u64,
+    pub(crate) refused: u64,
     /// Questions dropped: too many under way.
-    queries_dropped: u64,
+    pub(crate) queries_dropped: u64,
     /// What came for closed ports of the gateway.
-    gateway_refused: u64,
+    pub(crate) gateway_refused: u64,
     /// Datagrams and replies that could not be written.
-    unsent: u64,
+    pub(crate) unsent: u64,
 }
 
 impl Enclosure {
@@ -77,6 +81,7 @@ impl Enclosure {
         tun: Tun,
         offer: &Offer,
         enclosures: &Enclosures,
+        asked: mpsc::Receiver<Ask>,
         leave: CancellationToken,
     ) -> Self {
         let config = Config {
@@ -108,23 +113,28 @@ impl Enclosure {
             until: None,
             timer: Box::pin(tokio::time::sleep_until(clock::now().into())),
             gave_way: false,
+            asked,
             stats: EnclosureStats::default(),
             proxy,
         }
     }
 
-    /// Serves the namespace until it is left, or gone, and what it has sent is passed on.
-    pub(super) async fn run(mut self) {
+    /// Serves the namespace until it is left, or gone, and what it has sent is passed on; returns what was counted.
+    pub(super) async fn run(mut self) -> Counters {
         // As the driver's: its turns are bounded by itself.
         tokio::task::unconstrained(poll_fn(|cx| self.poll(cx))).await;
-        debug!(
-            device = ?self.device.stats(),
-            stack = ?self.stack.stats(),
-            relay = ?self.relay.stats(),
-            speakers = ?self.speakers.stats(),
-            stats = ?self.stats,
-            "counters"
-        );
+        self.counters()
+    }
+
+    /// What was counted, of all parts.
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        counters.add(PART, &self.stats);
+        counters.add("commands_device", &self.device.stats());
+        counters.add("commands_datagrams", &self.speakers.stats());
+        counters.add("commands_netstack", self.stack.stats());
+        counters.add("commands_relay", self.relay.stats());
+        counters
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -150,6 +160,7 @@ impl Enclosure {
             while self.relay.poll_ended().is_some() {}
             any |= self.poll_queries(cx);
             any |= self.poll_arrivals(cx);
+            any |= self.poll_asked(cx);
             self.stack.poll_transmit(now, &mut self.device);
             if self.is_over(cx, now) {
                 return Poll::Ready(());
@@ -387,6 +398,15 @@ impl Enclosure {
             } => stack.send_echo(device, from, to, false, ident, sequence, &payload),
         };
         self.stats.unsent += u64::from(sent.is_err());
+    }
+
+    fn poll_asked(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some(ask)) = self.asked.poll_recv(cx) else {
+            return false;
+        };
+        // Whoever asked may have lost patience.
+        let _ = ask.send(self.counters());
+        true
     }
 
     // ---- time, and the end -------------------------------------------------------------

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
+use super::book::Book;
 use super::serve::Enclosure;
 use crate::client::dns::Dns;
 use crate::client::enclosed::INTERFACE;
@@ -28,6 +29,8 @@ pub struct Enclosures {
     pub(in crate::client) share: Share,
     pub(in crate::client) pool: Arc<Pool>,
     pub(in crate::client) slots: Arc<Semaphore>,
+    /// Who they are.
+    pub(in crate::client) book: Arc<Book>,
     pub(in crate::client) stop: CancellationToken,
 }
 
@@ -65,15 +68,22 @@ impl Enclosures {
         tun: OwnedFd,
     ) -> Result<(Offer, impl Future<Output = ()> + Send + use<>), EnclosureError> {
         let permit = Arc::clone(&self.slots).try_acquire_owned();
-        let permit = permit.map_err(|_| EnclosureError::Full)?;
+        let permit = permit.map_err(|_| {
+            self.book.refuse();
+            EnclosureError::Full
+        })?;
         let offer = Offer::of(self.proxy.tunnel.inner().borrow().as_ref());
         let tun = Tun::from_fd(tun, INTERFACE)?;
         let leave = CancellationToken::new();
-        let enclosure = Enclosure::new(tun, &offer, self, leave.clone());
+        let (page, asked) = self.book.begin();
+        let enclosure = Enclosure::new(tun, &offer, self, asked, leave.clone());
         info!("a command shares this client");
         let stop = self.stop.clone();
         let serving = tokio::spawn(async move {
-            stop.run_until_cancelled(enclosure.run()).await;
+            if let Some(counters) = stop.run_until_cancelled(enclosure.run()).await {
+                debug!(?counters, "counters of a command");
+                page.end(counters);
+            }
             drop(permit);
         });
         let guard = leave.drop_guard();

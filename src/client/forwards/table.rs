@@ -20,6 +20,7 @@ use super::counters::{Counters, Counts, State};
 use super::local::Near;
 use super::{datagrams, local, remote};
 use crate::client::resolve::{Host, HostError, Resolver};
+use crate::client::status::Listening;
 use crate::client::tunnel::Tunnel;
 use crate::config::{Forward, LocalForward, MAX_FORWARDS, NearListen, NearTarget, RemoteForward};
 use crate::io::unix::{Listener, UnixError};
@@ -215,6 +216,25 @@ impl Forwards {
         (table.entries.iter())
             .map(|(id, entry)| entry.listed(*id))
             .collect()
+    }
+
+    /// Counts the sockets of this host that they listen on.
+    pub fn listening(&self) -> Listening {
+        let mut sum = Listening::default();
+        for entry in self.table().entries.values() {
+            let Forward::Local(local) = &entry.forward else {
+                continue;
+            };
+            if *entry.counters.state().borrow() != State::Listening {
+                continue;
+            }
+            match local.listen {
+                NearListen::Tcp(_) => sum.tcp += 1,
+                NearListen::Udp(_) => sum.udp += 1,
+                NearListen::Unix(_) => sum.unix += 1,
+            }
+        }
+        sum
     }
 
     /// Waits until each of those there are listens or has failed to, but not for ever.

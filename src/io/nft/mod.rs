@@ -47,6 +47,7 @@
 mod foreign;
 pub mod host;
 mod legacy;
+pub mod lock;
 mod message;
 mod obstacle;
 mod rules;

@@ -291,7 +291,7 @@ pub(super) fn push_deletion(batch: &mut Batch, name: &str) {
 }
 
 /// Whether the kernel takes transactions from us: an empty one is refused only without CAP_NET_ADMIN.
-fn has_net_admin(socket: &NftSocket) -> bool {
+pub(super) fn has_net_admin(socket: &NftSocket) -> bool {
     // A table that nobody has, for no interface has such a name, answers "no such table" to those who may ask.
     !matches!(socket.run(deletion("adit_\u{1}")), Err(error) if error.raw_os_error() == Some(libc::EPERM))
 }

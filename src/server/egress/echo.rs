@@ -215,6 +215,11 @@ impl EchoSockets {
             .min();
     }
 
+    /// Counts the sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.echoes.len()
+    }
+
     /// Returns what was counted.
     pub fn stats(&self) -> &EchoStats {
         &self.stats

@@ -3,6 +3,7 @@
 pub mod echo;
 pub mod tun;
 pub mod udp;
+pub mod watch;
 
 use std::sync::Arc;
 

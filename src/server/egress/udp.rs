@@ -166,6 +166,24 @@ impl Mappings {
             .min();
     }
 
+    /// Counts the sockets there are; each mapping has one for each family that it has sent to.
+    pub fn sockets(&self) -> usize {
+        let mappings = self.mappings.iter();
+        let each =
+            mappings.map(|(_, it)| usize::from(it.v4.is_some()) + usize::from(it.v6.is_some()));
+        each.sum()
+    }
+
+    /// Returns how many mappings there are.
+    pub fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Returns whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.mappings.is_empty()
+    }
+
     /// Returns what was counted.
     pub fn stats(&self) -> &MappingStats {
         &self.stats

@@ -1,5 +1,8 @@
 //! The container image on a real Docker engine: what is in it, what it may do, and what it survives.
 
+mod memory;
+mod readme;
+
 use std::{
     net::{IpAddr, SocketAddr},
     process::Command,
