@@ -248,7 +248,8 @@
 //! dials again and sends, in one flight, a frame that joins the new lane to the session and a
 //! fresh handshake. A server that still has the session takes the first, one that was
 //! restarted answers the second and leases the same address again, because leases belong to
-//! the client's key and instance and are kept on disk.
+//! the client's key and instance and are kept on disk. A client that was killed goes on as the same instance in its next
+//! process ([`client::instance`]), so that the session it has left behind ends at once and its address is not held for it.
 //!
 //! A session without a lane is kept for [`server::session::LINGER`]. With egress `tun` open flows
 //! outlive even a restart of the server, since their state is in the client's netstack and in the kernel; with egress

@@ -19,9 +19,9 @@ struct Shell {
 
 impl Shell {
     fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().expect("a folder"),
-        }
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("run")).expect("an own folder");
+        Self { folder }
     }
 
     fn path(&self) -> &Path {
@@ -34,7 +34,9 @@ impl Shell {
             .args(args)
             .current_dir(self.path())
             .env_clear()
-            .env("HOME", self.path());
+            .env("HOME", self.path())
+            // where control sockets are made: root's would stay in /run
+            .env("XDG_RUNTIME_DIR", self.path().join("run"));
         command
     }
 
@@ -465,7 +467,12 @@ fn wrong_usage_is_told_with_status_2() {
         ),
         (
             &["client"],
-            "adit: no configuration: run `adit client -c client.yaml`",
+            "adit: no configuration: `adit join LINK` makes one in ",
+        ),
+        (&["check"], "adit: no configuration: `adit join LINK` makes"),
+        (
+            &["client", "--tun-exclude", "10.0.0.0/8"],
+            "--tun-exclude: tun.exclude: belongs to a tunnel of the whole host: add --tun",
         ),
         (
             &["client", "-c", "none.yaml"],
@@ -505,6 +512,35 @@ fn wrong_usage_is_told_with_status_2() {
             "{args:?} should say {told}: {output:?}"
         );
     }
+    let output = shell.run(&["run", "true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(err(&output).contains("`adit join LINK` makes one in "));
+}
+
+#[test]
+fn check_without_a_file_checks_what_join_has_written_or_what_variables_say() {
+    let shell = Shell::new();
+    shell.key("client.key");
+    let usual = shell.path().join(".config/adit/client.yaml");
+    fs::create_dir_all(usual.parent().expect("a folder")).expect("an own folder");
+    let key = shell.path().join("client.key");
+    let text = format!(
+        "server: udp://203.0.113.7:7443\nserver_key: {OTHER}\nkey_file: {}\n",
+        key.display()
+    );
+    fs::write(&usual, text).expect("written");
+    let output = shell.run(&["check"]);
+    assert!(output.status.success(), "{output:?}");
+    let ok = format!("{}: ok: client of udp://203.0.113.7:7443", usual.display());
+    assert!(out(&output).starts_with(&ok), "{output:?}");
+    let mut variables = shell.command(&["check", "--kind", "server"]);
+    let output = variables
+        .env("ADIT_KEY_FILE", &key)
+        .env("ADIT_LISTEN", "tcp://127.0.0.1:7443")
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(out(&output).contains("environment: ok: "), "{output:?}");
 }
 
 #[test]

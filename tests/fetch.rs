@@ -32,7 +32,7 @@ impl World {
         write_key(&at("client.key"), &client_key, false).unwrap();
         let text = format!(
             "listen: [tcp://127.0.0.1:0]\nkey_file: server.key\negress: user\nallow: [127.0.0.0/8]\n\
-             state_dir: state\nclients:\n  - {{name: test, public_key: \"{}\"}}\n",
+             state_dir: state\ncontrol: off\nclients:\n  - {{name: test, public_key: \"{}\"}}\n",
             client_key.public()
         );
         fs::write(at("server.yaml"), text).unwrap();

@@ -134,11 +134,12 @@ fn arg(mut command: Command, last: &Path) -> Command {
 }
 
 /// What the tarball has beside what is made.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "README.md",
     "CHANGELOG.md",
     "LICENSE-MIT",
     "LICENSE-APACHE",
+    "docs",
     "examples",
     "packaging",
 ];

@@ -198,6 +198,40 @@ fn forwards_come_and_go_while_the_client_runs() {
 }
 
 #[test]
+fn forwards_of_flags_stay_while_those_of_the_file_change() {
+    let mut pair = Pair::start("tcp");
+    pair.client.stop();
+    let before = fs::read_to_string(&pair.client_config).expect("the test's own file");
+    let write = |port: u16| {
+        let text = format!("{before}local_forwards: [\"{port}:127.0.0.1:9\"]\n");
+        fs::write(&pair.client_config, text).expect("the test's own file");
+    };
+    let [given, first, second] = [free_port(), free_port(), free_port()];
+    write(first);
+    let flag = format!("{given}:127.0.0.1:9");
+    let arguments = ["client", "-c", path(&pair.client_config), "-L", &flag];
+    let mut client = (pair.workdir).start(&Place::here(), User::Same, "client", &arguments);
+    client.expect_ready();
+    let listens = |port: u16| TcpStream::connect(loopback(port)).is_ok();
+    assert!(listens(given) && listens(first));
+    write(second);
+    let reload = ["reload", "-c", path(&pair.client_config)];
+    let reloaded = pair.workdir.run(&reload);
+    assert!(reloaded.status.success(), "{}", reloaded.text());
+    assert!(listens(given) && listens(second) && !listens(first));
+    // A flag has the place that the file wants, and that is said.
+    let text = format!("{before}local_forwards: [\"{given}:127.0.0.1:10\"]\n");
+    fs::write(&pair.client_config, text).expect("the test's own file");
+    let reloaded = pair.workdir.run(&reload);
+    assert!(
+        reloaded.stdout.contains("is not in force"),
+        "{}",
+        reloaded.text()
+    );
+    assert!(listens(given) && !listens(second));
+}
+
+#[test]
 fn client_that_runs_alone_is_found_without_its_configuration_and_another_is_not_disturbed() {
     let pair = Pair::start("tcp");
     let listed = pair.workdir.run(&["forward", "list"]);
@@ -224,6 +258,17 @@ fn client_that_runs_alone_is_found_without_its_configuration_and_another_is_not_
         "{}",
         both.stderr
     );
+    // Each is named by its socket, with what it is; and by that it is found.
+    let sockets: Vec<&str> = (both.stderr.lines())
+        .filter_map(|line| line.trim().strip_prefix("--control "))
+        .filter_map(|rest| rest.split_once("   client "))
+        .map(|(socket, _)| socket)
+        .collect();
+    assert_eq!(sockets.len(), 2, "{}", both.stderr);
+    for socket in sockets {
+        let found = pair.workdir.run(&["forward", "list", "--control", socket]);
+        assert_eq!(found.stdout, "no forwards\n", "{}", found.stderr);
+    }
 }
 
 #[test]

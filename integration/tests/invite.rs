@@ -373,7 +373,7 @@ fn client_that_is_revoked_in_mid_download_is_cut_off() {
             "{scheme}: order answered, flow over at the client, origin's connection closed after {took:?}"
         );
         assert!(host.names().is_empty());
-        let told = |line: &str| line.contains("no longer accepted");
+        let told = |line: &str| line.contains("this client was revoked");
         let line = client.process().wait_for_line(SOON, told);
         assert!(line.is_some(), "the client is told why");
         let fetched = curl::get(
@@ -383,6 +383,9 @@ fn client_that_is_revoked_in_mid_download_is_cut_off() {
             &["--max-time", "2"],
         );
         assert_ne!(fetched.status.code(), Some(0), "it is out");
+        let text = client.process().text();
+        let warned = text.lines().filter(|line| line.contains("WARN"));
+        assert_eq!(warned.count(), 1, "once is enough: {text}");
     }
 }
 
@@ -422,6 +425,15 @@ fn client_of_the_configuration_is_denied_over_restarts_until_it_is_restored() {
         nobody.stderr.contains("no client `phone`"),
         "{}",
         nobody.text()
+    );
+    // Who was invited is forgotten, and both orders say what helps.
+    let revoked = host.ok(&["clients", "revoke", "tablet"]).stdout;
+    assert!(revoked.contains("`adit invite tablet`"), "{revoked}");
+    let forgotten = host.run(&["clients", "restore", "tablet"]);
+    assert!(
+        forgotten.stderr.contains("needs a new link: adit invite"),
+        "{}",
+        forgotten.text()
     );
 }
 

@@ -853,6 +853,41 @@ fn shared_commands_wait_while_the_tunnel_is_cut_and_what_they_sent_last_arrives(
 }
 
 #[test]
+fn shared_command_waits_for_a_server_that_is_down() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let mut scene = Scene::user("tcp");
+    let _client = scene.shared("");
+    scene.server.kill();
+    let health = ["health", "-c", path(&scene.client_config)];
+    wait_for("the client notices", || {
+        let found = (scene.workdir).run_as(&scene.lab.client, User::Nobody, &health);
+        !found.status.success()
+    });
+    let given_up = process::run(scene.command_with(&["--wait", "1s"], &["true"]), SOON);
+    assert_eq!(given_up.status.code(), Some(125), "{given_up:?}");
+    assert!(
+        given_up.stderr.contains("does not reach its server"),
+        "{given_up:?}"
+    );
+    // Where it is told not to wait, it does not.
+    let at_once = process::run(scene.command_with(&["--no-wait"], &["true"]), SOON);
+    assert!(at_once.status.success(), "{at_once:?}");
+    let url = scene.four.url("/peer");
+    let waiting = scene.start(&format!("curl -sS -m 20 {url}"));
+    scene.server =
+        (scene.workdir).start_server(&scene.lab.server, User::Nobody, &scene.server_config);
+    let through = format!("{EGRESS4}:");
+    let got = |line: &str| line.starts_with(&through);
+    assert!(
+        waiting.wait_for_line(SOON, got).is_some(),
+        "{}",
+        waiting.text()
+    );
+}
+
+#[test]
 fn rules_and_resolver_of_the_client_hold_for_commands_that_share_it() {
     if !can_run(NEEDS) || !can_run(&[Need::Tool("dig"), Need::Tool("ping")]) {
         return;

@@ -85,6 +85,29 @@ async fn echo(proxy: SocketAddr, origin: SocketAddr, length: usize) {
     assert!(got == vec![7; length], "the echo is what was sent");
 }
 
+#[test]
+fn client_that_was_killed_has_its_address_again_at_once_and_leaves_no_session_behind() {
+    for scheme in ["udp", "tcp"] {
+        let mut pair = Pair::start(scheme);
+        let before = session(&server_status(&pair), "laptop")["addresses"].clone();
+        assert!(before[0].is_string(), "{before}");
+        pair.client.kill();
+        let here = Place::here();
+        let mut client = (pair.workdir).start_client(&here, User::Same, &pair.client_config);
+        let now = server_status(&pair);
+        assert_eq!(session(&now, "laptop")["addresses"], before, "{scheme}");
+        assert_eq!(now["sessions"].as_array().map(Vec::len), Some(1));
+        // One that ends in order leaves nothing of that on the disk.
+        client.stop();
+        let run = fs::read_dir(pair.workdir.path().join("run/adit")).expect("its folder");
+        let left: Vec<_> = run
+            .map(|entry| entry.expect("an entry").file_name())
+            .filter(|name| name.to_string_lossy().starts_with("client-"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 /// A pair whose ends both have an admin address.
 fn pair_with_admin(scheme: &str) -> (Pair, SocketAddr, SocketAddr) {
     let [server, client] = [free_port(), free_port()].map(loopback);

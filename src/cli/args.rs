@@ -274,14 +274,15 @@ pub(super) struct ClientArgs {
     /// How losses of what is sent by udp:// are repaired: auto, off, fixed or fixed:20%
     #[arg(long, value_name = "MODE")]
     repair: Option<String>,
-    /// A port here, or unix:/path, that leads to a host beyond the server; may be given several times
+    /// A port here, or unix:/path, that leads to a host beyond the server, beside those of the file; may be given several times
     #[arg(
         short = 'L',
         long = "local-forward",
         value_name = "[ADDRESS:]PORT:HOST:PORT[/udp]"
     )]
     local_forward: Vec<String>,
-    /// A port of the inner address that leads to a host near here, or to unix:/path; may be given several times
+    /// A port of the inner address that leads to a host near here, or to unix:/path, beside those of the file; may be given
+    /// several times
     #[arg(
         short = 'R',
         long = "remote-forward",
@@ -380,10 +381,10 @@ pub(super) struct PubkeyArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
-    /// The configuration file
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
-    /// Which program it is for, where its keys do not tell
+    /// The configuration file; without one, what `adit join` has written
+    #[arg(value_name = "FILE", env = "ADIT_CONFIG")]
+    pub(super) file: Option<PathBuf>,
+    /// Which program it is for, where its keys do not tell, or where there is no file and variables say it all
     #[arg(long, value_name = "KIND", value_parser = parse_kind)]
     pub(super) kind: Option<Kind>,
 }

@@ -4,7 +4,7 @@ use std::env;
 use std::fmt;
 
 use super::args::CheckArgs;
-use super::{Failure, print, serve};
+use super::{Failure, join, print, serve};
 use crate::client::dns::lists;
 use crate::client::run::dialer;
 use crate::config::{ClientConfig, Inputs, Kind, ServerConfig, guess_kind};
@@ -12,22 +12,32 @@ use crate::io::tls::{Certificate, ServerTls};
 
 /// Checks a file as a start in this environment would, and the files that it names.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let file = args.file.display();
+    let usual = || join::usual_file().filter(|usual| usual.exists() && args.kind.is_none());
+    let path = args.file.clone().or_else(usual);
+    let file = match &path {
+        Some(path) => path.display().to_string(),
+        None => "environment".to_owned(),
+    };
     // A file that is named here and is not there is what is wrong, even where the environment says enough.
-    if !args.file.exists() {
+    if path.as_deref().is_some_and(|path| !path.exists()) {
         return Err(Failure::Usage(format!("{file}: there is no such file")));
     }
-    let kind = match args.kind {
-        Some(kind) => kind,
-        None => guess_kind(&args.file)?.ok_or_else(|| {
+    let kind = match (args.kind, &path) {
+        (Some(kind), _) => kind,
+        (None, Some(path)) => guess_kind(path)?.ok_or_else(|| {
             Failure::Usage(format!(
                 "{file}: its keys do not tell whether it is for a server or a client: say --kind"
             ))
         })?,
+        (None, None) => {
+            return Err(Failure::Usage(format!(
+                "{NOTHING}, or --kind the program whose variables are to be checked"
+            )));
+        }
     };
     let environment = |name: &str| env::var(name).ok();
     let inputs = Inputs {
-        file: Some(&args.file),
+        file: path.as_deref(),
         environment: &environment,
         flags: &[],
     };
@@ -56,3 +66,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
     print(&format!("{file}: ok: {summary}"))
 }
+
+/// What to do where there is nothing to check.
+const NOTHING: &str =
+    "no configuration: `adit join LINK` makes that of a client; else name the file";

@@ -25,7 +25,7 @@ enum Action {
     /// One that was invited is forgotten. One that stands in the server's configuration is denied from now on, over
     /// restarts; the file stays as it is.
     Revoke(Whom),
-    /// Let a client of the configuration in again that was revoked
+    /// Let a client of the configuration in again that was revoked; one that was invited needs a new link
     Restore(Whom),
     /// Give a client that was invited another name
     Rename(Rename),
@@ -100,6 +100,11 @@ fn revoked(client: &Value) -> Result<(), Failure> {
         return print(&format!("{name} was revoked before; {ended}"));
     }
     print(&format!("{name} is revoked; {ended}"))?;
+    if text(client, "from") == "invitation" {
+        return print(&format!(
+            "It was invited, and is forgotten: `adit invite {name}` makes a link by which it can join anew."
+        ));
+    }
     if text(client, "from") == "configuration" {
         print(&format!(
             "It still stands in the server's configuration, and is denied all the same: take it out there when it suits, or let it in again by `adit clients restore {name}`."

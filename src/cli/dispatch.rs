@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::reload::Reload;
+use crate::client::control;
 use crate::client::dns::{Dns, LocalResolver};
 use crate::client::host::Host;
+use crate::client::instance::Instance;
 use crate::client::proxies::Proxies;
 use crate::client::run::{Client, Services, local_resolver};
 use crate::config::{
@@ -168,14 +170,16 @@ async fn serve_client(
         reload,
         address,
     } = served;
-    let client = Client::leaving(&config, outside)?;
+    let listener = control::place(&config).listen()?;
+    let instance = listener.as_ref().map(Instance::of).unwrap_or_default();
+    let client = Client::leaving(&config, outside, &instance)?;
     let asker = reload.as_ref().map(Reload::asker);
     let services = Services::start(
         &client,
         &config,
         proxies.rules(),
         proxies.stats(),
-        asker,
+        (listener, asker),
         stop,
     )?;
     let reloader = client.reloader(config, proxies.rule_book(&client), &services);
@@ -195,6 +199,7 @@ async fn serve_client(
         reloading.abort();
     }
     client.close().await;
+    instance.forget();
     services.ended().await;
     // It only has its own listener and handshakes to drop.
     serving.abort();

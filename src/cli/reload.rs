@@ -164,6 +164,14 @@ fn with_warnings(warnings: Vec<String>, outcome: Outcome) -> Outcome {
 
 /// Names the keys of a client that differ, but for those that are followed at once.
 fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
+    (compared(running, read).into_iter())
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| key.to_owned())
+        .collect()
+}
+
+/// The keys of a client that wait for a restart, and whether each differs.
+fn compared(running: &ClientConfig, read: &ClientConfig) -> Vec<(&'static str, bool)> {
     let ClientConfig {
         servers,
         server_key,
@@ -211,7 +219,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
         ),
         ("proxy", running.proxy != *proxy),
         (
-            "proxy_user or its password",
+            "proxy_user, proxy_password, proxy_password_file",
             running.proxy_auth != *proxy_auth,
         ),
         (
@@ -219,7 +227,7 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
             without_rules(&running.proxies) != without_rules(proxies),
         ),
         ("tls", running.tls != *tls),
-        ("via", running.via != *via),
+        ("via, via_password_file", running.via != *via),
         (
             "connect_timeout",
             running.connect_timeout != *connect_timeout,
@@ -234,16 +242,13 @@ fn needs_restart(running: &ClientConfig, read: &ClientConfig) -> Vec<String> {
         ("tun", running.tun != *tun),
         ("user", running.process.user != process.user),
     ];
-    changed
-        .into_iter()
-        .chain(dns_needs_restart(&running.dns, dns))
-        .filter(|(_, changed)| *changed)
-        .map(|(key, _)| key.to_owned())
+    (changed.into_iter())
+        .chain(dns_compared(&running.dns, dns))
         .collect()
 }
 
 /// The same of what is below `dns`.
-fn dns_needs_restart(
+fn dns_compared(
     running: &DnsConfig,
     read: &DnsConfig,
 ) -> impl Iterator<Item = (&'static str, bool)> {
@@ -265,4 +270,92 @@ fn dns_needs_restart(
         ("dns.blocked", running.blocked != *blocked),
     ]
     .into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::config::Inputs;
+    use crate::server::reload::compared as server_compared;
+
+    /// What docs/operation.md says of each key: when a change of it counts.
+    fn documented(kind: Kind) -> BTreeMap<String, String> {
+        let page = include_str!("../../docs/operation.md");
+        let head = format!("| key of a {kind} | when a change counts |\n");
+        let (_, table) = page.split_once(&head).expect("the table");
+        let rows = table.lines().skip(1).take_while(|row| row.starts_with('|'));
+        let mut keys = BTreeMap::new();
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let names = cells[1].split('`').skip(1).step_by(2);
+            for name in names {
+                let former = keys.insert(name.to_owned(), cells[2].to_owned());
+                assert_eq!(former, None, "{name} stands twice");
+            }
+        }
+        keys
+    }
+
+    /// Whether what is said of `name` is said of `key`: it is that key, or what the key belongs to.
+    fn covers(name: &str, key: &str) -> bool {
+        key.strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    }
+
+    fn restarts(table: &BTreeMap<String, String>) -> BTreeSet<&str> {
+        let waiting = table.iter().filter(|(_, when)| when.contains("restart"));
+        waiting.map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn split(keys: &[(&'static str, bool)]) -> BTreeSet<&'static str> {
+        keys.iter().flat_map(|(key, _)| key.split(", ")).collect()
+    }
+
+    fn load<T>(load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>) -> T {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key").display().to_string();
+        let server_key = SecretKey::from_bytes([3; 32]).public().to_string();
+        let environment = |name: &str| match name {
+            "ADIT_SERVER" => Some("udp://192.0.2.1:7443".to_owned()),
+            "ADIT_SERVER_KEY" => Some(server_key.clone()),
+            "ADIT_KEY_FILE" => Some(key.clone()),
+            "ADIT_GENERATE_KEY" => Some("true".to_owned()),
+            "STATE_DIRECTORY" => Some("/var/lib/adit".to_owned()),
+            _ => None,
+        };
+        let inputs = Inputs {
+            file: None,
+            environment: &environment,
+            flags: &[],
+        };
+        load(inputs).unwrap().config
+    }
+
+    #[test]
+    fn every_key_stands_in_the_table_of_reloads_as_the_programs_have_it() {
+        let client = load(ClientConfig::load);
+        let server = load(ServerConfig::load);
+        for (kind, compared) in [
+            (Kind::Client, compared(&client, &client)),
+            (Kind::Server, server_compared(&server, &server)),
+        ] {
+            let table = documented(kind);
+            assert_eq!(restarts(&table), split(&compared), "{kind}");
+            let mut keys = kind.keys();
+            if kind == Kind::Client {
+                // Short for dns.listen.
+                assert!(keys.remove("dns"));
+            }
+            for key in &keys {
+                let is_told = table.keys().any(|name| covers(name, key));
+                assert!(is_told, "{kind}: {key} is not told");
+            }
+            for name in table.keys() {
+                let is_one = keys.iter().any(|key| covers(name, key));
+                assert!(is_one, "{kind}: {name} is no key");
+            }
+        }
+    }
 }

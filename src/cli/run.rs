@@ -98,7 +98,8 @@ fn start(args: &Args, command: &RunArgs) -> Result<End, Failure> {
                 tracing::warn!("{warning}");
             }
             let mut ready = Ready::new(ready);
-            prepare(&inner, plan.patience).map_err(Failure::Run)?;
+            let is_shared = matches!(plan.way, Way::Shared(_));
+            prepare(&inner, plan.patience, is_shared).map_err(Failure::Run)?;
             ready.announce_on_descriptor("the tunnel of the command");
             // It returns only when it has failed.
             let Err(error) = exec(&command.command);
@@ -192,7 +193,7 @@ fn carry(plan: Plan, outer: &Outer, other: Other) -> anyhow::Result<()> {
 }
 
 /// The other process: makes the namespaces and all in them, and waits for the tunnel.
-fn prepare(inner: &Inner, patience: Option<Duration>) -> anyhow::Result<()> {
+fn prepare(inner: &Inner, patience: Option<Duration>, is_shared: bool) -> anyhow::Result<()> {
     let Entered { own_users } = enter()?;
     let tun = create(Path::new(DEVICE), INTERFACE).map_err(device_error)?;
     calm_interface(INTERFACE, true);
@@ -210,11 +211,20 @@ fn prepare(inner: &Inner, patience: Option<Duration>) -> anyhow::Result<()> {
     match verdict {
         Verdict::Up => {}
         Verdict::Failed(reason) => bail!(reason),
-        Verdict::Silent => bail!(
-            "the tunnel is not up after {} s: no server has answered. Lines above may say why, --log-level info says more; --wait gives it longer, --no-wait starts the command all the same",
-            patience.unwrap_or_default().as_secs_f32()
-        ),
-        Verdict::Gone => bail!("the process of the tunnel has ended; lines above may say why"),
+        Verdict::Silent => {
+            let why = if is_shared {
+                "the client that runs does not reach its server, and its log says why"
+            } else {
+                "no server has answered, and --log-level info tells of each attempt"
+            };
+            bail!(
+                "the tunnel is not up after {} s: {why}; --wait gives it longer, --no-wait starts the command all the same",
+                patience.unwrap_or_default().as_secs_f32()
+            )
+        }
+        Verdict::Gone => {
+            bail!("the process of the tunnel has ended without a word: was it killed?")
+        }
     }
     if own_users {
         drop_privilege().context("cannot give up privilege")?;

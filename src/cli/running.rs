@@ -1,14 +1,16 @@
 //! Finds the program that runs: by its socket, by its configuration, or because it is the only one.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
+use serde_json::Map;
 
-use super::Failure;
 use super::serve::load_by;
+use super::{Failure, status};
 use crate::client::control as client;
 use crate::config::{ClientConfig, ConfigError, Kind, ServerConfig, guess_kind};
-use crate::io::control::{CallError, Caller, Wanted};
+use crate::io::control::{CallError, Caller, Request, Wanted};
 use crate::server::control as server;
 
 /// Which program is meant.
@@ -178,14 +180,33 @@ fn only_one(sockets: Vec<PathBuf>, what: &str) -> Result<Result<Caller, String>,
             } else {
                 "adit client"
             };
+            let join = if what == "server" {
+                ""
+            } else {
+                " (`adit join LINK` makes a client's configuration and starts it)"
+            };
             format!(
-                "no {what} of this user runs: start `{start}`, or name its configuration by -c FILE"
+                "no {what} of this user runs: start `{start}`{join}, or name its configuration by -c FILE"
             )
         })),
-        [(first, _), ..] => Err(Failure::Usage(format!(
-            "{} {what}s run: say which by -c FILE, or by --control {}",
-            living.len(),
-            first.display()
-        ))),
+        [_, _, ..] => Err(Failure::Usage(several(living, what))),
     }
 }
+
+/// Lists those that run, and how one is named.
+fn several(living: Vec<(PathBuf, Caller)>, what: &str) -> String {
+    let mut lines = format!(
+        "{} {what}s run: say which by -c FILE, its configuration, or by one of these",
+        living.len()
+    );
+    for (path, mut caller) in living {
+        let answer = caller.call(&Request::new("status", Map::new()), None, PATIENCE);
+        // One that does not answer is named all the same.
+        let what = answer.map_or_else(|error| error.to_string(), |it| status::headline(&it));
+        lines.push_str(&format!("\n  --control {}   {what}", path.display()));
+    }
+    lines
+}
+
+/// How long each of several programs may take to say what it is.
+const PATIENCE: Duration = Duration::from_secs(3);

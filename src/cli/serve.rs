@@ -207,15 +207,29 @@ pub(super) fn load_by<T>(
         environment: &environment,
         flags,
     }) {
-        Err(error) if nothing_given && error.is_all_missing() => Err(Failure::Usage(format!(
-            "no configuration: run `adit {kind} -c {kind}.yaml`, or see `adit {kind} --help`"
-        ))),
+        Err(error) if nothing_given && error.is_all_missing() => {
+            Err(Failure::Usage(no_configuration(kind)))
+        }
         // Of a client's file, each key would be unknown to a server: a page that hides the one mistake.
         Err(ConfigError::Invalid(problems)) => match file.and_then(|file| other_kind(file, kind)) {
             Some(swapped) => Err(Failure::Usage(swapped)),
             None => Err(ConfigError::Invalid(problems).into()),
         },
         result => Ok(result?),
+    }
+}
+
+/// How to begin.
+fn no_configuration(kind: Kind) -> String {
+    match kind {
+        Kind::Server => "no configuration: run `adit server -c server.yaml`, or see `adit server --help`; clients need not be listed in it, `adit invite NAME` makes links for them".to_owned(),
+        Kind::Client => {
+            let usual = join::usual_file();
+            let there = usual.map_or_else(String::new, |usual| format!(" in {}", usual.display()));
+            format!(
+                "no configuration: `adit join LINK` makes one{there}, of a link that `adit invite NAME` prints at the server; or name one by -c FILE, see `adit client --help`"
+            )
+        }
     }
 }
 

@@ -153,7 +153,8 @@ fn table(status: &Value, since: Option<&Since<'_>>) -> String {
     lines.join("\n")
 }
 
-fn headline(status: &Value) -> String {
+/// Says in one line what runs, and how it is.
+pub(super) fn headline(status: &Value) -> String {
     let mut line = format!(
         "{} {}: {}, up {}",
         text(status, "kind"),

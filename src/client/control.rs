@@ -9,7 +9,7 @@
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
 //! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
-//! | `session` | | whether there is a session: after 30 s at the latest, and as soon as there is one |
+//! | `session` | | whether there is a session with a lane: after 30 s at the latest, and as soon as there is one |
 //! | `share` | a TUN device beside it | ends its packets: what its interface is to be given; and again when it has ended |
 //!
 //! A client's socket has a name made of both keys, so that whoever has its configuration finds it, and clients of
@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::enclosure::Enclosures;
@@ -127,7 +127,7 @@ impl Commands for Orders {
                 Err(message) => Done::Now(Err(message)),
             },
             "session" => {
-                let connected = timeout(SESSION_WAIT, self.enclosures.connected()).await;
+                let connected = timeout(SESSION_WAIT, self.connected()).await;
                 Done::Now(Ok(json!({CONNECTED: connected.unwrap_or(false)})))
             }
             "share" => self.share(passed),
@@ -139,6 +139,18 @@ impl Commands for Orders {
 }
 
 impl Orders {
+    /// Waits until the session has its addresses and a lane.
+    async fn connected(&self) -> bool {
+        if !self.enclosures.connected().await {
+            return false;
+        }
+        // The session outlives its lanes for a while; what a look costs is nothing to a command that waits.
+        while self.reporter.ready().await.is_err() {
+            sleep(LOOK_AGAIN).await;
+        }
+        true
+    }
+
     async fn reload(&self) -> Result<Value, String> {
         let Some(reload) = &self.reload else {
             return Err("this client has no configuration file to read again".to_owned());
@@ -244,6 +256,9 @@ pub fn is_finished(end: &Value) -> bool {
 }
 
 const CONNECTED: &str = "connected";
+
+/// How often it is looked whether the session has a lane, for whoever waits for one.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long the question for a session waits for one.
 const SESSION_WAIT: Duration = Duration::from_secs(30);

@@ -436,8 +436,10 @@ impl Driver {
             CloseReason::ShuttingDown | CloseReason::Idle => {
                 info!(%reason, "the server closed the session");
             }
+            CloseReason::Revoked => warn!(
+                "this client was revoked: the server lets its key in no more, unless whoever runs it says `adit clients restore`, or invites it anew; asking again once a minute"
+            ),
             CloseReason::Superseded
-            | CloseReason::Revoked
             | CloseReason::PoolExhausted
             | CloseReason::TooManyInstances
             | CloseReason::ProtocolError

@@ -268,7 +268,11 @@ impl Lanes {
         }
         for attempt in &mut self.attempts {
             let quiet = attempt.quiet_at.take_if(|at| *at <= now).is_some();
-            if quiet && self.known.is_empty() && self.notices.unanswered(attempt.server) {
+            if quiet
+                && self.known.is_empty()
+                && !self.link.is_revoked()
+                && self.notices.unanswered(attempt.server)
+            {
                 let server = &self.connector.servers[attempt.server];
                 let way = if server.scheme.is_stream() {
                     "a firewall on the way drops it"
@@ -314,7 +318,7 @@ impl Lanes {
             return;
         };
         let fresh = self.link.wants_fresh();
-        if self.known.is_empty() && self.notices.connecting(server) {
+        if self.known.is_empty() && !self.link.is_revoked() && self.notices.connecting(server) {
             info!(server = %address, "connecting");
         } else {
             debug!(server = %address, fresh, failures = self.link.failures(), "connecting");
@@ -387,7 +391,8 @@ impl Lanes {
             Err(error) => {
                 let failures = self.link.failures();
                 // One a minute is for people, the others for those who look closer.
-                if self.known.is_empty() && self.notices.failed(now, server) {
+                let is_news = self.known.is_empty() && !self.link.is_revoked();
+                if is_news && self.notices.failed(now, server) {
                     warn!(%error, "cannot reach the server; trying on");
                 } else {
                     debug!(%error, failures, "cannot reach the server");

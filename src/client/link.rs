@@ -29,7 +29,8 @@
 //! A round for any lane that fails is followed by a pause, which doubles from [`BACKOFF_MIN`] to
 //! [`BACKOFF_MAX`], less up to half of it at random, so that the clients of a server that was away
 //! do not come back all at once. Rounds for a better lane are [`PROBE_MIN`] to [`PROBE_MAX`] apart.
-//! A server that does not want us is tried again last.
+//! A server that does not want us is tried again last, and one that has revoked us each [`REVOKED_PAUSE`]: only its
+//! operator can change that.
 //!
 //! A change of the network ends the pause, and attempts too that began before the change: their
 //! connections may be bound to an address that is gone.
@@ -60,6 +61,8 @@ pub(super) struct Link {
     current: usize,
     /// Attempts in a row that came to nothing.
     failures: u32,
+    /// Whether the last session was ended because the server lets us in no more.
+    revoked: bool,
     rng: StdRng,
 }
 
@@ -117,6 +120,7 @@ impl Link {
             probes: 0,
             current: 0,
             failures: 0,
+            revoked: false,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -157,6 +161,7 @@ impl Link {
 
     /// An attempt has brought a lane: the others are not wanted any more.
     pub(super) fn handle_connected(&mut self, now: Instant, server: usize) {
+        self.revoked = false;
         for entry in &mut self.servers {
             entry.trying = None;
             if let Some(lane) = &mut entry.lane {
@@ -294,6 +299,7 @@ impl Link {
             entry.trying = None;
             entry.lane = None;
         }
+        self.revoked = reason == CloseReason::Revoked;
         // At least the shortest pause: it is not there for us at this moment.
         self.failures = failures.saturating_add(1).max(self.round_len());
         self.probe_at = None;
@@ -356,6 +362,11 @@ impl Link {
         self.failures
     }
 
+    /// Returns whether the server has said that it lets us in no more, and has not since.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked
+    }
+
     /// Returns whether there is a lane.
     #[cfg(test)]
     fn is_up(&self) -> bool {
@@ -413,6 +424,7 @@ impl Link {
     /// The pause before the next round: none until one has failed.
     fn back_off(&mut self) -> Duration {
         let wait = match self.failures / self.round_len() {
+            _ if self.revoked => REVOKED_PAUSE,
             0 => Duration::ZERO,
             rounds => BACKOFF_MAX.min(BACKOFF_MIN * 2u32.saturating_pow(rounds.min(16) - 1)),
         };
@@ -467,6 +479,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 
 /// The longest pause: a server that comes back is found within this.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
+
+/// The longest pause where the server lets us in no more.
+pub(super) const REVOKED_PAUSE: Duration = Duration::from_secs(60);
 
 /// The pause between rounds while the lane in use is silent and may speak again.
 const BACKOFF_ANOTHER: Duration = Duration::from_secs(1);

@@ -14,6 +14,7 @@ pub mod enrol;
 pub mod forwards;
 pub mod host;
 pub(crate) mod inside;
+pub mod instance;
 mod lanes;
 mod link;
 mod notices;

@@ -31,13 +31,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::connect::Connector;
-use super::control::{self, Orders};
+use super::control::Orders;
 use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
 use super::driver::{Driver, Exit};
 use super::enclosure::{Book, Enclosures, MAX_ENCLOSURES};
 use super::forwards::{ForwardError, Forwards};
+use super::instance::Instance;
 use super::proxies::RuleBook;
 use super::proxy::{Context, CredentialsError, ProxySettings, ProxyStats};
 use super::reload::{Names, Reloader};
@@ -47,13 +48,14 @@ use super::status::{Listening, Reporter};
 use super::tunnel::{Tunnel, tunnel};
 use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::admin::{Admin, AdminError};
-use crate::io::control::{PlaceError, serve};
+use crate::io::control::serve;
 use crate::io::dial::Dialer;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
 use crate::io::outside::Outside;
 use crate::io::pool::Pool;
 use crate::io::tls::{ClientTls, ClientTlsError, Pin, Verify};
+use crate::io::unix::Listener;
 use crate::proto;
 use crate::proto::budget::{HARD, Share};
 use crate::reload::{Asker, ReloadCounts};
@@ -87,15 +89,19 @@ impl Client {
     ///
     /// When the settings of TLS cannot be used.
     pub fn start(config: &ClientConfig) -> Result<Self, StartError> {
-        Self::leaving(config, Outside::default())
+        Self::leaving(config, Outside::default(), &Instance::new())
     }
 
-    /// The same on a host that goes through a tunnel of ours itself: its sockets leave as `outside` says.
+    /// The same as that instance, on a host that may go through a tunnel of ours itself: its sockets leave as `outside` says.
     ///
     /// # Errors
     ///
     /// As [`Client::start`].
-    pub fn leaving(config: &ClientConfig, outside: Outside) -> Result<Self, StartError> {
+    pub fn leaving(
+        config: &ClientConfig,
+        outside: Outside,
+        instance: &Instance,
+    ) -> Result<Self, StartError> {
         match raise_open_files() {
             Ok(limit) => debug!(limit, "descriptors"),
             Err(error) => warn!(%error, "the limit of open files stays as it was"),
@@ -103,7 +109,8 @@ impl Client {
         // A session that may move to datagrams, or has copies of thin packets on lanes side by side, needs packets.
         let relayed =
             config.lanes == 1 && (config.servers.iter()).all(|server| server.scheme.is_stream());
-        let connector = connector(config, relayed, outside.clone())?;
+        let mut connector = connector(config, relayed, outside.clone())?;
+        connector.handshake.instance = instance.id();
         let (configured, inner) = watch::channel(None);
         let (tunnel, commands) = tunnel(inner);
         let stop = CancellationToken::new();
@@ -247,8 +254,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Adds the forwards of `config` to `client`, and takes orders for it until `stop`; commands that share it go by
-    /// `rules`. `proxies` is what its proxies count, `reload` what reads its configuration again.
+    /// Adds the forwards of `config` to `client`, and takes orders for it over `listener` until `stop`; commands that share
+    /// it go by `rules`. `proxies` is what its proxies count, `reload` what reads its configuration again.
     ///
     /// # Errors
     ///
@@ -258,7 +265,7 @@ impl Services {
         config: &ClientConfig,
         rules: InForce,
         proxies: Vec<Arc<ProxyStats>>,
-        reload: Option<Asker>,
+        (listener, reload): (Option<Listener>, Option<Asker>),
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
         let forwards = Forwards::new(client.tunnel(), client.resolver(), stop);
@@ -269,13 +276,12 @@ impl Services {
         let book = Arc::<Book>::default();
         let admin = config.admin.map(Admin::bind).transpose()?;
         let address = admin.as_ref().map(Admin::address);
-        let orders = control::place(config).listen()?;
         let of = |is: bool| usize::from(is);
         let has_resolver = config.dns.listen.is_some();
         let listening = Listening {
             tcp: proxies.len() + of(has_resolver) + of(admin.is_some()),
             udp: of(has_resolver),
-            unix: of(orders.is_some()),
+            unix: of(listener.is_some()),
         };
         let reporter = Arc::new(Reporter::new(
             (client.tunnel(), client.dns(), client.direct()),
@@ -290,7 +296,7 @@ impl Services {
             info!(address = %admin.address(), "metrics and health");
             serving.push(tokio::spawn(admin.serve(reporter.clone(), stop.clone())));
         }
-        if let Some(listener) = orders {
+        if let Some(listener) = listener {
             debug!(socket = %listener.path().display(), "takes orders");
             let orders = Arc::new(Orders {
                 forwards: forwards.clone(),
@@ -370,9 +376,6 @@ pub enum StartError {
     /// A forward of the configuration cannot be had.
     #[error(transparent)]
     Forward(#[from] ForwardError),
-    /// The control socket that the configuration names cannot be had.
-    #[error(transparent)]
-    Control(#[from] PlaceError),
     /// The admin address cannot be had.
     #[error(transparent)]
     Admin(#[from] AdminError),

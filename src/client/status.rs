@@ -160,11 +160,12 @@ impl Observed for Reporter {
 }
 
 fn state(session: Option<&SessionReport>, silent: bool) -> Result<String, String> {
-    let lanes = session.map(|session| session.lanes.len());
-    match (silent, lanes) {
+    // One that has not been answered yet is none.
+    let has_lane = session.map(|session| session.lanes.iter().any(|lane| lane.in_use));
+    match (silent, has_lane) {
         (true, _) => Err("the tunnel's driver does not answer".to_owned()),
         (false, None) => Err("connecting: there is no session yet, or no more".to_owned()),
-        (false, Some(0)) => Err("connecting again: the session has no lane".to_owned()),
-        (false, Some(_)) => Ok("connected".to_owned()),
+        (false, Some(false)) => Err("connecting again: the session has no lane".to_owned()),
+        (false, Some(true)) => Ok("connected".to_owned()),
     }
 }

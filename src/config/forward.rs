@@ -9,11 +9,13 @@
 //!
 //! What is written is read once, here; what comes out can be written again and reads the same.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::address::Host;
+use super::error::Place;
 use super::parse::Parsed;
 use super::settings::{Located, Settings};
 use super::shared::Unique;
@@ -246,13 +248,14 @@ pub enum ControlSocket {
     At(PathBuf),
 }
 
-/// Reads `local_forwards` and `remote_forwards`.
+/// Reads `local_forwards` and `remote_forwards`. Flags add to what file or environment say, and where both want one place,
+/// the flag has it.
 pub(super) fn read(settings: &mut Settings<'_>) -> Vec<Forward> {
-    let local = settings.list("local_forwards", LocalForward::parse);
-    let remote = settings.list("remote_forwards", RemoteForward::parse);
+    let local = settings.list_with_flags("local_forwards", LocalForward::parse);
+    let remote = settings.list_with_flags("remote_forwards", RemoteForward::parse);
     let mut forwards = Vec::new();
-    let mut seen = Unique::default();
-    for at in local.into_iter().flatten() {
+    let mut places = Places::default();
+    for at in local {
         if let Some(warning) = at.value.warning() {
             settings.warn(format!("{}: {warning}", at.key));
         }
@@ -263,20 +266,53 @@ pub(super) fn read(settings: &mut Settings<'_>) -> Vec<Forward> {
             NearListen::Udp(at) => Some(format!("UDP {at}")),
             NearListen::Unix(path) => Some(format!("the socket {}", path.display())),
         };
-        if let Some(place) = place {
-            seen.insert(settings, &at, place.clone(), &place);
+        if place.is_none_or(|place| places.take(settings, &at, place)) {
+            bound(settings, &at, forwards.len());
+            forwards.push(Forward::Local(at.value));
         }
-        bound(settings, &at, forwards.len());
-        forwards.push(Forward::Local(at.value));
     }
-    for at in remote.into_iter().flatten() {
+    for at in remote {
         let kind = if at.value.is_udp() { "UDP" } else { "TCP" };
         let place = format!("the inner {kind} port {}", at.value.port);
-        seen.insert(settings, &at, place.clone(), &place);
-        bound(settings, &at, forwards.len());
-        forwards.push(Forward::Remote(at.value));
+        if places.take(settings, &at, place) {
+            bound(settings, &at, forwards.len());
+            forwards.push(Forward::Remote(at.value));
+        }
     }
     forwards
+}
+
+/// Where forwards begin, each once.
+#[derive(Default)]
+struct Places {
+    seen: Unique<String>,
+    /// Those that flags have taken, and for what.
+    by_flags: HashMap<String, String>,
+}
+
+impl Places {
+    /// Takes a place for a forward; `false` where that of a flag stands there. Twice in one list is a mistake.
+    fn take<T: fmt::Display>(
+        &mut self,
+        settings: &mut Settings<'_>,
+        at: &Located<T>,
+        place: String,
+    ) -> bool {
+        let wanted = at.value.to_string();
+        if let Place::Flag(_) = at.place {
+            self.by_flags.insert(place.clone(), wanted);
+        } else if let Some(flag) = self.by_flags.get(&place) {
+            if *flag != wanted {
+                settings.warn(format!(
+                    "{}: {wanted} is not in force: on the command line {place} is {flag}",
+                    at.key
+                ));
+            }
+            return false;
+        }
+        self.seen.insert(settings, at, place.clone(), &place);
+        true
+    }
 }
 
 /// Refuses the first forward that is one too many.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::error::Place;
 use super::parse;
 use super::server::default_state_dir;
 use super::settings::Settings;
@@ -78,6 +79,14 @@ pub(super) fn read(
         if let Some(at) = kill_switch.as_ref().filter(|at| at.value && !is_group) {
             let message = "a kill switch belongs to a tunnel of the whole host: add --tun, or tun: in the file";
             settings.problem_at(at, message);
+        }
+        for at in [&routes, &exclude].into_iter().flatten().flatten() {
+            // Of a group that says `enabled: false` they wait for another day.
+            if !is_group || matches!(at.place, Place::Flag(_)) {
+                let message =
+                    "belongs to a tunnel of the whole host: add --tun, or tun: in the file";
+                settings.problem_at(at, message);
+            }
         }
         return None;
     }

@@ -31,7 +31,7 @@ impl Kind {
     }
 
     /// Every key that this program knows: `tun.name`, `clients[].name`.
-    pub(super) fn keys(self) -> BTreeSet<String> {
+    pub(crate) fn keys(self) -> BTreeSet<String> {
         let nothing = |_: &str| None;
         let inputs = Inputs {
             file: None,

@@ -267,6 +267,21 @@ impl<'a> Settings<'a> {
         Some(items)
     }
 
+    /// Reads a list to which flags add, rather than replacing it; theirs come first.
+    pub(super) fn list_with_flags<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<Located<T>> {
+        let given = self.flag_texts(key).unwrap_or_default();
+        let said = self.said_texts(key).unwrap_or_default();
+        let mut items = Vec::new();
+        for (path, text, place) in given.into_iter().chain(said) {
+            items.extend(self.parsed(&path, &text, place, &parse));
+        }
+        items
+    }
+
     /// Reads a path; in a file it is relative to the file's folder, elsewhere to the working folder.
     pub(super) fn path(&mut self, key: &str) -> Option<Located<PathBuf>> {
         let (text, place) = self.text(key)?;
@@ -449,8 +464,9 @@ impl<'a> Settings<'a> {
                 message: format!("and {} more mistakes", self.untold),
             });
         }
-        // A file that is not there is the likeliest reason for everything that is missing.
         if self.absent {
+            // It may well have what is missing.
+            (self.problems).retain(|problem| !matches!(problem.place, Place::Missing(_)));
             let message = "there is no such file".to_owned();
             self.problems.insert(
                 0,
@@ -496,36 +512,42 @@ impl<'a> Settings<'a> {
     }
 
     /// The texts of a list with their keys and places.
-    fn texts(&mut self, key: &str) -> Option<Vec<(String, String, Place)>> {
+    fn texts(&mut self, key: &str) -> Option<Vec<Text>> {
         self.known.insert(key.to_owned());
-        let split = |text: &str| -> Vec<String> {
-            text.split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty())
-                .map(str::to_owned)
-                .collect()
-        };
-        let name = |items: Vec<String>, place: &Place| -> Vec<(String, String, Place)> {
-            items
-                .into_iter()
-                .map(|item| (key.to_owned(), item, place.clone()))
-                .collect()
-        };
-        if let Some((values, place)) = self.flag(key) {
-            return Some(name(
-                values.iter().flat_map(|text| split(text)).collect(),
-                &place,
-            ));
+        match self.flag_texts(key) {
+            None => self.said_texts(key),
+            given => given,
         }
+    }
+
+    /// Those that flags say.
+    fn flag_texts(&self, key: &str) -> Option<Vec<Text>> {
+        let (values, place) = self.flag(key)?;
+        let items = values.iter().flat_map(|text| split(text));
+        Some(
+            items
+                .map(|it| (key.to_owned(), it, place.clone()))
+                .collect(),
+        )
+    }
+
+    /// Those that the environment says, or else the file.
+    fn said_texts(&mut self, key: &str) -> Option<Vec<Text>> {
+        self.known.insert(key.to_owned());
         if let Some((text, place)) = self.variable(key) {
-            return Some(name(split(&text), &place));
+            let items = split(&text).into_iter();
+            return Some(
+                items
+                    .map(|it| (key.to_owned(), it, place.clone()))
+                    .collect(),
+            );
         }
         let node = self.lookup(key)?;
         self.items(key, node)
     }
 
     /// The texts of a list in a file, or of a single value that stands for a list of one.
-    fn items(&mut self, key: &str, node: Node) -> Option<Vec<(String, String, Place)>> {
+    fn items(&mut self, key: &str, node: Node) -> Option<Vec<Text>> {
         match node.value {
             Value::List(items) => {
                 let mut texts = Vec::new();
@@ -690,6 +712,11 @@ impl<'a> Settings<'a> {
         if let Some(near) = nearest(name, siblings.iter().copied()) {
             return format!("unknown key `{name}`: did you mean `{near}`?");
         }
+        let meant =
+            (OTHER_WORDS.iter()).find(|(word, key)| *word == name && siblings.contains(key));
+        if let Some((_, key)) = meant {
+            return format!("unknown key `{name}`: it is called `{key}` here");
+        }
         // A key that exists elsewhere is named with its place.
         if let Some(elsewhere) = self
             .known
@@ -701,6 +728,18 @@ impl<'a> Settings<'a> {
         let all: Vec<&str> = siblings.into_iter().collect();
         format!("unknown key `{name}`: the keys here are {}", all.join(", "))
     }
+}
+
+/// A text with its key and place.
+type Text = (String, String, Place);
+
+/// The items of a list on one line.
+fn split(text: &str) -> Vec<String> {
+    let items = text.split(',').map(str::trim);
+    items
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Names the environment variable of a key: `ADIT_TUN_NAME` for `tun.name`.
@@ -754,6 +793,16 @@ fn hide(place: Place) -> Place {
         Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => place,
     }
 }
+
+/// What other programs call a key, and the other one of ours, where no slip of the hand explains it.
+const OTHER_WORDS: [(&str, &str); 6] = [
+    ("listen", "proxy"),
+    ("socks5", "proxy"),
+    ("forwards", "local_forwards"),
+    ("private_key", "key_file"),
+    ("endpoint", "server"),
+    ("peers", "clients"),
+];
 
 /// Mistakes told at once: more than anybody corrects before the next check.
 const MAX_PROBLEMS: usize = 30;

@@ -777,16 +777,108 @@ fn no_file_is_needed_where_the_environment_says_enough() {
     assert_eq!(loaded.warnings.len(), 1);
 }
 
+fn forwards(config: &ClientConfig) -> Vec<String> {
+    config.forwards.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn forwards_of_flags_stand_beside_those_of_the_file() {
+    let file = format!(
+        "{CLIENT}local_forwards: [\"8080:a:80\", \"8081:b:80\"]\nremote_forwards: [\"22:localhost:22\"]\n"
+    );
+    let bench = Bench::new()
+        .flag("local_forwards", "-L", &["9090:c:80"])
+        .flag("remote_forwards", "-R", &["80:localhost:8000"]);
+    let loaded = bench.client(&file).expect("a client");
+    assert_eq!(
+        forwards(&loaded.config),
+        [
+            "-L 127.0.0.1:9090:c:80",
+            "-L 127.0.0.1:8080:a:80",
+            "-L 127.0.0.1:8081:b:80",
+            "-R 80:localhost:8000",
+            "-R 22:localhost:22",
+        ]
+    );
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    // By variables, too, which stand for the file's, as always.
+    let bench = bench.set("ADIT_LOCAL_FORWARDS", "7070:d:80");
+    let loaded = bench.client(&file).expect("a client");
+    assert_eq!(
+        forwards(&loaded.config)[..2],
+        ["-L 127.0.0.1:9090:c:80", "-L 127.0.0.1:7070:d:80"]
+    );
+}
+
+#[test]
+fn flag_has_the_place_that_the_file_wants_for_another_forward_and_says_so() {
+    let file = format!("{CLIENT}local_forwards: [\"8080:a:80\", \"8081:b:80\"]\n");
+    let bench = Bench::new().flag("local_forwards", "-L", &["8080:c:80", "8081:b:80"]);
+    let loaded = bench.client(&file).expect("a client");
+    assert_eq!(
+        forwards(&loaded.config),
+        ["-L 127.0.0.1:8080:c:80", "-L 127.0.0.1:8081:b:80"]
+    );
+    assert_eq!(
+        loaded.warnings,
+        [
+            "local_forwards[0]: 127.0.0.1:8080:a:80 is not in force: on the command line TCP 127.0.0.1:8080 is 127.0.0.1:8080:c:80"
+        ]
+    );
+    let twice = Bench::new()
+        .flag("local_forwards", "-L", &["8080:c:80", "8080:d:80"])
+        .client(CLIENT)
+        .expect_err("one place");
+    assert!(twice.contains("stands twice"), "{twice}");
+}
+
+#[test]
+fn routes_of_a_tunnel_that_is_not_there_are_refused() {
+    for (key, flag) in [
+        ("tun.routes", "--tun-route"),
+        ("tun.exclude", "--tun-exclude"),
+    ] {
+        let refused = |text: &str| {
+            let bench = Bench::new().flag(key, flag, &["10.0.0.0/8"]);
+            bench.client(&format!("{CLIENT}{text}")).expect_err("none")
+        };
+        for text in ["", "tun: off\n", "tun: {enabled: off}\n"] {
+            let error = refused(text);
+            assert!(
+                error.contains(&format!("{flag}: {key}: belongs to a tunnel"))
+                    && error.contains("add --tun"),
+                "{text}: {error}"
+            );
+        }
+    }
+    // In a group that says so they wait for another day.
+    let off = format!("{CLIENT}tun: {{enabled: off, routes: [10.0.0.0/8]}}\n");
+    assert!(
+        Bench::new()
+            .client(&off)
+            .expect("a client")
+            .config
+            .tun
+            .is_none()
+    );
+}
+
 #[test]
 fn a_file_that_is_not_there_is_told_first() {
     let bench = Bench::new();
     let error = bench
         .load(Some(&bench.path("none.yaml")), ClientConfig::load)
         .expect_err("nothing");
-    assert!(
-        error.starts_with("none.yaml: there is no such file\n"),
-        "{error}"
-    );
+    // What it might have is not said to be missing; what stands elsewhere is wrong all the same.
+    assert_eq!(error, "none.yaml: there is no such file");
+    let error = Bench::new()
+        .set("ADIT_MTU", "12")
+        .load(Some(Path::new("/none.yaml")), ServerConfig::load)
+        .expect_err("a wrong one");
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines.len(), 2, "{error}");
+    assert_eq!(lines[0], "/none.yaml: there is no such file");
+    assert!(lines[1].contains("ADIT_MTU"), "{error}");
     let nothing = bench.load(None, ClientConfig::load).expect_err("nothing");
     assert!(
         nothing.starts_with("configuration: server: is missing"),

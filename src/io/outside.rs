@@ -147,8 +147,8 @@ impl Marked {
                 "this host has no name server outside the tunnel",
             ));
         }
-        let servers = servers.into_iter().map(NameServerConfig::udp_and_tcp);
-        let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+        let asked = servers.iter().copied().map(NameServerConfig::udp_and_tcp);
+        let config = ResolverConfig::from_parts(None, Vec::new(), asked.collect());
         let mut builder =
             Resolver::builder_with_config(config, OutsideRuntime::new(outside.clone()));
         let options = builder.options_mut();
@@ -157,7 +157,9 @@ impl Marked {
         let resolver = builder.build().map_err(io::Error::other)?;
         // A final dot: nothing is searched for.
         let answer = resolver.lookup_ip(format!("{}.", name.trim_end_matches('.')));
-        let found: Vec<IpAddr> = answer.await.map_err(io::Error::other)?.iter().collect();
+        let answer = answer.await;
+        let found = answer.map_err(|error| resolver::failure(&error, &servers))?;
+        let found: Vec<IpAddr> = found.iter().collect();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() < MAX_KNOWN || known.contains_key(name) {
             known.insert(name.to_owned(), found.clone());

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts,
 };
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
 use crate::dns::UDP_PAYLOAD;
@@ -220,12 +221,42 @@ async fn lookup(name: &str, resolv_conf: &Path, hosts: &Path) -> io::Result<Vec<
         });
     options.cache_size = 0;
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    let servers: Vec<IpAddr> = (config.name_servers().iter())
+        .map(|server| server.ip)
+        .collect();
     let resolver = build((config, options), hosts).map_err(io::Error::other)?;
-    let found = resolver.lookup_ip(name).await.map_err(io::Error::other)?;
+    let found = resolver.lookup_ip(name).await;
+    let found = found.map_err(|error| failure(&error, &servers))?;
     let mut found: Vec<IpAddr> = found.iter().collect();
     found.sort_by_key(|address| (!has_way(*address), address.is_ipv4()));
     found.dedup();
     Ok(found)
+}
+
+/// Says why a name has no addresses, and who was asked; what the library says is a page of its insides.
+pub(super) fn failure(error: &NetError, servers: &[IpAddr]) -> io::Error {
+    let names: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
+    let servers = names.join(", ");
+    let code = if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
+        Some(none.response_code)
+    } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+        Some(*code)
+    } else {
+        None
+    };
+    io::Error::other(if code == Some(ResponseCode::NXDomain) {
+        format!("there is no such name (asked {servers})")
+    } else if code == Some(ResponseCode::NoError) {
+        format!("it has no address (asked {servers})")
+    } else if let Some(code) = code {
+        format!("{servers} answered: {code}")
+    } else if matches!(error, NetError::Timeout | NetError::NoConnections) {
+        format!("no answer from {servers}")
+    } else if let NetError::Io(error) = error {
+        format!("cannot ask {servers}: {error}")
+    } else {
+        format!("{error} (asked {servers})")
+    })
 }
 
 /// Whether the kernel knows a way to `address`; nothing is sent. RFC 6724, section 5, rule 1.
@@ -269,6 +300,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::net::NoRecords;
+    use hickory_resolver::proto::op::Query;
     use hickory_resolver::proto::rr::RecordType;
 
     use super::*;
@@ -358,6 +391,28 @@ mod tests {
         let later = host.now + 2 * LOOK_EVERY;
         assert!(!finds(&upstreams, later, "printer.lan.").await);
     }
+
+    #[test]
+    fn failure_is_told_in_one_line_with_whom_was_asked() {
+        let servers = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let none = |code| {
+            let query = Query::query("vpn.example.".parse().unwrap(), RecordType::A);
+            NetError::from(NoRecords::new(query, code))
+        };
+        for (error, told) in [
+            (none(ResponseCode::NXDomain), "there is no such name (asked"),
+            (none(ResponseCode::NoError), "it has no address (asked"),
+            (none(ResponseCode::ServFail), "answered: Server Failure"),
+            (NetError::Timeout, "no answer from"),
+            (NetError::NoConnections, "no answer from"),
+        ] {
+            let text = failure(&error, &servers).to_string();
+            assert!(text.contains(told), "{text}");
+            assert!(text.contains("192.0.2.1, 2001:db8::1"), "{text}");
+            assert!(text.len() < 80, "{text}");
+        }
+    }
+
     #[tokio::test]
     async fn own_names_come_from_the_hosts_file_and_what_can_be_reached_comes_first() {
         let host = Host::new("nameserver 192.0.2.1\noptions attempts:1 timeout:1\n");

@@ -214,7 +214,13 @@ impl Enrolment {
     /// It is nobody, or was not revoked, or that cannot be kept.
     pub fn restore(&self, whom: &str) -> Result<Listed, EnrolmentError> {
         let mut roll = self.lock();
-        let client = self.find(&roll, whom)?;
+        let client = self.find(&roll, whom).map_err(|error| {
+            if let EnrolmentError::Nobody { name } = error {
+                EnrolmentError::Forgotten { name }
+            } else {
+                error
+            }
+        })?;
         let mut changed = roll.clone();
         if !changed.allow(&client.key) {
             return Err(EnrolmentError::NotDenied { name: client.name });
@@ -390,6 +396,14 @@ pub enum EnrolmentError {
         /// What was asked for.
         name: String,
     },
+    /// There is no such client, and if there was, it is forgotten.
+    #[error(
+        "there is no client `{name}`. Only clients of the server's configuration are restored; one that was invited is forgotten when it is revoked, and needs a new link: adit invite NAME"
+    )]
+    Forgotten {
+        /// What was asked for.
+        name: String,
+    },
     /// The client is not denied.
     #[error("`{name}` was not revoked")]
     NotDenied {
@@ -480,6 +494,11 @@ mod tests {
         assert!(!admits(&enrolment, 2));
         let again = enrolment.revoke(NOW, "phone");
         assert!(matches!(again, Err(EnrolmentError::Nobody { .. })));
+        let error = enrolment.restore("phone").unwrap_err().to_string();
+        assert!(
+            error.contains("`phone`") && error.contains("adit invite NAME"),
+            "{error}"
+        );
         assert!(enrolment.revoke(NOW, "laptop").unwrap().news);
         assert!(!enrolment.revoke(NOW, "laptop").unwrap().news);
         assert!(enrolment.list()[0].denied && !admits(&enrolment, 1));

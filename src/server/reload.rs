@@ -190,8 +190,16 @@ fn for_sessions(limits: &Limits) -> [usize; 3] {
     ]
 }
 
-/// Names the keys that differ and wait for a restart. Every key is here, or in [`follow`].
+/// Names the keys that differ and wait for a restart.
 fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
+    (compared(running, read).into_iter())
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| key.to_owned())
+        .collect()
+}
+
+/// The keys that wait for a restart, and whether each differs. Every key is here, or in [`follow`].
+pub(crate) fn compared(running: &ServerConfig, read: &ServerConfig) -> Vec<(&'static str, bool)> {
     let ServerConfig {
         listen,
         secret_keys,
@@ -223,7 +231,7 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
     } = read;
     let public =
         |keys: &[SecretKey]| -> Vec<PublicKey> { keys.iter().map(SecretKey::public).collect() };
-    [
+    vec![
         ("listen", running.listen != *listen),
         (
             "key_file",
@@ -246,10 +254,6 @@ fn needs_restart(running: &ServerConfig, read: &ServerConfig) -> Vec<String> {
         ("admin", running.admin != *admin),
         ("user", running.process.user != process.user),
     ]
-    .into_iter()
-    .filter(|(_, changed)| *changed)
-    .map(|(key, _)| key.to_owned())
-    .collect()
 }
 
 /// Takes over of `read` what is in force now.

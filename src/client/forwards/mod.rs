@@ -19,7 +19,7 @@
 //!
 //! `-R` listens for as long as it is there, whatever session and inner address the client has meanwhile: flows live on
 //! with the inner address, over cuts of lanes too, and where the netstack was made anew the port is asked for again.
-//! Who can reach an inner address is the server's affair: see README.md.
+//! Who can reach an inner address is the server's affair: see docs/client.md.
 //!
 //! A UDP forward gives each peer a socket, or an inner port, of its own, so that answers find their way back. It lasts
 //! until nothing has passed for [`UDP_IDLE`].

@@ -363,6 +363,29 @@ fn loss_of_a_lane_is_followed_by_a_search_when_what_is_left_is_silent() {
     assert_eq!(link.poll_attempt(now), Some(0));
 }
 
+#[test]
+fn server_that_has_revoked_us_is_asked_about_once_a_minute_until_it_lets_us_in() {
+    let (mut link, mut now) = link(1);
+    link.poll_attempt(now);
+    link.handle_connected(now, 0);
+    link.handle_closed(now, CloseReason::Revoked);
+    let began = now;
+    let mut attempts = 0;
+    while now < began + Duration::from_secs(600) {
+        now = link.poll_timeout().expect("it goes on");
+        if link.poll_attempt(now) == Some(0) {
+            attempts += 1;
+            link.handle_failed(now, 0);
+        }
+    }
+    assert!((10..=21).contains(&attempts), "{attempts} in ten minutes");
+    assert!(link.is_revoked());
+    now = link.poll_timeout().expect("it goes on");
+    link.poll_attempt(now);
+    link.handle_fresh(now, 0);
+    assert!(!link.is_revoked());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Pass(u64),
@@ -371,7 +394,7 @@ enum Step {
     Lost(usize),
     Silent(usize),
     Heard(usize),
-    Closed,
+    Closed(CloseReason),
     Changed,
 }
 
@@ -383,7 +406,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..4usize).prop_map(Step::Lost),
         (0..4usize).prop_map(Step::Silent),
         (0..4usize).prop_map(Step::Heard),
-        Just(Step::Closed),
+        Just(Step::Closed(CloseReason::Revoked)),
+        Just(Step::Closed(CloseReason::TooManyInstances)),
         Just(Step::Changed),
     ]
 }
@@ -405,9 +429,9 @@ proptest! {
                 Step::Lost(server) => { link.handle_lost(now, server); }
                 Step::Silent(server) => link.handle_silent(now, server),
                 Step::Heard(server) => link.handle_heard(now, server),
-                Step::Closed if link.is_up() => link.handle_closed(now, CloseReason::Revoked),
+                Step::Closed(reason) if link.is_up() => link.handle_closed(now, reason),
                 Step::Changed => { link.handle_network_change(now); }
-                Step::Connected(_) | Step::Closed => {}
+                Step::Connected(_) | Step::Closed(_) => {}
             }
             while let Some(server) = link.poll_retired(now) {
                 prop_assert!(server < servers);
@@ -421,7 +445,8 @@ proptest! {
             let trying = (0..servers).any(|server| link.is_trying(server));
             let due = link.poll_timeout();
             if !trying && !link.is_up() {
-                prop_assert!(due.is_some_and(|due| due <= now + BACKOFF_MAX), "{:?}", link);
+                let most = if link.is_revoked() { REVOKED_PAUSE } else { BACKOFF_MAX };
+                prop_assert!(due.is_some_and(|due| due <= now + most), "{:?}", link);
             }
             if !trying && link.is_up() && link.current > 0 {
                 prop_assert!(due.is_some_and(|due| due <= now + PROBE_MAX), "{:?}", link);

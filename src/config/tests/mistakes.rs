@@ -517,6 +517,10 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
     ),
     ("lane: 3", &["unknown key `lane`: did you mean `lanes`?"]),
     (
+        "listen: 127.0.0.1:1080",
+        &["listen: unknown key `listen`: it is called `proxy` here"],
+    ),
+    (
         "just words",
         &["found a single value, where lines of `key: value` are expected"],
     ),

@@ -12,8 +12,9 @@
 //!                       └── away: held when the state was saved; kept for its owner for a minute
 //! ```
 //!
-//! An instance lasts as long as its process. So a client that ends and starts again has the same addresses, while
-//! one that is merely out of reach finds its own when it is back.
+//! An instance lasts as long as its process, and that of a client which was killed goes on in the next one (`client::instance`).
+//! So a client that ends and starts again has the same addresses, while one that is merely out of reach finds its own when
+//! it is back.
 //!
 //! The pool's first host address is the gateway, the server's own. A dynamic lease takes the lowest free address; a
 //! client's fixed address is never leased to others, and goes to the first of its instances that asks; once that one

@@ -1,0 +1,137 @@
+//! By which id the server knows this process from others that have the same key.
+//!
+//! A lease belongs to a key and an instance. Of a client that said goodbye the next instance has the addresses at once, while
+//! those of one that was killed are held by a session that nobody ends for a minute. So a client writes its instance beside
+//! its control socket, and the next one that listens there goes on with it: the server ends the dead session for that of the
+//! living, which has its addresses.
+//!
+//! Two processes never have the same: only who listens on the control socket reads the file or writes it, the file counts
+//! for the running of this kernel alone, and it goes with the socket where the end is in order. Where there is no control
+//! socket, each process is a new instance.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rand::RngExt as _;
+
+use crate::io::state::write_atomically;
+use crate::io::unix::Listener;
+
+/// The instance of a client, while it runs.
+#[derive(Debug)]
+pub struct Instance {
+    id: [u8; 8],
+    /// Where it is kept for the next one.
+    file: Option<PathBuf>,
+}
+
+impl Instance {
+    /// A new one, which is kept for nobody.
+    pub fn new() -> Self {
+        Self {
+            id: rand::rng().random(),
+            file: None,
+        }
+    }
+
+    /// That of whoever listened on this control socket before and was killed, or a new one.
+    pub fn of(control: &Listener) -> Self {
+        let boot = fs::read_to_string(BOOT).unwrap_or_default();
+        Self::kept(&control.path().with_extension(EXTENSION), boot.trim())
+    }
+
+    fn kept(file: &Path, boot: &str) -> Self {
+        if let Some(id) = read(file, boot) {
+            return Self {
+                id,
+                file: Some(file.to_owned()),
+            };
+        }
+        let new = Self::new();
+        let text = format!("{boot} {:016x}\n", u64::from_be_bytes(new.id));
+        match write_atomically(file, text.as_bytes()) {
+            Ok(()) => Self {
+                file: Some(file.to_owned()),
+                ..new
+            },
+            Err(error) => {
+                tracing::debug!(%error, file = %file.display(), "the instance is kept for nobody");
+                new
+            }
+        }
+    }
+
+    /// The id.
+    pub fn id(&self) -> [u8; 8] {
+        self.id
+    }
+
+    /// Forgets it: the session has ended in order, and whoever comes next gets its addresses anyway.
+    pub fn forget(self) {
+        if let Some(file) = &self.file {
+            // Where it stays, the next one is the same instance: no harm.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn read(file: &Path, boot: &str) -> Option<[u8; 8]> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::debug!(%error, file = %file.display(), "the former instance is not known");
+            }
+            return None;
+        }
+    };
+    let (of, id) = text.trim_end().split_once(' ')?;
+    if boot.is_empty() || of != boot || id.len() != 16 {
+        return None;
+    }
+    u64::from_str_radix(id, 16).ok().map(u64::to_be_bytes)
+}
+
+/// Which running of the kernel this is (random(4)).
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Beside `name.sock`.
+const EXTENSION: &str = "instance";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn next_process_goes_on_with_the_instance_of_one_that_was_killed_under_the_same_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("client-a-b.instance");
+        let first = Instance::kept(&file, "one");
+        assert_eq!(Instance::kept(&file, "one").id(), first.id());
+        let other = Instance::kept(&file, "two");
+        assert_ne!(other.id(), first.id(), "after a restart of the host");
+        other.forget();
+        assert!(!file.exists(), "after an end in order");
+    }
+
+    #[test]
+    fn file_that_makes_no_sense_is_replaced_and_one_that_cannot_be_written_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("client-a-b.instance");
+        for text in ["", "one", "one x", "one 123", " 0123456789abcdef"] {
+            fs::write(&file, text).unwrap();
+            let id = Instance::kept(&file, "one").id();
+            assert_eq!(read(&file, "one"), Some(id), "{text}");
+        }
+        assert_eq!(read(&file, ""), None, "a kernel that does not say");
+        let nowhere = Instance::kept(Path::new("/nowhere/at/all"), "one");
+        assert_eq!(nowhere.file, None);
+    }
+}
