@@ -420,7 +420,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// When the settings of TLS cannot be used.
-pub(super) fn connector(
+pub(crate) fn connector(
     config: &ClientConfig,
     relayed: bool,
     outside: Outside,
@@ -441,6 +441,7 @@ pub(super) fn connector(
         time: config.connect_timeout,
         lanes: config.lanes,
         source: None,
+        doubted: Arc::default(),
         pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
     })
 }
