@@ -81,6 +81,7 @@
 //! | [`status`] | every counter in one place, a report of them, and that as metrics | no | /proc |
 //! | [`reload`] | who asks for a configuration to be read again, and what came of it | whoever asks | no |
 //! | [`config`], [`cli`] | what the user says | no | files |
+//! | [`doctor`] | `adit doctor`: looks at a client or a server, judges in words; what judges is pure | its probes | through `io`, and sessions of its own |
 //! | [`bench`](mod@bench) | `adit bench`: measures through a proxy, and swarms of simulated clients | its drivers | through `io` |
 //! | [`fuzz`] | entry points for fuzzers | no | no |
 //! | `adit-fec` | the erasure code of [`proto::repair`], and how much of it to send when | no | no |
@@ -230,6 +231,7 @@
 //! | forwards of a client | [`config::MAX_FORWARDS`] | refused in words |
 //! | connections of a forward that do not stand yet | [`client::forwards::MAX_PENDING`] | reset, counted (`-L`); wait (`-R`), at most 256 more, then their SYNs are not answered and come again |
 //! | UDP peers of a forward | [`client::forwards::MAX_PEERS`], for [`client::forwards::UDP_IDLE`]; of each [`client::forwards::PEER_QUEUE`] datagrams | the most silent goes; dropped, counted |
+//! | an examination by `adit doctor` | [`doctor::LIMIT`]; 1 MiB of echoes under way, 8 MiB in all, while it loads the way | skipped, told |
 //! | connections to a control socket | [`io::control::MAX_CONNECTIONS`], each idle for [`io::control::IDLE`]; [`io::control::MAX_HELD`] more that wait for an end | closed, counted |
 //! | connections to the admin address | [`io::admin::MAX_CONNECTIONS`], each [`io::admin::IDLE`] without a request | wait in the kernel |
 //! | reports of a program at a time | one of a server; a session has [`status::PATIENCE`] to answer | the next waits; the session is left out, told |
@@ -336,6 +338,9 @@
 //!   about the interface, rules and routes, goes with it, so whoever watches services has to see it ([`server::egress::watch`]).
 //! - **The lock on a host's tunnel is an empty nftables table that its socket owns** ([`io::nft::lock`]): it has the reach of what
 //!   it guards, one network namespace, ends with the process, and nobody without CAP_NET_ADMIN can take it or be in its way.
+//! - **A doctor is a client.** It measures by sessions of its own, of an instance of its own, and reads what they count: so what it
+//!   says of losses, path MTU and repair is what the program itself goes by. A handshake alone, by which it tries each way,
+//!   changes nothing at a server ([`doctor`]).
 //! - **The configuration is never written to.** Who enrols is kept beside the leases; who is listed by the operator and revoked
 //!   is denied there, over restarts and reloads.
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside
@@ -347,6 +352,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 mod dns;
+pub mod doctor;
 pub mod fuzz;
 pub mod io;
 pub mod proto;

@@ -27,6 +27,7 @@ const LONG: &[&str] = &[
     "netem",
     "lanes",
     "bad_input",
+    "doctor",
 ];
 /// Those that have the machine to themselves.
 const ALONE: &[&str] = &["fairness", "syscalls"];

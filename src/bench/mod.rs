@@ -27,6 +27,7 @@
 //! Samples go to histograms of fixed size ([`Samples`]). The load and the origin share the machine with what they measure
 //! unless they are told otherwise: figures of one run compare, those of two machines do not.
 
+pub(crate) mod echo;
 pub mod measure;
 mod meters;
 pub mod origin;

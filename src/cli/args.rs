@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchArgs;
 use super::clients::ClientsArgs;
+use super::doctor::DoctorArgs;
 use super::forward::ForwardArgs;
 use super::invite::InviteArgs;
 use super::join::JoinArgs;
@@ -90,6 +91,13 @@ pub(super) enum Command {
     /// not checked: whether a port is free, whether this user may make a TUN device or write to the state
     /// folder, whether the server answers.
     Check(CheckArgs),
+    /// Look at everything that a client or a server needs, and say in plain words what is wrong and what to do about it
+    ///
+    /// Of a client: names, each way to the server, clock, round trip, loss and its bursts both ways, path MTU, bufferbloat,
+    /// and what a session would choose. Of a server: what a start would refuse, and what this host gives it. Nothing is
+    /// changed, and it may be run beside the client or server of the same configuration; what it may not look at as this
+    /// user is skipped, and told.
+    Doctor(DoctorArgs),
     /// Undo what a killed server or client left in the system: routes, rules, firewall tables, sysctls, resolv.conf
     ///
     /// Without arguments, of all whose state folder is where such folders are. One that still runs is left alone: it undoes
@@ -518,7 +526,7 @@ fn switch(key: &'static str, flag: &'static str, given: bool) -> Option<FlagValu
     })
 }
 
-fn parse_kind(text: &str) -> Result<Kind, String> {
+pub(super) fn parse_kind(text: &str) -> Result<Kind, String> {
     Kind::ALL
         .into_iter()
         .find(|kind| kind.as_str() == text)

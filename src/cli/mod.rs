@@ -4,7 +4,7 @@
 //! args ─▶ command ─▶ keys (keygen, pubkey)
 //!                 ├▶ check, cleanup
 //!                 ├▶ run ─▶ config ─▶ namespaces ─▶ another program
-//!                 ├▶ dns
+//!                 ├▶ dns, doctor
 //!                 ├▶ manual (completions, man)
 //!                 ├▶ forward, nc, status, health, reload ─▶ running (the control socket of a client or server that runs)
 //!                 ├▶ invite, clients ─▶ running (that of a server)
@@ -23,6 +23,7 @@ mod cleanup;
 mod clients;
 pub mod dispatch;
 mod dns;
+mod doctor;
 mod forward;
 mod invite;
 mod join;
@@ -62,6 +63,10 @@ pub fn main() -> ExitCode {
     let failure = match &args.command {
         // Its exit status is another program's.
         Command::Run(command) => return run::run(&args, command),
+        Command::Doctor(command) => match doctor::run(&args, command) {
+            Ok(verdict) => return verdict,
+            Err(failure) => failure,
+        },
         Command::Try(_)
         | Command::Server(_)
         | Command::Client(_)
@@ -111,6 +116,7 @@ fn execute(args: &Args) -> Result<(), Failure> {
         Command::Check(command) => check::run(command),
         Command::Cleanup(command) => cleanup::run(command),
         Command::Dns(command) => dns::run(command),
+        Command::Doctor(_) => Err(Failure::Usage("a doctor is asked before this".to_owned())),
         Command::Forward(command) => forward::run(command),
         Command::Status(command) => status::run(command),
         Command::Health(command) => orders::health(command),

@@ -181,6 +181,7 @@ fn load(args: &Args) -> Result<Loaded<Program>, Failure> {
         | Command::Check(_)
         | Command::Cleanup(_)
         | Command::Dns(_)
+        | Command::Doctor(_)
         | Command::Forward(_)
         | Command::Invite(_)
         | Command::Clients(_)

@@ -20,6 +20,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Connector {
     pub lanes: usize,
     /// Which of this host's addresses datagrams are sent from; without, whichever it takes at the time.
     pub source: Option<IpAddr>,
+    /// Set when a server took our time for stale: it began later than that, or has heard a later time of this instance.
+    pub doubted: Arc<AtomicBool>,
     /// Buffers for the lanes.
     pub pool: Arc<Pool>,
 }
@@ -368,6 +371,7 @@ impl Connector {
                     return Ok(Connected::Fresh(Box::new(carrier)));
                 }
                 Ok(Reply::Retry(again)) => {
+                    self.doubted.store(true, Ordering::Relaxed);
                     lane.push_control(&again);
                 }
                 Err(error) => {
@@ -471,6 +475,7 @@ mod tests {
             time: Duration::from_secs(2),
             lanes: 1,
             source: None,
+            doubted: Arc::default(),
             pool: Pool::new("test", 4, 4),
         };
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -729,6 +729,7 @@ mod tests {
             time: Duration::from_secs(1),
             lanes: 1,
             source: None,
+            doubted: Arc::default(),
             pool: pool.clone(),
         };
         let (configured, inner) = watch::channel(None);

@@ -440,7 +440,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// When the settings of TLS cannot be used.
-pub(super) fn connector(
+pub(crate) fn connector(
     config: &ClientConfig,
     relayed: bool,
     outside: Outside,
@@ -461,6 +461,7 @@ pub(super) fn connector(
         time: config.connect_timeout,
         lanes: config.lanes,
         source: None,
+        doubted: Arc::default(),
         pool: Pool::new("client", POOL_SMALL, POOL_LARGE),
     })
 }

@@ -18,6 +18,15 @@ pub fn unix() -> SystemTime {
     SystemTime::now()
 }
 
+/// Returns whether the kernel knows its clock to be kept in step with others (adjtimex(2)); `None` where it does not tell.
+pub fn in_step() -> Option<bool> {
+    // SAFETY: all zeroes is a valid `timex`, of plain numbers.
+    let mut told: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a whole `timex`; with no modes set the kernel only writes to it.
+    let state = unsafe { libc::adjtimex(&raw mut told) };
+    (state >= 0).then_some(state != libc::TIME_ERROR && told.status & libc::STA_UNSYNC == 0)
+}
+
 /// Notices when the machine has been suspended.
 ///
 /// The boot-time clock goes on during suspend and the monotonic clock does not, so the distance

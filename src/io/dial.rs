@@ -385,13 +385,17 @@ impl Attempts {
         self.0.iter().map(|(address, _)| *address)
     }
 
-    /// Returns what may be the matter where somebody said that nothing listens.
-    fn remedy(&self) -> &'static str {
-        let refused = |error: &AttemptError| match error {
+    /// Returns whether somebody said that nothing listens.
+    pub fn any_refused(&self) -> bool {
+        self.0.iter().any(|(_, error)| match error {
             AttemptError::Failed(error) => error.kind() == io::ErrorKind::ConnectionRefused,
             AttemptError::TimedOut | AttemptError::NotTried => false,
-        };
-        if self.0.iter().any(|(_, error)| refused(error)) {
+        })
+    }
+
+    /// Returns what may be the matter where somebody said that nothing listens.
+    fn remedy(&self) -> &'static str {
+        if self.any_refused() {
             NOT_LISTENING
         } else {
             ""

@@ -27,6 +27,11 @@ pub fn raise_open_files() -> io::Result<Option<u64>> {
     Ok(limit.maximum)
 }
 
+/// Returns how many descriptors a program that is started from here may have open; `None`: any number.
+pub fn most_open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

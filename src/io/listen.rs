@@ -22,6 +22,33 @@ use tokio::time::sleep;
 use super::lane::prepare_socket;
 use super::udp::UdpIo;
 
+/// Looks whether `address` can be had, and listens to nobody: for connections, or for datagrams.
+///
+/// # Errors
+///
+/// As [`Listener::bind`].
+pub fn look(
+    address: SocketAddr,
+    datagrams: bool,
+    siblings: &[SocketAddr],
+) -> Result<(), BindError> {
+    let bind = || -> io::Result<()> {
+        let (kind, protocol) = if datagrams {
+            (Type::DGRAM, Protocol::UDP)
+        } else {
+            (Type::STREAM, Protocol::TCP)
+        };
+        let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+        // What only waits for its end is in nobody's way; of datagrams two could have one address by it.
+        socket.set_reuse_address(!datagrams)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(only_v6(address, siblings))?;
+        }
+        socket.bind(&address.into())
+    };
+    bind().map_err(|source| BindError::new(address, source))
+}
+
 /// Accepts connections on one address.
 #[derive(Debug)]
 pub struct Listener {

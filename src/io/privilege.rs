@@ -67,6 +67,11 @@ pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
+/// Whether this process may change interfaces, routes and firewall rules.
+pub fn administers_network() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(Rights::NET_ADMIN))
+}
+
 /// Becomes user `user` of group `group`, with those of `keep` that this process has; to be called by the only thread.
 ///
 /// # Errors

@@ -102,6 +102,14 @@ impl MtuDiscovery {
         self.current
     }
 
+    /// Whether the search is over, for now.
+    pub(super) const fn is_settled(&self) -> bool {
+        match self.phase {
+            Phase::Base | Phase::Searching => false,
+            Phase::Found { .. } => true,
+        }
+    }
+
     pub(super) const fn stats(&self) -> MtuStats {
         self.stats
     }

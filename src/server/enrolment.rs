@@ -22,8 +22,10 @@
 //! the control socket, and from guests that have a valid token, once each.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
 use thiserror::Error;
 use tracing::{error, info};
@@ -101,6 +103,21 @@ impl Enrolment {
             roll: Mutex::new(roll),
             state: state.clone(),
         })
+    }
+
+    /// Counts the clients that have enrolled at a server whose state folder this is, without being it; `None` where none is
+    /// kept yet.
+    ///
+    /// # Errors
+    /// What is kept cannot be read by this user, or makes no sense.
+    pub fn look(folder: &Path) -> io::Result<Option<usize>> {
+        let bytes = match fs::read(folder.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let roll = Roll::restore(&bytes).map_err(io::Error::other)?;
+        Ok(Some(roll.clients().count()))
     }
 
     /// Returns whether a message 1 that names this invitation is answered.
@@ -569,18 +586,18 @@ mod tests {
         let enrolment = opened(&folder, &[]).unwrap();
         enrolment.invite(NOW, "phone", HOUR, &token()).unwrap();
         // A folder in the file's place: root, too, cannot write it.
-        std::fs::remove_file(folder.path().join(FILE)).unwrap();
-        std::fs::create_dir(folder.path().join(FILE)).unwrap();
+        fs::remove_file(folder.path().join(FILE)).unwrap();
+        fs::create_dir(folder.path().join(FILE)).unwrap();
         assert_eq!(enrol(&enrolment, 2), (Verdict::NotKept, String::new()));
         assert!(!admits(&enrolment, 2));
-        std::fs::remove_dir(folder.path().join(FILE)).unwrap();
+        fs::remove_dir(folder.path().join(FILE)).unwrap();
         assert_eq!(enrol(&enrolment, 2), (Verdict::Enrolled, "phone".into()));
     }
 
     #[test]
     fn file_that_makes_no_sense_keeps_the_server_from_starting() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(FILE), "{\"version\": 1,").unwrap();
+        fs::write(folder.path().join(FILE), "{\"version\": 1,").unwrap();
         let error = opened(&folder, &[]).unwrap_err().to_string();
         assert!(
             error.contains("clients.json") && error.contains("line 1"),

@@ -33,9 +33,8 @@ use super::accept::{self, AcceptStats, MAX_STRANGERS};
 use super::control::{self, Orders};
 use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
-use super::egress::Egress;
 use super::egress::tun::TunEgress;
-use super::egress::watch;
+use super::egress::{Egress, echo, watch};
 use super::enrolment::{Enrolment, EnrolmentError};
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
@@ -444,6 +443,13 @@ impl Server {
             EgressKind::User => {
                 // A killed run may have had the other egress.
                 clean_up(&state)?;
+                if let Err(error) = echo::permitted() {
+                    warn!(
+                        %error,
+                        "clients cannot ping: this system gives no ping sockets; {}",
+                        echo::PING_REMEDY
+                    );
+                }
                 (Egress::User, None, None)
             }
             EgressKind::Tun => {

@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use adit_netstack::{Offload, PacketSink as _};
 use tokio::time::Sleep;
 
-use super::echo::Ends;
+use crate::bench::echo::{Echo, Ends};
 use crate::bench::samples::Samples;
 use crate::io::carrier::{Carrier, CarrierEvent};
 use crate::io::clock;
 use crate::proto::SessionEvent;
-use crate::wire::{CloseReason, InnerConfig};
+use crate::wire::CloseReason;
 
 /// A session with a server, and the echoes that are under way.
 pub(super) struct Client {
     carrier: Carrier,
-    ends: Option<Ends>,
+    echo: Option<Echo>,
     traffic: Option<Traffic>,
     /// The number of the next request.
     next: u16,
@@ -107,7 +107,7 @@ impl Client {
     pub(super) fn new(carrier: Carrier) -> Self {
         Self {
             carrier,
-            ends: None,
+            echo: None,
             traffic: None,
             next: 0,
             served: Served::No,
@@ -159,10 +159,10 @@ impl Client {
     }
 
     fn receive(&mut self, cx: &mut Context<'_>, now: Instant, echoes: &Echoes) -> bool {
-        let (ends, waiting, served) = (self.ends, &mut self.waiting, &mut self.served);
+        let (echo, waiting, served) = (self.echo, &mut self.waiting, &mut self.served);
         self.carrier.poll_receive(cx, now, |frame, range, _| {
             let packet = frame.get(range).unwrap_or_default();
-            let Some(sequence) = ends.and_then(|ends| ends.read_reply(packet)) else {
+            let Some(sequence) = echo.and_then(|echo| echo.read_reply(packet)) else {
                 return;
             };
             if *served == Served::No {
@@ -178,7 +178,7 @@ impl Client {
 
     /// Sends the echo that is due; returns whether there was one.
     fn send(&mut self, now: Instant, echoes: &Echoes) -> bool {
-        let (Some(ends), Some(traffic)) = (self.ends, self.traffic.as_mut()) else {
+        let (Some(echo), Some(traffic)) = (self.echo, self.traffic.as_mut()) else {
             return false;
         };
         if now < traffic.at {
@@ -190,12 +190,12 @@ impl Client {
             traffic.at = now + traffic.every;
         }
         let mut sink = self.carrier.sink(now);
-        let Some(room) = sink.reserve(ends.len()) else {
+        let Some(room) = sink.reserve(echo.len()) else {
             echoes.held.fetch_add(1, Relaxed);
             return true;
         };
-        ends.write_request(self.next, room);
-        sink.commit(ends.len(), Offload::default());
+        echo.write_request(self.next, room);
+        sink.commit(echo.len(), Offload::default());
         self.waiting.push_back((self.next, now));
         self.next = self.next.wrapping_add(1);
         echoes.sent.fetch_add(1, Relaxed);
@@ -206,8 +206,8 @@ impl Client {
         while let Some(event) = self.carrier.poll_event(now) {
             match event {
                 CarrierEvent::Session(SessionEvent::Configured(config)) => {
-                    self.ends = ends(&config);
-                    return Some(match self.ends {
+                    self.echo = Ends::of(&config).map(|ends| Echo::short(ends, IDENT));
+                    return Some(match self.echo {
                         Some(_) => Turn::Configured,
                         None => Turn::Lost(Loss::NoGateway),
                     });
@@ -259,12 +259,8 @@ impl Client {
     }
 }
 
-fn ends(config: &InnerConfig) -> Option<Ends> {
-    let v4 = config.v4.zip(config.gateway4);
-    let v6 = config.v6.zip(config.gateway6);
-    v4.map(|((own, _), gateway)| Ends::V4(own, gateway))
-        .or_else(|| v6.map(|((own, _), gateway)| Ends::V6(own, gateway)))
-}
+/// Each client has an address of its own: nothing else tells their echoes apart.
+const IDENT: u16 = 0xad17;
 
 /// Turns before the runtime gets the thread back.
 const TURNS: usize = 32;

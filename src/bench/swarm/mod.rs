@@ -28,7 +28,6 @@
 //! client has at most as many echoes under way as it sends within the three seconds after which one is lost.
 
 mod client;
-mod echo;
 mod member;
 mod report;
 mod run;

@@ -218,6 +218,7 @@ impl Swarm {
                 time: course.time,
                 lanes: 1,
                 source: own.as_ref().map(|_| address_of(number)),
+                doubted: Arc::default(),
                 pool: pool.clone(),
             };
             let member = Member {

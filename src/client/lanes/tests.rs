@@ -30,6 +30,7 @@ fn lanes_to(server: &str, now: Instant, handshake: ClientConfig, pool: Arc<Pool>
         time: Duration::from_secs(1),
         lanes: 1,
         source: None,
+        doubted: Arc::default(),
         pool,
     };
     Lanes::new(now, Arc::new(connector), 7)

@@ -19,7 +19,7 @@ use super::waiting::Waiting;
 use crate::io::lane::{LaneStream, ReadMemory, StreamLane};
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{Inbox, Receiver};
-use crate::proto::datapath::{DatapathStats, Orphan};
+use crate::proto::datapath::{DatapathStats, LaneCounts, Orphan, Spending};
 use crate::proto::relayed::Relayed;
 use crate::proto::spread::{Spread, SpreadStats};
 use crate::proto::{Again, DatagramPath, LaneStats, PacketMeta, Session, SessionEvent, Traffic};
@@ -132,6 +132,16 @@ impl Carrier {
     /// Returns what was counted.
     pub fn stats(&self) -> &CarrierStats {
         &self.stats
+    }
+
+    /// Returns what a datagram lane counted and thinks.
+    pub fn lane_counts(&self, lane: LaneId) -> Option<LaneCounts> {
+        self.datagrams.lane_counts(lane)
+    }
+
+    /// Returns what is spent on repair on the datagram lanes; `None` if there was never one.
+    pub fn spending(&self) -> Option<Spending> {
+        self.datagrams.spending()
     }
 
     /// Returns what queue and repair of the datagram lanes have counted.

@@ -14,7 +14,7 @@ use super::waiting::Queued;
 use crate::io::pool::{Buffer, Pool};
 use crate::io::udp::{EcnCodepoint, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::datapath::{
-    DELIVERY_HEADROOM, Datapath, DatapathStats, LaneCounts, Orphan, Received,
+    DELIVERY_HEADROOM, Datapath, DatapathStats, LaneCounts, Orphan, Received, Spending,
 };
 use crate::proto::{DatagramPath, PacketMeta, Producer, QueuePacket, Session};
 use crate::wire::{DEFAULT_MTU, DatagramType, LaneId, PACKET_HEADROOM, TAILROOM, datagram_type};
@@ -408,6 +408,11 @@ impl Datagrams {
         self.datapath
             .as_ref()
             .map_or_else(DatapathStats::default, |datapath| datapath.stats())
+    }
+
+    /// What is spent on repair; `None` if there was never a lane.
+    pub(super) fn spending(&self) -> Option<Spending> {
+        Some(self.datapath.as_ref()?.spending())
     }
 
     /// What a lane has counted.

@@ -77,6 +77,19 @@ pub fn obstacles(interface: &str, v4: bool, v6: bool) -> io::Result<Vec<Obstacle
     Ok(found)
 }
 
+/// Returns whether the table of the tunnel `interface` is loaded.
+///
+/// # Errors
+/// As [`obstacles`].
+pub fn is_loaded(interface: &str) -> io::Result<bool> {
+    let own = table_name(interface);
+    let chains = list(&NftSocket::open()?, NFT_MSG_GETCHAIN)?;
+    let table = |chain: &Object| {
+        chain.family == NFPROTO_INET && find_text(&chain.attributes, NFTA_CHAIN_TABLE) == Some(&own)
+    };
+    Ok(chains.iter().any(table))
+}
+
 /// A list that is whole: one that changed while it was read is read again.
 fn list(socket: &NftSocket, kind: u16) -> io::Result<Vec<Object>> {
     let mut result = socket.list(kind);

@@ -211,6 +211,38 @@ impl Sysctls {
     }
 }
 
+/// One of the switches that make a host a router, as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// Its name, as sysctl(8) has it.
+    pub name: &'static str,
+    /// Whether it is on; `None` where this kernel has none.
+    pub on: Option<bool>,
+    /// Whether this process could write to it.
+    pub writable: bool,
+}
+
+/// Looks at the switches of these families, and changes nothing.
+///
+/// # Errors
+/// What the file system says.
+pub fn switches(v4: bool, v6: bool) -> io::Result<Vec<Switch>> {
+    let known = [
+        (v4, IP_FORWARD, "net.ipv4.ip_forward"),
+        (v6, FORWARDING6, "net.ipv6.conf.all.forwarding"),
+    ];
+    let wanted = known.into_iter().filter(|(wanted, ..)| *wanted);
+    wanted
+        .map(|(_, key, name)| {
+            Ok(Switch {
+                name,
+                on: read(key)?.map(|value| value != "0"),
+                writable: probe(key).is_ok(),
+            })
+        })
+        .collect()
+}
+
 /// One sysctl that is wanted, or that moves along with one.
 #[derive(Debug, PartialEq, Eq)]
 struct Step {

@@ -11,12 +11,13 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
-use rustls::client::verify_server_name;
+use rustls::RootCertStore;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem};
 use rustls::server::ParsedCertificate;
 use tempfile::NamedTempFile;
 use thiserror::Error;
@@ -116,6 +117,59 @@ impl Certificate {
             key: PrivateKeyDer::from(key),
             pin,
         })
+    }
+
+    /// Returns where the chain is that [`Certificate::kept`] keeps in `directory`.
+    pub fn kept_chain(directory: &Path) -> PathBuf {
+        directory.join(CHAIN_FILE)
+    }
+
+    /// Reads from when to when the first certificate of a PEM file is valid.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or holds no certificate.
+    pub fn validity(chain: &Path) -> Result<(SystemTime, SystemTime), CertificateError> {
+        let first = CertificateDer::pem_file_iter(chain)
+            .and_then(|mut all| all.next().transpose())
+            .map_err(|source| CertificateError::Read {
+                path: chain.to_owned(),
+                source,
+            })?
+            .ok_or_else(|| CertificateError::NoCertificate {
+                path: chain.to_owned(),
+            })?;
+        let invalid = |source| CertificateError::Invalid {
+            path: chain.to_owned(),
+            source,
+        };
+        let parsed = ParsedCertificate::try_from(&first).map_err(invalid)?;
+        // A verifier looks at the dates first, and says what they are where they do not fit.
+        let asked = |seconds: u64| {
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let roots = RootCertStore::empty();
+            verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], at, &[])
+        };
+        let told = |time: UnixTime| SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+        let from = match asked(0) {
+            Err(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::NotValidYetContext { not_before, .. },
+            )) => told(not_before),
+            Err(_) | Ok(()) => SystemTime::UNIX_EPOCH,
+        };
+        match asked(END_OF_TIMES) {
+            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {
+                not_after,
+                ..
+            })) => Ok((from, told(not_after))),
+            Err(source) => Err(invalid(source)),
+            Ok(()) => Ok((
+                from,
+                told(UnixTime::since_unix_epoch(Duration::from_secs(
+                    END_OF_TIMES,
+                ))),
+            )),
+        }
     }
 
     /// Returns the fingerprint that a client may pin.
@@ -272,6 +326,9 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CertificateEr
 /// The file of a kept private key.
 const KEY_FILE: &str = "tls.key";
 
+/// The year 10000, which no certificate can name.
+const END_OF_TIMES: u64 = 253_402_300_800;
+
 /// The file of a kept certificate.
 const CHAIN_FILE: &str = "tls.crt";
 
@@ -298,6 +355,22 @@ mod tests {
             .permissions()
             .mode()
             & 0o7777
+    }
+
+    #[test]
+    fn dates_are_those_of_the_certificate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("dated.crt");
+        let mut dated = parameters(&["h".to_owned()]).expect("a name");
+        let from = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).expect("a time");
+        dated.not_before = from;
+        dated.not_after = from + Duration::from_secs(3600);
+        let key = KeyPair::generate().expect("a key");
+        let made = dated.self_signed(&key).expect("a certificate");
+        fs::write(&file, made.pem()).expect("room");
+        let (from, until) = Certificate::validity(&file).expect("dates");
+        let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!((since(from), since(until)), (1_000_000_000, 1_000_003_600));
     }
 
     #[test]

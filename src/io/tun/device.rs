@@ -131,29 +131,36 @@ impl AsFd for Tun {
 /// As [`Tun::open`], but for those that only tokio has.
 pub fn create(device: &Path, name: &str) -> Result<OwnedFd, OpenError> {
     check_name(name)?;
-    let path = || device.to_owned();
     let file = open_node(device)
         .or_else(|error| match held_node(device) {
             Some(file) => Ok(file),
             None => Err(error),
         })
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenError::NoDevice {
-                path: path(),
-                source,
-            },
-            Some(libc::EACCES | libc::EPERM) => OpenError::DeviceRefused {
-                path: path(),
-                source,
-            },
-            Some(_) | None => OpenError::Device {
-                path: path(),
-                source,
-            },
-        })?;
+        .map_err(|source| refusal(device, source))?;
     let fd = OwnedFd::from(file);
     attach(&fd, name)?;
     Ok(fd)
+}
+
+/// Looks whether the device node can be opened, and makes no interface.
+///
+/// # Errors
+/// Why not.
+pub fn look(device: &Path) -> Result<(), OpenError> {
+    match open_node(device) {
+        Ok(_closed) => Ok(()),
+        Err(source) => Err(refusal(device, source)),
+    }
+}
+
+/// What the system meant when it did not open the node.
+fn refusal(device: &Path, source: io::Error) -> OpenError {
+    let path = device.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenError::NoDevice { path, source },
+        Some(libc::EACCES | libc::EPERM) => OpenError::DeviceRefused { path, source },
+        Some(_) | None => OpenError::Device { path, source },
+    }
 }
 
 /// Opens the device node and keeps it for the next [`create`] that may not open it: for a process that is about to be

@@ -42,4 +42,4 @@ pub use inbox::{Arrival, INBOX_MEMORY, Inbox};
 pub use quinn_udp::EcnCodepoint;
 pub use receive::{Datagram, MESSAGES, Receiver};
 pub use send::{BATCH_BYTES, SendBatch, Sender, Target};
-pub use socket::{Feedback, UdpIo, UdpStats};
+pub use socket::{Feedback, SOCKET_BUFFER, UdpIo, UdpStats};

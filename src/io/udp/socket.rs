@@ -333,4 +333,4 @@ static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 /// What the socket's buffers are asked to hold each: 30 ms at a gigabit. The system cuts it to
 /// `net.core.rmem_max` and `wmem_max`.
-const SOCKET_BUFFER: usize = 4 << 20;
+pub const SOCKET_BUFFER: usize = 4 << 20;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use adit_fec::LossReport;
 
 use crate::proto::congestion::{Bbr, Metrics};
-use crate::proto::delivery::{Flight, LossCounts, Permit, Received, SentCounts};
+use crate::proto::delivery::{Flight, LossCounts, Missed, Permit, Received, SentCounts};
 use crate::wire::LaneId;
 
 /// A datagram lane of a [`Datapath`](super::Datapath).
@@ -67,6 +67,8 @@ pub struct LaneCounts {
     pub received: u64,
     /// Their bytes.
     pub received_bytes: u64,
+    /// Those that did not.
+    pub missed: Missed,
     /// Smoothed round-trip time.
     pub round_trip: Duration,
     /// How long datagrams wait on the way out.
@@ -148,6 +150,7 @@ impl DatapathLane {
             loss: sent.loss(),
             received,
             received_bytes,
+            missed: self.received.missed(),
             round_trip: sent.round_trip(),
             queueing_delay: sent.queueing_delay(),
             congestion: self.flight.congestion().metrics(),

@@ -46,4 +46,4 @@ mod tests;
 
 pub use lane::LaneCounts;
 pub use receive::{DELIVERY_HEADROOM, Received};
-pub use send::{Datapath, DatapathDrops, DatapathStats, IDLE, Orphan};
+pub use send::{Datapath, DatapathDrops, DatapathStats, IDLE, Orphan, Spending};

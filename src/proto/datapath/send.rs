@@ -84,6 +84,17 @@ pub struct DatapathStats {
     pub drops: DatapathDrops,
 }
 
+/// What a [`Datapath`] spends on repair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spending {
+    /// What is repaired.
+    pub scope: RepairScope,
+    /// The share of datagrams that the link loses, 0 while that is not worth parity.
+    pub loss: f64,
+    /// Repairs sent for each source.
+    pub parity: f64,
+}
+
 /// What a [`Datapath`] dropped, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatapathDrops {
@@ -372,6 +383,17 @@ impl<P: QueuePacket> Datapath<P> {
     pub fn lane_counts(&self, id: LaneId) -> Option<LaneCounts> {
         let lane = self.lanes.iter().find(|lane| lane.id == id)?;
         Some(lane.counts())
+    }
+
+    /// What is spent on repair now, as the losses of the lane that takes packets call for it.
+    #[must_use]
+    pub fn spending(&self) -> Spending {
+        let outgoing = self.outgoing.as_deref();
+        Spending {
+            scope: self.judge.scope(),
+            loss: outgoing.map_or(0.0, Outgoing::loss),
+            parity: outgoing.map_or(0.0, Outgoing::ratio),
+        }
     }
 
     /// What was counted, over all lanes.

@@ -58,6 +58,6 @@ mod sent;
 
 pub use flight::{Flight, Permit};
 pub use loss::LossCounts;
-pub use received::{MAX_REPORT_DELAY, Received};
+pub use received::{MAX_REPORT_DELAY, Missed, Received};
 pub use sample::{Class, Fate, Sample};
 pub use sent::{Due, MAX_TRACKED, MAX_UNPERMITTED, Sent, SentCounts, SentError};

@@ -15,6 +15,7 @@ pub struct Received {
     highest_at: Instant,
     datagrams: u64,
     bytes: u64,
+    missed: Missed,
     ecn_ce: u64,
     round_trip: Duration,
     /// What no report told of yet.
@@ -25,6 +26,42 @@ pub struct Received {
     reports: u64,
     /// Bytes that reports beyond the regular ones may cost, in [`Self::SHARE`]ths.
     credit: u64,
+}
+
+/// Datagrams that did not arrive, as the numbers of those that did show it. All are cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// Datagrams below the highest of their epoch that did not arrive; less again by those that came after all.
+    pub datagrams: u64,
+    /// Runs of them as they opened, so that `datagrams / runs` is about their mean length.
+    pub runs: u64,
+}
+
+impl Missed {
+    /// The counts since `earlier`.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            datagrams: self.datagrams.saturating_sub(earlier.datagrams),
+            runs: self.runs.saturating_sub(earlier.runs),
+        }
+    }
+
+    /// A datagram of `number` came, when `highest` was the highest before it. An epoch begins its numbers anew, and how
+    /// many there were of the former is not known.
+    fn note(&mut self, highest: u64, number: u64) {
+        if highest >> 32 != number >> 32 {
+            return;
+        }
+        match number.checked_sub(highest + 1) {
+            Some(0) => {}
+            Some(between) => {
+                self.datagrams += between;
+                self.runs += 1;
+            }
+            None => self.datagrams = self.datagrams.saturating_sub(1),
+        }
+    }
 }
 
 /// What arrived since the last report.
@@ -67,6 +104,7 @@ impl Received {
             highest_at: now,
             datagrams: 0,
             bytes: 0,
+            missed: Missed::default(),
             ecn_ce: 0,
             round_trip,
             fresh: Fresh::default(),
@@ -101,6 +139,9 @@ impl Received {
         self.credit =
             (self.credit.saturating_add(bytes)).min(Self::REPORT_COST * Self::SHARE * MAX_CREDIT);
         let above = self.highest();
+        if let Some(highest) = above {
+            self.missed.note(highest, number);
+        }
         if above.is_none_or(|highest| number > highest) {
             self.highest_at = now;
             if above.is_some_and(|highest| number - highest > 1) {
@@ -211,6 +252,12 @@ impl Received {
     #[must_use]
     pub const fn totals(&self) -> (u64, u64) {
         (self.datagrams, self.bytes)
+    }
+
+    /// Datagrams that did not arrive.
+    #[must_use]
+    pub const fn missed(&self) -> Missed {
+        self.missed
     }
 
     /// Time between regular reports: an eighth of a round trip gives the sender's model eight samples
@@ -384,6 +431,30 @@ mod tests {
     fn told(report: &Report) -> Vec<(u64, u64)> {
         let spans = report.ranges.iter().map(|s| (s.newest, s.oldest));
         spans.collect()
+    }
+
+    #[test]
+    fn what_did_not_come_is_counted_by_gaps_and_what_comes_late_is_not_missed() {
+        let mut missed = Missed::default();
+        let mut highest = 5;
+        for (number, datagrams, runs) in [(6, 0, 0), (9, 2, 1), (10, 2, 1), (8, 1, 1), (12, 2, 2)] {
+            missed.note(highest, number);
+            highest = highest.max(number);
+            assert_eq!(
+                (missed.datagrams, missed.runs),
+                (datagrams, runs),
+                "{number}"
+            );
+        }
+        // Of the next epoch: how many there were of this one is not known.
+        missed.note(highest, 1 << 32 | 7);
+        assert_eq!((missed.datagrams, missed.runs), (2, 2));
+        let earlier = Missed {
+            datagrams: 1,
+            runs: 2,
+        };
+        let since = missed.since(earlier);
+        assert_eq!((since.datagrams, since.runs), (1, 0));
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl Session {
         Some(lossy.mtu.current())
     }
 
+    /// Whether the search for what a lane carries is over, so that [`Session::max_datagram`] is not only what everybody
+    /// carries. `None` for a lane that is no datagram lane.
+    #[must_use]
+    pub fn is_mtu_settled(&self, lane: LaneId) -> Option<bool> {
+        let lossy = self.lanes.get(self.lane_index(lane)?)?.lossy.as_ref()?;
+        Some(lossy.mtu.is_settled())
+    }
+
     /// What the search for a lane's path MTU has done.
     #[must_use]
     pub fn mtu_stats(&self, lane: LaneId) -> Option<MtuStats> {

@@ -257,14 +257,31 @@ struct Echo {
 }
 
 fn open(origin: IpAddr) -> io::Result<UdpSocket> {
-    let (domain, protocol) = match origin {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
-    };
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(protocol))?;
     // An ICMP datagram socket is read and written as a UDP socket is.
-    UdpSocket::from_std(socket.into())
+    UdpSocket::from_std(socket(origin.is_ipv4())?.into())
 }
+
+fn socket(v4: bool) -> io::Result<Socket> {
+    let (domain, protocol) = if v4 {
+        (Domain::IPV4, Protocol::ICMPV4)
+    } else {
+        (Domain::IPV6, Protocol::ICMPV6)
+    };
+    Socket::new(domain, Type::DGRAM.nonblocking(), Some(protocol))
+}
+
+/// Looks whether the system gives ping sockets; one sysctl says so for both families.
+///
+/// # Errors
+///
+/// It does not, and clients' pings are dropped.
+pub fn permitted() -> io::Result<()> {
+    socket(true).map(drop)
+}
+
+/// What makes the system give them.
+pub const PING_REMEDY: &str =
+    "sysctl -w net.ipv4.ping_group_range=\"0 2147483647\" (for a container: docker run --sysctl)";
 
 /// Sockets of one session: pings that run at the same time.
 pub const MAX_ECHOES: usize = 64;
