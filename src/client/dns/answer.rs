@@ -12,7 +12,7 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{Name, Record, RecordType};
 
-pub use self::kept::{BadAnswer, Kept};
+pub(crate) use self::kept::{BadAnswer, Kept};
 use crate::dns::Asked;
 
 /// What is asked, and what an answer is kept under.
@@ -162,7 +162,8 @@ impl Made {
         response.add_authorities(self.authorities.iter().cloned());
         if let (Some(edns), Some(why)) = (&mut response.edns, &self.why) {
             let mut option = why.code.to_be_bytes().to_vec();
-            option.extend(why.text.bytes().take(MAX_WHY));
+            let end = why.text.floor_char_boundary(MAX_WHY);
+            option.extend(why.text.as_bytes().get(..end).unwrap_or_default());
             edns.options_mut()
                 .insert(EdnsOption::Unknown(EXTENDED_ERROR, option));
         }

@@ -42,7 +42,7 @@ impl Kept {
         let mut found = Sections::default();
         for (section, count) in counts.into_iter().enumerate() {
             for _ in 0..count {
-                found.note(section, &walk.record()?);
+                found.note(section, &walk.record()?)?;
             }
         }
         let opt = found.opt.clone();
@@ -62,6 +62,8 @@ impl Kept {
         } else {
             bytes.truncate(walk.at);
         }
+        // It was read into room for the longest message.
+        bytes.shrink_to_fit();
         // The mixture of capitals in which it was asked is nobody's but ours.
         if let Some(room) = bytes.get_mut(name.clone()) {
             write_name(room, &question.name);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
+use super::BadAnswer;
 use super::walk::Found;
 
 /// What the sections of a message have.
@@ -29,17 +30,25 @@ pub(super) struct Opt {
 }
 
 impl Sections {
-    pub(super) fn note(&mut self, section: usize, record: &Found) {
+    /// Takes note of a record of a section.
+    ///
+    /// # Errors
+    /// It is an OPT record where there is one already, or outside the additional section (RFC 6891, section 6.1.1): what
+    /// is passed on would have it still.
+    pub(super) fn note(&mut self, section: usize, record: &Found) -> Result<(), BadAnswer> {
         if section == ADDITIONALS {
             self.additionals.get_or_insert(record.start);
         }
         if record.kind == RecordType::OPT {
+            if section != ADDITIONALS || self.opt.is_some() {
+                return Err(BadAnswer::Broken);
+            }
             self.opt = Some(Opt {
                 start: record.start,
                 end: record.end,
                 high: (record.ttl >> 24) as u8,
             });
-            return;
+            return Ok(());
         }
         self.ttls.push(record.ttl_at);
         if section == ANSWERS {
@@ -48,6 +57,7 @@ impl Sections {
         } else if let Some(minimum) = record.minimum {
             self.negative.get_or_insert(record.ttl.min(minimum));
         }
+        Ok(())
     }
 
     /// How long the message may be kept; not at all where nothing says.

@@ -151,6 +151,30 @@ fn opt_record_before_others_takes_its_section_with_it() {
 }
 
 #[test]
+fn opt_record_that_would_be_passed_on_is_refused() {
+    let asked_for = question("a.test.");
+    let opt = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    // Two of them, or one among the answers.
+    for (at, count, opts) in [(11, 2, 2), (7, 1, 1)] {
+        let mut bytes = message(&asked_for).to_vec().unwrap();
+        bytes.extend(opt.repeat(opts));
+        bytes[at] = count;
+        assert_eq!(Kept::read(bytes, &asked_for), Err(BadAnswer::Broken));
+    }
+}
+
+#[test]
+fn answer_that_is_kept_takes_no_more_than_its_bytes() {
+    let asked_for = question("a.test.");
+    let mut message = message(&asked_for);
+    message.add_answer(a("a.test.", 60));
+    let mut bytes = Vec::with_capacity(65_535);
+    bytes.extend(message.to_vec().unwrap());
+    let kept = Kept::read(bytes, &asked_for).unwrap();
+    assert!(kept.memory() < 1_000, "{}", kept.memory());
+}
+
+#[test]
 fn answer_that_is_too_long_is_cut_to_its_question() {
     let asked_for = question("many.test.");
     let mut message = message(&asked_for);
@@ -314,6 +338,13 @@ fn made_answer_says_why_in_an_option() {
     let option = answer.edns.unwrap();
     let option = option.option(15.into()).unwrap();
     assert_eq!(Vec::<u8>::try_from(option).unwrap(), b"\0\x0fads.txt");
+    // Text is UTF-8 (RFC 8914, section 2), also where it is cut.
+    let made = Made::empty(ResponseCode::NXDomain).because(BLOCKED, format!("x{}", "é".repeat(99)));
+    let answer = Message::from_vec(&made.encode(&asked, 1232).unwrap()).unwrap();
+    let option = answer.edns.unwrap();
+    let option = option.option(15.into()).unwrap();
+    let text = Vec::<u8>::try_from(option).unwrap().split_off(2);
+    assert_eq!(text, format!("x{}", "é".repeat(59)).as_bytes());
 }
 
 proptest! {
