@@ -526,7 +526,7 @@ mod tests {
             "3 names; 1 line not used, first line 4, which has no host name where one is expected"
         );
         assert!(told[1].contains("No such file"), "{}", told[1]);
-        assert_eq!(told[2..], ["not fetched yet", "1 names"]);
+        assert_eq!(told[2..], ["not fetched yet", "1 name"]);
         let policy = Policy::default().with_lists(lists);
         let blocked = |name: &str| {
             let name = Domain::new(&Name::from_ascii(name).unwrap());
