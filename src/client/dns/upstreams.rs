@@ -112,16 +112,14 @@ impl Upstreams {
             },
         };
         let inner = self.configured(deadline).await?;
-        let bootstrap = Pushes {
+        let pushes = Pushes {
             upstreams: self,
             inner: &inner,
+            changed,
         };
         let outcome = match group {
-            Some(group) => group.ask(question, &bootstrap, deadline).await,
-            None => {
-                let group = self.pushed(&inner, changed);
-                group.ask(question, &Nowhere, deadline).await
-            }
+            Some(group) => group.ask(question, &pushes, deadline).await,
+            None => pushes.group().ask(question, &Nowhere, deadline).await,
         };
         // The library does not pass on why there was no port.
         match outcome {
@@ -173,18 +171,26 @@ impl Upstreams {
     }
 }
 
-/// Looks up the names of name servers at those that the server names.
-struct Pushes<'a> {
+/// Those that the server names, who know the names of others.
+struct Pushes<'a, C> {
     upstreams: &'a Upstreams,
     inner: &'a InnerConfig,
+    /// Called when they are others than before, whoever notices.
+    changed: C,
 }
 
-impl Bootstrap for Pushes<'_> {
+impl<C: Fn()> Pushes<'_, C> {
+    fn group(&self) -> Arc<Group<TunnelRuntime>> {
+        self.upstreams.pushed(self.inner, &self.changed)
+    }
+}
+
+impl<C: Fn() + Sync> Bootstrap for Pushes<'_, C> {
     async fn find(&self, name: &str, deadline: Instant) -> Vec<IpAddr> {
         let Ok(name) = Name::from_ascii(name) else {
             return Vec::new();
         };
-        let group = self.upstreams.pushed(self.inner, || {});
+        let group = self.group();
         let has = [
             (RecordType::A, self.inner.v4.is_some()),
             (RecordType::AAAA, self.inner.v6.is_some()),
