@@ -90,8 +90,8 @@ pub(super) struct Inside {
 /// What an [`Inside`] has dropped, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InsideStats {
-    /// Datagrams of our own that were not sent: too many waited already, or there is no address
-    /// of their family.
+    /// Datagrams of our own that were not sent: too many waited, or for too long, or there is no
+    /// address of their family.
     pub(crate) udp_not_sent: u64,
     /// Datagrams for a port whose owner was behind.
     pub(crate) udp_queue_full: u64,
@@ -319,7 +319,7 @@ impl Inside {
         }
         let mut sink = sink;
         if let Some(sink) = sink.as_deref_mut() {
-            any |= self.poll_outgoing(sink);
+            any |= self.poll_outgoing(now, sink);
         }
         any | (self.associations).poll(cx, now, &mut self.stack, sink)
     }

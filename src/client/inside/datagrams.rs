@@ -1,6 +1,7 @@
 //! UDP ports and echo requests of the client's own, and what they send while the lane has no room.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use adit_netstack::PacketSink;
 use tokio::sync::mpsc;
@@ -67,9 +68,11 @@ impl Inside {
         }
     }
 
-    /// Queues a datagram of one of our ports.
+    /// Queues a datagram of one of our ports. A full queue loses its oldest: whoever sent that has asked again by now, or
+    /// given up.
     pub(in crate::client) fn send_udp(
         &mut self,
+        now: Instant,
         handle: HandleId,
         remote: SocketAddr,
         payload: Vec<u8>,
@@ -80,10 +83,11 @@ impl Inside {
             (None, None) => return,
         };
         if self.outgoing.len() >= MAX_OUTGOING {
+            self.outgoing.pop_front();
             self.stats.udp_not_sent += 1;
-            return;
         }
         self.outgoing.push_back(Outgoing {
+            until: now + PATIENCE,
             handle,
             from,
             remote,
@@ -91,10 +95,12 @@ impl Inside {
         });
     }
 
-    pub(super) fn poll_outgoing<S: PacketSink>(&mut self, sink: &mut S) -> bool {
+    /// Sends what waits and is not too old while there is room; returns whether there was anything.
+    pub(super) fn poll_outgoing<S: PacketSink>(&mut self, now: Instant, sink: &mut S) -> bool {
         let mut any = false;
         while !self.outgoing.is_empty() && has_room(sink) {
             let Some(Outgoing {
+                until,
                 from,
                 remote,
                 payload,
@@ -106,7 +112,8 @@ impl Inside {
             any = true;
             let stack = &mut self.stack;
             let (to, sequence) = (remote.ip(), remote.port());
-            let sent = stack.own_address(to).is_some_and(|own| {
+            let own = stack.own_address(to).filter(|_| now < until);
+            let sent = own.is_some_and(|own| {
                 let sent = match from {
                     Sender::Port(port) => {
                         let from = SocketAddr::new(own, port);
@@ -129,6 +136,8 @@ impl Inside {
 /// A datagram that waits for room.
 #[derive(Debug)]
 pub(super) struct Outgoing {
+    /// When it is too old to be of use.
+    until: Instant,
     handle: HandleId,
     from: Sender,
     /// Whom to; of an echo request, with its sequence number.
@@ -147,6 +156,9 @@ enum Sender {
 
 /// Datagrams that may wait for room: the queries of a browser's start.
 pub(super) const MAX_OUTGOING: usize = 256;
+
+/// How long a datagram is of use: until a stub resolver asks again (resolv.conf(5)).
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Identifiers of echo requests: a command that pings each host of a network at once.
 const MAX_IDENTS: usize = 1024;
