@@ -2,18 +2,17 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir, path},
-    dns::{Dns, Zone},
-    namespaces::{Lab, ORIGIN4, ORIGIN6, SERVER4},
+    dns::Dns,
+    namespaces::{Lab, SERVER4},
     origin::Origin,
     process::{self, Finished, Process},
+    scene::{self, Couple, Internet, open_tun},
 };
 
 use crate::{PORT, SOON};
@@ -35,52 +34,31 @@ pub(crate) struct Scene {
 impl Scene {
     fn new(scheme: &str, user: User, config: ServerConfig) -> Self {
         let lab = Lab::new();
-        let zone = Zone::new()
-            .address("both.example", 60, ORIGIN4)
-            .address("both.example", 60, ORIGIN6)
-            .address("four.example", 60, ORIGIN4);
-        let dns = Dns::start(&lab.internet, (ORIGIN4, 53).into(), zone);
-        lab.server.set_resolver(ORIGIN4.into());
+        let Internet { dns, four, six } = Internet::of(&lab, |zone| zone);
         // what a command would ask if it came by it: nobody is there, and it would be seen
         lab.client.set_resolver(SERVER4.into());
-        let four = Origin::http(&lab.internet, (ORIGIN4, 80).into());
-        let six = Origin::http(&lab.internet, (ORIGIN6, 80).into());
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", user);
-        let client_key = workdir.key("client.key", User::Nobody);
-        let lane = format!("{scheme}://{SERVER4}:{PORT}");
-        let server_config = workdir.server(
-            "server.yaml",
-            &server_key,
-            user,
-            &ServerConfig {
-                listen: vec![lane.clone()],
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                ..config
-            },
+        let lanes = [format!("{scheme}://{SERVER4}:{PORT}")];
+        let server = ServerConfig {
+            listen: lanes.to_vec(),
+            ..config
+        };
+        let files = Couple::write(
+            &workdir,
+            [user, User::Nobody],
+            server,
+            ClientConfig::to(&lanes),
         );
-        let client_config = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: vec![lane],
-                server_key: server_key.public,
-                proxy: SocketAddr::from(([127, 0, 0, 1], 1080)),
-                more: String::new(),
-            },
-        );
-        // as distributions ship it; some machines let nobody else open it
-        lab.client
-            .shell("mount -t tmpfs tmpfs /dev/net; mknod -m 666 /dev/net/tun c 10 200");
+        open_tun(&lab.client);
         // as systemd has it; without it the egress `user` has no sockets for pings
         lab.server
             .shell("echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range");
-        let server = workdir.start_server(&lab.server, user, &server_config);
+        let server = workdir.start_server(&lab.server, user, &files.server);
         Self {
             lab,
             server,
-            server_config,
-            client_config,
+            server_config: files.server,
+            client_config: files.client,
             options: Vec::new(),
             workdir,
             dns,
@@ -156,12 +134,10 @@ impl Scene {
     }
 }
 
-pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not in {SOON:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    scene::wait_for(what, SOON, done);
 }
 
 /// Asserts success, and returns what was printed.
