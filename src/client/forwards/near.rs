@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
 
+use crate::client::ports;
 use crate::client::tunnel::Refusal;
 use crate::config::{Host, NearTarget};
 use crate::io::relay::Endpoint;
@@ -26,7 +27,7 @@ pub(super) async fn connect(target: &NearTarget) -> io::Result<Endpoint> {
             NearTarget::Tcp(host, port) => {
                 let found = addresses(host, *port).await?;
                 let stream = one_of(&found, CONNECT, TcpStream::connect).await?;
-                stream.set_nodelay(true)?;
+                ports::prepare(&stream);
                 Ok(Endpoint::Tcp(stream))
             }
         }
