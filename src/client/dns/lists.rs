@@ -36,11 +36,11 @@ use super::list::{self, ListReport};
 use super::policy::Lists;
 use super::stats::count;
 use super::table::{NameTable, Scope};
-use super::upstreams::{Stamp, stamp};
 use crate::client::resolve::Resolver;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, ListSource};
 use crate::io::clock;
+use crate::io::resolver::{Stamp, stamp};
 use crate::io::tls::origin_config;
 
 /// The lists of a configuration, and where copies of those that are fetched lie.

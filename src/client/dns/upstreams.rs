@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use super::upstream::{Bootstrap, Failure, Group, Net};
 use crate::client::resolve::TunnelRuntime;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, DnsUpstream, SplitTarget};
-use crate::io::outside::{Outside, OutsideRuntime};
+use crate::io::outside::{Outside, OutsideRuntime, RESOLV_CONF};
+use crate::io::resolver::{Stamp, stamp};
 use crate::wire::InnerConfig;
 
 /// Where a question goes.
@@ -250,9 +250,6 @@ struct Read {
     look_at: Instant,
 }
 
-/// Tells one state of a file from another: modified and changed in nanoseconds, inode and length.
-pub(super) type Stamp = [i64; 6];
-
 impl System {
     fn new(file: PathBuf, own: Option<SocketAddr>, outside: Outside) -> Self {
         Self {
@@ -337,21 +334,6 @@ impl System {
     }
 }
 
-/// `None` where there is no such file.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    let file = fs::metadata(path).ok()?;
-    Some([
-        file.mtime(),
-        file.mtime_nsec(),
-        file.ctime(),
-        file.ctime_nsec(),
-        file.ino().cast_signed(),
-        file.size().cast_signed(),
-    ])
-}
-
-/// Where the host's resolver configuration stands (resolv.conf(5)).
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often it is looked at, at most: people do not wait longer after a change.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// RFC 1035, section 4.2.
