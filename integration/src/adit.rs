@@ -610,6 +610,18 @@ impl ServerConfig {
     }
 }
 
+impl ClientConfig {
+    /// A client of a server that is reached by `lanes`; the server's key is still to be given.
+    pub fn to(lanes: &[String]) -> Self {
+        Self {
+            server: lanes.to_vec(),
+            server_key: String::new(),
+            proxy: crate::scene::PROXY,
+            more: String::new(),
+        }
+    }
+}
+
 /// The program under test: that of `ADIT_BIN`, or the one built from this workspace.
 ///
 /// # Panics

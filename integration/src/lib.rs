@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A test drives the real program from the outside: [`adit`] starts it as child processes, [`origin`] and [`dns`] are
-//! the Internet it reaches, [`curl`], [`chromium`] and [`socks`] are what its users run, [`meters`] reads what it costs.
+//! the Internet it reaches, [`scene`] what most tests set up of both, [`curl`], [`chromium`] and [`socks`] are what its users run, [`meters`] reads what it costs.
 //! Everything that opens sockets does so in a [`namespaces::Place`]: this machine, or one host of a lab of network
 //! namespaces. Nothing a test starts outlives it: children carry a parent-death signal and are killed by their id when
 //! dropped, namespaces have no name and vanish with the last process in them, files live in a temporary folder.
@@ -38,6 +38,7 @@ pub mod netem;
 pub mod origin;
 pub mod process;
 pub mod relay;
+pub mod scene;
 pub mod sim;
 pub mod skip;
 pub mod sniff;

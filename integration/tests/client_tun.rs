@@ -1,11 +1,6 @@
 //! `adit client --tun`: the whole host in the tunnel, and as it was when that is over.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, path::PathBuf, process::Command, time::Duration};
 
 use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir, path},
@@ -16,6 +11,7 @@ use adit_integration::{
     },
     origin::Origin,
     process::{self, Finished, Process},
+    scene::{self, Couple, Internet, PROXY},
     skip::{Need, can_run},
     sniff::Sniffer,
 };
@@ -36,7 +32,6 @@ const NEEDS: &[Need] = &[
 /// The hang guard of one step.
 const SOON: Duration = Duration::from_secs(30);
 const PORT: u16 = 7443;
-const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1080);
 
 /// An address of the server host that the client has no route to but the default one.
 const FAR: &str = "12.0.0.1";
@@ -60,38 +55,18 @@ impl Scene {
 
     fn with(lane: &str, more: &str, config: ServerConfig) -> Self {
         let lab = Lab::new();
-        let zone = Zone::new()
-            .address("both.example", 60, ORIGIN4)
-            .address("both.example", 60, ORIGIN6)
-            .address("four.example", 60, ORIGIN4);
-        let dns = Dns::start(&lab.internet, (ORIGIN4, 53).into(), zone);
-        lab.server.set_resolver(ORIGIN4.into());
-        let four = Origin::http(&lab.internet, (ORIGIN4, 80).into());
-        let six = Origin::http(&lab.internet, (ORIGIN6, 80).into());
+        let Internet { dns, four, six } = Internet::of(&lab, |zone| zone);
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", User::Same);
-        let client_key = workdir.key("client.key", User::Same);
         let scheme = lane.split("://").next().expect("a scheme");
-        let server_config = workdir.server(
-            "server.yaml",
-            &server_key,
-            User::Same,
-            &ServerConfig {
-                listen: vec![format!("{scheme}://0.0.0.0:{PORT}")],
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                ..config
-            },
-        );
-        let client_config = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: vec![lane.to_owned()],
-                server_key: server_key.public,
-                proxy: PROXY,
-                more: more.to_owned(),
-            },
-        );
+        let server = ServerConfig {
+            listen: vec![format!("{scheme}://0.0.0.0:{PORT}")],
+            ..config
+        };
+        let client = ClientConfig {
+            more: more.to_owned(),
+            ..ClientConfig::to(&[lane.to_owned()])
+        };
+        let files = Couple::write(&workdir, [User::Same; 2], server, client);
         // its own /etc and state folder; a way out by which leaks would leave; a name server that is not the tunnel's
         lab.client.shell(&format!(
             "mkdir {0}/etc; cp -a /etc/. {0}/etc; mount --bind {0}/etc /etc; mount -t tmpfs tmpfs /var/lib
@@ -104,11 +79,11 @@ impl Scene {
             let addresses = lab.client.run("ip -6 address show dev c0 scope link");
             addresses.contains("fe80") && !addresses.contains("tentative")
         });
-        let server = workdir.start_server(&lab.server, User::Same, &server_config);
+        let server = workdir.start_server(&lab.server, User::Same, &files.server);
         Self {
             lab,
             _server: server,
-            client_config,
+            client_config: files.client,
             workdir,
             dns,
             four,
@@ -164,12 +139,9 @@ impl Scene {
     }
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not in {SOON:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+#[track_caller]
+fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    scene::wait_for(what, SOON, done);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use adit_integration::{
     dns::{Dns, Zone},
     namespaces::{Lab, ORIGIN4, ORIGIN6, Place, SERVER4},
     origin::Origin,
+    scene::{Couple, PROXY},
     skip::{Need, can_run},
 };
 use tokio::net::UdpSocket;
@@ -26,7 +27,6 @@ const NEEDS: &[Need] = &[
     Need::Tool("dig"),
     Need::Tool("setpriv"),
 ];
-const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5353);
 /// Where the client's host has a resolver of its own, which only a split rule may ask.
 const SYSTEM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), 53);
@@ -64,47 +64,34 @@ impl Scene {
         lab.client.set_resolver(SYSTEM.ip());
         watch(&lab.client);
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", User::Nobody);
-        let client_key = workdir.key("client.key", User::Nobody);
-        let lanes = vec![format!("tcp://{SERVER4}:{LANE}")];
-        let server = workdir.server(
-            "server.yaml",
-            &server_key,
-            User::Nobody,
-            &ServerConfig {
-                listen: lanes.clone(),
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                allow: Vec::new(),
-                more: "dns_records: [intra.example A 10.1.2.3, nas.home A 10.1.2.4]".into(),
-                ..ServerConfig::user_egress()
-            },
-        );
+        let lanes = [format!("tcp://{SERVER4}:{LANE}")];
+        let server = ServerConfig {
+            listen: lanes.to_vec(),
+            allow: Vec::new(),
+            more: "dns_records: [intra.example A 10.1.2.3, nas.home A 10.1.2.4]".into(),
+            ..ServerConfig::user_egress()
+        };
         workdir.file(
             "ads.txt",
             "! a list\n||ads.example^\n0.0.0.0 exact.example\na bad line\n",
         );
         workdir.file("good.txt", "good.ads.example\n");
         let cache = workdir.state("cache", User::Nobody);
-        let client_config = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: lanes,
-                server_key: server_key.public,
-                proxy: PROXY,
-                more: format!(
-                    "connect_timeout: 2s\ndns:\n  listen: {RESOLVER}\n  cache_dir: {}\n{dns}",
-                    cache.display()
-                ),
-            },
-        );
-        let server = workdir.start_server(&lab.server, User::Nobody, &server);
-        let client = workdir.start_client(&lab.client, User::Nobody, &client_config);
+        let client = ClientConfig {
+            more: format!(
+                "connect_timeout: 2s\ndns:\n  listen: {RESOLVER}\n  cache_dir: {}\n{dns}",
+                cache.display()
+            ),
+            ..ClientConfig::to(&lanes)
+        };
+        let files = Couple::write(&workdir, [User::Nobody; 2], server, client);
+        let server = workdir.start_server(&lab.server, User::Nobody, &files.server);
+        let client = workdir.start_client(&lab.client, User::Nobody, &files.client);
         Self {
             lab,
             _server: server,
             client,
-            client_config,
+            client_config: files.client,
             workdir,
             dns: internet,
             corp,

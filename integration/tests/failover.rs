@@ -1,15 +1,13 @@
 //! Datagrams are blocked and let through again under a living session, and the client's address changes.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir},
     flows::{self, Download},
     namespaces::{Lab, ORIGIN4, Place, SERVER4},
     origin::Origin,
+    scene::{Couple, PROXY},
     skip::{Need, can_run},
     socks, stream,
 };
@@ -20,7 +18,6 @@ const NEEDS: &[Need] = &[
     Need::Tool("nft"),
     Need::Tool("setpriv"),
 ];
-const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 /// The hang guard of everything.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// The server's port for datagrams.
@@ -44,34 +41,22 @@ impl Scene {
         let origin = Origin::http(&lab.internet, (ORIGIN4, 80).into());
         let echo = Origin::echo(&lab.internet, (ORIGIN4, 7).into());
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", User::Nobody);
-        let client_key = workdir.key("client.key", User::Nobody);
-        let lanes = vec![
+        let lanes = [
             format!("udp://{SERVER4}:{PORT}"),
             format!("tls://{SERVER4}:8443"),
         ];
-        let server = workdir.server(
-            "server.yaml",
-            &server_key,
-            User::Nobody,
-            &ServerConfig {
-                listen: lanes.clone(),
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                ..ServerConfig::user_egress()
-            },
+        let server = ServerConfig {
+            listen: lanes.to_vec(),
+            ..ServerConfig::user_egress()
+        };
+        let files = Couple::write(
+            &workdir,
+            [User::Nobody; 2],
+            server,
+            ClientConfig::to(&lanes),
         );
-        let client = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: lanes,
-                server_key: server_key.public,
-                proxy: PROXY,
-                more: String::new(),
-            },
-        );
-        let server = workdir.start_server(&lab.server, User::Nobody, &server);
-        let client = workdir.start_client(&lab.client, User::Nobody, &client);
+        let server = workdir.start_server(&lab.server, User::Nobody, &files.server);
+        let client = workdir.start_client(&lab.client, User::Nobody, &files.client);
         Self {
             lab,
             server,

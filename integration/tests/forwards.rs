@@ -18,6 +18,7 @@ use adit_integration::{
     origin::Origin,
     process::{self, Finished},
     relay::{Relay, Weather},
+    scene::Couple,
     skip::{Need, can_run},
     socks, stream,
 };
@@ -490,25 +491,19 @@ fn web_server_near_the_client_is_reached_from_the_servers_side() {
     }
     let lab = Lab::new();
     let workdir = Workdir::new();
-    let server_key = workdir.key("server.key", User::Same);
-    let client_key = workdir.key("client.key", User::Nobody);
-    let lane = format!("udp://{SERVER4}:7443");
+    let lanes = [format!("udp://{SERVER4}:7443")];
     let server = ServerConfig {
-        listen: vec![lane.clone()],
-        clients: vec![("laptop".into(), client_key.public.clone())],
+        listen: lanes.to_vec(),
         ..ServerConfig::tun_egress()
     };
-    let server = workdir.server("server.yaml", &server_key, User::Same, &server);
     let web = Origin::http(&lab.client, loopback(8000));
     let client = ClientConfig {
-        server: vec![lane],
-        server_key: server_key.public,
-        proxy: loopback(1080),
         more: "remote_forwards: 8080:127.0.0.1:8000".into(),
+        ..ClientConfig::to(&lanes)
     };
-    let client = workdir.client("client.yaml", &client_key, &client);
-    let mut server = workdir.start_server(&lab.server, User::Same, &server);
-    let mut client = workdir.start_client(&lab.client, User::Nobody, &client);
+    let files = Couple::write(&workdir, [User::Same, User::Nobody], server, client);
+    let mut server = workdir.start_server(&lab.server, User::Same, &files.server);
+    let mut client = workdir.start_client(&lab.client, User::Nobody, &files.client);
     let length = 8 << 20;
     let url = format!("http://{INNER}:8080/bytes/{length}?seed=4");
     let got = curl::download(&lab.server, Via::Direct, &url);

@@ -13,6 +13,7 @@ use adit_integration::{
     namespaces::{Lab, ORIGIN4, Place, SERVER4, runtime},
     origin::Origin,
     relay::{Relay, Weather},
+    scene::{Couple, PROXY},
     skip::{Need, can_run},
     socks, stream,
 };
@@ -225,31 +226,14 @@ struct PairAndOther {
 
 /// Server with egress `tun` at [`SERVER4`] port 7443, and client; returns their configurations and the proxy.
 fn lab_configs(workdir: &Workdir) -> (std::path::PathBuf, std::path::PathBuf, SocketAddr) {
-    let lane = format!("tcp://{SERVER4}:7443");
-    let server_key = workdir.key("server.key", User::Same);
-    let client_key = workdir.key("client.key", User::Nobody);
-    let server = workdir.server(
-        "server.yaml",
-        &server_key,
-        User::Same,
-        &ServerConfig {
-            listen: vec![lane.clone()],
-            clients: vec![("laptop".into(), client_key.public.clone())],
-            ..ServerConfig::tun_egress()
-        },
-    );
-    let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 1080));
-    let client = workdir.client(
-        "client.yaml",
-        &client_key,
-        &ClientConfig {
-            server: vec![lane],
-            server_key: server_key.public,
-            proxy,
-            more: String::new(),
-        },
-    );
-    (server, client, proxy)
+    let lanes = [format!("tcp://{SERVER4}:7443")];
+    let server = ServerConfig {
+        listen: lanes.to_vec(),
+        ..ServerConfig::tun_egress()
+    };
+    let users = [User::Same, User::Nobody];
+    let files = Couple::write(workdir, users, server, ClientConfig::to(&lanes));
+    (files.server, files.client, PROXY)
 }
 
 /// Downloads [`LENGTH`] bytes, with the lane cut for [`CUT`] after an eighth of them.

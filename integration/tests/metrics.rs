@@ -235,7 +235,7 @@ fn selectors(expression: &str) -> Vec<Selector> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     let mut rest = expression;
-    while let Some(at) = rest.find(|c: char| c == 'a' || c == 'p') {
+    while let Some(at) = rest.find(['a', 'p']) {
         rest = &rest[at..];
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         let word = &rest[..end];

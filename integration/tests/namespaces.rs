@@ -9,7 +9,7 @@ use std::{
 use adit_integration::{
     adit::{Adit, ClientConfig, ServerConfig, User, Workdir},
     curl::{self, Via},
-    dns::{Dns, Zone},
+    dns::Dns,
     flows,
     meters::wait_for,
     namespaces::{
@@ -18,6 +18,7 @@ use adit_integration::{
     },
     origin::Origin,
     process,
+    scene::{Couple, Internet, PROXY, open_tun},
     skip::{Need, can_run},
     socks::{self, SocksError},
     stream,
@@ -34,7 +35,6 @@ const NEEDS: &[Need] = &[
 ];
 /// The hang guard of one exchange.
 const SOON: Duration = Duration::from_secs(20);
-const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 
 /// A lab with a server and a client that runs as an ordinary user.
 struct Scene {
@@ -51,53 +51,34 @@ struct Scene {
 impl Scene {
     fn new(lane: &str, user: User, config: ServerConfig) -> Self {
         let lab = Lab::new();
-        let zone = Zone::new()
-            .address("both.example", 60, ORIGIN4)
-            .address("both.example", 60, ORIGIN6)
-            .address("four.example", 60, ORIGIN4)
-            .address("six.example", 60, ORIGIN6)
-            .alias("alias.example", 60, "four.example")
-            .address("inside.example", 60, PRIVATE4)
-            .text("long.example", 60, vec!["x".repeat(200); 20]);
-        let dns = Dns::start(&lab.internet, (ORIGIN4, 53).into(), zone);
-        lab.server.set_resolver(ORIGIN4.into());
-        let four = Origin::http(&lab.internet, (ORIGIN4, 80).into());
-        let six = Origin::http(&lab.internet, (ORIGIN6, 80).into());
+        let Internet { dns, four, six } = Internet::of(&lab, |zone| {
+            zone.address("six.example", 60, ORIGIN6)
+                .alias("alias.example", 60, "four.example")
+                .address("inside.example", 60, PRIVATE4)
+                .text("long.example", 60, vec!["x".repeat(200); 20])
+        });
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", user);
-        let client_key = workdir.key("client.key", User::Nobody);
-        let server_config = workdir.server(
-            "server.yaml",
-            &server_key,
-            user,
-            &ServerConfig {
-                listen: vec![lane.to_owned()],
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                ..config
-            },
-        );
-        let client_config = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: vec![lane.to_owned()],
-                server_key: server_key.public,
-                proxy: PROXY,
-                more: String::new(),
-            },
+        let lanes = [lane.to_owned()];
+        let listening = ServerConfig {
+            listen: lanes.to_vec(),
+            ..config
+        };
+        let files = Couple::write(
+            &workdir,
+            [user, User::Nobody],
+            listening,
+            ClientConfig::to(&lanes),
         );
         if user == User::NetAdmin {
-            // as distributions ship it; some machines let nobody else open it
-            lab.server
-                .shell("mount -t tmpfs tmpfs /dev/net; mknod -m 666 /dev/net/tun c 10 200");
+            open_tun(&lab.server);
         }
-        let server = workdir.start_server(&lab.server, user, &server_config);
-        let client = workdir.start_client(&lab.client, User::Nobody, &client_config);
+        let server = workdir.start_server(&lab.server, user, &files.server);
+        let client = workdir.start_client(&lab.client, User::Nobody, &files.client);
         Self {
             lab,
             server,
             client,
-            server_config,
+            server_config: files.server,
             workdir,
             dns,
             four,

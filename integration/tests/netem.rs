@@ -1,7 +1,7 @@
 //! The program over links that the kernel shapes: loss, delay and a rate, by `tc netem`.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::mpsc::{Receiver, TryRecvError, channel},
     time::Duration,
 };
@@ -14,6 +14,7 @@ use adit_integration::{
     namespaces::{Lab, ORIGIN4, SERVER4},
     netem,
     origin::Origin,
+    scene::{Couple, PROXY},
     skip::{Need, can_run},
     socks, stream,
 };
@@ -28,7 +29,6 @@ const NEEDS: &[Need] = &[
     Need::Tool("unshare"),
     Need::Netem,
 ];
-const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 /// The hang guard of a transfer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -224,32 +224,19 @@ impl Ends {
 /// Connects them by a lane of this scheme; `more` is the client's.
 fn connected(lab: &Lab, scheme: &str, more: String) -> Ends {
     let workdir = Workdir::new();
-    let server_key = workdir.key("server.key", User::Nobody);
-    let client_key = workdir.key("client.key", User::Nobody);
-    let lane = format!("{scheme}://{SERVER4}:7443");
-    let server = workdir.server(
-        "server.yaml",
-        &server_key,
-        User::Nobody,
-        &ServerConfig {
-            listen: vec![lane.clone()],
-            clients: vec![("laptop".into(), client_key.public.clone())],
-            ..ServerConfig::user_egress()
-        },
-    );
-    let client = workdir.client(
-        "client.yaml",
-        &client_key,
-        &ClientConfig {
-            server: vec![lane],
-            server_key: server_key.public,
-            proxy: PROXY,
-            more,
-        },
-    );
+    let lanes = [format!("{scheme}://{SERVER4}:7443")];
+    let server = ServerConfig {
+        listen: lanes.to_vec(),
+        ..ServerConfig::user_egress()
+    };
+    let client = ClientConfig {
+        more,
+        ..ClientConfig::to(&lanes)
+    };
+    let files = Couple::write(&workdir, [User::Nobody; 2], server, client);
     Ends {
-        server: workdir.start_server(&lab.server, User::Nobody, &server),
-        client: workdir.start_client(&lab.client, User::Nobody, &client),
+        server: workdir.start_server(&lab.server, User::Nobody, &files.server),
+        client: workdir.start_client(&lab.client, User::Nobody, &files.client),
         _workdir: workdir,
     }
 }

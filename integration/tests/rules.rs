@@ -16,6 +16,7 @@ use adit_integration::{
     namespaces::{CLIENT4, EGRESS4, Lab, ORIGIN4, Place, SERVER4, runtime},
     origin::Origin,
     process::{self, Signal},
+    scene::Couple,
     skip::{Need, can_run},
     socks::{self, SocksError},
 };
@@ -81,38 +82,25 @@ impl Scene {
         });
         let origins = origins.collect();
         let workdir = Workdir::new();
-        let server_key = workdir.key("server.key", User::Nobody);
-        let client_key = workdir.key("client.key", User::Nobody);
-        let lane = format!("tcp://{SERVER4}:7443");
-        let server_config = workdir.server(
-            "server.yaml",
-            &server_key,
-            User::Nobody,
-            &ServerConfig {
-                listen: vec![lane.clone()],
-                clients: vec![("laptop".into(), client_key.public.clone())],
-                allow: Vec::new(),
-                ..ServerConfig::user_egress()
-            },
-        );
-        let client_config = workdir.client(
-            "client.yaml",
-            &client_key,
-            &ClientConfig {
-                server: vec![lane],
-                server_key: server_key.public,
-                proxy: PROXY,
-                more: format!(
-                    "rules: [{rules}]\nproxies:\n  - {{listen: '{PLAIN}', rules: []}}\n  - {{listen: '{HOME}', rules: [direct printer.home, block *]}}"
-                ),
-            },
-        );
-        let server = workdir.start_server(&lab.server, User::Nobody, &server_config);
-        let client = workdir.start_client(&lab.client, User::Nobody, &client_config);
+        let lanes = [format!("tcp://{SERVER4}:7443")];
+        let server = ServerConfig {
+            listen: lanes.to_vec(),
+            allow: Vec::new(),
+            ..ServerConfig::user_egress()
+        };
+        let client = ClientConfig {
+            more: format!(
+                "rules: [{rules}]\nproxies:\n  - {{listen: '{PLAIN}', rules: []}}\n  - {{listen: '{HOME}', rules: [direct printer.home, block *]}}"
+            ),
+            ..ClientConfig::to(&lanes)
+        };
+        let files = Couple::write(&workdir, [User::Nobody; 2], server, client);
+        let server = workdir.start_server(&lab.server, User::Nobody, &files.server);
+        let client = workdir.start_client(&lab.client, User::Nobody, &files.client);
         Self {
             lab,
             client,
-            client_config,
+            client_config: files.client,
             _server: server,
             workdir,
             public_names,

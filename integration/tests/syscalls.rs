@@ -13,7 +13,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::Command,
     time::Duration,
@@ -25,6 +25,7 @@ use adit_integration::{
     namespaces::{Lab, ORIGIN4, Place, SERVER4},
     origin::Origin,
     process::{Process, Signal},
+    scene::{Couple, PROXY},
     skip::{Need, can_run},
     socks, stream,
 };
@@ -86,40 +87,20 @@ fn tun_egress_makes_few_system_calls() {
     let lab = Lab::new();
     let origin = Origin::http(&lab.internet, (ORIGIN4, 80).into());
     let workdir = Workdir::new();
-    let (server_key, client_key) = (
-        workdir.key("server.key", User::Same),
-        workdir.key("client.key", User::Same),
-    );
-    let lane = vec![format!("tcp://{SERVER4}:7443")];
-    let server = workdir.server(
-        "server.yaml",
-        &server_key,
-        User::Same,
-        &ServerConfig {
-            listen: lane.clone(),
-            clients: vec![("laptop".into(), client_key.public.clone())],
-            ..ServerConfig::tun_egress()
-        },
-    );
-    let proxy = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
-    let client = workdir.client(
-        "client.yaml",
-        &client_key,
-        &ClientConfig {
-            server: lane,
-            server_key: server_key.public,
-            proxy,
-            more: String::new(),
-        },
-    );
-    let mut server = workdir.start_server(&lab.server, User::Same, &server);
-    let mut client = workdir.start_client(&lab.client, User::Same, &client);
+    let lanes = [format!("tcp://{SERVER4}:7443")];
+    let server = ServerConfig {
+        listen: lanes.to_vec(),
+        ..ServerConfig::tun_egress()
+    };
+    let files = Couple::write(&workdir, [User::Same; 2], server, ClientConfig::to(&lanes));
+    let mut server = workdir.start_server(&lab.server, User::Same, &files.server);
+    let mut client = workdir.start_client(&lab.client, User::Same, &files.client);
     Scene {
         place: &lab.client,
         folder: workdir.path(),
         client: &mut client,
         server: &mut server,
-        proxy,
+        proxy: PROXY,
         origin: origin.address(),
     }
     .check(Bounds {

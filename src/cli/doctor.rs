@@ -68,6 +68,7 @@ pub(super) fn run(args: &Args, options: &DoctorArgs) -> Result<ExitCode, Failure
 }
 
 /// What is looked at.
+#[expect(clippy::large_enum_variant, reason = "there is one, for a moment")]
 enum Target {
     Client(Option<PathBuf>, Result<Loaded<ClientConfig>, ConfigError>),
     Server(Option<PathBuf>, Result<Loaded<ServerConfig>, ConfigError>),

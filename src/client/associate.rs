@@ -201,11 +201,14 @@ impl Associations {
         };
         entry.remember(now, asked.host.clone(), asked.by, addresses);
         match entry.route(now, &asked.host, asked.port) {
-            Route::Send(Way::Tunnel, to) => self.waiting.push_back(Waiting {
-                handle: asked.handle,
-                to,
-                payload: asked.payload,
-            }),
+            Route::Send(Way::Tunnel, to) if self.waiting.len() < MAX_WAITING => {
+                self.waiting.push_back(Waiting {
+                    handle: asked.handle,
+                    to,
+                    payload: asked.payload,
+                });
+            }
+            Route::Send(Way::Tunnel, _) => self.stats.no_room += 1,
             Route::Send(Way::Direct, to) => {
                 send_directly(entry, to, &asked.payload, &mut self.stats);
             }
@@ -469,7 +472,7 @@ struct Waiting {
 /// Associations of one client: applications that speak UDP at the same time.
 const MAX_ASSOCIATIONS: usize = 1024;
 
-/// Datagrams that wait for room in the lane, beside those whose name has just got its address.
+/// Datagrams that wait for room in the lane, those whose name has just got its address among them.
 const MAX_WAITING: usize = 256;
 
 /// The largest datagram there is.
@@ -579,6 +582,17 @@ mod tests {
             while self.turn(wire) {}
         }
 
+        /// Takes turns until a name is asked for.
+        async fn asks(&mut self, wire: &mut Wire) -> NameQuery {
+            loop {
+                self.turn(wire);
+                if let Ok(query) = self.asked.try_recv() {
+                    return query;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+
         fn send(&self, to: SocketAddr, header: &[u8], payload: &[u8]) {
             let datagram = [header, payload].concat();
             self.application.send_to(&datagram, to).unwrap();
@@ -640,13 +654,7 @@ mod tests {
         let relay = setting.associate(1).await;
         setting.send(relay, TO_NAME, b"named");
         let mut wire = Wire::default();
-        let query = loop {
-            setting.turn(&mut wire);
-            if let Ok(query) = setting.asked.try_recv() {
-                break query;
-            }
-            tokio::task::yield_now().await;
-        };
+        let query = setting.asks(&mut wire).await;
         assert_eq!(query.query, 70, "numbers start where they were told to");
         let now = Instant::now();
         let answer = || Ok(vec![[192, 0, 2, 9].into()]);
@@ -667,15 +675,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn datagram_whose_name_is_found_is_dropped_where_too_many_wait() {
+        let mut setting = Setting::new();
+        let relay = setting.associate(1).await;
+        setting.send(relay, TO_NAME, b"named");
+        let mut wire = Wire::default();
+        setting.asks(&mut wire).await;
+        let associations = &mut setting.associations;
+        associations
+            .waiting
+            .extend((0..MAX_WAITING).map(|_| Waiting {
+                handle: HandleId::numbered(1),
+                to: ([192, 0, 2, 1], 53).into(),
+                payload: Vec::new(),
+            }));
+        let addresses = Ok(vec![[192, 0, 2, 9].into()]);
+        associations.resolved(Instant::now(), 70, addresses);
+        assert_eq!(associations.waiting.len(), MAX_WAITING);
+        assert_eq!(associations.stats.no_room, 1);
+    }
+
+    #[tokio::test]
     async fn removed_association_leaves_nothing_behind() {
         let mut setting = Setting::new();
         let relay = setting.associate(1).await;
         setting.send(relay, TO_NAME, b"named");
         let mut wire = Wire::default();
-        while setting.asked.try_recv().is_err() {
-            setting.turn(&mut wire);
-            tokio::task::yield_now().await;
-        }
+        setting.asks(&mut wire).await;
         setting
             .associations
             .remove(&mut setting.stack, HandleId::numbered(1));

@@ -261,7 +261,7 @@ impl Driver {
                 port,
                 remote,
                 payload,
-            } => inside.send_udp(port, remote, payload),
+            } => inside.send_udp(now, port, remote, payload),
             Command::UnbindUdp { port } => inside.unbind_udp(port),
             Command::Listen {
                 listener,

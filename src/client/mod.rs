@@ -19,6 +19,7 @@ mod lanes;
 mod link;
 mod notices;
 mod peers;
+mod ports;
 pub mod proxies;
 pub mod proxy;
 pub mod reload;

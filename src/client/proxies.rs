@@ -1,12 +1,12 @@
 //! The local proxies of a client: each listens, asks for a password and follows rules of its own.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::ports;
 use super::proxy::{Credentials, ProxySettings, ProxyStats, serve};
 use super::rules::{InForce, Replace, Rules};
 use super::run::{Client, StartError};
@@ -104,7 +104,7 @@ impl Bound {
             address: config.listen,
             error,
         };
-        let listener = listen(config.listen).map_err(bind)?;
+        let listener = ports::listen(config.listen).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (replace, rules) = InForce::new(Rules::new(&config.rules));
         let mut settings = ProxySettings {
@@ -147,18 +147,3 @@ impl RuleBook {
         self.tunnel.judge_again().await;
     }
 }
-
-fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for the last connections' TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Connections that may wait to be accepted: a burst beyond it costs applications the second
-/// that the kernel waits before it asks again. The kernel bounds it too (`net.core.somaxconn`).
-const BACKLOG: u32 = 4096;

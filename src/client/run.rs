@@ -39,6 +39,7 @@ use super::driver::{Driver, Exit};
 use super::enclosure::{Book, Enclosures, MAX_ENCLOSURES};
 use super::forwards::{ForwardError, Forwards};
 use super::instance::Instance;
+use super::ports;
 use super::proxies::RuleBook;
 use super::proxy::{Context, CredentialsError, ProxySettings, ProxyStats};
 use super::reload::{Names, Reloader};
@@ -354,7 +355,10 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] ClientTlsError),
     /// The proxy's address cannot be had.
-    #[error("cannot listen on {address} for the proxy: {error}{}", hint(error))]
+    #[error(
+        "cannot listen on {address} for the proxy: {error}{}",
+        ports::hint(error, TAKEN)
+    )]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -420,20 +424,8 @@ pub fn local_resolver(config: &ClientConfig) -> Result<Option<LocalResolver>, St
     Ok(bound?)
 }
 
-/// What to do about an address that cannot be had.
-fn hint(error: &io::Error) -> &'static str {
-    let is = |kind| error.kind() == kind;
-    if is(io::ErrorKind::AddrInUse) {
-        "; another program, perhaps another client, listens there: stop it or let the proxy \
-         listen on another port"
-    } else if is(io::ErrorKind::PermissionDenied) {
-        "; ports below 1024 need privilege: choose a higher one"
-    } else if is(io::ErrorKind::AddrNotAvailable) {
-        "; this host does not have that address"
-    } else {
-        ""
-    }
-}
+/// What to do about a port for the proxy that another program has.
+const TAKEN: &str = "; another program, perhaps another client, listens there: stop it or let the proxy listen on another port";
 
 /// Prepares the ways to the servers of `config`; `relayed` asks for flows that are relayed, beside packets.
 ///

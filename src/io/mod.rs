@@ -1,6 +1,7 @@
 //! Every side effect: clock, buffer pools, sockets, TLS, TUN and netlink.
 
 pub mod admin;
+pub mod attempts;
 pub mod carrier;
 pub mod child;
 pub mod clock;

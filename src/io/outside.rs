@@ -22,6 +22,7 @@ use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioTime};
 use hickory_resolver::{Resolver, system_conf};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -229,13 +230,8 @@ impl RuntimeProvider for OutsideRuntime {
         limit: Option<Duration>,
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
         let outside = self.outside.clone();
-        Box::pin(async move {
-            let connect = outside.connect(server);
-            match timeout(limit.unwrap_or(ASK_TIMEOUT), connect).await {
-                Ok(connected) => connected.map(AsyncIoTokioAsStd),
-                Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-            }
-        })
+        let connect = async move { outside.connect(server).await };
+        Box::pin(within(limit.unwrap_or(ASK_TIMEOUT), connect))
     }
 
     fn bind_udp(
@@ -251,6 +247,24 @@ impl RuntimeProvider for OutsideRuntime {
             socket.bind(&local.into())?;
             UdpSocket::from_std(socket.into())
         })
+    }
+}
+
+/// Makes a connection for the DNS library, which wants it in a wrapper and within a time.
+///
+/// # Errors
+///
+/// `TimedOut`, or why there is none.
+pub async fn within<S>(
+    limit: Duration,
+    connect: impl Future<Output = io::Result<S>>,
+) -> io::Result<AsyncIoTokioAsStd<S>>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    match timeout(limit, connect).await {
+        Ok(connected) => connected.map(AsyncIoTokioAsStd),
+        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

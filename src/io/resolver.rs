@@ -28,6 +28,7 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
+use super::outside::RESOLV_CONF;
 use crate::dns::UDP_PAYLOAD;
 
 /// A resolver that is made anew when the host's configuration changes.
@@ -56,7 +57,7 @@ struct Current {
 }
 
 /// Tells one state of a file from another: modified and changed in nanoseconds, inode and length.
-type Stamp = [i64; 6];
+pub(crate) type Stamp = [i64; 6];
 
 impl Upstreams {
     /// Asks `upstreams`, or where there are none those that the host itself asks.
@@ -155,7 +156,7 @@ impl Source {
 }
 
 /// `None` where there is no such file.
-fn stamp(path: &Path) -> Option<Stamp> {
+pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let file = fs::metadata(path).ok()?;
     Some([
         file.mtime(),
@@ -289,8 +290,6 @@ fn given(upstreams: &[SocketAddr]) -> ResolverConfig {
     ResolverConfig::from_parts(None, Vec::new(), servers)
 }
 
-/// Where the host's resolver configuration stands (resolv.conf(5)).
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where the names that the host itself knows stand (hosts(5)).
 const HOSTS: &str = "/etc/hosts";
 /// Any would do: connecting a UDP socket asks the kernel for a way, and sends nothing.

@@ -40,12 +40,12 @@ use adit_netstack::{
     Accept, Config, Delivery, Event, FlowId, Offload, PacketSink, Rejection, Stack, Unreachable,
 };
 use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
 use tracing::debug;
 
+use crate::io::attempts::Attempts;
 use crate::io::carrier::has_room;
 use crate::io::pool::Pool;
 use crate::io::relay::{Endpoint, ReadySet, Relay};
@@ -70,9 +70,8 @@ pub struct Local {
     limits: LocalLimits,
     gateways: Vec<IpAddr>,
     egress: bool,
-    connecting: FuturesUnordered<Abortable<Connecting>>,
-    /// Ends the outer connect of a flow that is gone; one for each in `connecting`.
-    attempts: HashMap<Asker, AbortHandle>,
+    /// Outer connections that are being made.
+    connecting: Attempts<Asker, io::Result<TcpStream>>,
     connected: HashMap<FlowId, TcpStream>,
     mappings: Mappings,
     echoes: EchoSockets,
@@ -160,8 +159,7 @@ impl Local {
             limits,
             gateways,
             egress,
-            connecting: FuturesUnordered::new(),
-            attempts: HashMap::new(),
+            connecting: Attempts::new(),
             connected: HashMap::new(),
             mappings: Mappings::new(),
             echoes: EchoSockets::new(),
@@ -329,7 +327,7 @@ impl Local {
         counters.add("relayed_relay", self.relayed_relay.stats());
         counters.add("udp", self.mappings.stats());
         counters.add("echo", self.echoes.stats());
-        let tcp = self.attempts.len()
+        let tcp = self.connecting.len()
             + self.connected.len()
             + self.relay.tcp_sockets()
             + self.relayed_relay.tcp_sockets();
@@ -364,7 +362,7 @@ impl Local {
                     self.relay.pump(now, &mut self.stack, flow);
                 }
                 Event::Closed { flow, .. } => {
-                    self.give_up(Asker::Inside(flow));
+                    self.connecting.give_up(Asker::Inside(flow));
                     self.connected.remove(&flow);
                     self.relay.reset(flow);
                     self.stack.release(now, flow);
@@ -400,7 +398,7 @@ impl Local {
                     self.relayed_relay.pump(now, &mut self.relayed, flow);
                 }
                 RelayedEvent::Closed { flow, .. } => {
-                    self.give_up(Asker::Relayed(flow));
+                    self.connecting.give_up(Asker::Relayed(flow));
                     self.relayed_relay.reset(flow);
                     self.relayed.release(flow);
                 }
@@ -417,27 +415,14 @@ impl Local {
         self.relayed.len() + self.stack.len() > self.limits.flows
     }
 
-    /// Ends the outer connect of a flow that is gone.
-    fn give_up(&mut self, asker: Asker) {
-        if let Some(attempt) = self.attempts.remove(&asker) {
-            attempt.abort();
-        }
-    }
-
     fn connect(&mut self, asker: Asker, destination: SocketAddr) {
-        let connecting: Connecting = Box::pin(async move {
+        // Given up with its flow: the limit of half-open flows is theirs, too.
+        self.connecting.begin(asker, async move {
             let attempt = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(destination));
-            let result = attempt
+            attempt
                 .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            (asker, result)
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         });
-        // A client that resets its SYNs must not leave sockets that still connect: the limit
-        // of half-open flows is theirs, too.
-        let (handle, registration) = AbortHandle::new_pair();
-        self.attempts.insert(asker, handle);
-        self.connecting
-            .push(Abortable::new(connecting, registration));
     }
 
     fn incoming(&mut self, now: Instant, flow: FlowId, local: SocketAddr) {
@@ -474,14 +459,8 @@ impl Local {
 
     fn poll_connecting(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
-        while let Poll::Ready(Some(outcome)) = self.connecting.poll_next_unpin(cx) {
+        while let Poll::Ready((asker, result)) = self.connecting.poll_outcome(cx) {
             any = true;
-            let (asker, result) = match outcome {
-                Ok(outcome) => outcome,
-                // Its flow is gone.
-                Err(Aborted) => continue,
-            };
-            self.attempts.remove(&asker);
             match result {
                 Ok(socket) => {
                     self.stats.connected += 1;
@@ -546,7 +525,6 @@ impl std::fmt::Debug for Local {
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = (Asker, io::Result<TcpStream>)> + Send>>;
 type Query = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 
 /// From the gateway, to the client, the message.
@@ -780,7 +758,7 @@ mod tests {
         let flow = path.client.connect(path.now, origin).unwrap();
         let cause = Cause::Refused;
         assert_eq!(path.event().await, StackEvent::Closed { flow, cause });
-        assert!(path.local.attempts.is_empty() && path.local.stack.is_empty());
+        assert!(path.local.connecting.is_empty() && path.local.stack.is_empty());
     }
 
     #[tokio::test]
@@ -820,7 +798,6 @@ mod tests {
             path.local.handle_timeout(lost);
             path.settle();
             assert_eq!(path.local.connecting.len(), 0);
-            assert!(path.local.attempts.is_empty());
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use adit_integration::{
     adit::{ClientConfig, ServerConfig, User, Workdir, free_port, path},
     namespaces::{Lab, Place, SERVER4},
+    scene::open_tun,
     skip::{Need, can_run},
 };
 
@@ -136,8 +137,7 @@ fn missing_rights_and_devices_are_named() {
             },
         )
     };
-    lab.server
-        .shell("mount -t tmpfs tmpfs /dev/net; mknod -m 666 /dev/net/tun c 10 200");
+    open_tun(&lab.server);
     let powerless = config("powerless", User::Nobody, "10.86.0.0/24");
     refuses(
         &workdir,

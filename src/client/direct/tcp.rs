@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::Direct;
+use crate::client::ports;
 use crate::client::proxy::Counter;
 use crate::client::rules::Judged;
 use crate::client::tunnel::ConnectError;
@@ -36,10 +37,7 @@ impl Direct {
             Ok(Err(error)) => return Err(failed(connect_error(&error))),
             Err(_elapsed) => return Err(failed(ConnectError::TimedOut)),
         };
-        // Without it, small messages of applications wait for acknowledgements.
-        if let Err(error) = socket.set_nodelay(true) {
-            debug!(%error, "TCP_NODELAY refused");
-        }
+        ports::prepare(&socket);
         self.stats.connected.add();
         Ok(DirectFlow {
             socket,

@@ -44,12 +44,19 @@ struct State {
     policy: RwLock<Policy>,
     blocked: BlockedAnswer,
     cache: Mutex<Cache>,
-    under_way: Mutex<HashMap<Question, WeakShared<Asking>>>,
+    under_way: Mutex<UnderWay>,
     upstreams: Upstreams,
     permits: Semaphore,
     prefetch: mpsc::Sender<(Question, Route)>,
     prefetches: Mutex<Option<mpsc::Receiver<(Question, Route)>>>,
     stats: DnsStats,
+}
+
+/// Questions that are being asked.
+struct UnderWay {
+    asked: HashMap<Question, WeakShared<Asking>>,
+    /// How many there may be before those that were given up are cleared away.
+    sweep_at: usize,
 }
 
 type Asking = BoxFuture<'static, Result<Arc<Kept>, Failure>>;
@@ -124,7 +131,10 @@ impl Dns {
                 policy: RwLock::new(policy),
                 blocked: config.blocked,
                 cache: Mutex::new(Cache::new(CacheLimits::default())),
-                under_way: Mutex::new(HashMap::new()),
+                under_way: Mutex::new(UnderWay {
+                    asked: HashMap::new(),
+                    sweep_at: 2 * MAX_ASKED,
+                }),
                 permits: Semaphore::new(MAX_ASKED),
                 prefetch,
                 prefetches: Mutex::new(Some(prefetches)),
@@ -351,23 +361,26 @@ impl Dns {
     /// Asks an upstream, or joins those who wait for its answer.
     fn begin(&self, question: &Question, route: Route) -> Shared<Asking> {
         let mut under_way = lock(&self.shared.under_way);
-        if let Some(asking) = under_way.get(question).and_then(WeakShared::upgrade) {
+        if let Some(asking) = under_way.asked.get(question).and_then(WeakShared::upgrade) {
             count(&self.shared.stats.joined);
             return asking;
         }
-        // What was given up is still listed: it is cleared away before it grows to anything.
-        if under_way.len() >= 2 * MAX_ASKED {
-            under_way.retain(|_, asking| asking.upgrade().is_some());
+        // What was given up is still listed: it is cleared away before it grows to anything, and the longer the list is, the
+        // more rarely.
+        if under_way.asked.len() >= under_way.sweep_at {
+            let asked = &mut under_way.asked;
+            asked.retain(|_, asking| asking.upgrade().is_some());
+            under_way.sweep_at = (2 * under_way.asked.len()).max(2 * MAX_ASKED);
         }
         let (state, asked) = (Arc::clone(&self.shared), question.clone());
         let asking = async move {
             let outcome = state.ask_upstream(&asked, route).await;
-            lock(&state.under_way).remove(&asked);
+            lock(&state.under_way).asked.remove(&asked);
             outcome
         };
         let asking = asking.boxed().shared();
         if let Some(weak) = asking.downgrade() {
-            under_way.insert(question.clone(), weak);
+            under_way.asked.insert(question.clone(), weak);
         }
         asking
     }
@@ -585,5 +598,34 @@ mod tests {
         net.configure(Session::WithoutNameServer);
         dns.answer(&question("b.test.")).await;
         assert!(dns.from_memory(&question("a.test.")).is_none());
+    }
+
+    #[tokio::test]
+    async fn it_is_forgotten_too_where_another_name_server_is_looked_up_first() {
+        let net = FakeNet::new().await;
+        net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
+        let config = DnsConfig {
+            split: vec!["corp.test=tls://corp.example".parse().unwrap()],
+            ..DnsConfig::default()
+        };
+        let dns = Dns::over(&config, net.tunnel.clone(), None, Outside::default());
+        let question = |text: &str| Question::new(&Name::from_ascii(text).unwrap(), RecordType::A);
+        dns.answer(&question("a.test.")).await;
+        assert!(dns.from_memory(&question("a.test.")).is_some());
+        net.configure(Session::WithoutNameServer);
+        let nobody = dns.ask(&question("x.corp.test."), Instant::now()).await;
+        assert!(nobody.is_err());
+        assert!(dns.from_memory(&question("a.test.")).is_none());
+    }
+
+    #[tokio::test]
+    async fn questions_that_were_given_up_are_cleared_away() {
+        let net = FakeNet::new().await;
+        let dns = Dns::plain(net.tunnel.clone());
+        for number in 0..5 * MAX_ASKED {
+            let name = Name::from_ascii(format!("n{number}.test.")).unwrap();
+            drop(dns.begin(&Question::new(&name, RecordType::A), Route::Upstream));
+        }
+        assert!(lock(&dns.shared.under_way).asked.len() <= 2 * MAX_ASKED);
     }
 }

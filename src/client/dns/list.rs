@@ -35,7 +35,7 @@ pub struct Entry<'a> {
 /// What became of the lines of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListReport {
-    /// Names found.
+    /// Names taken.
     pub names: u64,
     /// Lines that cannot be used.
     pub bad: u64,
@@ -72,7 +72,8 @@ pub enum BadLine {
 
 impl fmt::Display for ListReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} names", self.names)?;
+        let plural = if self.names == 1 { "" } else { "s" };
+        write!(f, "{} name{plural}", self.names)?;
         if let Some((line, why)) = self.first_bad {
             let plural = if self.bad == 1 { "" } else { "s" };
             write!(
@@ -116,8 +117,9 @@ pub(crate) fn read(
                 .map_err(|_| BadLine::NotText)
                 .and_then(|text| {
                     each(text, |entry| {
-                        report.names += 1;
-                        take(entry)
+                        let taken = take(entry);
+                        report.names += u64::from(taken);
+                        taken
                     })
                 })
         };
@@ -135,10 +137,7 @@ fn each(line: &str, mut take: impl FnMut(Entry<'_>) -> bool) -> Result<(), BadLi
     if line.is_empty() || line.starts_with(['#', '!', '[']) {
         return Ok(());
     }
-    if ["##", "#@#", "#?#", "#$#"]
-        .iter()
-        .any(|mark| line.contains(mark))
-    {
+    if is_about_pages(line) {
         return Err(BadLine::Rule);
     }
     let line = line.split('#').next().unwrap_or_default().trim_end();
@@ -174,6 +173,17 @@ fn each(line: &str, mut take: impl FnMut(Entry<'_>) -> bool) -> Result<(), BadLi
     }))
 }
 
+/// Whether a line is a rule about parts of pages, as `a.test##.banner`; behind white space those marks begin a comment.
+fn is_about_pages(line: &str) -> bool {
+    let first = line.find('#').map(|at| line.split_at(at));
+    first.is_some_and(|(before, mark)| {
+        !before.ends_with(char::is_whitespace)
+            && ["##", "#@#", "#?#", "#$#"]
+                .iter()
+                .any(|begin| mark.starts_with(begin))
+    })
+}
+
 fn one(taken: bool) -> Result<(), BadLine> {
     if taken { Ok(()) } else { Err(BadLine::Full) }
 }
@@ -194,23 +204,31 @@ fn hosts_line<'a>(
     words: impl Iterator<Item = &'a str>,
     mut take: impl FnMut(Entry<'_>) -> bool,
 ) -> Result<(), BadLine> {
-    let mut outcome = Err(BadLine::NoName);
+    let blocks = address.is_unspecified() || address.is_loopback();
+    // A name that is none costs the others of its line nothing.
+    let (mut any, mut wrong) = (false, None);
     for word in words {
+        any = true;
         if OWN_NAMES.contains(&word) {
-            outcome = Ok(());
             continue;
         }
-        if !address.is_unspecified() && !address.is_loopback() {
+        if !blocks {
             return Err(BadLine::Address);
         }
-        outcome = one(take(Entry {
-            name: host_name(word)?,
-            scope: Scope::Name,
-            exception: false,
-        }));
-        outcome?;
+        let taken = host_name(word).and_then(|name| {
+            one(take(Entry {
+                name,
+                scope: Scope::Name,
+                exception: false,
+            }))
+        });
+        wrong = wrong.or(taken.err());
     }
-    outcome
+    match wrong {
+        Some(why) => Err(why),
+        None if any => Ok(()),
+        None => Err(BadLine::NoName),
+    }
 }
 
 fn host_name(text: &str) -> Result<&str, BadLine> {
@@ -270,6 +288,8 @@ mod tests {
             (":: six.test", &["six.test"]),
             ("::1 six.test\r", &["six.test"]),
             ("0.0.0.0 Ads.Example.COM.", &["ads.example.com"]),
+            ("0.0.0.0 a.test ## both", &["a.test"]),
+            ("a.test ##", &["*.a.test"]),
             ("127.0.0.1 localhost", &[]),
             ("255.255.255.255 broadcasthost", &[]),
             ("ff02::1 ip6-allnodes", &[]),
@@ -340,8 +360,11 @@ mod tests {
         );
         assert_eq!(
             report.to_string(),
-            "2 names; 2 lines not used, first line 2, which is not text in UTF-8"
+            "1 name; 2 lines not used, first line 2, which is not text in UTF-8"
         );
+        let (found, report) = names("0.0.0.0 a.test b..test c.test");
+        assert_eq!(found, ["a.test", "c.test"]);
+        assert_eq!(report.first_bad, Some((1, BadLine::Name)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use hickory_proto::op::ResponseCode;
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -26,6 +26,7 @@ use tracing::{debug, warn};
 use super::answer::{BLOCKED, Made, Question, Reply};
 use super::engine::Dns;
 use super::stats::count;
+use crate::client::ports;
 use crate::client::rules::{InForce, Rules};
 use crate::dns::{Asked, Reading, StreamEnd, serve_stream};
 
@@ -52,7 +53,7 @@ impl LocalResolver {
     /// The address cannot be had.
     pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
         let bind = |source| ListenError { address, source };
-        let streams = listen(address).map_err(bind)?;
+        let streams = ports::listen(address).map_err(bind)?;
         let address = streams.local_addr().map_err(bind)?;
         let datagrams = datagrams(address).map_err(bind)?;
         Ok(Self {
@@ -78,7 +79,10 @@ impl LocalResolver {
 
 /// Why there is no local resolver.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for dns: {source}{}", hint(source))]
+#[error(
+    "cannot listen on {address} for dns: {source}{}",
+    ports::hint(source, TAKEN)
+)]
 pub struct ListenError {
     /// The address.
     pub address: SocketAddr,
@@ -256,10 +260,7 @@ impl Dns {
 }
 
 async fn converse(stream: TcpStream, dns: &Dns) {
-    // An answer is one small write.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "TCP_NODELAY refused");
-    }
+    ports::prepare(&stream);
     serve_messages(stream, dns, &InForce::default()).await;
 }
 
@@ -292,17 +293,6 @@ async fn serve_messages(stream: impl AsyncRead + AsyncWrite + Unpin, dns: &Dns, 
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for the last connections' TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
 fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(address)?;
     socket.set_nonblocking(true)?;
@@ -312,20 +302,8 @@ fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-/// What to do about an address that cannot be had.
-fn hint(error: &io::Error) -> &'static str {
-    let is = |kind| error.kind() == kind;
-    if is(io::ErrorKind::AddrInUse) {
-        "; another resolver, perhaps another client, listens there: stop it or set `dns` to another port"
-    } else if is(io::ErrorKind::PermissionDenied) {
-        "; ports below 1024 need privilege: choose a higher one"
-    } else if is(io::ErrorKind::AddrNotAvailable) {
-        "; this host does not have that address"
-    } else {
-        ""
-    }
-}
-
+/// What to do about a port that another program has.
+const TAKEN: &str = "; another resolver, perhaps another client, listens there: stop it or set `dns` to another port";
 /// Bytes of a query by UDP: a name has 255, and EDNS options are few.
 const MAX_QUERY: usize = 4096;
 /// Bytes of a message by TCP (RFC 1035, section 4.2.2).
@@ -338,8 +316,6 @@ pub const MAX_OF_SENDER: usize = 2048;
 pub const MAX_STREAMS: usize = 128;
 /// Questions of one connection that are answered at a time.
 const OF_STREAM: usize = 64;
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
 /// What the kernel keeps while we are busy: some thousand queries, where it lets us have it.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// How long a socket that fails rests: short enough to go unnoticed, long enough not to spin.

@@ -36,11 +36,11 @@ use super::list::{self, ListReport};
 use super::policy::Lists;
 use super::stats::count;
 use super::table::{NameTable, Scope};
-use super::upstreams::{Stamp, stamp};
 use crate::client::resolve::Resolver;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, ListSource};
 use crate::io::clock;
+use crate::io::resolver::{Stamp, stamp};
 use crate::io::tls::origin_config;
 
 /// The lists of a configuration, and where copies of those that are fetched lie.
@@ -561,7 +561,7 @@ mod tests {
             "3 names; 1 line not used, first line 4, which has no host name where one is expected"
         );
         assert!(told[1].contains("No such file"), "{}", told[1]);
-        assert_eq!(told[2..], ["not fetched yet", "1 names"]);
+        assert_eq!(told[2..], ["not fetched yet", "1 name"]);
         let policy = Policy::default().with_lists(lists);
         let blocked = |name: &str| {
             let name = Domain::new(&Name::from_ascii(name).unwrap());

@@ -62,7 +62,22 @@ struct Server<P: RuntimeProvider> {
     net: Net<P>,
     datagrams: Mutex<Option<DnsExchange<P>>>,
     /// The lock is held while a connection is made, so that one is made for all.
-    stream: AsyncMutex<Option<DnsExchange<P>>>,
+    stream: AsyncMutex<Stream<P>>,
+}
+
+/// The connection to a name server, if there is one.
+struct Stream<P: RuntimeProvider> {
+    connection: Option<DnsExchange<P>>,
+    /// How many have been made: whoever fails by a former one gives up no later one, which others wait on.
+    made: u64,
+}
+
+/// A connection that a question is asked by.
+struct Lent<P: RuntimeProvider> {
+    connection: DnsExchange<P>,
+    number: u64,
+    /// Whether it was made for this question.
+    fresh: bool,
 }
 
 /// Why a question has no answer.
@@ -95,7 +110,10 @@ impl<P: RuntimeProvider> Group<P> {
                     upstream,
                     net: net.clone(),
                     datagrams: Mutex::new(None),
-                    stream: AsyncMutex::new(None),
+                    stream: AsyncMutex::new(Stream {
+                        connection: None,
+                        made: 0,
+                    }),
                 })
                 .collect(),
             first: AtomicUsize::new(0),
@@ -182,11 +200,11 @@ impl<P: RuntimeProvider> Server<P> {
             }
         }
         // One that was closed meanwhile is not the name server's fault.
-        let (connection, fresh) = self.connection(bootstrap, limit).await?;
-        match self.by_stream(&connection, question).await {
-            Err(_) if !fresh => {
-                let (connection, _) = self.connection(bootstrap, limit).await?;
-                self.by_stream(&connection, question).await
+        let lent = self.connection(bootstrap, limit).await?;
+        match self.by_stream(&lent, question).await {
+            Err(_) if !lent.fresh => {
+                let lent = self.connection(bootstrap, limit).await?;
+                self.by_stream(&lent, question).await
             }
             outcome => outcome,
         }
@@ -223,37 +241,42 @@ impl<P: RuntimeProvider> Server<P> {
         }
     }
 
-    async fn by_stream(
-        &self,
-        connection: &DnsExchange<P>,
-        question: &Question,
-    ) -> Result<Kept, Failure> {
-        match connection
-            .send(request(question, false))
-            .first_answer()
-            .await
-        {
+    async fn by_stream(&self, lent: &Lent<P>, question: &Question) -> Result<Kept, Failure> {
+        let asked = lent.connection.send(request(question, false));
+        match asked.first_answer().await {
             Ok(response) => read(response.into_buffer(), question),
             Err(error) => {
-                *self.stream.lock().await = None;
+                let mut current = self.stream.lock().await;
+                if current.made == lent.number {
+                    current.connection = None;
+                }
                 Err(failure(&error))
             }
         }
     }
 
-    /// The connection that there is, or a new one; and whether it is new.
+    /// The connection that there is, or a new one.
     async fn connection(
         &self,
         bootstrap: &impl Bootstrap,
         limit: Instant,
-    ) -> Result<(DnsExchange<P>, bool), Failure> {
+    ) -> Result<Lent<P>, Failure> {
         let mut current = self.stream.lock().await;
-        if let Some(connection) = &*current {
-            return Ok((connection.clone(), false));
-        }
-        let connection = self.connect(bootstrap, limit).await?;
-        *current = Some(connection.clone());
-        Ok((connection, true))
+        let (connection, fresh) = match &current.connection {
+            Some(connection) => (connection.clone(), false),
+            None => {
+                let connection = self.connect(bootstrap, limit).await?;
+                current.made += 1;
+                current.connection = Some(connection.clone());
+                (connection, true)
+            }
+        };
+        let number = current.made;
+        Ok(Lent {
+            connection,
+            number,
+            fresh,
+        })
     }
 
     async fn connect(
@@ -386,3 +409,50 @@ const LEAST_ROUND: Duration = Duration::from_millis(250);
 const MAX_QUESTIONS: usize = 512;
 /// Addresses of a name server that are tried.
 const MAX_ADDRESSES: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::{Name, RecordType};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::client::proxy::fake::{FakeNet, Route};
+    use crate::client::resolve::TunnelRuntime;
+
+    struct Nowhere;
+
+    impl Bootstrap for Nowhere {
+        async fn find(&self, _: &str, _: Instant) -> Vec<IpAddr> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn failure_by_a_former_connection_gives_up_no_later_one() {
+        let net = FakeNet::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let real = listener.local_addr().unwrap();
+        net.route("192.0.2.53:53", Route::To(real));
+        let plain = DnsUpstream::Plain("192.0.2.53:53".parse().unwrap());
+        let reached = Net {
+            provider: TunnelRuntime::new(net.tunnel.clone()),
+            tls: None,
+            mixes_case: false,
+        };
+        let group = Group::new([plain], &reached);
+        let server = &group.servers[0];
+        let limit = Instant::now() + STREAM_ATTEMPT;
+        let former = server.connection(&Nowhere, limit).await.ok().unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        // Somebody has found it broken, and made another.
+        server.stream.lock().await.connection = None;
+        let later = server.connection(&Nowhere, limit).await.ok().unwrap();
+        let (_held, _) = listener.accept().await.unwrap();
+        assert!(former.fresh && later.fresh);
+        drop(theirs);
+        let question = Question::new(&Name::from_ascii("a.test.").unwrap(), RecordType::A);
+        server.by_stream(&former, &question).await.unwrap_err();
+        let now = server.connection(&Nowhere, limit).await.ok().unwrap();
+        assert!(!now.fresh && now.number == later.number);
+    }
+}

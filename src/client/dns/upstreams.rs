@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use super::upstream::{Bootstrap, Failure, Group, Net};
 use crate::client::resolve::TunnelRuntime;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, DnsUpstream, SplitTarget};
-use crate::io::outside::{Outside, OutsideRuntime};
+use crate::io::outside::{Outside, OutsideRuntime, RESOLV_CONF};
+use crate::io::resolver::{Stamp, stamp};
 use crate::wire::InnerConfig;
 
 /// Where a question goes.
@@ -112,16 +112,14 @@ impl Upstreams {
             },
         };
         let inner = self.configured(deadline).await?;
-        let bootstrap = Pushes {
+        let pushes = Pushes {
             upstreams: self,
             inner: &inner,
+            changed,
         };
         let outcome = match group {
-            Some(group) => group.ask(question, &bootstrap, deadline).await,
-            None => {
-                let group = self.pushed(&inner, changed);
-                group.ask(question, &Nowhere, deadline).await
-            }
+            Some(group) => group.ask(question, &pushes, deadline).await,
+            None => pushes.group().ask(question, &Nowhere, deadline).await,
         };
         // The library does not pass on why there was no port.
         match outcome {
@@ -173,18 +171,26 @@ impl Upstreams {
     }
 }
 
-/// Looks up the names of name servers at those that the server names.
-struct Pushes<'a> {
+/// Those that the server names, who know the names of others.
+struct Pushes<'a, C> {
     upstreams: &'a Upstreams,
     inner: &'a InnerConfig,
+    /// Called when they are others than before, whoever notices.
+    changed: C,
 }
 
-impl Bootstrap for Pushes<'_> {
+impl<C: Fn()> Pushes<'_, C> {
+    fn group(&self) -> Arc<Group<TunnelRuntime>> {
+        self.upstreams.pushed(self.inner, &self.changed)
+    }
+}
+
+impl<C: Fn() + Sync> Bootstrap for Pushes<'_, C> {
     async fn find(&self, name: &str, deadline: Instant) -> Vec<IpAddr> {
         let Ok(name) = Name::from_ascii(name) else {
             return Vec::new();
         };
-        let group = self.upstreams.pushed(self.inner, || {});
+        let group = self.group();
         let has = [
             (RecordType::A, self.inner.v4.is_some()),
             (RecordType::AAAA, self.inner.v6.is_some()),
@@ -243,9 +249,6 @@ struct Read {
     stamp: Option<Stamp>,
     look_at: Instant,
 }
-
-/// Tells one state of a file from another: modified and changed in nanoseconds, inode and length.
-pub(super) type Stamp = [i64; 6];
 
 impl System {
     fn new(file: PathBuf, own: Option<SocketAddr>, outside: Outside) -> Self {
@@ -331,21 +334,6 @@ impl System {
     }
 }
 
-/// `None` where there is no such file.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    let file = fs::metadata(path).ok()?;
-    Some([
-        file.mtime(),
-        file.mtime_nsec(),
-        file.ctime(),
-        file.ctime_nsec(),
-        file.ino().cast_signed(),
-        file.size().cast_signed(),
-    ])
-}
-
-/// Where the host's resolver configuration stands (resolv.conf(5)).
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often it is looked at, at most: people do not wait longer after a change.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// RFC 1035, section 4.2.

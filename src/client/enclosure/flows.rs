@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use adit_netstack::{FlowId, Rejection, Unreachable};
+use adit_netstack::{Rejection, Unreachable};
 
 use crate::client::proxy::{Context, OriginStream};
 use crate::client::resolve::{Host, OriginError};
@@ -11,16 +11,16 @@ use crate::client::rules::Judged;
 use crate::client::tunnel::ConnectError;
 
 /// What became of an attempt to open a flow's other half.
-pub(super) type Outcome = (FlowId, Result<(OriginStream, Judged), Rejection>);
+pub(super) type Outcome = Result<(OriginStream, Judged), Rejection>;
 
-/// Opens the other half of `flow`, by the way that the rules give it.
-pub(super) async fn open(proxy: Arc<Context>, flow: FlowId, to: SocketAddr) -> Outcome {
+/// Opens the other half of a flow to `to`, by the way that the rules give it.
+pub(super) async fn open(proxy: Arc<Context>, to: SocketAddr) -> Outcome {
     let opened = proxy.open(&Host::Ip(to.ip()), to.port()).await;
     let opened = opened.map_err(|error| {
         proxy.count_failure(&error);
         rejection(&error)
-    });
-    (flow, opened.map(|opened| opened.into_stream()))
+    })?;
+    Ok(opened.into_stream())
 }
 
 /// Says in TCP or ICMP why there is no flow.

@@ -12,7 +12,6 @@ use adit_netstack::{
     Accept, Config, Delivery, Event, FlowId, Offload, Rejection, Stack, Unreachable,
 };
 use futures_util::StreamExt as _;
-use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -27,6 +26,7 @@ use super::table::{Enclosures, GATEWAYS, Offer};
 use crate::client::dns::Dns;
 use crate::client::proxy::{Context as Proxy, OriginStream};
 use crate::client::rules::{InForce, Judged};
+use crate::io::attempts::Attempts;
 use crate::io::clock;
 use crate::io::relay::{Endpoint, ReadySet, Relay, Ties};
 use crate::io::tun::Tun;
@@ -41,9 +41,7 @@ pub(super) struct Enclosure {
     ready: Arc<ReadySet>,
     proxy: Arc<Proxy>,
     dns: Dns,
-    opening: FuturesUnordered<Abortable<Opening>>,
-    /// Gives an attempt up whose flow is gone; one for each in `opening`.
-    attempts: HashMap<FlowId, AbortHandle>,
+    opening: Attempts<FlowId, Outcome>,
     /// The other halves of flows whose handshakes have not ended.
     opened: HashMap<FlowId, (OriginStream, Judged)>,
     speakers: Speakers,
@@ -102,8 +100,7 @@ impl Enclosure {
             relay: Relay::new(ready.clone()),
             ready,
             dns: enclosures.dns.clone(),
-            opening: FuturesUnordered::new(),
-            attempts: HashMap::new(),
+            opening: Attempts::new(),
             opened: HashMap::new(),
             speakers: Speakers::new(Arc::clone(&proxy)),
             queries: FuturesUnordered::new(),
@@ -258,9 +255,7 @@ impl Enclosure {
                     self.relay.pump(now, &mut self.stack, flow);
                 }
                 Event::Closed { flow, .. } => {
-                    if let Some(attempt) = self.attempts.remove(&flow) {
-                        attempt.abort();
-                    }
+                    self.opening.give_up(flow);
                     self.opened.remove(&flow);
                     self.relay.reset(flow);
                     self.stack.release(now, flow);
@@ -277,11 +272,7 @@ impl Enclosure {
         if self.until.is_some() {
             self.stack.reject(now, flow, Rejection::Reset);
         } else if !GATEWAYS.contains(&to.ip()) {
-            let opening: Opening = Box::pin(open(Arc::clone(&self.proxy), flow, to));
-            // A command that takes its SYNs back must not leave attempts behind.
-            let (handle, registration) = AbortHandle::new_pair();
-            self.attempts.insert(flow, handle);
-            self.opening.push(Abortable::new(opening, registration));
+            self.opening.begin(flow, open(Arc::clone(&self.proxy), to));
         } else if to.port() == DNS_PORT {
             self.stack.accept(now, flow);
         } else {
@@ -293,14 +284,8 @@ impl Enclosure {
 
     fn poll_opening(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut any = false;
-        while let Poll::Ready(Some(outcome)) = self.opening.poll_next_unpin(cx) {
+        while let Poll::Ready((flow, outcome)) = self.opening.poll_outcome(cx) {
             any = true;
-            let (flow, outcome) = match outcome {
-                Ok(outcome) => outcome,
-                // Its flow is gone.
-                Err(Aborted) => continue,
-            };
-            self.attempts.remove(&flow);
             match outcome {
                 Ok(opened) => {
                     self.stats.opened += 1;
@@ -452,7 +437,6 @@ async fn changed(mut rules: InForce) -> InForce {
     rules
 }
 
-type Opening = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 type Query = Pin<Box<dyn Future<Output = Option<Arrival>> + Send>>;
 
 /// TCP flows of one command, each with two pipes of 64 KiB beside its rings.

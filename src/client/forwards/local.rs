@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::counters::Counters;
-use crate::client::proxy::{ACCEPT_PAUSE, is_exhaustion};
+use crate::client::ports::{self, ACCEPT_PAUSE, is_exhaustion};
 use crate::client::resolve::{Host, Resolver};
 use crate::io::relay::Endpoint;
 use crate::io::unix;
@@ -31,14 +31,7 @@ impl Near {
     ///
     /// What the system says.
     pub(super) fn tcp(address: SocketAddr) -> io::Result<Self> {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        // A restart must not wait for the last connections' TIME_WAIT.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(Self::Tcp(socket.listen(BACKLOG)?))
+        ports::listen(address).map(Self::Tcp)
     }
 
     /// Returns the port that it was given.
@@ -53,10 +46,7 @@ impl Near {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Without it, small messages of applications wait for acknowledgements.
-                if let Err(error) = stream.set_nodelay(true) {
-                    debug!(%error, "TCP_NODELAY refused");
-                }
+                ports::prepare(&stream);
                 Ok(Endpoint::Tcp(stream))
             }
             Self::Unix(listener) => listener.accept().await.map(Endpoint::Unix),
@@ -132,6 +122,3 @@ async fn open(
 
 /// Connections of one forward that do not stand yet: a browser's start, or a load test's.
 pub const MAX_PENDING: usize = 2048;
-
-/// Connections that may wait to be accepted; the kernel bounds it too (`net.core.somaxconn`).
-const BACKLOG: u32 = 4096;

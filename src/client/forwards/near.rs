@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
 
+use crate::client::ports;
 use crate::client::tunnel::Refusal;
 use crate::config::{Host, NearTarget};
 use crate::io::relay::Endpoint;
@@ -24,17 +25,10 @@ pub(super) async fn connect(target: &NearTarget) -> io::Result<Endpoint> {
             // Datagrams have no connections: `connect_udp` is for them.
             NearTarget::Udp(..) => Err(io::ErrorKind::InvalidInput.into()),
             NearTarget::Tcp(host, port) => {
-                let mut failed = io::Error::from(io::ErrorKind::NotFound);
-                for address in addresses(host, *port).await? {
-                    match TcpStream::connect(address).await {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            return Ok(Endpoint::Tcp(stream));
-                        }
-                        Err(error) => failed = error,
-                    }
-                }
-                Err(failed)
+                let found = addresses(host, *port).await?;
+                let stream = one_of(&found, CONNECT, TcpStream::connect).await?;
+                ports::prepare(&stream);
+                Ok(Endpoint::Tcp(stream))
             }
         }
     };
@@ -42,6 +36,25 @@ pub(super) async fn connect(target: &NearTarget) -> io::Result<Endpoint> {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+/// Gives what the first of `addresses` that answers gives. Each has its share of `limit`, so that one that is silent costs
+/// no other its turn.
+async fn one_of<T, A: Future<Output = io::Result<T>>>(
+    addresses: &[SocketAddr],
+    limit: Duration,
+    attempt: impl Fn(SocketAddr) -> A,
+) -> io::Result<T> {
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    for address in addresses {
+        match timeout(share, attempt(*address)).await {
+            Ok(Ok(made)) => return Ok(made),
+            Ok(Err(error)) => failed = error,
+            Err(_elapsed) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }
 
 /// Makes a UDP socket that speaks with `host` alone.
@@ -93,3 +106,26 @@ async fn addresses(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 /// How long a connection near here may take, its name included: less than the 20 s that the netstack waits for an answer.
 const CONNECT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_address_costs_no_other_its_turn() {
+        let address = |last| SocketAddr::from(([192, 0, 2, last], 80));
+        let silent = address(1);
+        let attempt = |to: SocketAddr| async move {
+            if to == silent {
+                std::future::pending::<()>().await;
+            }
+            Ok(to)
+        };
+        let found = [silent, silent, address(2)];
+        assert_eq!(one_of(&found, CONNECT, attempt).await.unwrap(), address(2));
+        let error = one_of(&found[..2], CONNECT, attempt).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = one_of(&[], CONNECT, attempt).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

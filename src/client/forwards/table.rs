@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use super::counters::{Counters, Counts, State};
 use super::local::Near;
 use super::{datagrams, local, remote};
+use crate::client::ports;
 use crate::client::resolve::{Host, HostError, Resolver};
 use crate::client::status::Listening;
 use crate::client::tunnel::Tunnel;
@@ -89,7 +90,10 @@ pub enum ForwardError {
         forward: Forward,
     },
     /// The port cannot be had.
-    #[error("cannot listen on {address} for `{forward}`: {error}{}", hint(error))]
+    #[error(
+        "cannot listen on {address} for `{forward}`: {error}{}",
+        ports::hint(error, TAKEN)
+    )]
     Bind {
         /// Where it should listen.
         address: SocketAddr,
@@ -367,19 +371,8 @@ fn bind_udp(address: SocketAddr) -> io::Result<(UdpSocket, SocketAddr)> {
     Ok((UdpSocket::from_std(socket)?, bound))
 }
 
-/// What to do about a port that cannot be had.
-fn hint(error: &io::Error) -> &'static str {
-    let is = |kind| error.kind() == kind;
-    if is(io::ErrorKind::AddrInUse) {
-        "; another program listens there: choose another port"
-    } else if is(io::ErrorKind::PermissionDenied) {
-        "; ports below 1024 need privilege: choose a higher one"
-    } else if is(io::ErrorKind::AddrNotAvailable) {
-        "; this host does not have that address"
-    } else {
-        ""
-    }
-}
+/// What to do about a port that another program has.
+const TAKEN: &str = "; another program listens there: choose another port";
 
 /// How long the end of a forward may take: it has only sockets to close.
 const END: Duration = Duration::from_secs(5);

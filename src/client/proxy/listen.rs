@@ -1,6 +1,6 @@
 //! Accepts connections and finds out which protocol they speak.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::auth::Credentials;
 use super::stats::ProxyStats;
 use super::{http, socks, socks_client};
 use crate::client::direct::Direct;
+use crate::client::ports::{self, ACCEPT_PAUSE, is_exhaustion};
 use crate::client::resolve::Resolver;
 use crate::client::rules::InForce;
 use crate::client::tunnel::Tunnel;
@@ -147,10 +148,7 @@ async fn converse(
     handshake: OwnedSemaphorePermit,
 ) {
     let settings = &context.settings;
-    // Without it, small messages of applications wait for acknowledgements.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "TCP_NODELAY refused");
-    }
+    ports::prepare(&stream);
     let mut first = [0];
     let first = match timeout(settings.handshake_timeout, stream.peek(&mut first)).await {
         Ok(Ok(1)) => first[0],
@@ -182,15 +180,3 @@ fn refuse(stream: &TcpStream) {
     // A fresh socket has room for these few bytes; if not, the client gets a bare close.
     let _refused = (&*socket).write(answer);
 }
-
-/// Whether accepting again at once would fail again.
-pub(in crate::client) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
-}
-
-/// How long accepting rests when descriptors have run out: short enough to go unnoticed,
-/// long enough not to spin.
-pub(in crate::client) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -46,7 +46,7 @@ pub(crate) mod fake;
 mod tests;
 
 pub use auth::{Credentials, CredentialsError};
-pub(in crate::client) use listen::{ACCEPT_PAUSE, Context, is_exhaustion};
+pub(in crate::client) use listen::Context;
 pub use listen::{ProxySettings, serve};
 pub(in crate::client) use origin::OriginStream;
 pub use stats::{Counter, ProxyStats};

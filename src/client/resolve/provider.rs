@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{DnsUdpSocket, RuntimeProvider, TokioHandle, TokioTime};
-use tokio::time::timeout;
 
 use crate::client::tunnel::{ConnectError, FlowStream, Tunnel, UdpPort};
+use crate::io::outside::within;
 
 /// Opens the DNS library's sockets inside the tunnel.
 #[derive(Clone)]
@@ -57,14 +57,11 @@ impl RuntimeProvider for TunnelRuntime {
         limit: Option<Duration>,
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
         let tunnel = self.tunnel.clone();
-        Box::pin(async move {
-            let connect = tunnel.connect(server);
-            match timeout(limit.unwrap_or(super::LOOKUP_LIMIT), connect).await {
-                Ok(Ok(flow)) => Ok(AsyncIoTokioAsStd(flow.into_stream())),
-                Ok(Err(error)) => Err(io::Error::other(error)),
-                Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-            }
-        })
+        let connect = async move {
+            let flow = tunnel.connect(server).await.map_err(io::Error::other)?;
+            Ok(flow.into_stream())
+        };
+        Box::pin(within(limit.unwrap_or(super::LOOKUP_LIMIT), connect))
     }
 
     fn bind_udp(

@@ -1,7 +1,10 @@
 //! Handles and the driver's end of them, without a driver.
 
-use super::*;
+use std::io;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
 
 fn pair() -> (Tunnel, Commands) {
     tunnel(watch::channel(None).1)

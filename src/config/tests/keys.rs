@@ -75,3 +75,38 @@ fn errors_about_keys_never_repeat_the_key() {
     assert!(error.contains("holds no key"), "{error}");
     assert!(!error.contains(wrong.as_str()), "{error}");
 }
+
+#[test]
+fn key_is_made_where_that_is_wanted_and_written_by_nobody_yet() {
+    let bench = Bench::new();
+    let refused = bench
+        .server("key_file: new.key\nclients: []\n")
+        .expect_err("no key");
+    assert!(refused.contains("cannot read new.key"), "{refused}");
+    let loaded = bench
+        .server("key_file: [new.key, own.key]\ngenerate_key: true\nclients: []\n")
+        .expect("a configuration");
+    assert_eq!(loaded.config.process.new_key, Some(bench.path("new.key")));
+    assert_eq!(loaded.config.secret_keys.len(), 2);
+    assert!(!bench.path("new.key").exists(), "reading writes nothing");
+    // Only the first is made: a former key that is missing is a mistake.
+    let refused = bench
+        .server("key_file: [own.key, old.key]\ngenerate_key: true\nclients: []\n")
+        .expect_err("a former key cannot be made");
+    assert!(refused.contains("cannot read old.key"), "{refused}");
+    let client = "server: tcp://127.0.0.1:1\nserver_key: OTHER\n";
+    let loaded = bench
+        .client(&format!(
+            "{client}key_file: mine.key\ngenerate_key: yes\nuser: 5:6\n"
+        ))
+        .expect("a configuration");
+    assert_eq!(loaded.config.process.new_key, Some(bench.path("mine.key")));
+    assert_eq!(
+        loaded.config.process.user,
+        Some(Account { user: 5, group: 6 })
+    );
+    let loaded = bench
+        .client(&format!("{client}key_file: own.key\ngenerate_key: yes\n"))
+        .expect("a configuration");
+    assert_eq!(loaded.config.process, ProcessConfig::default());
+}

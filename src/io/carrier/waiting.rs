@@ -40,10 +40,12 @@ impl QueuePacket for Queued {
 #[derive(Debug, Default)]
 pub struct Waiting {
     queue: Option<Box<FairQueue<Queued>>>,
-    /// What has left in part.
-    begun: Option<Taken<Queued>>,
-    /// When it was last of use; `None` while it holds no memory.
+    /// What has left in part, and since when it was in the queue.
+    begun: Option<(Taken<Queued>, Instant)>,
+    /// When a packet came last.
     used: Option<Instant>,
+    /// When there is something to do; `None` while it holds no memory.
+    look_at: Option<Instant>,
     /// Packets that were dropped because there was no lane for too long.
     expired: u64,
 }
@@ -64,6 +66,7 @@ impl Waiting {
             offload,
         };
         self.used = Some(now);
+        self.look_at.get_or_insert(now + QUIET);
         let queue = self
             .queue
             .get_or_insert_with(|| Box::new(FairQueue::new(rand::random(), limits())));
@@ -74,9 +77,13 @@ impl Waiting {
     /// Gives what leaves next, whole or the next segment of what is left; call only if there is room for it.
     pub fn next(&mut self, now: Instant, pool: &Arc<Pool>) -> Option<(Buffer, Offload)> {
         loop {
-            let mut taken = match self.begun.take() {
+            let (mut taken, since) = match self.begun.take() {
                 Some(begun) => begun,
-                None => self.queue.as_deref_mut()?.take(now)?,
+                None => {
+                    let taken = self.queue.as_deref_mut()?.take(now)?;
+                    let since = now.checked_sub(taken.wait).unwrap_or(now);
+                    (taken, since)
+                }
             };
             if std::mem::take(&mut taken.mark)
                 && let Some(bytes) = taken.packet.buffer.get_mut(taken.packet.packet.clone())
@@ -91,7 +98,7 @@ impl Waiting {
             let segment = &mut buffer[PACKET_HEADROOM..PACKET_HEADROOM + len];
             let cut = taken.cut.next(taken.packet.bytes(), usize::MAX, segment);
             if !taken.cut.is_done() {
-                self.begun = Some(taken);
+                self.begun = Some((taken, since));
             }
             if let Some((len, offload)) = cut {
                 buffer.truncate(PACKET_HEADROOM + len + TAILROOM);
@@ -101,27 +108,42 @@ impl Waiting {
     }
 
     /// Returns when [`Waiting::handle_timeout`] has something to do.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.used.map(|used| used + QUIET)
+    pub const fn poll_timeout(&self) -> Option<Instant> {
+        self.look_at
     }
 
-    /// Gives back what is kept for flows where none come, and drops what waits for no lane: it is too old to be of use.
+    /// Gives back what is kept for flows where none come, and drops what has waited for too long for a lane that there is
+    /// not: it is too old to be of use, however much comes behind it.
     pub fn handle_timeout(&mut self, now: Instant, has_lane: bool) {
-        if self.used.is_none_or(|used| now < used + QUIET) {
+        if self.look_at.is_none_or(|at| now < at) {
             return;
         }
-        if !has_lane {
-            self.expired += u64::from(self.begun.take().is_some());
-            while let Some(queue) = self.queue.as_deref_mut()
-                && queue.take(now).is_some()
-            {
-                self.expired += 1;
+        let oldest = if has_lane { None } else { self.expire(now) };
+        let quiet = self.used.map_or(now, |used| used + QUIET);
+        self.look_at = if !self.is_empty() {
+            // No later than the next is too old.
+            Some(oldest.unwrap_or(now) + QUIET)
+        } else if now < quiet {
+            Some(quiet)
+        } else {
+            if let Some(queue) = self.queue.as_deref_mut() {
+                queue.release_memory();
             }
-        }
-        self.used = (!self.is_empty()).then_some(now);
-        if let Some(queue) = self.queue.as_deref_mut() {
-            queue.release_memory();
-        }
+            None
+        };
+    }
+
+    /// Drops what is too old, and says since when the oldest that is left waits.
+    fn expire(&mut self, now: Instant) -> Option<Instant> {
+        let before = now.checked_sub(QUIET)?;
+        self.expired += u64::from(self.begun.take_if(|(_, since)| *since <= before).is_some());
+        let begun = self.begun.as_ref().map(|(_, since)| *since);
+        let queued = self.queue.as_deref_mut().and_then(|queue| {
+            let (expired, oldest) = queue.expire(before);
+            self.expired += expired;
+            oldest
+        });
+        begun.into_iter().chain(queued).min()
     }
 
     /// Returns how many packets were dropped because there was no lane for too long.
@@ -291,6 +313,37 @@ mod tests {
         waiting.handle_timeout(now + QUIET, false);
         assert!(waiting.is_empty());
         assert_eq!((waiting.expired(), waiting.poll_timeout()), (9, None));
+    }
+
+    #[test]
+    fn each_packet_has_5_s_of_its_own_however_many_come_behind_it() {
+        let (start, pool, mut waiting) =
+            (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
+        for number in 0..20 {
+            let now = start + number * Duration::from_secs(1);
+            if waiting.poll_timeout().is_some_and(|due| due <= now) {
+                waiting.handle_timeout(now, false);
+            }
+            waiting.push(now, packet(&pool, 1, number, 100), Offload::default(), None);
+        }
+        let now = start + Duration::from_secs(19);
+        let left = drain(&mut waiting, now, &pool, 99);
+        assert_eq!(left, [(1, 15), (1, 16), (1, 17), (1, 18), (1, 19)]);
+        assert_eq!(waiting.expired(), 15);
+        // What was taken meanwhile leaves nothing to be given back twice.
+        waiting.handle_timeout(now + QUIET, false);
+        assert_eq!((waiting.expired(), waiting.poll_timeout()), (15, None));
+    }
+
+    #[test]
+    fn packets_that_wait_for_a_lane_that_is_there_are_not_too_old() {
+        let (start, pool, mut waiting) =
+            (Instant::now(), Pool::new("test", 4, 4), Waiting::default());
+        waiting.push(start, packet(&pool, 1, 0, 100), Offload::default(), None);
+        waiting.handle_timeout(start + QUIET, true);
+        assert_eq!(waiting.expired(), 0);
+        waiting.handle_timeout(start + 2 * QUIET, false);
+        assert_eq!((waiting.expired(), waiting.poll_timeout()), (1, None));
     }
 
     #[test]

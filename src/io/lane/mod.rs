@@ -51,5 +51,5 @@ pub use exchange::ReadError;
 pub use inbound::{FRAME_LIMIT_AT_FIRST, FrameError};
 pub use memory::{READ_MEMORY, ReadMemory};
 pub use outbound::{CONTROL_ALLOWANCE, HIGH_WATER};
-pub use socket::{LaneStream, NOTSENT_LOWAT, prepare_socket};
+pub use socket::{LaneStream, NOTSENT_LOWAT, keep_alive, prepare_socket};
 pub use stream::{LaneStats, StreamLane};

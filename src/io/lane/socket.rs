@@ -145,7 +145,16 @@ pub fn prepare_socket(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-    socket.set_tcp_keepalive(
+    keep_alive(stream)
+}
+
+/// Has the kernel ask after a minute of silence whether the other end of a connection is there still.
+///
+/// # Errors
+///
+/// When the connection is already gone, or the kernel does not know an option.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_INTERVAL)

@@ -292,12 +292,7 @@ impl<P: QueuePacket> FairQueue<P> {
                 }
             };
             let len = self.packets[key as usize].cut.remaining();
-            let waiting = self.remove(index, key);
-            self.bytes -= len;
-            self.flows.get_mut(index).bytes -= len;
-            if waiting.producer == Producer::Stack {
-                self.stack_bytes -= len;
-            }
+            let waiting = self.withdraw(index, key);
             self.charge(index, len);
             self.stats.marked += u64::from(mark);
             return Some(Taken {
@@ -309,6 +304,26 @@ impl<P: QueuePacket> FairQueue<P> {
                 wait: now.saturating_duration_since(waiting.since),
             });
         }
+    }
+
+    /// Drops what has waited since `before` or longer; returns how many packets, and since when the oldest of those left
+    /// waits.
+    ///
+    /// For packets whose lane is gone: nobody takes them, so CoDel sees none of them.
+    pub fn expire(&mut self, before: Instant) -> (u64, Option<Instant>) {
+        let (mut expired, mut oldest) = (0, None);
+        for index in self.flows.indices() {
+            while let Some(key) = self.head(index) {
+                let since = self.packets[key as usize].since;
+                if since > before {
+                    oldest = Some(oldest.map_or(since, |oldest: Instant| oldest.min(since)));
+                    break;
+                }
+                self.withdraw(index, key);
+                expired += 1;
+            }
+        }
+        (expired, oldest)
     }
 
     /// Tells whether the packet whose turn is next is thin: then it need not wait for what bulk must wait for.
@@ -420,6 +435,18 @@ impl<P: QueuePacket> FairQueue<P> {
         if waiting.cut.is_done() {
             self.remove(index, key);
         }
+    }
+
+    /// Takes the first packet of a flow out of the queue, and what it has left to send from the sums.
+    fn withdraw(&mut self, index: FlowIndex, key: u32) -> Waiting<P> {
+        let waiting = self.remove(index, key);
+        let len = waiting.cut.remaining();
+        self.bytes -= len;
+        self.flows.get_mut(index).bytes -= len;
+        if waiting.producer == Producer::Stack {
+            self.stack_bytes -= len;
+        }
+        waiting
     }
 
     /// Takes the first packet of a flow out of the queue.

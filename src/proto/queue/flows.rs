@@ -150,6 +150,12 @@ impl Flows {
             .map(|(index, _)| FlowIndex(index as u16))
     }
 
+    /// All flows, whether they have packets or not.
+    pub(super) fn indices(&self) -> impl Iterator<Item = FlowIndex> + use<> {
+        // Each flow has a way of its own, so there are at most FLOWS.
+        (0..self.flows.len() as u16).map(FlowIndex)
+    }
+
     /// All flows that have packets, for tests.
     #[cfg(test)]
     pub(super) fn active(&self) -> impl Iterator<Item = &Flow> {
