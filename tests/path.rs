@@ -158,5 +158,6 @@ fn second(path: &Path, address: LaneAddr) -> Connector {
         lanes: 1,
         source: None,
         pool: Pool::new("second", 4, 4),
+        doubted: Arc::default(),
     }
 }
