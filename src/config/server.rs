@@ -316,7 +316,9 @@ impl Default for Limits {
 fn read_listen(settings: &mut Settings<'_>) -> Vec<ListenAddr> {
     let Some(listen) = settings.list("listen", parse::listen) else {
         let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT);
-        return vec![ListenAddr::new(Scheme::Tcp, address)];
+        return [Scheme::Udp, Scheme::Tcp]
+            .map(|scheme| ListenAddr::new(scheme, address))
+            .into();
     };
     if listen.is_empty() {
         settings.missing(

@@ -14,7 +14,7 @@ fn a_key_alone_makes_a_server_with_the_documented_defaults() {
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>(),
-        ["tcp://0.0.0.0:7443"]
+        ["udp://0.0.0.0:7443", "tcp://0.0.0.0:7443"]
     );
     assert_eq!(
         config.network.map(|net| net.to_string()).as_deref(),
