@@ -382,8 +382,8 @@ fn configuration_with_a_mistake_changes_nothing_and_the_mistake_is_told() {
             "client-"
         };
         let of_kind = |path: &&std::path::PathBuf| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(kind))
+            path.extension().is_some_and(|end| end == "sock")
+                && (path.file_name()).is_some_and(|name| name.to_string_lossy().starts_with(kind))
         };
         let socket = sockets.iter().find(of_kind).expect("its socket");
         let refused = pair.workdir.run(&["reload", "--control", path(socket)]);

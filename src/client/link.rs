@@ -481,7 +481,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 /// The longest pause where the server lets us in no more.
-pub(super) const REVOKED_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const REVOKED_PAUSE: Duration = Duration::from_secs(20);
 
 /// The pause between rounds while the lane in use is silent and may speak again.
 const BACKOFF_ANOTHER: Duration = Duration::from_secs(1);

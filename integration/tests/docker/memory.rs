@@ -99,6 +99,8 @@ fn server_killed_for_want_of_memory_comes_back_with_its_key_and_clients_with_the
             "--restart=always",
             "--volume=state:/var/lib/adit",
             "--env=ADIT_EGRESS=user",
+            // a /24 has addresses for 252 of them
+            "--env=ADIT_NETWORK=10.86.0.0/20",
             "--env=ADIT_CONFIG=/etc/adit/server.yaml",
             "--env=ADIT_KEY_FILE=/etc/adit/key",
             "--env=ADIT_LISTEN=tcp://0.0.0.0:7443",
