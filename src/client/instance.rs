@@ -9,11 +9,13 @@
 //! for the running of this kernel alone, and it goes with the socket where the end is in order. Where there is no control
 //! socket, each process is a new instance.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt as _;
+use rustix::process::geteuid;
 
 use crate::io::state::write_atomically;
 use crate::io::unix::Listener;
@@ -38,7 +40,7 @@ impl Instance {
     /// That of whoever listened on this control socket before and was killed, or a new one.
     pub fn of(control: &Listener) -> Self {
         let boot = fs::read_to_string(BOOT).unwrap_or_default();
-        Self::kept(&control.path().with_extension(EXTENSION), boot.trim())
+        Self::kept(&beside(control.path()), boot.trim())
     }
 
     fn kept(file: &Path, boot: &str) -> Self {
@@ -82,8 +84,15 @@ impl Default for Instance {
     }
 }
 
+/// The file of whoever listens there: no two sockets have the same, whatever dots are in their names.
+fn beside(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(EXTENSION);
+    name.into()
+}
+
 fn read(file: &Path, boot: &str) -> Option<[u8; 8]> {
-    let text = match fs::read_to_string(file) {
+    let text = match text(file) {
         Ok(text) => text,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
@@ -99,11 +108,30 @@ fn read(file: &Path, boot: &str) -> Option<[u8; 8]> {
     u64::from_str_radix(id, 16).ok().map(u64::to_be_bytes)
 }
 
+/// What a file of our own says: others may write to the folder, too, where the control socket has a place of somebody's choice.
+fn text(file: &Path) -> io::Result<String> {
+    // Of a FIFO nobody might ever be at the other end.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(file)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.uid() != geteuid().as_raw() {
+        return Err(io::Error::other("this is no file of this user"));
+    }
+    let mut text = String::new();
+    file.take(MAX_LEN).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Which running of the kernel this is (random(4)).
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Beside `name.sock`.
-const EXTENSION: &str = "instance";
+/// What is added to the name of the control socket.
+const EXTENSION: &str = ".instance";
+
+/// More than a file of ours has: a UUID, a space, 16 digits and the end of the line.
+const MAX_LEN: u64 = 128;
 
 #[cfg(test)]
 mod tests {
@@ -133,5 +161,36 @@ mod tests {
         assert_eq!(read(&file, ""), None, "a kernel that does not say");
         let nowhere = Instance::kept(Path::new("/nowhere/at/all"), "one");
         assert_eq!(nowhere.file, None);
+    }
+
+    #[test]
+    fn sockets_whose_names_differ_behind_a_dot_alone_have_instances_of_their_own() {
+        let [one, two] = ["/run/home.one", "/run/home.two"].map(|name| beside(Path::new(name)));
+        assert_ne!(one, two);
+        assert_eq!(one, Path::new("/run/home.one.instance"));
+    }
+
+    #[test]
+    fn what_somebody_has_planted_is_neither_followed_nor_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("client-a-b.sock.instance");
+        let elsewhere = folder.path().join("elsewhere");
+        fs::write(&elsewhere, "one 0123456789abcdef\n").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        assert_eq!(read(&file, "one"), None, "a link");
+        fs::remove_file(&file).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &file,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        assert_eq!(read(&file, "one"), None, "a FIFO");
+        let id = Instance::kept(&file, "one").id();
+        assert_eq!(read(&file, "one"), Some(id), "it is replaced");
+        let elsewhere = fs::read_to_string(&elsewhere).unwrap();
+        assert_eq!(elsewhere, "one 0123456789abcdef\n");
     }
 }
