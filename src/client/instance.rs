@@ -7,7 +7,8 @@
 //!
 //! Two processes never have the same: only who listens on the control socket reads the file or writes it, the file counts
 //! for the running of this kernel alone, and it goes with the socket where the end is in order. Where there is no control
-//! socket, each process is a new instance.
+//! socket, each process is a new instance. The session of a whole host, an instance of its own, has its file in the state
+//! folder, whose lock its process has.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -39,8 +40,12 @@ impl Instance {
 
     /// That of whoever listened on this control socket before and was killed, or a new one.
     pub fn of(control: &Listener) -> Self {
-        let boot = fs::read_to_string(BOOT).unwrap_or_default();
-        Self::kept(&beside(control.path()), boot.trim())
+        Self::kept(&beside(control.path()), &boot())
+    }
+
+    /// That of whoever led the host before by this state folder, whose lock the caller has, or a new one.
+    pub fn of_host(state: &Path) -> Self {
+        Self::kept(&state.join(OF_HOST), &boot())
     }
 
     fn kept(file: &Path, boot: &str) -> Self {
@@ -70,7 +75,7 @@ impl Instance {
     }
 
     /// Forgets it: the session has ended in order, and whoever comes next gets its addresses anyway.
-    pub fn forget(self) {
+    pub fn forget(&self) {
         if let Some(file) = &self.file {
             // Where it stays, the next one is the same instance: no harm.
             let _ = fs::remove_file(file);
@@ -82,6 +87,11 @@ impl Default for Instance {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn boot() -> String {
+    let boot = fs::read_to_string(BOOT).unwrap_or_default();
+    boot.trim().to_owned()
 }
 
 /// The file of whoever listens there: no two sockets have the same, whatever dots are in their names.
@@ -129,6 +139,9 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What is added to the name of the control socket.
 const EXTENSION: &str = ".instance";
+
+/// In the state folder of a client that leads its host.
+const OF_HOST: &str = "host.instance";
 
 /// More than a file of ours has: a UUID, a space, 16 digits and the end of the line.
 const MAX_LEN: u64 = 128;

@@ -471,11 +471,12 @@ pub enum NetlinkError {
 
 /// Says why an interface cannot be seen: for want of memory, too, and only one that is not there is missing.
 fn unseen(interface: String, source: rtnetlink::Error) -> NetlinkError {
-    match &source {
-        rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ENODEV => {
-            NetlinkError::Missing { interface }
-        }
-        _ => NetlinkError::Look { interface, source },
+    if let rtnetlink::Error::NetlinkError(message) = &source
+        && message.raw_code() == -libc::ENODEV
+    {
+        NetlinkError::Missing { interface }
+    } else {
+        NetlinkError::Look { interface, source }
     }
 }
 
