@@ -102,6 +102,12 @@ impl Scene {
         adit
     }
 
+    /// The inner addresses that the host has.
+    fn addresses(&self) -> String {
+        let shown = "ip -brief address show dev adit0 scope global";
+        self.lab.client.run(shown)
+    }
+
     fn begin(&self) -> Adit {
         self.workdir.start(
             &self.lab.client,
@@ -261,6 +267,7 @@ fn killed_client_is_cleaned_up_after_byte_for_byte() {
         // by the command
         let mut client = scene.client();
         assert_ne!(scene.host(), before);
+        let addresses = scene.addresses();
         client.kill();
         let left = scene.host();
         assert_ne!(left, before, "{what}");
@@ -278,8 +285,10 @@ fn killed_client_is_cleaned_up_after_byte_for_byte() {
         );
         // by the next start, which is killed as well, and by one more
         let mut client = scene.client();
+        assert_eq!(scene.addresses(), addresses, "{what}: as before the kill");
         client.kill();
         let mut client = scene.client();
+        assert_eq!(scene.addresses(), addresses, "{what}: as before the kill");
         assert!(
             scene
                 .seen(&scene.four.url("/peer"))

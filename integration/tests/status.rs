@@ -381,9 +381,12 @@ fn configuration_with_a_mistake_changes_nothing_and_the_mistake_is_told() {
         } else {
             "client-"
         };
+        // Beside a client's stands its instance.
         let of_kind = |path: &&std::path::PathBuf| {
-            path.extension().is_some_and(|end| end == "sock")
-                && (path.file_name()).is_some_and(|name| name.to_string_lossy().starts_with(kind))
+            path.file_name().is_some_and(|name| {
+                let name = name.to_string_lossy();
+                name.starts_with(kind) && name.ends_with(".sock")
+            })
         };
         let socket = sockets.iter().find(of_kind).expect("its socket");
         let refused = pair.workdir.run(&["reload", "--control", path(socket)]);

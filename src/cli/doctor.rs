@@ -106,11 +106,16 @@ impl Target {
         }
         let kind = match kind {
             Some(kind) => kind,
-            None => guess_kind(file)?.ok_or_else(|| {
-                Failure::Usage(format!(
-                    "{shown}: its keys do not tell whether it is for a server or a client: say --kind"
-                ))
-            })?,
+            None => match guess_kind(file) {
+                Ok(Some(kind)) => kind,
+                Ok(None) => {
+                    return Err(Failure::Usage(format!(
+                        "{shown}: its keys do not tell whether it is for a server or a client: say --kind"
+                    )));
+                }
+                // What is wrong with it is found again, and told as all else is.
+                Err(_) => Kind::Client,
+            },
         };
         let named = Some(file.to_owned());
         Ok(match kind {
@@ -329,7 +334,7 @@ fn wrong(error: &ConfigError) -> Vec<Finding> {
     }
     let finding = |problem: &crate::config::Problem| {
         if of_key(&problem.key) {
-            let next = "make one by adit keygen -o FILE (or join by an invitation), readable by this user alone";
+            let next = "correct that; only where there is no key yet, make one by adit keygen -o FILE, or join by an invitation";
             Finding::failed(Check::Key, problem.to_string(), next)
         } else {
             let next = "correct it, and try again by adit check";

@@ -1,5 +1,6 @@
 //! Looks at a client, from its names to what its way is like under load.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,9 @@ use crate::client::connect::{Connected, Connector};
 use crate::client::run::connector;
 use crate::config::{CertificateCheck, ClientConfig, Host, LaneAddr};
 use crate::io::clock;
+use crate::io::host::MARK;
 use crate::io::outside::Outside;
+use crate::io::privilege::administers_network;
 use crate::proto::datapath::{LaneCounts, Spending};
 use crate::wire::LaneId;
 
@@ -31,9 +34,19 @@ pub struct Allowed {
 
 /// Looks at a client of this configuration; each finding is told as it is made.
 pub async fn examine(config: &ClientConfig, allowed: Allowed, tell: &mut impl FnMut(Finding)) {
+    let administers = administers_network();
+    let tunnel = config.tun.as_ref().map(|tunnel| tunnel.name.as_str());
+    if let Some(finding) = tunnel.and_then(|name| way::enclosed(name, exists(name), administers)) {
+        tell(finding);
+    }
+    // As the client itself leaves a host that goes through the tunnel; where it does not, the mark means nothing.
+    let outside = match tunnel {
+        Some(_) if administers => Outside::marked(MARK),
+        Some(_) | None => Outside::default(),
+    };
     // Of each attempt its own, with an instance of its own: of two at once of one instance, one would seem stale.
     let ask = || {
-        connector(config, false, Outside::default()).map(|connector| Connector {
+        connector(config, false, outside.clone()).map(|connector| Connector {
             time: config.connect_timeout.min(ATTEMPT),
             ..connector
         })
@@ -312,6 +325,11 @@ async fn carried(prober: &mut Prober, left: Duration) -> Result<Option<Carries>,
         remote: path.remote.ip(),
         inner_mtu: prober.config().mtu,
     }))
+}
+
+/// Whether the host has an interface of that name.
+fn exists(interface: &str) -> bool {
+    Path::new("/sys/class/net").join(interface).exists()
 }
 
 fn checks_dates(check: &CertificateCheck) -> bool {

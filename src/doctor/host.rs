@@ -28,13 +28,20 @@ pub fn port(at: &str, free: Result<(), BindError>, situation: Situation) -> Find
             "restart it: where it listens is read at the start only",
         ),
         Ok(()) => Finding::ok(Check::Port, "free"),
-        Err(_) if situation.running => {
+        Err(BindError::InUse { .. } | BindError::InUseByDatagrams { .. }) if situation.running => {
             Finding::ok(Check::Port, "held, by the server that runs as it seems")
+        }
+        Err(error @ (BindError::InUse { .. } | BindError::InUseByDatagrams { .. })) => {
+            Finding::failed(
+                Check::Port,
+                error.to_string(),
+                "stop what has it (ss -ltunp shows it), or choose another in `listen`",
+            )
         }
         Err(error) => Finding::failed(
             Check::Port,
             error.to_string(),
-            "stop what has it (ss -ltunp shows it), or choose another in `listen`",
+            "choose another in `listen`; a port below 1024 needs a right of its own (CAP_NET_BIND_SERVICE)",
         ),
     }
     .about(at)

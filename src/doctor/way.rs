@@ -92,6 +92,18 @@ pub fn best(ways: &[Way]) -> Option<&Way> {
     ways.iter().find(|way| way.outcome.is_ok())
 }
 
+/// Judges whether what is looked at would go through the tunnel of the whole host, whose interface may be there.
+///
+/// Only who may mark sockets leaves it as the client does.
+pub fn enclosed(interface: &str, there: bool, administers: bool) -> Option<Finding> {
+    (there && !administers).then(|| {
+        let words = "this host goes through the tunnel, and so does what this user looks at: what follows tells of the way \
+             through the tunnel, not of the way to the server";
+        let next = "look as root (CAP_NET_ADMIN), or while the client does not run";
+        Finding::warning(Check::Running, words, next).about(interface)
+    })
+}
+
 /// Judges the ways; `key` is this client's.
 ///
 /// A way that does not lead there is a failure only where none does: a client takes the next of its list.
@@ -262,6 +274,19 @@ mod tests {
         let wrong = judged(&[udp(), way("tcp://h:7443", Err(Trouble::Unanswered))]);
         for (_, next) in &wrong {
             assert!(next.contains("server_key"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn host_that_goes_through_the_tunnel_is_told_where_this_user_cannot_leave_it() {
+        for (there, administers, told) in [
+            (false, false, false),
+            (false, true, false),
+            (true, true, false),
+            (true, false, true),
+        ] {
+            let finding = enclosed("adit0", there, administers);
+            assert_eq!(finding.is_some(), told, "{there} {administers}");
         }
     }
 

@@ -29,11 +29,13 @@ impl<K: Copy + Eq + Hash + Send + 'static, T> Attempts<K, T> {
         }
     }
 
-    /// Begins an attempt for `flow`.
+    /// Begins an attempt for `flow`; a former one is given up.
     pub fn begin(&mut self, flow: K, attempt: impl Future<Output = T> + Send + 'static) {
         let attempt: Attempt<K, T> = Box::pin(async move { (flow, attempt.await) });
         let (handle, registration) = AbortHandle::new_pair();
-        self.handles.insert(flow, handle);
+        if let Some(former) = self.handles.insert(flow, handle) {
+            former.abort();
+        }
         self.under_way.push(Abortable::new(attempt, registration));
     }
 
@@ -81,6 +83,17 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+
+    #[test]
+    fn attempt_for_a_flow_that_has_one_takes_its_place() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut attempts = Attempts::new();
+        attempts.begin(1, ready("former"));
+        attempts.begin(1, ready("later"));
+        assert_eq!(attempts.poll_outcome(&mut cx), Poll::Ready((1, "later")));
+        assert!(attempts.poll_outcome(&mut cx).is_pending());
+        assert!(attempts.is_empty() && attempts.handles.is_empty());
+    }
 
     #[test]
     fn attempt_that_is_given_up_has_no_outcome_and_holds_nothing() {

@@ -32,7 +32,7 @@ pub fn look(
     datagrams: bool,
     siblings: &[SocketAddr],
 ) -> Result<(), BindError> {
-    let bind = || -> io::Result<()> {
+    let bind = |address: SocketAddr| -> io::Result<()> {
         let (kind, protocol) = if datagrams {
             (Type::DGRAM, Protocol::UDP)
         } else {
@@ -46,7 +46,7 @@ pub fn look(
         }
         socket.bind(&address.into())
     };
-    bind().map_err(|source| BindError::new(address, source))
+    bind_some(address, siblings, bind).map_err(|source| BindError::new(address, source))
 }
 
 /// Accepts connections on one address.

@@ -71,7 +71,8 @@ impl Netlink {
     /// Says whether `interface` is as [`Netlink::configure`] has left it.
     ///
     /// # Errors
-    /// [`NetlinkError::Mismatch`] where it is not, [`NetlinkError::Missing`] where it is gone, [`NetlinkError::List`].
+    /// [`NetlinkError::Mismatch`] where it is not, [`NetlinkError::Missing`] where it is gone; [`NetlinkError::Look`] and
+    /// [`NetlinkError::List`].
     pub async fn check(
         &self,
         interface: &str,
@@ -220,22 +221,21 @@ impl Netlink {
     /// What the kernel says about an interface.
     ///
     /// # Errors
-    /// [`NetlinkError::Missing`] when there is none of that name.
+    /// [`NetlinkError::Missing`] when there is none of that name; [`NetlinkError::Look`] where it does not tell.
     pub async fn link(&self, interface: &str) -> Result<Link, NetlinkError> {
-        let missing = |source| NetlinkError::Missing {
-            interface: interface.to_owned(),
-            source,
-        };
-        let message = self
+        let interface = interface.to_owned();
+        let mut links = self
             .handle
             .link()
             .get()
-            .match_name(interface.to_owned())
-            .execute()
-            .try_next()
-            .await
-            .map_err(|error| missing(Some(error)))?
-            .ok_or_else(|| missing(None))?;
+            .match_name(interface.clone())
+            .execute();
+        let message = match links.try_next().await {
+            Ok(Some(message)) => message,
+            // The kernel answers in any case, but not over a connection that is broken.
+            Ok(None) => return Err(unseen(interface, rtnetlink::Error::RequestFailed)),
+            Err(source) => return Err(unseen(interface, source)),
+        };
         let mut link = Link {
             index: message.header.index,
             is_up: message.header.flags.contains(LinkFlags::Up),
@@ -438,8 +438,14 @@ pub enum NetlinkError {
     Missing {
         /// The interface.
         interface: String,
-        /// What the kernel said, if it said anything.
-        source: Option<rtnetlink::Error>,
+    },
+    /// What an interface is like is not told.
+    #[error("cannot look at the interface {interface}: {source}")]
+    Look {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: rtnetlink::Error,
     },
     /// A change was refused.
     #[error("cannot {step} of the interface {interface}: {source}")]
@@ -461,6 +467,17 @@ pub enum NetlinkError {
         /// What differs.
         what: &'static str,
     },
+}
+
+/// Says why an interface cannot be seen: for want of memory, too, and only one that is not there is missing.
+fn unseen(interface: String, source: rtnetlink::Error) -> NetlinkError {
+    if let rtnetlink::Error::NetlinkError(message) = &source
+        && message.raw_code() == -libc::ENODEV
+    {
+        NetlinkError::Missing { interface }
+    } else {
+        NetlinkError::Look { interface, source }
+    }
 }
 
 /// Says of which interface the kernel refused what.
@@ -565,11 +582,30 @@ const MAX_SEGMENTS: u32 = 64;
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rtnetlink::packet_core::ErrorMessage;
 
     use super::*;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn interface_that_cannot_be_seen_for_a_moment_is_not_missing() {
+        let said = |errno: i32| {
+            let mut message = ErrorMessage::default();
+            message.code = std::num::NonZeroI32::new(-errno);
+            unseen("adit0".to_owned(), rtnetlink::Error::NetlinkError(message))
+        };
+        assert!(matches!(
+            said(libc::ENODEV),
+            NetlinkError::Missing { interface } if interface == "adit0"
+        ));
+        let broken = unseen("adit0".to_owned(), rtnetlink::Error::RequestFailed);
+        assert!(matches!(broken, NetlinkError::Look { .. }));
+        for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EPERM] {
+            assert!(matches!(said(errno), NetlinkError::Look { .. }), "{errno}");
+        }
     }
 
     #[test]

@@ -187,11 +187,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
                 .map_err(|error| error.error)?;
         }
     }
-    // A folder that cannot be opened for reading still holds the file.
-    match sync_directory(directory) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        synced => synced,
-    }
+    sync_directory(directory)
 }
 
 /// Writes a file without a name, and gives it that of `path`.
@@ -303,7 +299,12 @@ fn holder(lock: &mut File) -> Option<u32> {
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    match File::open(path) {
+        Ok(directory) => directory.sync_all(),
+        // One that may be written to and not read still holds the file.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The largest state file that is read, in bytes: a thousand times what ten thousand leases need is still below.

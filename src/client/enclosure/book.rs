@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::status::{Counter, Counters, Kind, PATIENCE};
@@ -17,6 +17,8 @@ use crate::status::{Counter, Counters, Kind, PATIENCE};
 #[derive(Debug, Default)]
 pub struct Book {
     pages: Mutex<Pages>,
+    /// One asks at a time, or an answer could be overtaken by a later one, and count in its place.
+    turn: AsyncMutex<()>,
     refused: AtomicU64,
 }
 
@@ -69,6 +71,7 @@ impl Book {
 
     /// Asks every command's task and sums up what there is.
     pub async fn counters(&self) -> Counters {
+        let _turn = self.turn.lock().await;
         let asking: Vec<_> = (self.pages().living.iter())
             .filter_map(|(number, living)| {
                 let (answer, look) = oneshot::channel();
@@ -170,6 +173,19 @@ mod tests {
         assert_eq!(refused(&sum), 14);
         assert_eq!(sum.value(Kind::Level, PART, "now"), 0);
         assert_eq!(sum.value(Kind::Level, "stack", "flows_now"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_never_go_down_where_two_look_at_once_and_a_command_is_slow() {
+        let book = Arc::new(Book::default());
+        let (_slow, _never_answers) = book.begin();
+        let (_page, mut asked) = book.begin();
+        let (one, two, ()) = tokio::join!(book.counters(), book.counters(), async {
+            answer(&mut asked, 5).await;
+            answer(&mut asked, 6).await;
+        });
+        assert_eq!((refused(&one), refused(&two)), (5, 6));
+        assert_eq!(refused(&book.counters().await), 6);
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use super::names::{Names, NamesError};
 use super::plan::{Plan, guard};
 use crate::client::device::Device;
 use crate::client::driver::{Driver, Exit};
+use crate::client::instance::Instance;
 use crate::client::run::connector;
 use crate::client::tunnel::tunnel as tunnel_handles;
 use crate::config::{ClientConfig, HostTunnel};
@@ -34,6 +35,8 @@ use crate::wire::InnerConfig;
 #[derive(Debug)]
 pub struct Host {
     changes: HostChanges,
+    /// Which of the key's instances its session is.
+    instance: Instance,
     netlink: Netlink,
     names: Option<Names>,
     tunnel: HostTunnel,
@@ -71,7 +74,10 @@ impl Host {
         calm_interface(&tunnel.name, has_ipv6());
         let netlink = Netlink::open()?;
         // No flow of ours could be relayed: what comes from the device are packets.
-        let connector = connector(config, false, outside.clone())?;
+        let mut connector = connector(config, false, outside.clone())?;
+        // A fixed address is for the host: after a kill, too.
+        let instance = Instance::of_host(&tunnel.state_dir);
+        connector.handshake.instance = instance.id();
         // A refusal is told by the log, and tried again.
         let (closed, _) = watch::channel(None);
         let device = Device::new(device, connector.pool.clone(), closed);
@@ -97,6 +103,7 @@ impl Host {
         });
         Ok(Self {
             changes,
+            instance,
             netlink,
             names,
             tunnel: tunnel.clone(),
@@ -152,6 +159,8 @@ impl Host {
         let is_over = self.driver.is_finished();
         if !is_over && timeout(CLOSE_TIMEOUT, &mut self.driver).await.is_err() {
             debug!("the session was not closed in order");
+        } else {
+            self.instance.forget();
         }
         Ok(undone?)
     }
@@ -208,11 +217,21 @@ impl Host {
     }
 
     /// Whether the interface is switched on; it is gone where somebody has deleted it, and its routes with it.
-    async fn is_up(&self) -> Result<bool, HostTunnelError> {
+    async fn is_up(&mut self) -> Result<bool, HostTunnelError> {
         let name = &self.tunnel.name;
-        let link = (self.netlink.link(name).await).map_err(|_| HostTunnelError::Gone {
-            interface: name.clone(),
-        })?;
+        let link = match self.netlink.link(name).await {
+            Ok(link) => link,
+            Err(NetlinkError::Missing { .. }) => {
+                return Err(HostTunnelError::Gone {
+                    interface: name.clone(),
+                });
+            }
+            Err(error) => {
+                // A connection that is broken does not mend itself; the next change of the network has another.
+                self.netlink = Netlink::open()?;
+                return Err(error.into());
+            }
+        };
         Ok(link.is_up)
     }
 

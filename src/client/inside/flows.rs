@@ -2,7 +2,7 @@
 //!
 //! The states are drawn in the [module above](super); a flow of a peer's joins them when it is [accepted](super::incoming).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use adit_netstack::{Cause, ConnectError as StackError, FlowId, Rejection, Unreachable};
@@ -89,6 +89,7 @@ impl Inside {
                 self.handles.insert(flow, handle);
             }
             Err(error) => reply.send(Err(match error {
+                StackError::NoAddress { .. } if self.is_unaddressed() => ConnectError::TunnelDown,
                 StackError::NoAddress { .. } => ConnectError::NoAddress,
                 StackError::BadAddress { .. } => ConnectError::Unreachable,
                 StackError::TooManyFlows { .. }
@@ -97,6 +98,12 @@ impl Inside {
                 | _ => ConnectError::TooManyFlows,
             })),
         }
+    }
+
+    /// Tells whether there is no address of any family: the server has taken them back, and given none since.
+    fn is_unaddressed(&self) -> bool {
+        let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        any.iter().all(|ip| self.stack.own_address(*ip).is_none())
     }
 
     /// Binds a flow to its application.

@@ -49,8 +49,7 @@ impl Lock {
         let mut made = socket.run(creation());
         if is(&made, libc::EEXIST) {
             // Without an owner it is nobody's lock: somebody has made it by hand.
-            delete(&socket, NAME)?;
-            made = socket.run(creation());
+            made = delete(&socket, NAME).and_then(|()| socket.run(creation()));
         }
         match made {
             Ok(()) => Ok(Taken::Ours(Self { _socket: socket })),

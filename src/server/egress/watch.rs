@@ -16,17 +16,23 @@ use crate::io::tun::TunSettings;
 pub async fn keep(settings: &TunSettings) -> RunError {
     let mut network = NetworkWatch::new();
     let mut index = None;
+    let mut told = String::new();
     loop {
         // First, too: something may have changed since it was set up.
         match look(settings, &mut index).await {
-            Ok(false) => {}
+            Ok(false) => told.clear(),
             Ok(true) => warn!(
                 interface = %settings.name,
                 "somebody has changed the interface of this server: it is as it was again"
             ),
             Err(Trouble::Gone) => return deleted(settings),
             Err(Trouble::Netlink(error)) => {
-                warn!(%error, "the interface of this server cannot be looked after");
+                // Once, as long as it stays so: a host of containers changes its network all the time.
+                let text = error.to_string();
+                if text != told {
+                    warn!(%error, "the interface of this server cannot be looked after");
+                    told = text;
+                }
             }
         }
         network.changed().await;

@@ -180,3 +180,24 @@ async fn changed_rules_reset_the_flows_that_they_concern_at_both_ends_and_no_oth
         }
     }
 }
+
+#[test]
+fn flow_without_any_address_is_told_that_the_tunnel_is_down_and_of_another_family_that_there_is_none()
+ {
+    let (mut inside, _asked) = inside();
+    let now = Instant::now();
+    let ask = |inside: &mut Inside, remote: &str| {
+        let (reply, mut answer) = Reply::pair();
+        let remote = remote.parse().unwrap();
+        inside.connect(now, HandleId::numbered(9), remote, reply);
+        answer.try_recv().unwrap()
+    };
+    let six = "[2001:db8::1]:80";
+    assert_eq!(ask(&mut inside, six), Err(ConnectError::NoAddress));
+    inside.end_all(now);
+    assert_eq!(ask(&mut inside, six), Err(ConnectError::TunnelDown));
+    assert_eq!(
+        ask(&mut inside, "192.0.2.1:80"),
+        Err(ConnectError::TunnelDown)
+    );
+}
