@@ -225,10 +225,19 @@ impl Drop for Dns {
     }
 }
 
+/// Binds both to one port. Of any port, one that is free for datagrams may be somebody's for connections: another is
+/// taken then.
 async fn bind_both(bind: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
-    let udp = UdpSocket::bind(bind).await?;
-    let tcp = TcpListener::bind(udp.local_addr()?).await?;
-    Ok((udp, tcp))
+    let mut tries = if bind.port() == 0 { 20 } else { 1 };
+    loop {
+        let udp = UdpSocket::bind(bind).await?;
+        tries -= 1;
+        match TcpListener::bind(udp.local_addr()?).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 async fn serve_udp(socket: UdpSocket, zone: Arc<Zone>, log: Arc<Mutex<Vec<Question>>>) {
