@@ -22,11 +22,13 @@ use crate::rings::{BoundSocket, Ring};
 use crate::segment::{self, ACK, SYN, Segment, TCP_HEADER};
 use crate::sink::PacketSink;
 
+mod echo;
 mod growth;
 mod hold;
 mod track;
 mod window;
 
+pub(crate) use echo::Echo;
 pub(crate) use window::Window;
 
 /// A connection that smoltcp runs.
@@ -47,6 +49,7 @@ pub(crate) struct Conn {
     /// The end of the furthest bytes that wait in the ring behind a gap.
     seen_end: Option<u32>,
     window: Window,
+    echo: Echo,
     /// Where in the receive ring the next byte to be read lies, and in the send ring the next to be acknowledged.
     read_at: usize,
     send_at: usize,
@@ -139,6 +142,7 @@ impl Conn {
         let parsed = Segment::parse(syn.get(at..)?)?;
         conn.feed(clock.to_smoltcp(now), syn, 0, None).ok()?;
         conn.window.begin(syn.get(at..)?, parsed.sequence);
+        conn.echo.begin(parsed);
         (conn.state() == tcp::State::SynReceived).then_some(conn)
     }
 
@@ -183,6 +187,7 @@ impl Conn {
             ack_sent: None,
             seen_end: None,
             window,
+            echo: Echo::default(),
             read_at: 0,
             send_at: 0,
             heard: now,
@@ -225,6 +230,7 @@ impl Conn {
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
         }
+        self.echo.note(packet, parsed);
         self.divide_ack(smol_now, packet, parsed)?;
         // A super-packet is worth an acknowledgement of its own; smaller ones wait for company or for an answer.
         let delay = if parsed.payload >= 2 * usize::from(self.shape.own_mss) {
@@ -260,6 +266,7 @@ impl Conn {
             // Only now is it known that this SYN was the peer's.
             let syn = packet.get(self.shape.ip_header..).unwrap_or_default();
             self.window.begin(syn, parsed.sequence);
+            self.echo.begin(parsed);
         }
         let tcp = self.socket.tcp();
         let acked = before_queue.saturating_sub(tcp.send_queue());
@@ -324,13 +331,14 @@ impl Conn {
             socket,
             shape,
             window,
+            echo,
             ..
         } = self;
         let mut device = Departure {
             sink,
             bound,
             shape: *shape,
-            told: Told { window, most },
+            told: Told { window, most, echo },
             written: &mut written,
         };
         let smol_now = clock.to_smoltcp(now);
@@ -436,6 +444,11 @@ impl Conn {
             .ok()?;
         self.note_read(now, taken, account);
         Some(result)
+    }
+
+    /// The flags of an acknowledgement that is not smoltcp's.
+    pub(crate) fn ack_flags(&self) -> u8 {
+        ACK | self.echo.flag()
     }
 
     /// Says what to tell the peer at once of a window that has opened: sequence number, acknowledgement and window.
@@ -599,13 +612,14 @@ impl Conn {
             socket,
             shape,
             window,
+            echo,
             ..
         } = self;
         let mut device = Arrival {
             frame: Some(packet),
             replies,
             shape: *shape,
-            told: Told { window, most },
+            told: Told { window, most, echo },
             written: &mut written,
         };
         guard(|| {

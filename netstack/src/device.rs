@@ -3,16 +3,18 @@
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
-use crate::conn::Window;
+use crate::conn::{Echo, Window};
 use crate::offload::{Checksum, Gso, Offload};
 use crate::replies::Replies;
 use crate::segment::{self, SYN, Segment};
 use crate::sink::PacketSink;
 
-/// The window of a flow whose packets are written, and what memory allows it to be.
+/// What the peer of a flow is told with each packet beside what smoltcp says: the window, within what memory allows
+/// it to be, and marks.
 pub(crate) struct Told<'a> {
     pub(crate) window: &'a mut Window,
     pub(crate) most: usize,
+    pub(crate) echo: &'a mut Echo,
 }
 
 impl Told<'_> {
@@ -20,6 +22,7 @@ impl Told<'_> {
         Told {
             window: self.window,
             most: self.most,
+            echo: self.echo,
         }
     }
 }
@@ -49,7 +52,7 @@ impl Shape {
     ///
     /// smoltcp 0.14 neither marks IPv6 super-packets nor lets an interface name another segment size than its MTU
     /// gives, and an interface that may write super-packets of IPv6 needs an MTU of that size. So the option of a SYN
-    /// and the segment size are ours. So is the window, since smoltcp tells the whole ring.
+    /// and the segment size are ours. So is the window, since smoltcp tells the whole ring, and what is said of marks.
     fn finish(&self, packet: &mut [u8], told: &mut Told<'_>) -> Option<(usize, Offload, Segment)> {
         let len = packet.len();
         let bytes = packet.get_mut(self.ip_header..)?;
@@ -60,6 +63,7 @@ impl Shape {
             *option = self.own_mss.to_be_bytes();
         }
         told.window.write(bytes, parsed, told.most);
+        told.echo.write(bytes, parsed);
         let gso = if parsed.payload > usize::from(self.mss) {
             Gso::Tcp { size: self.mss }
         } else {

@@ -10,6 +10,11 @@ pub fn is_ecn_capable(bytes: &[u8]) -> bool {
     codepoint(bytes).is_some_and(|codepoint| codepoint != 0)
 }
 
+/// Says whether a packet has met congestion (CE).
+pub(crate) fn is_marked(bytes: &[u8]) -> bool {
+    codepoint(bytes) == Some(CE)
+}
+
 /// Marks a packet as having met congestion (CE), and mends the checksum of an IPv4 header.
 ///
 /// Returns whether the packet carries the mark now. One whose transport does not understand it is left alone:

@@ -27,7 +27,7 @@ use crate::cut::{CWR, PSH};
 use crate::ecn::rewrite_v4_checksum;
 use crate::offload::{Checksum, Gso, MAX_SEGMENTS, Offload};
 use crate::packet::{Packet, V4_HEADER, V6_HEADER, protocol};
-use crate::segment::{ACK, Segment};
+use crate::segment::{ACK, ECE, Segment};
 
 /// Joins packets in slots, one for each flow that is being joined.
 #[derive(Debug)]
@@ -394,7 +394,6 @@ impl Candidate {
 pub const MAX_JOINED: usize = 65_535 - 64;
 /// Flows that are joined at a time, as many as Linux has buckets for.
 const SLOTS: usize = 8;
-const ECE: u8 = 0x40;
 /// The flag in the upper byte of an IPv4 header's flags.
 const DONT_FRAGMENT: u8 = 0x40;
 

@@ -70,6 +70,8 @@
 //!   (RFC 6928) by what [`Stack::send`] takes; CUBIC begins with its first acknowledgement.
 //! - It tells the peer that all of a ring is free. The window that leaves is the stack's: it begins with 64 KiB and grows
 //!   as the application reads.
+//! - It knows no marks of congestion. The stack offers them in a first SYN and echoes them (RFC 3168), so that queues need
+//!   not drop from what comes. What leaves cannot be marked.
 //! - It drops a segment with nothing new as a whole, and sends acknowledgements from where it began to send again. What
 //!   such a segment acknowledges is shown to it by itself, or two ends that send again at once would not hear each other.
 //! - It leaves TIME-WAIT by clearing the receive ring, read or not; it is not called then.

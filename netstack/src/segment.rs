@@ -159,6 +159,8 @@ pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
+/// RFC 3168 §6.1: marks were seen; and, with a SYN, marks are offered.
+pub(crate) const ECE: u8 = 0x40;
 /// RFC 9293 §3.7.1: what counts if a SYN names no size.
 pub(crate) const DEFAULT_MSS: u16 = 536;
 /// What smoltcp raises a smaller size to.

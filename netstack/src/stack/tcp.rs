@@ -109,8 +109,8 @@ impl Stack {
         if let State::Open(conn) = &flow.state
             && let Some((sequence, ack, window)) = conn.window_told()
         {
-            let tuple = flow.tuple;
-            self.reply_bare(&tuple, (sequence, ack), ACK, window, 0);
+            let (tuple, flags) = (flow.tuple, conn.ack_flags());
+            self.reply_bare(&tuple, (sequence, ack), flags, window, 0);
         }
     }
 
@@ -120,8 +120,8 @@ impl Stack {
         if let State::Open(conn) = &mut flow.state
             && let Some((sequence, ack, window)) = conn.window_update(&self.account)
         {
-            let tuple = flow.tuple;
-            self.reply_bare(&tuple, (sequence, ack), ACK, window, 0);
+            let (tuple, flags) = (flow.tuple, conn.ack_flags());
+            self.reply_bare(&tuple, (sequence, ack), flags, window, 0);
         }
     }
 

@@ -81,6 +81,8 @@ struct Waiting<P> {
     producer: Producer,
     /// CoDel has had its piece of this packet.
     judged: bool,
+    /// It came when the queue was filling, and is to say so.
+    mark: bool,
     /// The next of its flow.
     next: Option<u32>,
 }
@@ -194,6 +196,7 @@ impl<P: QueuePacket> FairQueue<P> {
             class,
             producer,
             judged: false,
+            mark: false,
             next: None,
         });
         // The slab is bounded by `limits.packets` and one.
@@ -221,6 +224,7 @@ impl<P: QueuePacket> FairQueue<P> {
         self.stats.enqueued += 1;
         self.stats.own += u64::from(producer == Producer::Stack);
         self.stats.shared += u64::from(shared);
+        self.press(now, index, key);
         self.shed();
         self.packets.contains(key as usize)
     }
@@ -397,6 +401,11 @@ impl<P: QueuePacket> FairQueue<P> {
         if waiting.judged || waiting.producer == Producer::Stack {
             return Judgement::Send;
         }
+        let takes_marks = is_ecn_capable(waiting.packet.bytes());
+        if waiting.mark {
+            waiting.judged = true;
+            return Judgement::Mark;
+        }
         if self.starting {
             self.flows.get_mut(index).codel.handle_empty();
             return Judgement::Send;
@@ -408,7 +417,7 @@ impl<P: QueuePacket> FairQueue<P> {
             return Judgement::Send;
         }
         waiting.judged = true;
-        if is_ecn_capable(waiting.packet.bytes()) {
+        if takes_marks {
             Judgement::Mark
         } else {
             Judgement::Drop
@@ -484,6 +493,37 @@ impl<P: QueuePacket> FairQueue<P> {
         }
     }
 
+    /// Has a packet that has just come tell its sender that the queue fills, while there is still room.
+    ///
+    /// CoDel looks at how long packets wait, and a fast lane's queue is full before that is long; from a flow that takes
+    /// marks nothing need be dropped then.
+    fn press(&mut self, now: Instant, index: FlowIndex, key: u32) {
+        if !self.is_pressed() {
+            return;
+        }
+        let waiting = &mut self.packets[key as usize];
+        if waiting.class == Class::Thin
+            || waiting.producer == Producer::Stack
+            || !is_ecn_capable(waiting.packet.bytes())
+        {
+            return;
+        }
+        let marked = &mut self.flows.get_mut(index).marked;
+        let rest = PRESSED_REST.max(self.pace.rtt);
+        if marked.is_none_or(|marked| now.saturating_duration_since(marked) >= rest) {
+            *marked = Some(now);
+            waiting.mark = true;
+        }
+    }
+
+    /// Says whether so much waits that something will have to be dropped soon.
+    fn is_pressed(&self) -> bool {
+        let full = |now: usize, most: usize| now > most / 4 * 3;
+        full(self.bytes, self.limits.bytes)
+            || full(self.packets.len(), self.limits.packets)
+            || full(self.memory, self.limits.memory)
+    }
+
     fn is_over(&self) -> bool {
         self.bytes > self.limits.bytes
             || self.packets.len() > self.limits.packets
@@ -504,6 +544,10 @@ enum Judgement {
 const WIRE_OVERHEAD: usize = 61;
 /// The inner MTU that is usual, before a lane says what it carries.
 const USUAL_MTU: usize = 1_400;
+
+/// How long a flow that was marked because the queue is filling is not marked for that again, unless the lane's round trip is
+/// longer: its sender answers one mark in a round trip (RFC 3168 §6.1.2), and what is on its way was sent before it did.
+const PRESSED_REST: Duration = Duration::from_millis(10);
 
 /// How long a flow's turn lasts on a fast lane, in microseconds. Wire packets of one flow that leave together are sealed,
 /// sent and joined again together; those of 64 flows in turn would each be one packet to the far end's stack. On lanes

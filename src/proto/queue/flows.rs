@@ -31,6 +31,8 @@ pub(super) struct Flow {
     /// What is left of its turn in bytes.
     pub(super) deficit: i64,
     pub(super) codel: Codel,
+    /// When it was last marked because the queue was filling.
+    pub(super) marked: Option<Instant>,
     pub(super) meter: Meter,
     list: List,
     idle_since: Instant,
@@ -103,6 +105,7 @@ impl Flows {
         let flow = &mut self.flows[usize::from(index)];
         flow.hash = hash;
         flow.codel = Codel::default();
+        flow.marked = None;
         flow.meter = Meter::new(now);
         (FlowIndex(index), false)
     }
@@ -179,6 +182,7 @@ impl Flows {
                     bytes: 0,
                     deficit: 0,
                     codel: Codel::default(),
+                    marked: None,
                     meter: Meter::new(now),
                     list: List::Idle,
                     idle_since: now,

@@ -17,6 +17,9 @@
 //!    the far end, and its stack handles one super-packet instead of ten packets.
 //!  - **CoDel drops one segment** of a super-packet, at most, and marks instead where the packet is
 //!    ECN-capable (RFC 3168).
+//!  - **A queue that fills marks before it drops.** From three quarters of a bound on, what comes of ECN-capable bulk flows is
+//!    marked, once in a while for each flow: on a fast lane the bound is reached long before anything has waited for CoDel's
+//!    target.
 //!  - **CoDel's target follows the round trip**, since nobody waits behind the queue of another flow.
 //!  - **CoDel rests while the lane starts**: a queue that stands then waits for the lane's rate to grow, and not for
 //!    its flow to send less.

@@ -381,6 +381,69 @@ fn packets_that_understand_marks_are_marked_and_not_dropped() {
     assert_eq!((stats.marked, stats.drops.codel), (marked, 0));
 }
 
+/// A super-packet as [`bulk`], of a flow that takes marks.
+fn capable(port: u16, segments: usize) -> Owned {
+    let mut packet = bulk(port, segments);
+    packet.0[1] = 0b10;
+    seal(&mut packet.0);
+    packet
+}
+
+#[test]
+fn a_filling_queue_marks_what_comes_before_it_drops() {
+    let mut bench = Bench::new();
+    bench.queue.limits.bytes = 1_000_000;
+    let mut marked = BTreeMap::<u16, Vec<usize>>::new();
+    let mut queued = 0;
+    while bench.queue.len_bytes() < 930_000 {
+        bench.add(capable(queued as u16 % 4, 10));
+        queued += 1;
+    }
+    // One that takes no marks, and one that is thin.
+    bench.add(bulk(5, 10));
+    let mut thin = udp(6, 100);
+    thin[1] = 0b10;
+    seal(&mut thin);
+    bench.add(plain(thin));
+    let mut count = 0;
+    while let Some(taken) = bench.queue.take(bench.now) {
+        count += 1;
+        let place = marked.entry(port(taken.packet.bytes())).or_default();
+        if taken.mark {
+            place.push(count);
+        }
+    }
+    for port in 0..4 {
+        assert_eq!(marked[&port].len(), 1, "each flow is told once: {marked:?}");
+    }
+    assert!(marked[&5].is_empty() && marked[&6].is_empty());
+    assert_eq!(count, queued + 2);
+    let stats = bench.queue.stats();
+    assert_eq!((stats.marked, stats.drops.overflow), (4, 0));
+}
+
+#[test]
+fn a_flow_is_told_again_that_the_queue_fills_only_after_a_while() {
+    let mut bench = Bench::new();
+    bench.queue.limits.bytes = 1_000_000;
+    let fill = |bench: &mut Bench| {
+        while bench.queue.len_bytes() < 900_000 {
+            bench.add(capable(1, 10));
+        }
+    };
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        fill(&mut bench);
+        told.push(
+            std::iter::from_fn(|| bench.queue.take(bench.now))
+                .filter(|taken| taken.mark)
+                .count(),
+        );
+        bench.pass(4);
+    }
+    assert_eq!(told, [1, 0, 0, 1]);
+}
+
 #[test]
 fn codel_passes_our_own_stack_by_and_room_holds_it_back() {
     let mut bench = Bench::new();
