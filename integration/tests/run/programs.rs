@@ -26,7 +26,9 @@ fn commands_of_an_ordinary_user_go_through_a_server_with_egress_user() {
 #[test]
 fn commands_of_an_ordinary_user_go_through_a_server_with_egress_tun() {
     if can_run(NEEDS) && can_run(PROGRAMS) {
-        every_program_works(&Scene::tun("udp"));
+        let scene = Scene::tun("udp");
+        every_program_works(&scene);
+        packets_may_be_marked(&scene);
     }
 }
 
@@ -108,6 +110,26 @@ fn every_program_works(scene: &Scene) {
     let denied = scene.run(&["curl", "-sS", &format!("http://{PRIVATE4}/")]);
     assert_eq!(denied.status.code(), Some(7), "{denied:?}");
     assert_eq!(scene.server.panics(), Vec::<String>::new());
+}
+
+/// The command's kernel and the origin's agree on marks of congestion, so that what the origin sends may be marked.
+fn packets_may_be_marked(scene: &Scene) {
+    let downloaded = |origin: &Origin, counters: &str| {
+        let url = origin.url("/bytes/300000?seed=5");
+        printed(scene.shell(&format!("curl -sS -o /dev/null '{url}' && cat {counters}")))
+    };
+    let four = downloaded(&scene.four, "/proc/net/netstat");
+    let mut lines = four.lines().filter(|line| line.starts_with("IpExt:"));
+    let (names, counts) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut counters = names.split(' ').zip(counts.split(' '));
+    let count = counters.find_map(|(name, count)| (name == "InECT0Pkts").then_some(count));
+    assert!(count.is_some_and(|count| count != "0"), "{four}");
+
+    let six = downloaded(&scene.six, "/proc/net/snmp6");
+    let mut words = six
+        .split_whitespace()
+        .skip_while(|word| *word != "Ip6InECT0Pkts");
+    assert!(words.nth(1).is_some_and(|count| count != "0"), "{six}");
 }
 
 /// A second of a call's worth of datagrams each way, as iperf3 sends them, loses hardly any.

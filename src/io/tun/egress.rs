@@ -1,9 +1,10 @@
 //! Sets the host up for the `tun` egress, and undoes it.
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::device::{OpenError, Tun};
+use super::steering;
 use crate::io::host;
 use crate::io::journal::{Change, Journal, JournalError, World};
 use crate::io::netlink::{CheckError, Netlink, NetlinkError};
@@ -105,6 +106,16 @@ pub async fn setup(settings: &TunSettings, state: &StateDir) -> Result<TunEgress
     let tun = Tun::open(name)?;
     calm_interface(name, gateway6.is_some());
     netlink.configure(name, *mtu, *gateway4, gateway6).await?;
+    match steering::steer(name) {
+        Ok(processors) => debug!(
+            processors,
+            "the kernel's work for clients' packets is shared out"
+        ),
+        Err(error) => info!(
+            %error,
+            "the kernel's work for clients' packets stays on one processor (as root it would be shared out; or write a mask of processors to /sys/class/net/{name}/queues/rx-0/rps_cpus)"
+        ),
+    }
 
     let rules = nft::Rules {
         interface: name.clone(),

@@ -17,7 +17,8 @@
 //! 2. The network is compared with the host's addresses and routes; an overlap is an error.
 //! 3. The TUN device is opened, and given the MTU, the gateway's addresses (the kernel adds the route to the network),
 //!    and the state up. It is not persistent: it ends, with its addresses and routes, when its descriptor is closed,
-//!    even by SIGKILL. Nothing about it needs a journal.
+//!    even by SIGKILL. Nothing about it needs a journal. Where it may, it also has the kernel share out its work over the
+//!    processors ([`steering`]).
 //! 4. The nftables table `adit_<name>` is loaded ([`crate::io::nft`]): it is there before the first packet is
 //!    forwarded. Journaled; on kernels since 5.12 it also ends with the process.
 //! 5. Forwarding is switched on where it is off ([`crate::io::sysctl`]). Journaled.
@@ -38,6 +39,7 @@
 pub mod device;
 pub mod egress;
 pub mod exchange;
+mod steering;
 pub mod virtio;
 
 pub use device::{DEVICE, OpenError, READ_LEN, Tun, create, hold_node, look};
