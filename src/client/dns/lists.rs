@@ -17,7 +17,7 @@
 //! go: nothing is half there at any time.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,15 +31,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::engine::Dns;
-use super::fetch::{FetchError, MAX_LIST, fetch};
+use super::fetch::{FetchError, fetch};
 use super::list::{self, ListReport};
 use super::policy::Lists;
 use super::stats::count;
 use super::table::{NameTable, Scope};
 use crate::client::resolve::Resolver;
 use crate::client::tunnel::Tunnel;
-use crate::config::{DnsConfig, ListSource};
+use crate::config::{DnsConfig, ListSource, MAX_LIST};
 use crate::io::clock;
+use crate::io::file::open_regular;
 use crate::io::resolver::{Stamp, stamp};
 use crate::io::tls::origin_config;
 
@@ -112,10 +113,10 @@ impl ListStore {
         Ok(Self { lists, folder })
     }
 
-    /// Tries to open each list that is a file.
+    /// Tries to open each list that is a file, and waits for none.
     ///
     /// # Errors
-    /// One cannot be; the text names it.
+    /// One cannot be, is no regular file, or is longer than any list; the text names it.
     pub fn check_files(&self) -> Result<(), String> {
         for listing in &self.lists {
             if let ListSource::File(path) = &listing.source {
@@ -125,7 +126,7 @@ impl ListStore {
                     "dns.block"
                 };
                 let told = |error| format!("{what}: {}: {error}", listing.source);
-                File::open(path).map_err(told)?;
+                open_regular(path, MAX_LIST).map_err(told)?;
             }
         }
         Ok(())
@@ -153,7 +154,7 @@ impl ListStore {
             let outcome = self
                 .path(&listing.source)
                 .ok_or(ListError::NotFetched)
-                .and_then(|path| match File::open(path) {
+                .and_then(|path| match open_regular(&path, MAX_LIST) {
                     Ok(file) => Ok(file),
                     Err(error)
                         if error.kind() == io::ErrorKind::NotFound
@@ -247,11 +248,15 @@ fn kept_folder(cache: &Path) -> Option<PathBuf> {
     }
 }
 
+/// One that grows while it is read is read to its bound.
+fn bounded(file: File) -> impl BufRead {
+    BufReader::with_capacity(READ, file.take(MAX_LIST))
+}
+
 /// Reads one list into the tables.
 fn take(file: File, allows: bool, number: u8, lists: &mut Lists) -> io::Result<ListReport> {
     let (block, allow) = (&mut lists.block, &mut lists.allow);
-    let read = BufReader::with_capacity(READ, file.take(MAX_LIST as u64));
-    list::read(read, |entry| {
+    list::read(bounded(file), |entry| {
         let table = if allows || entry.exception {
             &mut *allow
         } else {
@@ -291,8 +296,8 @@ pub fn check(config: &DnsConfig) -> Vec<String> {
         let ListSource::File(path) = source else {
             continue;
         };
-        let read = File::open(path)
-            .and_then(|file| list::read(BufReader::with_capacity(READ, file), |_| true));
+        let read =
+            open_regular(path, MAX_LIST).and_then(|file| list::read(bounded(file), |_| true));
         match read {
             Ok(report) if report.bad == 0 && report.names > 0 => {}
             Ok(report) => warnings.push(format!("{source}: {report}")),
@@ -501,6 +506,7 @@ const LAST_RETRY: Duration = Duration::from_secs(3600);
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::Name;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::super::domain::Domain;
     use super::super::policy::{Decision, Policy};
@@ -524,6 +530,44 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(turn.after_failure(now, minute / 2).at, now + minute / 2);
         assert_eq!(Turn::after_success(now, day).failures, 0);
+    }
+
+    #[test]
+    fn list_that_is_no_file_or_has_no_end_is_refused_and_waited_for_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, huge) = (folder.path().join("fifo"), folder.path().join("huge"));
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let file = File::create(&huge).unwrap();
+        file.set_len(MAX_LIST + 1).unwrap();
+        for (path, why) in [
+            (fifo, "this is a FIFO, not a file".to_owned()),
+            (
+                PathBuf::from("/dev/zero"),
+                "this is a device, not a file".to_owned(),
+            ),
+            (
+                huge,
+                format!(
+                    "it has {} bytes, and no more than {MAX_LIST} are read",
+                    MAX_LIST + 1
+                ),
+            ),
+        ] {
+            let told = format!("{}: {why}", path.display());
+            let config = DnsConfig {
+                block: vec![ListSource::File(path)],
+                ..DnsConfig::default()
+            };
+            let store = ListStore::new(&config).unwrap();
+            assert_eq!(
+                store.check_files().unwrap_err(),
+                format!("dns.block: {told}")
+            );
+            assert_eq!(check(&config), [told]);
+            let (lists, outcomes) = store.read();
+            assert!(lists.block.is_empty());
+            assert_eq!(outcomes[0].outcome.as_ref().unwrap_err().to_string(), why);
+        }
     }
 
     #[test]
