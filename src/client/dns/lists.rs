@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -130,6 +130,16 @@ impl ListStore {
             }
         }
         Ok(())
+    }
+
+    /// Looks at the files and the kept copies as they are, which has to be done before they are read.
+    pub fn look(&self) -> Seen {
+        let lists = self.lists.iter();
+        Seen(
+            lists
+                .map(|listing| self.path(&listing.source).and_then(|path| stamp(&path)))
+                .collect(),
+        )
     }
 
     /// Whether there is any list.
@@ -272,6 +282,10 @@ fn take(file: File, allows: bool, number: u8, lists: &mut Lists) -> io::Result<L
     })
 }
 
+/// One state of the lists of a store, whose changes are noticed.
+#[derive(Debug)]
+pub struct Seen(Vec<Option<Stamp>>);
+
 /// One state of the files among the lists of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamps(Vec<Option<Stamp>>);
@@ -322,7 +336,7 @@ pub fn tell(outcomes: &[ListOutcome]) {
 pub struct ListService {
     store: Arc<ListStore>,
     turns: Vec<Turn>,
-    stamps: Vec<Option<Stamp>>,
+    seen: Seen,
     refresh: Duration,
     dns: Dns,
     resolver: Resolver,
@@ -362,10 +376,11 @@ impl Turn {
 }
 
 impl ListService {
-    /// Takes over lists that have been read.
+    /// Takes over lists that have been read, and were `seen` before that.
     pub fn new(
         config: &DnsConfig,
         store: ListStore,
+        seen: Seen,
         dns: Dns,
         resolver: Resolver,
         tunnel: Tunnel,
@@ -381,9 +396,7 @@ impl ListService {
             turns: (store.lists.iter())
                 .map(|listing| Turn::first(now, age(listing), config.refresh))
                 .collect(),
-            stamps: (store.lists.iter())
-                .map(|listing| path(listing).and_then(|path| stamp(&path)))
-                .collect(),
+            seen,
             store: Arc::new(store),
             refresh: config.refresh,
             dns,
@@ -398,6 +411,8 @@ impl ListService {
             return;
         }
         tokio::select! {
+            // First: what it has just read is not to take the place of its successor's.
+            biased;
             () = stop.cancelled() => {}
             () = self.work() => {}
         }
@@ -412,11 +427,14 @@ impl ListService {
             let any = (self.store.lists.iter().zip(&self.turns))
                 .any(|(listing, turn)| due(&listing, &turn));
             if any {
-                // Without a session it would only fail, and wait.
-                if self.tunnel.inner().wait_for(Option::is_some).await.is_err() {
-                    return;
+                // Without a session it would only fail, and wait; files are looked at meanwhile.
+                let mut inner = self.tunnel.inner();
+                let session = async { inner.wait_for(Option::is_some).await.is_ok() };
+                match timeout(LOOK_EVERY, session).await {
+                    Ok(true) => self.fetch_due().await,
+                    Ok(false) => return,
+                    Err(_elapsed) => {}
                 }
-                self.fetch_due().await;
             }
             if self.changed() {
                 self.read_anew().await;
@@ -466,11 +484,8 @@ impl ListService {
     /// Whether any file is another than when it was read last.
     fn changed(&mut self) -> bool {
         let mut changed = false;
-        for (listing, seen) in self.store.lists.iter().zip(&mut self.stamps) {
-            let now = self
-                .store
-                .path(&listing.source)
-                .and_then(|path| stamp(&path));
+        let Seen(now) = self.store.look();
+        for (now, seen) in now.into_iter().zip(&mut self.seen.0) {
             // A file that is gone for a moment, while somebody writes it, changes nothing.
             if now.is_some() && now != *seen {
                 *seen = now;
@@ -507,10 +522,12 @@ const LAST_RETRY: Duration = Duration::from_secs(3600);
 mod tests {
     use hickory_proto::rr::Name;
     use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::sync::watch;
 
     use super::super::domain::Domain;
     use super::super::policy::{Decision, Policy};
     use super::*;
+    use crate::client::tunnel::tunnel;
 
     #[test]
     fn failures_wait_longer_each_time_and_never_longer_than_the_schedule() {
@@ -530,6 +547,27 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(turn.after_failure(now, minute / 2).at, now + minute / 2);
         assert_eq!(Turn::after_success(now, day).failures, 0);
+    }
+
+    #[test]
+    fn file_that_changes_while_it_is_read_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("block");
+        fs::write(&path, "a.test\n").unwrap();
+        let config = DnsConfig {
+            block: vec![ListSource::File(path.clone())],
+            ..DnsConfig::default()
+        };
+        let store = ListStore::new(&config).unwrap();
+        let (tunnel, _commands) = tunnel(watch::channel(None).1);
+        let dns = Dns::plain(tunnel.clone());
+        let resolver = Resolver::over(tunnel.clone(), dns.clone());
+        let seen = store.look();
+        store.read();
+        fs::write(&path, "a.test\nb.test\n").unwrap();
+        let mut service = ListService::new(&config, store, seen, dns, resolver, tunnel);
+        assert!(service.changed());
+        assert!(!service.changed());
     }
 
     #[test]
