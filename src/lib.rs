@@ -108,7 +108,7 @@
 //! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
 //! | [`client::forwards`] | one a forward, one a connection until both its ends stand, one a UDP peer | what listens; a UDP peer's socket or inner port |
 //! | [`io::control`] | one, and one a connection | the control socket; for `adit nc`, nothing but the news of how its flow has ended |
-//! | [`server::run`] | one a listener | the listening socket |
+//! | [`server::listening`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
 //! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
 //! | [`server::session`] | one a session | the session, its lanes, and with egress `user` its netstack and its clients' sockets |
