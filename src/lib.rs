@@ -108,7 +108,7 @@
 //! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
 //! | [`client::forwards`] | one a forward, one a connection until both its ends stand, one a UDP peer | what listens; a UDP peer's socket or inner port |
 //! | [`io::control`] | one, and one a connection | the control socket; for `adit nc`, nothing but the news of how its flow has ended |
-//! | [`server::run`] | one a listener | the listening socket |
+//! | [`server::listening`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
 //! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
 //! | [`server::session`] | one a session | the session, its lanes, and with egress `user` its netstack and its clients' sockets |
@@ -227,7 +227,7 @@
 //! | questions that upstreams are asked at a time | [`client::dns::MAX_ASKED`], for [`client::dns::ANSWER_LIMIT`] with the wait | wait, then SERVFAIL |
 //! | questions to the local resolver that wait for an upstream | [`client::dns::MAX_DATAGRAMS`], of one address [`client::dns::MAX_OF_SENDER`] | dropped, counted; on streams left unread |
 //! | connections to the local resolver | [`client::dns::MAX_STREAMS`] | closed, counted |
-//! | names of lists, of each kind | [`client::dns::MAX_NAMES`]; a list has [`client::dns::MAX_LIST`] bytes at most, and there are [`config::MAX_LISTS`] | left out, told |
+//! | names of lists, of each kind | [`client::dns::MAX_NAMES`]; a list has [`config::MAX_LIST`] bytes at most, and there are [`config::MAX_LISTS`] | left out, told; a file that is larger is refused in words |
 //! | forwards of a client | [`config::MAX_FORWARDS`] | refused in words |
 //! | connections of a forward that do not stand yet | [`client::forwards::MAX_PENDING`] | reset, counted (`-L`); wait (`-R`), at most 256 more, then their SYNs are not answered and come again |
 //! | UDP peers of a forward | [`client::forwards::MAX_PEERS`], for [`client::forwards::UDP_IDLE`]; of each [`client::forwards::PEER_QUEUE`] datagrams | the most silent goes; dropped, counted |

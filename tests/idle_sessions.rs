@@ -18,7 +18,8 @@ use adit::config::{
 };
 use adit::io::pool::{LARGE, SMALL};
 use adit::proto::{PublicKey, SecretKey, budget};
-use adit::server::run::{Server, Shared};
+use adit::server::run::Server;
+use adit::server::shared::Shared;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 

@@ -555,6 +555,33 @@ fn server_whose_interface_is_switched_off_or_bared_puts_it_right_and_flows_go_on
 }
 
 #[test]
+fn server_whose_host_switches_ipv6_off_says_so_and_has_it_again_with_the_host() {
+    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+        return;
+    }
+    let mut scene = Scene::tun("");
+    let addresses = |scene: &Scene| scene.lab.server.shell("ip -br address show adit0");
+    let before = addresses(&scene);
+    let come = |scene: &Scene| wait_for(SOON, || (addresses(scene) == before).then_some(()));
+    // Off for this interface alone: a mistake.
+    let sysctl = |scene: &Scene, set: &str| scene.lab.server.run(&format!("sysctl -qw {set}"));
+    sysctl(&scene, "net.ipv6.conf.adit0.disable_ipv6=1");
+    assert!(come(&scene).is_some(), "{}", addresses(&scene));
+    let page = scene.curl(&scene.six.url("/peer"));
+    assert!(page.status.success(), "{}", page.text());
+    // Off for the host: its owner's wish.
+    sysctl(&scene, "net.ipv6.conf.all.disable_ipv6=1");
+    let words = "IPv6 has been switched off on this host";
+    let said = || scene.server.process().text().contains(words).then_some(());
+    assert!(wait_for(SOON, said).is_some());
+    assert!(!addresses(&scene).contains("fd86"), "{}", addresses(&scene));
+    let page = scene.curl(&scene.four.url("/peer"));
+    assert!(page.status.success(), "{}", page.text());
+    sysctl(&scene, "net.ipv6.conf.all.disable_ipv6=0");
+    assert!(come(&scene).is_some(), "{}", addresses(&scene));
+}
+
+#[test]
 fn server_whose_interface_is_deleted_says_so_leaves_nothing_and_starts_again() {
     if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
         return;

@@ -42,7 +42,6 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::associate::Application;
 use super::connect::Connector;
 use super::device::Device;
 use super::inside::Inside;
@@ -232,74 +231,7 @@ impl Driver {
             self.postpone(now, command);
             return;
         };
-        match command {
-            Command::Look { .. } => {}
-            Command::Connect {
-                flow,
-                remote,
-                reply,
-            } => inside.connect(now, flow, remote, reply),
-            Command::Attach {
-                flow,
-                attachment,
-                early,
-                judged,
-            } => inside.attach(now, flow, attachment, early, judged),
-            Command::Abort { flow } => inside.abort(now, flow),
-            Command::BindUdp {
-                port,
-                number,
-                inbound,
-                reply,
-            } => inside.bind_udp(port, number, inbound, reply),
-            Command::BindEcho {
-                port,
-                inbound,
-                reply,
-            } => inside.bind_echo(port, inbound, reply),
-            Command::SendUdp {
-                port,
-                remote,
-                payload,
-            } => inside.send_udp(now, port, remote, payload),
-            Command::UnbindUdp { port } => inside.unbind_udp(port),
-            Command::Listen {
-                listener,
-                port,
-                arrivals,
-                reply,
-            } => inside.listen(listener, port, arrivals, reply),
-            Command::Unlisten { listener } => inside.unlisten(listener),
-            Command::Refuse { flow, refusal } => inside.refuse(now, flow, refusal),
-            Command::Idle { reply } => inside.tell_when_idle(reply),
-            Command::Associate {
-                association,
-                socket,
-                client,
-                rules,
-                alive,
-                reply,
-            } => {
-                let (associations, stack) = inside.associations();
-                let application = Application {
-                    socket,
-                    client,
-                    rules,
-                    alive,
-                    outside: self.outside.clone(),
-                };
-                reply.send(associations.insert(stack, association, application));
-            }
-            Command::JudgeAgain => inside.end_unfit(now),
-            Command::Dissociate { association } => {
-                let (associations, stack) = inside.associations();
-                associations.remove(stack, association);
-            }
-            Command::Resolved { query, addresses } => {
-                let (associations, _) = inside.associations();
-                associations.resolved(now, query, addresses);
-            }
-        }
+        inside.obey(now, &self.outside, command);
     }
 
     /// Keeps a request until there is a session, for a while.

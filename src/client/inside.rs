@@ -30,6 +30,7 @@
 mod datagrams;
 mod flows;
 mod incoming;
+mod orders;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -209,13 +210,13 @@ impl Inside {
     }
 
     /// Tells when no flow is left, those that close in the background among them.
-    pub(super) fn tell_when_idle(&mut self, reply: Reply) {
+    fn tell_when_idle(&mut self, reply: Reply) {
         self.idle.retain(|waiting| !waiting.is_abandoned());
         self.idle.push(reply);
     }
 
     /// Lends the SOCKS5 UDP relays, and the netstack that they need.
-    pub(super) fn associations(&mut self) -> (&mut Associations, &mut Stack) {
+    fn associations(&mut self) -> (&mut Associations, &mut Stack) {
         (&mut self.associations, &mut self.stack)
     }
 

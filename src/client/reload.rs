@@ -16,6 +16,7 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::dns::Dns;
 use super::dns::lists::{ListService, ListStore, Stamps, tell};
@@ -199,21 +200,24 @@ impl Reloader {
 impl Names {
     /// Reads other lists, and follows them from now on.
     async fn follow(&mut self, config: &DnsConfig, store: ListStore) {
-        self.lists.cancel();
-        self.lists = self.stop.child_token();
         // Half a million names take a while, and flows must not wait for them.
         let reading = tokio::task::spawn_blocking(move || {
+            let seen = store.look();
             let read = store.read();
-            (store, read)
+            (store, seen, read)
         });
-        let Ok((store, (lists, outcomes))) = reading.await else {
+        let Ok((store, seen, (lists, outcomes))) = reading.await else {
+            warn!("reading the lists has failed; the former ones stay");
             return;
         };
+        self.lists.cancel();
+        self.lists = self.stop.child_token();
         tell(&outcomes);
         self.dns.change_policy(|policy| policy.with_lists(lists));
         if !store.is_empty() {
             let (dns, resolver) = (self.dns.clone(), self.resolver.clone());
-            let service = ListService::new(config, store, dns, resolver, self.tunnel.clone());
+            let tunnel = self.tunnel.clone();
+            let service = ListService::new(config, store, seen, dns, resolver, tunnel);
             tokio::spawn(service.run(self.lists.clone()));
         }
     }

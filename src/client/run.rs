@@ -397,11 +397,12 @@ fn names(
     let store = ListStore::new(&config.dns).map_err(StartError::Lists)?;
     let following = stop.child_token();
     if !store.is_empty() {
+        let seen = store.look();
         let (lists, outcomes) = store.read();
         tell(&outcomes);
         dns.change_policy(|policy| policy.with_lists(lists));
         let (dns, resolver, tunnel) = (dns.clone(), resolver.clone(), tunnel.clone());
-        let service = ListService::new(&config.dns, store, dns, resolver, tunnel);
+        let service = ListService::new(&config.dns, store, seen, dns, resolver, tunnel);
         tokio::spawn(service.run(following.clone()));
     }
     // Whoever asks others does not let the server answer.

@@ -559,6 +559,9 @@ fn default_cache_dir(environment: &dyn Fn(&str) -> Option<String>) -> Option<Pat
 /// Lists of both kinds: what a byte can number, and more than anybody keeps.
 pub const MAX_LISTS: usize = 64;
 
+/// Bytes of a list: four times the largest in wide use.
+pub const MAX_LIST: u64 = 128 << 20;
+
 /// The authors of most lists renew them once a day, or less often.
 const DEFAULT_REFRESH: Duration = Duration::from_secs(24 * 3600);
 /// More often is a burden to those who offer lists.

@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
+use super::dns::MAX_LIST;
 use super::error::{ConfigError, MAX_FILE_LEN, explain_io};
+use crate::io::file::open_regular;
 use crate::io::state::{write_atomically, write_new};
 use crate::proto::SecretKey;
 
@@ -105,22 +107,29 @@ pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, KeyFileErr
     ))
 }
 
-/// Tells whether a file can be opened for reading, without reading it.
+/// Tells whether a file of certificates can be opened for reading, without reading it.
 ///
 /// # Errors
-/// It cannot.
+/// It cannot, is no regular file, or is longer than 4 MiB.
 pub(super) fn probe(path: &Path) -> Result<(), KeyFileError> {
-    let unreadable = |source| KeyFileError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = File::open(path)
-        .and_then(|file| file.metadata())
-        .map_err(unreadable)?;
-    if metadata.is_dir() {
-        Err(unreadable(io::ErrorKind::IsADirectory.into()))
-    } else {
-        Ok(())
+    probe_up_to(path, MAX_FILE_LEN)
+}
+
+/// The same of a list of names.
+///
+/// # Errors
+/// As [`probe`], but it may have [`MAX_LIST`] bytes.
+pub(super) fn probe_list(path: &Path) -> Result<(), KeyFileError> {
+    probe_up_to(path, MAX_LIST)
+}
+
+fn probe_up_to(path: &Path, most: u64) -> Result<(), KeyFileError> {
+    match open_regular(path, most) {
+        Ok(_file) => Ok(()),
+        Err(source) => Err(KeyFileError::Unreadable {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -40,7 +40,7 @@ pub use address::{AddressError, Host, LaneAddr, Scheme};
 pub use client::{CertificateCheck, CertificatePin, ClientConfig};
 pub(crate) use dns::is_host_name;
 pub use dns::{
-    BlockedAnswer, DnsConfig, DnsUpstream, ListSource, MAX_LISTS, RecordName, SplitRule,
+    BlockedAnswer, DnsConfig, DnsUpstream, ListSource, MAX_LIST, MAX_LISTS, RecordName, SplitRule,
     SplitTarget, StaticRecord,
 };
 pub use error::{ConfigError, Place, Problem, Spot};

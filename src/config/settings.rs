@@ -218,7 +218,7 @@ impl<'a> Settings<'a> {
             if let Some(outcome) = parse(&text) {
                 items.extend(self.parsed(&path, &text, place, |_| outcome.clone()));
             } else if let Some(at) = self.parsed_path(&path, &text, place)
-                && self.read_file(&at, files::probe).is_some()
+                && self.read_file(&at, files::probe_list).is_some()
             {
                 items.push(Located {
                     value: ListSource::File(at.value),

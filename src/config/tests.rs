@@ -29,6 +29,10 @@ struct Bench {
     flags: Vec<FlagValue>,
 }
 
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");

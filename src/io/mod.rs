@@ -7,6 +7,7 @@ pub mod child;
 pub mod clock;
 pub mod control;
 pub mod dial;
+pub mod file;
 pub mod file_watch;
 pub mod host;
 mod http;

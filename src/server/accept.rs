@@ -29,8 +29,8 @@ use tracing::{debug, info, trace};
 
 use super::leases::Owner;
 use super::registry::{Join, Joined};
-use super::run::Shared;
 use super::session::{Guest, SessionDriver};
+use super::shared::Shared;
 use crate::config::ListenAddr;
 use crate::io::clock;
 use crate::io::lane::{LaneStream, StreamLane};

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::orders;
-use super::run::Shared;
+use super::shared::Shared;
 use super::status::Reporter;
 use crate::config::{ControlSocket, ServerConfig};
 use crate::io::control::{Commands, Done, Request, Surroundings, Wanted, short_key};

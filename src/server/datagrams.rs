@@ -40,8 +40,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
 use super::leases::Owner;
-use super::run::Shared;
 use super::session::{Guest, SessionDriver};
+use super::shared::Shared;
 use super::unconfirmed::{Full, Unconfirmed};
 use crate::io::clock;
 use crate::io::pool::{Pool, SMALL};

@@ -595,31 +595,10 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::io::carrier::wire::Wire;
     use crate::proto::PublicKey;
     use crate::proto::budget::{HARD, SESSION};
     use crate::server::dns::DnsService;
-
-    /// A lane that has room or not.
-    #[derive(Default)]
-    struct Wire {
-        full: bool,
-        room: Vec<u8>,
-        packets: Vec<(Vec<u8>, Offload)>,
-    }
-
-    impl PacketSink for Wire {
-        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-            if self.full {
-                return None;
-            }
-            self.room.resize(len, 0);
-            Some(&mut self.room[..len])
-        }
-
-        fn commit(&mut self, len: usize, offload: Offload) {
-            self.packets.push((self.room[..len].to_vec(), offload));
-        }
-    }
 
     const GATEWAY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 86, 0, 1));
 

@@ -19,7 +19,7 @@ use super::enrolment::{EnrolmentError, Listed};
 use super::peers::Origin;
 use super::reach::is_local;
 use super::roll::{Invitation, InvitationState};
-use super::run::Shared;
+use super::shared::Shared;
 use crate::config::Link;
 use crate::io::clock;
 use crate::io::control::Request;

@@ -9,7 +9,7 @@
 //!
 //! Handshakes look their client up here, and a session looks once more when its first sealed frame has opened: a client
 //! that was taken out in between is not served. Whoever takes a client out ends its sessions, too:
-//! [`Shared::revoke`](super::run::Shared::revoke) does both.
+//! [`Shared::revoke`](super::shared::Shared::revoke) does both.
 //!
 //! # Limits
 //!
@@ -154,7 +154,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Takes a client out. Its sessions go on: see [`Shared::revoke`](super::run::Shared::revoke).
+    /// Takes a client out. Its sessions go on: see [`Shared::revoke`](super::shared::Shared::revoke).
     pub fn remove(&self, key: &PublicKey) -> Option<Peer> {
         self.write().remove(key)
     }

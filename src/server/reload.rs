@@ -22,7 +22,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::run::{Offer, Shared, fixed, server_tls};
+use super::shared::{Offer, Shared};
+use super::start::{fixed, server_tls};
 use crate::config::{Limits, ServerConfig};
 use crate::io::clock;
 use crate::io::state::StateDir;

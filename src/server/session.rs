@@ -39,7 +39,7 @@ use super::leases::Owner;
 use super::local::{DNS_PORT, Local};
 use super::registry::{Ending, Entrant, Join, Joined, Order, addresses};
 use super::router::{Downlink, Queued};
-use super::run::{Shared, Way};
+use super::shared::{Shared, Way};
 use super::status::Look;
 use super::unconfirmed::Place;
 use crate::io::carrier::{Carrier, CarrierEvent, Deliver};

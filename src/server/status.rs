@@ -8,8 +8,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::leases::Owner;
 use super::ledger::Account;
+use super::listening::Listening;
 use super::registry::Order;
-use super::run::{Listening, MAX_GUESTS, Shared};
+use super::shared::{MAX_GUESTS, Shared};
 use crate::io::admin::Observed;
 use crate::proto::PublicKey;
 use crate::status::metrics::{CONTENT_TYPE, render};

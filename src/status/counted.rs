@@ -28,8 +28,8 @@ use crate::server::egress::echo::EchoStats;
 use crate::server::egress::tun::TunStats;
 use crate::server::egress::udp::MappingStats;
 use crate::server::local::LocalStats;
-use crate::server::run::{GuestStats, ServerStats};
 use crate::server::session::UplinkStats;
+use crate::server::shared::{GuestStats, ServerStats};
 
 impl Number for ProxyCounter {
     fn number(&self) -> u64 {

@@ -15,7 +15,8 @@ use adit::config::{
     Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
 };
 use adit::proto::{PublicKey, SecretKey, budget};
-use adit::server::run::{RunError, Server, Shared};
+use adit::server::run::{RunError, Server};
+use adit::server::shared::Shared;
 use adit::wire::InnerConfig;
 use tokio_util::sync::CancellationToken;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use adit_integration::{
-    adit::{User, Workdir, binary, path},
+    adit::{Key, User, Workdir, binary, path},
     curl::{self, Via},
     docker::{Engine, GATEWAY, IMAGE, PUBLIC, field},
     origin::Origin,
@@ -276,6 +276,30 @@ fn killed_it_comes_back(engine: &Engine, page: &str) {
     }
 }
 
+/// Makes `adit bench swarm` with eight clients for each key.
+fn swarm(
+    engine: &Engine,
+    workdir: &Workdir,
+    server: &str,
+    server_key: &str,
+    keys: &[Key],
+) -> Command {
+    let config = workdir.file(
+        "swarm.yaml",
+        &format!(
+            "server: [\"{server}\"]\nserver_key: \"{server_key}\"\nkey_file: {}\n",
+            keys[0].file.display()
+        ),
+    );
+    let mut command = workdir.command(&engine.place, User::Same);
+    let clients = (keys.len() * 8).to_string();
+    command.args(["bench", "swarm", "-c", path(&config), "--clients", &clients]);
+    for key in keys {
+        command.arg("--key-file").arg(&key.file);
+    }
+    command
+}
+
 #[test]
 fn server_without_any_right_serves_200_clients_in_64_mib() {
     if !can_run(&NEEDS) {
@@ -324,29 +348,8 @@ fn server_without_any_right_serves_200_clients_in_64_mib() {
     assert!(idle < 15 << 10, "{idle} KiB");
 
     let server = format!("tcp://{}:7443", engine.address("server"));
-    let client = workdir.file(
-        "client.yaml",
-        &format!(
-            "server: [\"{server}\"]\nserver_key: \"{}\"\nkey_file: {}\n",
-            own.public,
-            keys[0].file.display()
-        ),
-    );
-    let mut swarm = workdir.command(&engine.place, User::Same);
-    swarm.args([
-        "bench",
-        "swarm",
-        "-c",
-        path(&client),
-        "--clients",
-        "200",
-        "--idle",
-        "1",
-        "--json",
-    ]);
-    for key in &keys {
-        swarm.arg("--key-file").arg(&key.file);
-    }
+    let mut swarm = swarm(&engine, &workdir, &server, &own.public, &keys);
+    swarm.args(["--idle", "1", "--json"]);
     let swarm = process::run(swarm, Duration::from_secs(180));
     assert!(swarm.status.success(), "{}", swarm.text());
     let report: serde_json::Value =

@@ -14,7 +14,7 @@ use adit_integration::{
     skip::can_run,
 };
 
-use crate::{NEEDS, NOTHING, assert_gets, start_client};
+use crate::{NEEDS, NOTHING, assert_gets, start_client, swarm};
 
 /// Too little for the clients of this test, enough to start with.
 const LIMIT: &str = "16m";
@@ -22,30 +22,6 @@ const LIMIT: &str = "16m";
 const KEYS: usize = 125;
 /// The hang guard of the kill, and of the return.
 const SOON: Duration = Duration::from_secs(120);
-
-/// Starts `adit bench swarm` with eight clients for each key.
-fn swarm(
-    engine: &Engine,
-    workdir: &Workdir,
-    server: &str,
-    server_key: &str,
-    keys: &[Key],
-) -> Process {
-    let config = workdir.file(
-        "swarm.yaml",
-        &format!(
-            "server: [\"{server}\"]\nserver_key: \"{server_key}\"\nkey_file: {}\n",
-            keys[0].file.display()
-        ),
-    );
-    let mut command = workdir.command(&engine.place, User::Same);
-    let clients = (keys.len() * 8).to_string();
-    command.args(["bench", "swarm", "-c", path(&config), "--clients", &clients]);
-    for key in keys {
-        command.arg("--key-file").arg(&key.file);
-    }
-    Process::spawn("adit bench swarm", command)
-}
 
 /// What the engine has noted about a container, each event with one attribute of it.
 fn events(engine: &Engine, name: &str, event: &str, format: &str) -> Vec<String> {
@@ -114,7 +90,8 @@ fn server_killed_for_want_of_memory_comes_back_with_its_key_and_clients_with_the
     assert_gets(&engine, "first", &url);
 
     let server = format!("tcp://{}:7443", engine.address("server"));
-    let mut crowd = swarm(&engine, &workdir, &server, &own.public, &keys);
+    let crowd = swarm(&engine, &workdir, &server, &own.public, &keys);
+    let mut crowd = Process::spawn("adit bench swarm", crowd);
     let began = Instant::now();
     let killed = wait_for(SOON, || {
         let kills = events(&engine, "server", "oom", "{{.Action}}");

@@ -19,6 +19,8 @@ pub(super) struct Cache {
     hand: usize,
     bytes: usize,
     limits: CacheLimits,
+    /// How often it was cleared.
+    generation: u64,
 }
 
 /// How much is kept.
@@ -70,6 +72,7 @@ impl Cache {
             hand: 0,
             bytes: 0,
             limits,
+            generation: 0,
         }
     }
 
@@ -125,9 +128,18 @@ impl Cache {
         }
     }
 
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::new(self.limits);
+    /// Forgets everything, and returns the generation that begins.
+    pub(super) fn clear(&mut self) -> u64 {
+        *self = Self {
+            generation: self.generation + 1,
+            ..Self::new(self.limits)
+        };
+        self.generation
+    }
+
+    /// Which generation of answers it holds: one that was asked for in a former one is not to be kept in this.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     fn evict(&mut self) {

@@ -3,10 +3,14 @@
 //! [`Dns::from_memory`] never waits; [`Dns::answer`] asks whoever the policy says if that has nothing. Of questions that
 //! are the same one goes out, and all who ask meanwhile share its answer; when none of them waits any more, it is given
 //! up.
+//!
+//! Where the server names other name servers than before, nothing of what the former ones say outlives that: what is kept
+//! is forgotten, and what is still under way is told to those who wait for it, joined by nobody and not kept.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,9 +58,16 @@ struct State {
 
 /// Questions that are being asked.
 struct UnderWay {
-    asked: HashMap<Question, WeakShared<Asking>>,
+    asked: HashMap<Question, Asked>,
     /// How many there may be before those that were given up are cleared away.
     sweep_at: usize,
+}
+
+/// One of them.
+struct Asked {
+    asking: WeakShared<Asking>,
+    /// That of the cache when it began.
+    generation: u64,
 }
 
 type Asking = BoxFuture<'static, Result<Arc<Kept>, Failure>>;
@@ -220,12 +231,20 @@ impl Dns {
         }
     }
 
-    /// Follows the records that the server pushes, until `stop`. What is no record known here is left out.
+    /// Follows the records and the name servers that the server pushes, until `stop`. What is no record known here is left
+    /// out.
     pub async fn follow_pushed(&self, tunnel: Tunnel, stop: CancellationToken) {
         let mut inner = tunnel.inner();
         let mut current = Vec::new();
         loop {
-            let pushed = (inner.borrow_and_update().as_ref()).map(|inner| inner.records.clone());
+            let configured = inner.borrow_and_update().clone();
+            if let Some(inner) = &configured {
+                let changed = || {
+                    lock(&self.shared.cache).clear();
+                };
+                self.shared.upstreams.follow(inner, changed);
+            }
+            let pushed = configured.map(|inner| inner.records);
             if let Some(pushed) = pushed.filter(|pushed| *pushed != current) {
                 let records: Vec<StaticRecord> =
                     pushed.iter().filter_map(|text| text.parse().ok()).collect();
@@ -360,8 +379,13 @@ impl Dns {
 
     /// Asks an upstream, or joins those who wait for its answer.
     fn begin(&self, question: &Question, route: Route) -> Shared<Asking> {
+        let generation = lock(&self.shared.cache).generation();
         let mut under_way = lock(&self.shared.under_way);
-        if let Some(asking) = under_way.asked.get(question).and_then(WeakShared::upgrade) {
+        let same = under_way.asked.get(question);
+        if let Some(asking) = same
+            .filter(|asked| asked.generation == generation)
+            .and_then(|asked| asked.asking.upgrade())
+        {
             count(&self.shared.stats.joined);
             return asking;
         }
@@ -369,18 +393,27 @@ impl Dns {
         // more rarely.
         if under_way.asked.len() >= under_way.sweep_at {
             let asked = &mut under_way.asked;
-            asked.retain(|_, asking| asking.upgrade().is_some());
+            asked.retain(|_, asked| asked.asking.upgrade().is_some());
             under_way.sweep_at = (2 * under_way.asked.len()).max(2 * MAX_ASKED);
         }
         let (state, asked) = (Arc::clone(&self.shared), question.clone());
         let asking = async move {
             let outcome = state.ask_upstream(&asked, route).await;
-            lock(&state.under_way).asked.remove(&asked);
+            let mut under_way = lock(&state.under_way);
+            // A later generation may be asking in its place.
+            let own = |other: &Asked| other.generation == generation;
+            if under_way.asked.get(&asked).is_some_and(own) {
+                under_way.asked.remove(&asked);
+            }
             outcome
         };
         let asking = asking.boxed().shared();
         if let Some(weak) = asking.downgrade() {
-            under_way.asked.insert(question.clone(), weak);
+            let asked = Asked {
+                asking: weak,
+                generation,
+            };
+            under_way.asked.insert(question.clone(), asked);
         }
         asking
     }
@@ -396,10 +429,15 @@ impl State {
         if route != Route::Upstream {
             count(&self.stats.split);
         }
-        let changed = || lock(&self.cache).clear();
+        let generation = AtomicU64::new(lock(&self.cache).generation());
+        // Whoever notices asks the new ones.
+        let changed = || generation.store(lock(&self.cache).clear(), Ordering::Relaxed);
         let kept = self.upstreams.ask(route, question, deadline, changed);
         let kept = Arc::new(kept.await?);
-        lock(&self.cache).insert(question.clone(), Arc::clone(&kept), clock::now());
+        let mut cache = lock(&self.cache);
+        if cache.generation() == generation.into_inner() {
+            cache.insert(question.clone(), Arc::clone(&kept), clock::now());
+        }
         Ok(kept)
     }
 }
@@ -518,8 +556,6 @@ const NETWORK_ERROR: u16 = 23;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
     use crate::client::proxy::fake::{FakeNet, NameAnswer, Session};
 
@@ -598,6 +634,48 @@ mod tests {
         net.configure(Session::WithoutNameServer);
         dns.answer(&question("b.test.")).await;
         assert!(dns.from_memory(&question("a.test.")).is_none());
+    }
+
+    #[tokio::test]
+    async fn it_is_forgotten_before_anybody_asks() {
+        let net = FakeNet::new().await;
+        net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
+        let dns = Dns::plain(net.tunnel.clone());
+        let (stop, tunnel) = (CancellationToken::new(), net.tunnel.clone());
+        let (following, stopped) = (dns.clone(), stop.clone());
+        let service = tokio::spawn(async move { following.follow_pushed(tunnel, stopped).await });
+        let question = Question::new(&Name::from_ascii("a.test.").unwrap(), RecordType::A);
+        dns.answer(&question).await;
+        assert!(dns.from_memory(&question).is_some());
+        net.configure(Session::WithoutNameServer);
+        until(|| u64::from(dns.from_memory(&question).is_some()), 0).await;
+        stop.cancel();
+        service.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_former_name_server_says_later_is_neither_joined_nor_kept() {
+        let net = FakeNet::new().await;
+        net.name("a.test", NameAnswer::Silent);
+        let dns = Dns::plain(net.tunnel.clone());
+        let question = |text: &str| Question::new(&Name::from_ascii(text).unwrap(), RecordType::A);
+        let (asked, asking) = (question("a.test."), dns.clone());
+        let former = tokio::spawn({
+            let asked = asked.clone();
+            async move { asking.answer(&asked).await }
+        });
+        until(|| u64::from(!net.asked().is_empty()), 1).await;
+        net.configure(Session::WithoutNameServer);
+        dns.answer(&question("b.test.")).await;
+        // It is nobody's to answer now, though one still waits for the former one.
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let now = dns.ask(&asked, deadline).await;
+        assert!(matches!(now, Err(Failure::NoNameServer)), "{now:?}");
+        net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
+        let answer = former.await.unwrap().answers();
+        assert_eq!(answer[0].data.to_string(), "192.0.2.1");
+        assert!(dns.from_memory(&asked).is_none());
+        assert!(lock(&dns.shared.under_way).asked.is_empty());
     }
 
     #[tokio::test]

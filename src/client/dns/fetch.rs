@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::client::resolve::{Host, OriginError, Resolver};
+use crate::config::MAX_LIST;
 
 /// Why a list was not fetched.
 #[derive(Debug, Error)]
@@ -193,15 +194,14 @@ impl Answered {
                 return out.flush().map_err(FetchError::Keep);
             };
             if let Ok(data) = frame?.into_data() {
-                left = left.checked_sub(data.len()).ok_or(FetchError::TooLarge)?;
+                let len = data.len() as u64;
+                left = left.checked_sub(len).ok_or(FetchError::TooLarge)?;
                 out.write_all(&data).map_err(FetchError::Keep)?;
             }
         }
     }
 }
 
-/// Bytes of a list: four times the largest in wide use.
-pub const MAX_LIST: usize = 128 << 20;
 /// Redirections that are followed; release pages take two or three.
 const MAX_REDIRECTS: usize = 5;
 /// How long a host may be silent.

@@ -17,7 +17,7 @@
 //! go: nothing is half there at any time.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,20 +26,21 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::engine::Dns;
-use super::fetch::{FetchError, MAX_LIST, fetch};
+use super::fetch::{FetchError, fetch};
 use super::list::{self, ListReport};
 use super::policy::Lists;
 use super::stats::count;
 use super::table::{NameTable, Scope};
 use crate::client::resolve::Resolver;
 use crate::client::tunnel::Tunnel;
-use crate::config::{DnsConfig, ListSource};
+use crate::config::{DnsConfig, ListSource, MAX_LIST};
 use crate::io::clock;
+use crate::io::file::open_regular;
 use crate::io::resolver::{Stamp, stamp};
 use crate::io::tls::origin_config;
 
@@ -112,10 +113,10 @@ impl ListStore {
         Ok(Self { lists, folder })
     }
 
-    /// Tries to open each list that is a file.
+    /// Tries to open each list that is a file, and waits for none.
     ///
     /// # Errors
-    /// One cannot be; the text names it.
+    /// One cannot be, is no regular file, or is longer than any list; the text names it.
     pub fn check_files(&self) -> Result<(), String> {
         for listing in &self.lists {
             if let ListSource::File(path) = &listing.source {
@@ -125,10 +126,20 @@ impl ListStore {
                     "dns.block"
                 };
                 let told = |error| format!("{what}: {}: {error}", listing.source);
-                File::open(path).map_err(told)?;
+                open_regular(path, MAX_LIST).map_err(told)?;
             }
         }
         Ok(())
+    }
+
+    /// Looks at the files and the kept copies as they are, which has to be done before they are read.
+    pub fn look(&self) -> Seen {
+        let lists = self.lists.iter();
+        Seen(
+            lists
+                .map(|listing| self.path(&listing.source).and_then(|path| stamp(&path)))
+                .collect(),
+        )
     }
 
     /// Whether there is any list.
@@ -153,7 +164,7 @@ impl ListStore {
             let outcome = self
                 .path(&listing.source)
                 .ok_or(ListError::NotFetched)
-                .and_then(|path| match File::open(path) {
+                .and_then(|path| match open_regular(&path, MAX_LIST) {
                     Ok(file) => Ok(file),
                     Err(error)
                         if error.kind() == io::ErrorKind::NotFound
@@ -247,11 +258,15 @@ fn kept_folder(cache: &Path) -> Option<PathBuf> {
     }
 }
 
+/// One that grows while it is read is read to its bound.
+fn bounded(file: File) -> impl BufRead {
+    BufReader::with_capacity(READ, file.take(MAX_LIST))
+}
+
 /// Reads one list into the tables.
 fn take(file: File, allows: bool, number: u8, lists: &mut Lists) -> io::Result<ListReport> {
     let (block, allow) = (&mut lists.block, &mut lists.allow);
-    let read = BufReader::with_capacity(READ, file.take(MAX_LIST as u64));
-    list::read(read, |entry| {
+    list::read(bounded(file), |entry| {
         let table = if allows || entry.exception {
             &mut *allow
         } else {
@@ -266,6 +281,10 @@ fn take(file: File, allows: bool, number: u8, lists: &mut Lists) -> io::Result<L
         table.insert(entry.name.as_bytes(), scope, number).is_ok()
     })
 }
+
+/// One state of the lists of a store, whose changes are noticed.
+#[derive(Debug)]
+pub struct Seen(Vec<Option<Stamp>>);
 
 /// One state of the files among the lists of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,8 +310,8 @@ pub fn check(config: &DnsConfig) -> Vec<String> {
         let ListSource::File(path) = source else {
             continue;
         };
-        let read = File::open(path)
-            .and_then(|file| list::read(BufReader::with_capacity(READ, file), |_| true));
+        let read =
+            open_regular(path, MAX_LIST).and_then(|file| list::read(bounded(file), |_| true));
         match read {
             Ok(report) if report.bad == 0 && report.names > 0 => {}
             Ok(report) => warnings.push(format!("{source}: {report}")),
@@ -317,7 +336,7 @@ pub fn tell(outcomes: &[ListOutcome]) {
 pub struct ListService {
     store: Arc<ListStore>,
     turns: Vec<Turn>,
-    stamps: Vec<Option<Stamp>>,
+    seen: Seen,
     refresh: Duration,
     dns: Dns,
     resolver: Resolver,
@@ -357,10 +376,11 @@ impl Turn {
 }
 
 impl ListService {
-    /// Takes over lists that have been read.
+    /// Takes over lists that have been read, and were `seen` before that.
     pub fn new(
         config: &DnsConfig,
         store: ListStore,
+        seen: Seen,
         dns: Dns,
         resolver: Resolver,
         tunnel: Tunnel,
@@ -376,9 +396,7 @@ impl ListService {
             turns: (store.lists.iter())
                 .map(|listing| Turn::first(now, age(listing), config.refresh))
                 .collect(),
-            stamps: (store.lists.iter())
-                .map(|listing| path(listing).and_then(|path| stamp(&path)))
-                .collect(),
+            seen,
             store: Arc::new(store),
             refresh: config.refresh,
             dns,
@@ -393,6 +411,8 @@ impl ListService {
             return;
         }
         tokio::select! {
+            // First: what it has just read is not to take the place of its successor's.
+            biased;
             () = stop.cancelled() => {}
             () = self.work() => {}
         }
@@ -407,11 +427,14 @@ impl ListService {
             let any = (self.store.lists.iter().zip(&self.turns))
                 .any(|(listing, turn)| due(&listing, &turn));
             if any {
-                // Without a session it would only fail, and wait.
-                if self.tunnel.inner().wait_for(Option::is_some).await.is_err() {
-                    return;
+                // Without a session it would only fail, and wait; files are looked at meanwhile.
+                let mut inner = self.tunnel.inner();
+                let session = async { inner.wait_for(Option::is_some).await.is_ok() };
+                match timeout(LOOK_EVERY, session).await {
+                    Ok(true) => self.fetch_due().await,
+                    Ok(false) => return,
+                    Err(_elapsed) => {}
                 }
-                self.fetch_due().await;
             }
             if self.changed() {
                 self.read_anew().await;
@@ -461,11 +484,8 @@ impl ListService {
     /// Whether any file is another than when it was read last.
     fn changed(&mut self) -> bool {
         let mut changed = false;
-        for (listing, seen) in self.store.lists.iter().zip(&mut self.stamps) {
-            let now = self
-                .store
-                .path(&listing.source)
-                .and_then(|path| stamp(&path));
+        let Seen(now) = self.store.look();
+        for (now, seen) in now.into_iter().zip(&mut self.seen.0) {
             // A file that is gone for a moment, while somebody writes it, changes nothing.
             if now.is_some() && now != *seen {
                 *seen = now;
@@ -501,10 +521,13 @@ const LAST_RETRY: Duration = Duration::from_secs(3600);
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::Name;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::sync::watch;
 
     use super::super::domain::Domain;
     use super::super::policy::{Decision, Policy};
     use super::*;
+    use crate::client::tunnel::tunnel;
 
     #[test]
     fn failures_wait_longer_each_time_and_never_longer_than_the_schedule() {
@@ -524,6 +547,65 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(turn.after_failure(now, minute / 2).at, now + minute / 2);
         assert_eq!(Turn::after_success(now, day).failures, 0);
+    }
+
+    #[test]
+    fn file_that_changes_while_it_is_read_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("block");
+        fs::write(&path, "a.test\n").unwrap();
+        let config = DnsConfig {
+            block: vec![ListSource::File(path.clone())],
+            ..DnsConfig::default()
+        };
+        let store = ListStore::new(&config).unwrap();
+        let (tunnel, _commands) = tunnel(watch::channel(None).1);
+        let dns = Dns::plain(tunnel.clone());
+        let resolver = Resolver::over(tunnel.clone(), dns.clone());
+        let seen = store.look();
+        store.read();
+        fs::write(&path, "a.test\nb.test\n").unwrap();
+        let mut service = ListService::new(&config, store, seen, dns, resolver, tunnel);
+        assert!(service.changed());
+        assert!(!service.changed());
+    }
+
+    #[test]
+    fn list_that_is_no_file_or_has_no_end_is_refused_and_waited_for_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, huge) = (folder.path().join("fifo"), folder.path().join("huge"));
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let file = File::create(&huge).unwrap();
+        file.set_len(MAX_LIST + 1).unwrap();
+        for (path, why) in [
+            (fifo, "this is a FIFO, not a file".to_owned()),
+            (
+                PathBuf::from("/dev/zero"),
+                "this is a device, not a file".to_owned(),
+            ),
+            (
+                huge,
+                format!(
+                    "it has {} bytes, and no more than {MAX_LIST} are read",
+                    MAX_LIST + 1
+                ),
+            ),
+        ] {
+            let told = format!("{}: {why}", path.display());
+            let config = DnsConfig {
+                block: vec![ListSource::File(path)],
+                ..DnsConfig::default()
+            };
+            let store = ListStore::new(&config).unwrap();
+            assert_eq!(
+                store.check_files().unwrap_err(),
+                format!("dns.block: {told}")
+            );
+            assert_eq!(check(&config), [told]);
+            let (lists, outcomes) = store.read();
+            assert!(lists.block.is_empty());
+            assert_eq!(outcomes[0].outcome.as_ref().unwrap_err().to_string(), why);
+        }
     }
 
     #[test]

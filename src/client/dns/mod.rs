@@ -55,7 +55,6 @@ pub use answer::{Question, Reply};
 pub use cache::{CACHE_BYTES, CACHE_ENTRIES};
 pub use domain::Domain;
 pub use engine::{ANSWER_LIMIT, Dns, DnsError, MAX_ASKED};
-pub use fetch::MAX_LIST;
 pub(crate) use list::read as read_list;
 pub use list::{BadLine, Entry, ListReport};
 pub use listen::{ListenError, LocalResolver, MAX_DATAGRAMS, MAX_OF_SENDER, MAX_STREAMS};

@@ -130,6 +130,11 @@ impl Upstreams {
         }
     }
 
+    /// Takes over the name servers that the server names, and calls `changed` where they are others than before.
+    pub(super) fn follow(&self, inner: &InnerConfig, changed: impl Fn()) {
+        self.pushed(inner, changed);
+    }
+
     /// Whether the tunnel is why there is no answer.
     pub(super) fn is_down(&self) -> bool {
         self.runtime.is_down() || self.tunnel.inner().borrow().is_none()
@@ -181,7 +186,10 @@ struct Pushes<'a, C> {
 
 impl<C: Fn()> Pushes<'_, C> {
     fn group(&self) -> Arc<Group<TunnelRuntime>> {
-        self.upstreams.pushed(self.inner, &self.changed)
+        // Those of now, not of when the question came: else each that waits would bring back the ones it knows.
+        let now = self.upstreams.tunnel.inner().borrow().clone();
+        let inner = now.as_ref().unwrap_or(self.inner);
+        self.upstreams.pushed(inner, &self.changed)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::io::carrier::has_room;
 
 impl Inside {
     /// Binds a UDP port, of that number or any.
-    pub(in crate::client) fn bind_udp(
+    pub(super) fn bind_udp(
         &mut self,
         handle: HandleId,
         number: Option<u16>,
@@ -38,7 +38,7 @@ impl Inside {
     }
 
     /// Takes an identifier of echo requests that nobody has.
-    pub(in crate::client) fn bind_echo(
+    pub(super) fn bind_echo(
         &mut self,
         handle: HandleId,
         inbound: mpsc::Sender<Datagram>,
@@ -57,7 +57,7 @@ impl Inside {
     }
 
     /// Frees a UDP port or an identifier; what of it still waits for room is dropped.
-    pub(in crate::client) fn unbind_udp(&mut self, handle: HandleId) {
+    pub(super) fn unbind_udp(&mut self, handle: HandleId) {
         self.outgoing.retain(|waiting| waiting.handle != handle);
         if let Some(port) = self.ports.remove(&handle) {
             self.inbound.remove(&port);
@@ -70,7 +70,7 @@ impl Inside {
 
     /// Queues a datagram of one of our ports. A full queue loses its oldest: whoever sent that has asked again by now, or
     /// given up.
-    pub(in crate::client) fn send_udp(
+    pub(super) fn send_udp(
         &mut self,
         now: Instant,
         handle: HandleId,

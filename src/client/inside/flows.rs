@@ -64,7 +64,7 @@ impl Inside {
     }
 
     /// Opens a flow; the reply follows when it stands or has failed.
-    pub(in crate::client) fn connect(
+    pub(super) fn connect(
         &mut self,
         now: Instant,
         handle: HandleId,
@@ -111,7 +111,7 @@ impl Inside {
     /// A flow that has ended with its inner address meanwhile shows as a reset: to the application,
     /// an orderly end would mean that the origin had nothing to say. The same becomes of one that rules, which have
     /// changed since it was `judged`, send another way.
-    pub(in crate::client) fn attach(
+    pub(super) fn attach(
         &mut self,
         now: Instant,
         handle: HandleId,
@@ -175,13 +175,13 @@ impl Inside {
     }
 
     /// Ends the flows that rules, which have changed, send another way.
-    pub(in crate::client) fn end_unfit(&mut self, now: Instant) {
+    pub(super) fn end_unfit(&mut self, now: Instant) {
         self.relay.end_unfit(now, &mut self.stack);
         self.relayed_relay.end_unfit(now, &mut self.relayed);
     }
 
     /// Ends a flow whose owner has gone, in whatever state it is.
-    pub(in crate::client) fn abort(&mut self, now: Instant, handle: HandleId) {
+    pub(super) fn abort(&mut self, now: Instant, handle: HandleId) {
         let flow = match self.flows.remove(&handle) {
             Some(Slot::Connecting { flow, .. } | Slot::Open { flow } | Slot::Piped { flow }) => {
                 flow

@@ -11,13 +11,7 @@ use crate::client::tunnel::{Arrivals, ConnectError, HandleId, Refusal, Reply};
 
 impl Inside {
     /// Listens on a TCP port.
-    pub(in crate::client) fn listen(
-        &mut self,
-        handle: HandleId,
-        port: u16,
-        arrivals: Arrivals,
-        reply: Reply,
-    ) {
+    pub(super) fn listen(&mut self, handle: HandleId, port: u16, arrivals: Arrivals, reply: Reply) {
         if !self.stack.listen(port) {
             reply.send(Err(ConnectError::PortTaken));
             return;
@@ -28,7 +22,7 @@ impl Inside {
     }
 
     /// Listens on a TCP port no more; the flows of those who came go on.
-    pub(in crate::client) fn unlisten(&mut self, handle: HandleId) {
+    pub(super) fn unlisten(&mut self, handle: HandleId) {
         if let Some(port) = self.listeners.remove(&handle) {
             self.arrivals.remove(&port);
             self.stack.unlisten(port);
@@ -36,7 +30,7 @@ impl Inside {
     }
 
     /// Tells a peer why there is no flow.
-    pub(in crate::client) fn refuse(&mut self, now: Instant, handle: HandleId, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, now: Instant, handle: HandleId, refusal: Refusal) {
         let rejection = match refusal {
             Refusal::Refused => Rejection::Reset,
             Refusal::Unreachable => Rejection::Unreachable(Unreachable::Host),

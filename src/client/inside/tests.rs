@@ -14,29 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::client::resolve::NameQuery;
 use crate::client::tunnel::Attachment;
+use crate::io::carrier::wire::Wire;
 use crate::proto::budget::{HARD, SESSION};
-
-/// A lane that has room or not.
-#[derive(Default)]
-struct Wire {
-    full: bool,
-    room: Vec<u8>,
-    packets: Vec<(Vec<u8>, Offload)>,
-}
-
-impl PacketSink for Wire {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        if self.full {
-            return None;
-        }
-        self.room.resize(len, 0);
-        Some(&mut self.room[..len])
-    }
-
-    fn commit(&mut self, len: usize, offload: Offload) {
-        self.packets.push((self.room[..len].to_vec(), offload));
-    }
-}
 
 const FIRST: HandleId = HandleId::numbered(1);
 

@@ -4,6 +4,10 @@
 //! connections to origins belong to the client's connection: they are used again for its
 //! later requests, and end with it. Informational responses other than 100 and 101 are
 //! not passed on.
+//!
+//! An origin that answers before it wants the body that a client keeps back for its 100 gets
+//! none, and no other request either: the connection, on which a body is still due, is closed
+//! with the last byte of the answer.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,7 +26,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
@@ -40,7 +44,7 @@ pub(super) struct Origins {
 #[derive(Default)]
 struct Pool {
     /// Idle ones, the last used last.
-    idle: Vec<(Origin, Sender)>,
+    idle: Vec<(Origin, Connection)>,
     /// hyper's tasks for all of them; dropping the set ends them.
     tasks: JoinSet<()>,
 }
@@ -53,27 +57,27 @@ struct Origin {
 }
 
 impl Origins {
-    fn take(&self, origin: &Origin) -> Option<Sender> {
+    fn take(&self, origin: &Origin) -> Option<Connection> {
         let mut pool = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         // A request is judged by the rules of its own time.
-        pool.idle.retain(|(_, (_, judged))| judged.holds());
+        pool.idle.retain(|(_, kept)| kept.judged.holds());
         let at = pool.idle.iter().position(|(to, _)| to == origin)?;
         Some(pool.idle.remove(at).1)
     }
 
-    fn give_back(&self, origin: Origin, sender: Sender) {
+    fn give_back(&self, origin: Origin, connection: Connection) {
         let mut pool = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.retain(|(_, (sender, _))| !sender.is_closed());
+        pool.idle.retain(|(_, kept)| !kept.sender.is_closed());
         if pool.idle.len() >= MAX_IDLE {
             pool.idle.remove(0);
         }
-        pool.idle.push((origin, sender));
+        pool.idle.push((origin, connection));
     }
 
-    fn run(&self, connection: impl Future<Output = ()> + Send + 'static) {
+    fn run(&self, connection: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut pool = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         while pool.tasks.try_join_next().is_some() {}
-        pool.tasks.spawn(connection);
+        pool.tasks.spawn(connection)
     }
 }
 
@@ -101,15 +105,18 @@ pub(super) async fn forward(session: &Session, request: Request<Incoming>) -> Re
     session.context.settings.stats.http_forwards.add();
 
     let answer = exchange(session, &origin, parts, Upload::new(body, gate.clone())).await;
-    let (mut response, sender) = match answer {
+    let (mut response, connection) = match answer {
         Ok(answer) => answer,
         Err(refusal) => return *refusal,
     };
+    // Where the body stays here, the origin still waits for it.
     let used_up = gate.is_some_and(|gate| gate.shut());
+    let close = used_up.then(|| Close(connection.task.clone()));
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if switched && wants.is_none() {
+    // RFC 9110 section 7.8: not before it has said 100 and read the request.
+    if switched && (wants.is_none() || used_up) {
         let text = format!(
-            "{}:{}: the origin switched protocols unasked.\n",
+            "{}:{}: the origin switched protocols unasked, or before it had the request.\n",
             origin.host, origin.port
         );
         return plain(StatusCode::BAD_GATEWAY, text);
@@ -124,11 +131,17 @@ pub(super) async fn forward(session: &Session, request: Request<Incoming>) -> Re
             .or(wants)
             .unwrap_or(HeaderValue::from_static("unknown"));
         headers::set_upgrade(response.headers_mut(), protocol);
-        session.set_after(After::Upgrade(hyper::upgrade::on(&mut response), sender.1));
-    } else if !used_up {
-        session.origins.give_back(origin, sender);
+        let upgrade = hyper::upgrade::on(&mut response);
+        session.set_after(After::Upgrade(upgrade, connection.judged));
+    } else if close.is_none() {
+        session.origins.give_back(origin, connection);
     }
-    response.map(Either::Right)
+    response.map(|body| {
+        Either::Right(Download {
+            body,
+            _close: close,
+        })
+    })
 }
 
 /// Reads an absolute-form target: the origin, and the `Host` field that names it.
@@ -195,10 +208,24 @@ fn expects_continue(parts: &Parts) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// A connection to an origin, and what was judged of it.
-type Sender = (SendRequest<Upload>, Judged);
+/// A connection to an origin.
+struct Connection {
+    sender: SendRequest<Upload>,
+    judged: Judged,
+    /// hyper's, which has the socket.
+    task: AbortHandle,
+}
 
-type Answer = (Response<Incoming>, Sender);
+/// Closes a connection when it is dropped.
+struct Close(AbortHandle);
+
+impl Drop for Close {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+type Answer = (Response<Incoming>, Connection);
 
 /// Sends the request over a kept connection, or a new one, and waits for the answer.
 async fn exchange(
@@ -208,15 +235,15 @@ async fn exchange(
     body: Upload,
 ) -> Result<Answer, Box<Response<Body>>> {
     let mut request = request(parts, body);
-    if let Some((mut sender, judged)) = session.origins.take(origin)
-        && matches!(timeout(REUSE_LIMIT, sender.ready()).await, Ok(Ok(())))
+    if let Some(mut kept) = session.origins.take(origin)
+        && matches!(timeout(REUSE_LIMIT, kept.sender.ready()).await, Ok(Ok(())))
     {
         // The origin may have closed the connection just now. A request that is safe to
         // repeat, and has no body, is repeated on a new one (RFC 9112 section 9.3.1).
         let repeatable = request.method().is_safe() && request.body().is_end_stream();
         let spare = repeatable.then(|| request_head(&request));
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, (sender, judged))),
+        match kept.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, kept)),
             Err(mut failure) => match (failure.take_message(), spare) {
                 (Some(unsent), _) => request = unsent,
                 (None, Some(spare)) => request = spare,
@@ -224,9 +251,9 @@ async fn exchange(
             },
         }
     }
-    let (mut sender, judged) = open(session, origin).await?;
-    match sender.send_request(request).await {
-        Ok(response) => Ok((response, (sender, judged))),
+    let mut connection = open(session, origin).await?;
+    match connection.sender.send_request(request).await {
+        Ok(response) => Ok((response, connection)),
         Err(error) => Err(broken(session, origin, &error)),
     }
 }
@@ -255,7 +282,7 @@ fn request_head(request: &Request<Upload>) -> Request<Upload> {
     copy
 }
 
-async fn open(session: &Session, origin: &Origin) -> Result<Sender, Box<Response<Body>>> {
+async fn open(session: &Session, origin: &Origin) -> Result<Connection, Box<Response<Body>>> {
     let Origin { host, port } = origin;
     let opened = (session.context.open(host, *port).await)
         .map_err(|error| Box::new(session.origin_failed(host, *port, &error)))?;
@@ -268,7 +295,7 @@ async fn open(session: &Session, origin: &Origin) -> Result<Sender, Box<Response
         .await
         .map_err(|error| broken(session, origin, &error))?;
     let (terms, stats) = (judged.clone(), Arc::clone(&session.context.settings.stats));
-    session.origins.run(async move {
+    let task = session.origins.run(async move {
         tokio::select! {
             outcome = connection.with_upgrades() => if let Err(error) = outcome {
                 debug!(%error, "connection to an origin broken");
@@ -276,7 +303,11 @@ async fn open(session: &Session, origin: &Origin) -> Result<Sender, Box<Response
             () = terms.overruled() => stats.overruled.add(),
         }
     });
-    Ok((sender, judged))
+    Ok(Connection {
+        sender,
+        judged,
+        task,
+    })
 }
 
 /// Answers for an origin that was reached but did not answer as HTTP should.
@@ -383,6 +414,33 @@ impl hyper::body::Body for Upload {
             Some(body) => body.size_hint(),
             None => SizeHint::with_exact(0),
         }
+    }
+}
+
+/// The origin's body on its way to the client.
+pub(super) struct Download {
+    body: Incoming,
+    /// Where the connection serves nobody afterwards.
+    _close: Option<Close>,
+}
+
+impl hyper::body::Body for Download {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::forward::{self, Origins};
+use super::forward::{self, Download, Origins};
 use super::listen::Context;
 use super::origin::{Opened, OriginStream};
 use super::{linger, pac};
@@ -31,7 +31,7 @@ use crate::client::rules::Judged;
 use crate::client::tunnel::ConnectError;
 
 /// What the proxy answers with: its own words, or the origin's body.
-pub(super) type Body = Either<Full<Bytes>, Incoming>;
+pub(super) type Body = Either<Full<Bytes>, Download>;
 
 /// The state of one HTTP connection.
 pub(super) struct Session {

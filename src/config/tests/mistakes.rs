@@ -479,6 +479,10 @@ pub(super) const WRONG_CLIENTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "dns: {allow: /dev/null}",
+        &["dns.allow: cannot read /dev/null: this is a device, not a file"],
+    ),
+    (
         "dns: {block: ['ftp://a.test/x']}",
         &["dns.block[0]: `ftp://` cannot be fetched: write http:// or https://"],
     ),

@@ -9,11 +9,7 @@ fn a_key_alone_makes_a_server_with_the_documented_defaults() {
         .expect("a server")
         .config;
     assert_eq!(
-        config
-            .listen
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
+        texts(&config.listen),
         ["udp://0.0.0.0:7443", "tcp://0.0.0.0:7443"]
     );
     assert_eq!(
@@ -94,11 +90,7 @@ aead: [aes-128-gcm, xchacha20-poly1305]
         .expect("a server")
         .config;
     assert_eq!(
-        config
-            .listen
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
+        texts(&config.listen),
         ["tcp://[::1]:1", "tls://127.0.0.1:0"]
     );
     assert_eq!(config.secret_keys.len(), 2);
@@ -115,11 +107,7 @@ aead: [aes-128-gcm, xchacha20-poly1305]
         }
     );
     assert_eq!(
-        config
-            .allow
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
+        texts(&config.allow),
         ["192.168.7.0/24", "10.1.2.3/32", "fd00:7::/64"]
     );
     let client = config.clients.first().expect("a client");
@@ -133,14 +121,7 @@ aead: [aes-128-gcm, xchacha20-poly1305]
         (tls.certificate, tls.key),
         (bench.path("cert.pem"), bench.path("cert.pem"))
     );
-    assert_eq!(
-        config
-            .dns
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        ["9.9.9.9:53", "[2620:fe::fe]:5353"]
-    );
+    assert_eq!(texts(&config.dns), ["9.9.9.9:53", "[2620:fe::fe]:5353"]);
     assert_eq!((config.client_to_client, config.max_clients), (true, 7));
     assert_eq!(config.dns_records.len(), 2);
     assert_eq!(config.state_dir, bench.path("state"));
@@ -231,7 +212,7 @@ dns:
         panic!("pins are set")
     };
     assert_eq!(
-        pins.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        texts(&pins),
         ["jp/GoBwlKhz2FALTFCUJOzYmOxfHvqWJaQNvO9nlUKI="]
     );
     assert_eq!(config.connect_timeout, Duration::from_millis(1500));
@@ -265,8 +246,7 @@ fn tunnel_of_the_whole_host_is_off_on_or_split() {
         guarded.to_string(),
         "the whole host through vpn0 with a kill switch"
     );
-    let shown: Vec<String> = guarded.exclude.iter().map(ToString::to_string).collect();
-    assert_eq!(shown, ["fd00::1/128", "10.0.0.0/8"]);
+    assert_eq!(texts(&guarded.exclude), ["fd00::1/128", "10.0.0.0/8"]);
     let split = tunnel("tun: {state_dir: kept, routes: [10.0.0.0/8]}").expect("it is on");
     assert_eq!(split.to_string(), "10.0.0.0/8 through adit0");
     assert!(!split.dns);
@@ -305,9 +285,8 @@ proxies:
     let config = bench.client(&text).expect("a client").config;
     let told: Vec<String> = (config.listeners().iter())
         .map(|proxy| {
-            let rules: Vec<_> = proxy.rules.iter().map(ToString::to_string).collect();
             let user = proxy.auth.as_ref().map_or("-", |auth| &auth.user);
-            format!("{} {user} {}", proxy.listen, rules.join("; "))
+            format!("{} {user} {}", proxy.listen, texts(&proxy.rules).join("; "))
         })
         .collect();
     let common = "direct 10.0.0.0/8; block a.example b.example";

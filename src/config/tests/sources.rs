@@ -9,7 +9,7 @@ fn rules_come_from_the_environment_and_from_flags_too() {
             .client(&format!("{CLIENT}rules: block *\n"))
             .expect("a client")
             .config;
-        config.rules.iter().map(ToString::to_string).collect()
+        texts(&config.rules)
     };
     let bench = Bench::new();
     assert_eq!(rules(&bench), ["block *"]);
@@ -164,7 +164,7 @@ fn server_needs_no_file_at_all() {
 }
 
 fn forwards(config: &ClientConfig) -> Vec<String> {
-    config.forwards.iter().map(ToString::to_string).collect()
+    texts(&config.forwards)
 }
 
 #[test]

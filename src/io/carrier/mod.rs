@@ -53,6 +53,8 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod waiting;
+#[cfg(test)]
+pub(crate) mod wire;
 
 pub use carrying::{Carrier, MAX_LANES};
 pub use deliver::Deliver;

@@ -7,6 +7,11 @@ use crate::client::rules::{InForce, Judged, Rules, Way, listed};
 use crate::client::tunnel::ConnectError;
 use crate::io::relay::Endpoint;
 
+fn attach(inside: &mut Inside, socket: TcpStream, early: &[u8]) {
+    let attachment = Attachment::Tcp(socket);
+    inside.attach(Instant::now(), FIRST, attachment, early.to_vec(), None);
+}
+
 #[test]
 fn flow_that_times_out_says_whose_fault_it_was() {
     for (linked, expected) in [
@@ -44,13 +49,7 @@ async fn attached_flow_moves_bytes_and_ends_with_both_halves() {
     let mut path = Path::new();
     let far = path.open();
     let (socket, mut application) = tcp_pair().await;
-    path.inside.attach(
-        Instant::now(),
-        FIRST,
-        Attachment::Tcp(socket),
-        b"early ".to_vec(),
-        None,
-    );
+    attach(&mut path.inside, socket, b"early ");
     application.write_all(b"bytes").await.unwrap();
     application.shutdown().await.unwrap();
     let mut received = Vec::new();
@@ -85,13 +84,7 @@ async fn flow_that_the_origin_resets_is_reset_for_the_application() {
     let mut path = Path::new();
     let far = path.open();
     let (socket, mut application) = tcp_pair().await;
-    path.inside.attach(
-        Instant::now(),
-        FIRST,
-        Attachment::Tcp(socket),
-        Vec::new(),
-        None,
-    );
+    attach(&mut path.inside, socket, b"");
     path.settle();
     path.origin.abort(path.now, far);
     path.settle();
@@ -105,13 +98,7 @@ async fn application_that_resets_resets_the_flow() {
     let mut path = Path::new();
     let far = path.open();
     let (socket, application) = tcp_pair().await;
-    path.inside.attach(
-        Instant::now(),
-        FIRST,
-        Attachment::Tcp(socket),
-        Vec::new(),
-        None,
-    );
+    attach(&mut path.inside, socket, b"");
     path.settle();
     Endpoint::Tcp(application).reset();
     let closed = |event: &Event| matches!(event, Event::Closed { flow, .. } if *flow == far);
@@ -125,13 +112,7 @@ async fn application_that_resets_resets_the_flow() {
 async fn flow_that_ended_before_it_was_attached_shows_as_a_reset() {
     let (mut inside, _asked) = inside();
     let (socket, mut application) = tcp_pair().await;
-    inside.attach(
-        Instant::now(),
-        FIRST,
-        Attachment::Tcp(socket),
-        Vec::new(),
-        None,
-    );
+    attach(&mut inside, socket, b"");
     let error = application.read(&mut [0; 8]).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

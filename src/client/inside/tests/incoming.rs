@@ -5,6 +5,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::client::tunnel::{Command, Commands, ConnectError, Listener, Refusal, Tunnel, tunnel};
+use crate::io::outside::Outside;
 use crate::io::relay::{Endpoint, FlowWatch};
 
 /// The inside of a path, a port on which somebody listens, and a peer who has called it.
@@ -53,35 +54,7 @@ impl Called {
 }
 
 fn order(path: &mut Path, command: Command) {
-    let (inside, now) = (&mut path.inside, path.now);
-    match command {
-        Command::Listen {
-            listener,
-            port,
-            arrivals,
-            reply,
-        } => inside.listen(listener, port, arrivals, reply),
-        Command::Unlisten { listener } => inside.unlisten(listener),
-        Command::Attach {
-            flow,
-            attachment,
-            early,
-            judged,
-        } => inside.attach(now, flow, attachment, early, judged),
-        Command::Abort { flow } => inside.abort(now, flow),
-        Command::Refuse { flow, refusal } => inside.refuse(now, flow, refusal),
-        Command::Connect { .. }
-        | Command::BindUdp { .. }
-        | Command::BindEcho { .. }
-        | Command::SendUdp { .. }
-        | Command::UnbindUdp { .. }
-        | Command::Associate { .. }
-        | Command::Dissociate { .. }
-        | Command::Idle { .. }
-        | Command::JudgeAgain
-        | Command::Look { .. }
-        | Command::Resolved { .. } => panic!("no order of a listener's: {command:?}"),
-    }
+    path.inside.obey(path.now, &Outside::default(), command);
 }
 
 #[tokio::test]

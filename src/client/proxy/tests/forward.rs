@@ -431,6 +431,40 @@ async fn refused_expectation_reaches_the_client_without_a_100() {
 }
 
 #[tokio::test]
+async fn connection_whose_origin_did_not_want_the_body_ends_with_the_answer() {
+    let proxy = Proxy::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut stream = proxy.connect().await;
+    let head = format!(
+        "POST http://{address}/ HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\
+         Content-Length: 4\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut origin, _) = listener.accept().await.unwrap();
+    read_head(&mut origin).await;
+    // A client need not wait for ever (RFC 9110 section 10.1.1): its body is read, and goes nowhere.
+    stream.write_all(b"body").await.unwrap();
+    let answer = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\n";
+    origin.write_all(answer).await.unwrap();
+    let refused = read_head(&mut stream).await;
+    assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
+    origin.write_all(b"no").await.unwrap();
+    expect(&mut stream, b"no").await;
+    assert_eq!(read_all(&mut origin).await, b"", "no body, and the end");
+    let head = format!("GET http://{address}/ HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut other, _) = listener.accept().await.unwrap();
+    assert!(read_head(&mut other).await.starts_with("GET / "));
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    other.write_all(answer).await.unwrap();
+    read_head(&mut stream).await;
+    expect(&mut stream, b"ok").await;
+    drop((stream, other));
+    proxy.finish().await;
+}
+
+#[tokio::test]
 async fn max_forwards_stops_at_the_proxy() {
     let proxy = Proxy::start().await;
     let origin = Origin::start().await;
