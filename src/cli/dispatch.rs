@@ -18,6 +18,7 @@ use crate::client::host::Host;
 use crate::client::instance::Instance;
 use crate::client::proxies::Proxies;
 use crate::client::run::{Client, Services, local_resolver};
+use crate::client::tunnel::Tunnel;
 use crate::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
     Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
@@ -114,6 +115,7 @@ pub async fn run_client(
             resolver,
             reload,
             address,
+            host: None,
         };
         return serve_client(config, Outside::default(), served, &mut ready, &stop).await;
     };
@@ -124,6 +126,7 @@ pub async fn run_client(
         resolver,
         reload,
         address: format!("the host goes through {}, {address}", tunnel.name),
+        host: Some(host.handle()),
     };
     // The host's session is the first: a fixed address is for it.
     let up = tokio::select! {
@@ -154,6 +157,8 @@ struct Served {
     resolver: Option<LocalResolver>,
     reload: Option<Reload>,
     address: String,
+    /// Tells how the host's session is, with `tun`.
+    host: Option<Tunnel>,
 }
 
 /// Runs a client's proxies, resolver and forwards, whose sockets leave the host as `outside` says.
@@ -169,10 +174,11 @@ async fn serve_client(
         resolver,
         reload,
         address,
+        host,
     } = served;
     let listener = control::place(&config).listen()?;
     let instance = listener.as_ref().map(Instance::of).unwrap_or_default();
-    let client = Client::leaving(&config, outside, &instance)?;
+    let client = Client::leaving(&config, outside, &instance)?.beside_host(host);
     let asker = reload.as_ref().map(Reload::asker);
     let services = Services::start(
         &client,

@@ -179,7 +179,10 @@ impl Sorter {
                 }
                 // About answers to strangers, which nobody waits for.
                 Poll::Ready(Err(
-                    Feedback::TooBig { .. } | Feedback::Refused | Feedback::Unreachable,
+                    Feedback::TooBig { .. }
+                    | Feedback::Refused
+                    | Feedback::Unreachable
+                    | Feedback::Forbidden,
                 )) => {}
             }
         }
