@@ -63,6 +63,16 @@ impl Down {
         }
     }
 
+    /// Whether a command that waits for its tunnel before it starts is better told than left waiting: the server refuses, and
+    /// goes on to until somebody does something about it.
+    pub const fn ends_a_wait(self) -> bool {
+        matches!(
+            self,
+            Self::Revoked
+                | Self::Refused(CloseReason::TooManyInstances | CloseReason::PoolExhausted)
+        )
+    }
+
     /// One word for it, as programs read it.
     pub const fn word(self) -> &'static str {
         match self {

@@ -145,6 +145,11 @@ impl Reporter {
         looks
     }
 
+    /// Tells why this client's own tunnel is down, if it is; that of the whole host is another.
+    pub fn down(&self) -> Option<Down> {
+        self.tunnel.down()
+    }
+
     fn forwarding(&self) -> Forwarding {
         let mut sum = Forwarding::default();
         for forward in self.forwards.list() {

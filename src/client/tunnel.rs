@@ -229,8 +229,10 @@ impl Tunnel {
     /// Says why nothing goes through the tunnel now; `None` while it is up.
     pub fn down(&self) -> Option<Down> {
         // A driver that has gone says nothing any more.
-        let is_gone = self.down.has_changed().is_err();
-        (*self.down.borrow()).or(is_gone.then_some(Down::Ended))
+        if self.down.has_changed().is_err() {
+            return Some(Down::Ended);
+        }
+        *self.down.borrow()
     }
 
     /// Watches that.

@@ -34,7 +34,7 @@ use super::control::{self, Orders};
 use super::datagrams::{self, DatagramStats, Inboxes};
 use super::dns::{DnsService, DnsServiceError};
 use super::egress::tun::TunEgress;
-use super::egress::{Egress, echo, watch};
+use super::egress::{Egress, watch};
 use super::enrolment::{Enrolment, EnrolmentError};
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
@@ -443,13 +443,6 @@ impl Server {
             EgressKind::User => {
                 // A killed run may have had the other egress.
                 clean_up(&state)?;
-                if let Err(error) = echo::permitted() {
-                    warn!(
-                        %error,
-                        "clients cannot ping: this system gives no ping sockets; {}",
-                        echo::PING_REMEDY
-                    );
-                }
                 (Egress::User, None, None)
             }
             EgressKind::Tun => {
