@@ -44,9 +44,12 @@ impl HostChanges {
     /// # Errors
     /// Another client leads this host, the state folder cannot be had, or what was left cannot be undone.
     pub fn begin(state: &Path, guard: &HostRules) -> Result<Self, HostError> {
-        let state = StateDir::open(state).map_err(|error| match error {
-            held @ StateError::Held { .. } => HostError::Running(held),
-            error => error.into(),
+        let state = StateDir::open(state).map_err(|error| {
+            if matches!(error, StateError::Held { .. }) {
+                HostError::Running(error)
+            } else {
+                error.into()
+            }
         })?;
         let mut changes = Self::open(&state, HostLock::take()?)?;
         // A kill switch that outlived its client outlives a start that fails, too.
