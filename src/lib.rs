@@ -68,6 +68,7 @@
 //! | [`io::websocket`] | WebSockets under stream lanes, what reverse proxies pass | polls | through what is below |
 //! | [`io::via`] | asks a proxy for the connection to the server: CONNECT, SOCKS5 | until it is answered | through [`io::dial`] |
 //! | [`client`] | proxy, resolver, forwards, and the client's driver | the driver | through `io` |
+//! | [`client::down`] | why there is no tunnel now, in words for all who wait for it | no | no |
 //! | [`client::rules`] | which way a request goes, and whether an open flow still may | no | no |
 //! | [`client::enclosure`] | ends the packets of commands that share the client, and opens what they carry again | its task | the TUN devices that it was handed |
 //! | [`client::enrol`] | makes a key a client's, by the link of an invitation | until it is answered | through [`io::carrier`] |

@@ -515,6 +515,13 @@ fn wrong_usage_is_told_with_status_2() {
     let output = shell.run(&["run", "true"]);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(err(&output).contains("`adit join LINK` makes one in "));
+    // Its exit status is the command's: what is wrong with the rest has one apart, too.
+    for args in [&["run"][..], &["--log-level", "warn", "run", "--no-such"]] {
+        let output = shell.run(args);
+        assert_eq!(output.status.code(), Some(125), "{args:?}: {output:?}");
+        assert!(err(&output).contains("Usage: adit run"), "{output:?}");
+    }
+    assert_eq!(shell.run(&["run", "--help"]).status.code(), Some(0));
 }
 
 #[test]
@@ -561,4 +568,6 @@ fn help_and_version_are_no_failure() {
         assert_eq!(output.status.code(), Some(0));
         assert!(out(&output).contains("Usage: adit"), "{output:?}");
     }
+    let help = shell.run(&["--help"]);
+    assert!(out(&help).contains("\n  man "), "{help:?}");
 }

@@ -73,7 +73,10 @@ async fn dropped_client_ends_for_all_who_hold_its_tunnel() {
     path.connected().await;
     let tunnel = path.client.tunnel();
     drop(path.client);
-    while tunnel.connect(origin).await.err() != Some(ConnectError::TunnelDown) {
+    while !matches!(
+        tunnel.connect(origin).await,
+        Err(ConnectError::TunnelDown(_))
+    ) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     while !path.shared.registry.is_empty() {

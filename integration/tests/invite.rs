@@ -383,9 +383,42 @@ fn client_that_is_revoked_in_mid_download_is_cut_off() {
             &["--max-time", "2"],
         );
         assert_ne!(fetched.status.code(), Some(0), "it is out");
+        told_that_it_is_revoked(&host, proxy, &origin);
         let text = client.process().text();
         let warned = text.lines().filter(|line| line.contains("WARN"));
         assert_eq!(warned.count(), 1, "once is enough: {text}");
+    }
+}
+
+/// Whoever asks a client that was revoked hears that, and at once, not that somebody is slow.
+fn told_that_it_is_revoked(host: &Host, proxy: SocketAddr, origin: &Origin) {
+    let (config, _) = host.files("laptop");
+    let adit = |command: &[&str], more: &[&str]| {
+        let config = ["-c", path(&config)];
+        host.workdir.run(&[command, &config, more].concat())
+    };
+    let shown = adit(&["status"], &[]);
+    assert!(shown.stdout.contains(": revoked: "), "{}", shown.text());
+    let shown = adit(&["status"], &["--json"]).stdout;
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["ready"], false);
+    assert_eq!(shown["down"]["why"], "revoked", "{shown:#}");
+    let health = adit(&["health"], &[]);
+    assert_eq!(health.status.code(), Some(1));
+    assert!(health.stderr.contains("revoked"), "{}", health.text());
+    for url in [origin.url("/bytes/10"), "http://name.example/".to_owned()] {
+        let fetched = curl::get(&Place::here(), Via::Http(proxy), &url, &["-i"]);
+        let text = fetched.text();
+        assert!(text.contains("503 "), "{text}");
+        assert!(
+            text.contains("the server has revoked this client"),
+            "{text}"
+        );
+    }
+    let command = adit(&["run", "--share"], &["--", "true"]);
+    if Path::new("/dev/net/tun").exists() {
+        assert_eq!(command.status.code(), Some(125), "{}", command.text());
+        assert!(command.stderr.contains("revoked"), "{}", command.text());
     }
 }
 

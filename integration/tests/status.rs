@@ -364,7 +364,7 @@ fn configuration_with_a_mistake_changes_nothing_and_the_mistake_is_told() {
         fs::write(config, format!("{good}\nthreats: 4\n")).expect("writes");
         let name = config.file_name().expect("a name").to_string_lossy();
         let place = format!("{name}:{}:1: threats", lines + 2);
-        // Whether the caller reads it, who is to find the program by it, or the program.
+        // Whoever finds the program by the file leaves the rest of it to the program.
         let refused = order(&pair, "reload", config, &[]);
         assert_eq!(refused.status.code(), Some(1), "{}", refused.text());
         assert!(
@@ -411,8 +411,17 @@ fn configuration_with_a_mistake_changes_nothing_and_the_mistake_is_told() {
                 number(&said, "/reloads/failed"),
                 number(&said, "/reloads/applied")
             ),
-            (1, 1)
+            (2, 1)
         );
+        if config == &pair.client_config {
+            // What the file names is not needed to find who runs.
+            let good = fs::read_to_string(config).expect("it is there");
+            fs::write(config, format!("{good}\ndns: {{block: [gone.txt]}}\n")).expect("writes");
+            assert_eq!(status(&pair, config)["ready"], true);
+            let refused = order(&pair, "reload", config, &[]);
+            assert!(refused.stderr.contains("gone.txt"), "{}", refused.text());
+            fs::write(config, good).expect("writes");
+        }
     }
     // What waits for a restart is named.
     rewrite(

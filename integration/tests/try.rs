@@ -499,4 +499,11 @@ fn line_that_it_prints_for_curl_works() {
         .stdin(Stdio::null());
     let got = process::run(command, SOON);
     assert!(got.stdout.contains("127.0.0.1:"), "{line}: {got:?}");
+    // What runs is found without a word about it, and ends without a trace.
+    let status = workdir.run_as(&Place::here(), User::ordinary(), &["status"]);
+    assert!(status.stdout.contains(": connected, "), "{}", status.text());
+    assert!(!adit.process().text().contains("WARN"));
+    adit.stop();
+    let status = workdir.run_as(&Place::here(), User::ordinary(), &["status"]);
+    assert!(status.stderr.contains("runs: start"), "{}", status.text());
 }

@@ -129,8 +129,7 @@ pub(super) enum Command {
     Bench(BenchArgs),
     /// Print the completions of a shell, for its folder of them: adit completions bash > /etc/bash_completion.d/adit
     Completions(CompletionsArgs),
-    /// Write the manual pages
-    #[command(hide = true)]
+    /// Write the manual pages to a folder: adit man --out man1, then man ./man1/adit.1
     Man(ManArgs),
 }
 
@@ -321,7 +320,7 @@ pub(super) struct ClientArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: that of the command; 125 if adit itself failed before it, 126 if the command cannot be run, 127 if there is none of that name.\nThe level of the log is warn by default here."
+    after_help = "Exit status: that of the command; 125 if adit itself failed before it or was used wrongly, 126 if the command cannot be run, 127 if there is none of that name.\nThe level of the log is warn by default here."
 )]
 pub(super) struct RunArgs {
     /// The configuration file of a client; every key of it has an environment variable too (ADIT_SERVER for server). Without,

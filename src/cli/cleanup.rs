@@ -37,27 +37,81 @@ pub(super) fn run(args: &CleanupArgs) -> Result<(), Failure> {
     let base = state_base(&environment).ok_or_else(|| {
         Failure::Usage("no place for state folders is known: name one by --state-dir".to_owned())
     })?;
-    let folders = journals(&base);
-    if folders.is_empty() {
-        print(&format!("{}: nothing was left behind", base.display()))?;
-        return point_to_root();
-    }
     let mut failed = Vec::new();
-    for folder in folders {
-        match clean_up(&folder) {
-            Ok(undone) => tell(&folder, &undone)?,
-            // Whoever lives undoes it at the end.
-            Err(HostError::State(error @ StateError::Held { .. })) => {
-                print(&format!("left as it is: {error}"))?;
+    for base in places(base) {
+        let folders = journals(&base);
+        if folders.is_empty() {
+            let found = if base.exists() {
+                "nothing was left behind"
+            } else {
+                "there is no such folder, so nothing was left behind"
+            };
+            print(&format!("looked in {}: {found}", base.display()))?;
+            continue;
+        }
+        print(&format!("looked in {}:", base.display()))?;
+        for folder in folders {
+            match clean_up(&folder) {
+                Ok(undone) => tell(&folder, &undone)?,
+                // Whoever lives undoes it at the end.
+                Err(HostError::State(error @ StateError::Held { .. })) => {
+                    print(&format!("left as it is: {error}"))?;
+                }
+                Err(error) => failed.push(format!("{}: {error}", folder.display())),
             }
-            Err(error) => failed.push(format!("{}: {error}", folder.display())),
         }
     }
+    point_to_others()?;
     if failed.is_empty() {
-        point_to_root()
+        Ok(())
     } else {
         Err(Failure::Run(anyhow!(failed.join("; "))))
     }
+}
+
+/// Where state folders may be: in `base`, and as root in those that units have besides.
+fn places(base: PathBuf) -> Vec<PathBuf> {
+    let mut places = vec![base];
+    if geteuid().is_root() {
+        let entries = fs::read_dir(UNITS_STATE).into_iter().flatten().flatten();
+        let of_units = entries.filter(|entry| {
+            let name = entry.file_name();
+            name.to_string_lossy().starts_with("adit-")
+        });
+        let mut of_units: Vec<PathBuf> = of_units.map(|entry| entry.path()).collect();
+        of_units.retain(|folder| folder.is_dir());
+        of_units.sort();
+        places.extend(of_units);
+    }
+    places
+}
+
+/// Says where else something may lie, and who undoes it.
+fn point_to_others() -> Result<(), Failure> {
+    if !geteuid().is_root() {
+        return point_to_root();
+    }
+    // What is written there is its user's to say, and root must not do whatever a user says.
+    for folder in homes().into_iter().flat_map(|home| journals(&home)) {
+        print(&format!(
+            "{0}: belongs to a user, whose `adit cleanup` undoes what is noted there; or `adit cleanup --state-dir {0}`, if you trust it",
+            folder.display()
+        ))?;
+    }
+    Ok(())
+}
+
+/// Where users have their state folders.
+fn homes() -> Vec<PathBuf> {
+    let entries = fs::read_dir(HOMES).into_iter().flatten().flatten();
+    let mut homes: Vec<PathBuf> = entries
+        .take(MOST_HOMES)
+        .map(|entry| entry.path().join(".local/state/adit"))
+        .collect();
+    homes.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".local/state/adit")));
+    homes.sort();
+    homes.dedup();
+    homes
 }
 
 /// Says who undoes what programs of root have left: theirs are other folders, which this user may not even see.
@@ -98,11 +152,12 @@ fn folder_of(file: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// The folders below `base` in which something is noted.
+/// The folders below `base`, and `base` itself, as a unit has it, in which something is noted.
 fn journals(base: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries
         .map(|entry| entry.path())
+        .chain([base.to_owned()])
         .filter(|folder| folder.join(JOURNAL).exists())
         .collect();
     folders.sort();
@@ -118,6 +173,13 @@ fn tell(folder: &Path, undone: &[String]) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// Where units have folders of their own.
+const UNITS_STATE: &str = "/var/lib";
+/// Where users have theirs.
+const HOMES: &str = "/home";
+/// More homes than a person reads about are not looked at.
+const MOST_HOMES: usize = 1000;
 
 /// Where root's programs have their state folders.
 const ROOTS_STATE: &str = "/var/lib/adit";

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::reload::Reload;
 use crate::client::control;
@@ -18,6 +18,7 @@ use crate::client::host::Host;
 use crate::client::instance::Instance;
 use crate::client::proxies::Proxies;
 use crate::client::run::{Client, Services, local_resolver};
+use crate::client::tunnel::Tunnel;
 use crate::config::{
     CertificateCheck, ClientConfig, ClientEntry, ControlSocket, DnsConfig, EgressKind, LaneAddr,
     Limits, ListenAddr, ProcessConfig, Repair, Scheme, ServerConfig, TunConfig,
@@ -27,6 +28,7 @@ use crate::io::memory;
 use crate::io::outside::Outside;
 use crate::io::ready::Ready;
 use crate::proto::{SecretKey, budget};
+use crate::server::egress::echo::{self, PING_REMEDY};
 use crate::server::run::Server;
 use crate::wire::DEFAULT_MTU;
 
@@ -53,6 +55,11 @@ pub async fn run_server(
     let mut fitted = config.clone();
     fit(&mut fitted.limits, memory::allowed());
     let mut server = Server::start(fitted).await?;
+    if config.egress == EgressKind::User
+        && let Err(error) = echo::permitted()
+    {
+        warn!(%error, "clients cannot ping: this system gives no ping sockets; {PING_REMEDY}");
+    }
     if let Some(pin) = server.tls_pin() {
         info!(%pin, "clients may pin this certificate");
     }
@@ -114,6 +121,7 @@ pub async fn run_client(
             resolver,
             reload,
             address,
+            host: None,
         };
         return serve_client(config, Outside::default(), served, &mut ready, &stop).await;
     };
@@ -124,6 +132,7 @@ pub async fn run_client(
         resolver,
         reload,
         address: format!("the host goes through {}, {address}", tunnel.name),
+        host: Some(host.handle()),
     };
     // The host's session is the first: a fixed address is for it.
     let up = tokio::select! {
@@ -154,6 +163,8 @@ struct Served {
     resolver: Option<LocalResolver>,
     reload: Option<Reload>,
     address: String,
+    /// Tells how the host's session is, with `tun`.
+    host: Option<Tunnel>,
 }
 
 /// Runs a client's proxies, resolver and forwards, whose sockets leave the host as `outside` says.
@@ -169,10 +180,11 @@ async fn serve_client(
         resolver,
         reload,
         address,
+        host,
     } = served;
     let listener = control::place(&config).listen()?;
     let instance = listener.as_ref().map(Instance::of).unwrap_or_default();
-    let client = Client::leaving(&config, outside, &instance)?;
+    let client = Client::leaving(&config, outside, &instance)?.beside_host(host);
     let asker = reload.as_ref().map(Reload::asker);
     let services = Services::start(
         &client,
@@ -229,21 +241,38 @@ pub async fn run_try(
     let state = tempfile::tempdir().context("cannot make a folder for the trial's state")?;
     let (server_key, client_key) = (generate(), generate());
     let server = Server::start(try_server(&server_key, &client_key, state.path())).await?;
+    if let Err(error) = echo::permitted() {
+        info!(%error, "ping is not answered in this trial: this system gives no ping sockets; {PING_REMEDY}");
+    }
     let config = try_client(server.listening(), &server_key, client_key, options.proxy);
     let proxies = Proxies::bind(&config)?;
     let address = Addresses(&proxies.addresses()).to_string();
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
+    // So that `adit status` and `adit run --share` find it.
+    let listener = control::place(&config).listen()?;
     let client = Client::start(&config)?;
+    let services = Services::start(
+        &client,
+        &config,
+        proxies.rules(),
+        proxies.stats(),
+        (listener, None),
+        &stop,
+    )?;
     let mut serving_proxy = tokio::spawn(proxies.serve(&client, stop.clone()));
     let result = until_stopped(&client, &mut serving_proxy, &stop, async || {
         ready.announce(&format!("proxy on {address}"));
         println!("try it:  curl -x socks5h://{address} https://example.com/");
+        println!("or:      adit run --share -- curl https://example.com/");
+        println!("see it:  adit status");
         println!("stop it: Ctrl-C");
     })
     .await;
     ready.stopping();
+    stop.cancel();
     client.close().await;
+    services.ended().await;
     serving_proxy.abort();
     server_stop.cancel();
     serving_clients.await.context("the server failed")??;
@@ -352,7 +381,7 @@ fn try_client(
         repair: Repair::Auto,
         threads: None,
         forwards: Vec::new(),
-        control: ControlSocket::Off,
+        control: ControlSocket::Usual,
         admin: None,
         log_level: None,
         memory: budget::CLIENT,

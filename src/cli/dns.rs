@@ -17,6 +17,7 @@ use super::{Failure, print};
 use crate::client::dns::Domain;
 use crate::client::dns::lists::{ListError, ListStore};
 use crate::client::dns::policy::Policy;
+use crate::client::rules::explain;
 
 /// Shows the decision about a name, and the answer.
 pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
@@ -49,6 +50,15 @@ pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
     let policy = Policy::new(&config.dns).with_lists(lists);
     print(&format!("{} {kind}", args.name))?;
     print(&format!("  {}", policy.explain(&domain)))?;
+    let lower = args.name.trim_end_matches('.').to_lowercase();
+    let listeners = config.listeners();
+    for listener in &listeners {
+        let of = match listeners.len() {
+            1 => "rules".to_owned(),
+            _ => format!("rules of the proxy on {}", listener.listen),
+        };
+        print(&format!("  {of}: {}", explain(&listener.rules, &lower)))?;
+    }
     let Some(resolver) = config.dns.listen else {
         return print(
             "  not asked: there is no local resolver: set dns: 127.0.0.1:5353 to have one",

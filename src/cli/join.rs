@@ -12,7 +12,7 @@
 
 use std::env;
 use std::fs::DirBuilder;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -33,10 +33,11 @@ use crate::wire::Verdict;
 /// The arguments of `adit join`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Afterwards the client is started by: adit client -c FILE\nIf this is interrupted, the same command goes on where it was."
+    after_help = "Afterwards the client is started by: adit client -c FILE\nIf this is interrupted, the same command goes on where it was.\nadit join - keeps the link out of the list of processes and the shell's history."
 )]
 pub(super) struct JoinArgs {
-    /// The link that `adit invite` has printed on the server, or - for standard input
+    /// The link that `adit invite` has printed on the server; or - to be asked for it, or read it from standard input, since
+    /// others on this host see what stands on a command line
     #[arg(value_name = "LINK")]
     link: String,
     /// The configuration file to write; the key is put beside it, as FILE with .key in place of .yaml. By default
@@ -114,11 +115,16 @@ pub(super) fn usual_file() -> Option<PathBuf> {
 fn read_link(text: &str) -> Result<Link, Failure> {
     let link = if text == "-" {
         let mut read = Zeroizing::new(String::new());
-        let stdin = io::stdin().lock().take(2 * MAX_LINK_LEN as u64);
-        { stdin }
-            .read_to_string(&mut read)
-            .map_err(|error| Failure::Usage(format!("standard input: {error}")))?;
-        read.parse::<Link>()
+        let is_asked = io::stdin().is_terminal();
+        let mut stdin = BufReader::new(io::stdin().lock().take(2 * MAX_LINK_LEN as u64));
+        let outcome = if is_asked {
+            note("paste the link, then press Enter:");
+            stdin.read_line(&mut read)
+        } else {
+            stdin.read_to_string(&mut read)
+        };
+        outcome.map_err(|error| Failure::Usage(format!("standard input: {error}")))?;
+        read.trim().parse::<Link>()
     } else {
         text.parse()
     };

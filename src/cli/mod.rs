@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Exit statuses: 0 done or stopped as asked, 1 failed, 2 wrong usage or configuration, 128 and the signal's number
-//! when a second signal ended the program at once. That of `run` is the command's, or 125 to 127 where it was not started. Errors are one line each on standard error, behind `adit: `.
+//! when a second signal ended the program at once. That of `run` is the command's, or 125 to 127 where it was not started: 125 for wrong usage, too. Errors are one line each on standard error, behind `adit: `.
 
 mod args;
 mod bench;
@@ -43,7 +43,7 @@ mod status;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 pub use args::{Args, TryArgs};
 
@@ -57,7 +57,12 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version come this way too, with status 0. A reader that is gone has seen enough.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+            let status = u8::try_from(error.exit_code()).unwrap_or(USAGE);
+            return ExitCode::from(if status == USAGE && is_run() {
+                run::FAILED
+            } else {
+                status
+            });
         }
     };
     let failure = match &args.command {
@@ -103,6 +108,14 @@ pub fn main() -> ExitCode {
         return ExitCode::from(status);
     }
     fail(&failure.message(), status)
+}
+
+/// Whether `adit run` was meant, whatever is wrong with the arguments: its exit status is the command's, so that its own
+/// mistakes have one apart.
+fn is_run() -> bool {
+    let lenient = Args::command().ignore_errors(true);
+    let matches = lenient.try_get_matches();
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"))
 }
 
 fn execute(args: &Args) -> Result<(), Failure> {

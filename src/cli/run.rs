@@ -285,6 +285,6 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// Whoever waits for longer wants the command to be started without waiting.
 const MOST_PATIENCE: Duration = Duration::from_secs(86_400);
 /// As env(1), nohup(1) and timeout(1) have it.
-const FAILED: u8 = 125;
+pub(super) const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;

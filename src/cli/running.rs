@@ -42,15 +42,19 @@ impl Which {
         if let Some(path) = &self.control {
             return connect(path).map(Found::Running);
         }
-        let Some(config) = self.load(Kind::Client, ClientConfig::load)? else {
+        let Some(sketch) = self.load(Kind::Client, ClientConfig::sketch)? else {
             return Ok(match only_one(client::sockets(), "client")? {
                 Ok(caller) => Found::Running(caller),
                 Err(why) => Found::Idle(None, why),
             });
         };
-        Ok(match self.ask(Kind::Client, &client::place(&config))? {
+        Ok(match self.ask(Kind::Client, &client::place(&sketch))? {
             Ok(caller) => Found::Running(caller),
-            Err(why) => Found::Idle(Some(Box::new(config)), why),
+            Err(why) => {
+                // Whoever goes on without it needs all of it.
+                let config = self.load(Kind::Client, ClientConfig::load)?;
+                Found::Idle(config.map(Box::new), why)
+            }
         })
     }
 
@@ -63,7 +67,7 @@ impl Which {
         if let Some(path) = &self.control {
             return connect(path);
         }
-        let found = match self.load(Kind::Server, ServerConfig::load)? {
+        let found = match self.load(Kind::Server, ServerConfig::sketch)? {
             Some(config) => self.ask(Kind::Server, &server::place(&config))?,
             None => only_one(server::sockets(), "server")?,
         };
@@ -86,13 +90,13 @@ impl Which {
             };
         }
         // Variables may say enough of either; else whatever runs is meant.
-        let server = self.load(Kind::Server, ServerConfig::load).ok().flatten();
+        let server = self.load(Kind::Server, ServerConfig::sketch).ok().flatten();
         if let Some(config) = server
             && let Ok(caller) = self.ask(Kind::Server, &server::place(&config))?
         {
             return Ok(caller);
         }
-        let client = self.load(Kind::Client, ClientConfig::load).ok().flatten();
+        let client = self.load(Kind::Client, ClientConfig::sketch).ok().flatten();
         if let Some(config) = client
             && let Ok(caller) = self.ask(Kind::Client, &client::place(&config))?
         {

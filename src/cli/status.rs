@@ -90,6 +90,7 @@ impl Since<'_> {
         let sessions = self.former.get("sessions")?.as_array()?;
         let same = |other: &&Value| {
             other.get("client") == session.get("client")
+                && other.get("carries") == session.get("carries")
                 && other.get("addresses") == session.get("addresses")
         };
         sessions.iter().find(same)
@@ -135,14 +136,16 @@ fn table(status: &Value, since: Option<&Since<'_>>) -> String {
     let sessions = status.get("sessions").and_then(Value::as_array);
     let sessions = sessions.map(Vec::as_slice).unwrap_or_default();
     if !sessions.is_empty() {
-        let mut rows = vec![head(is_server, since.is_some())];
-        rows.extend(
-            sessions
-                .iter()
-                .map(|session| row(session, is_server, since)),
-        );
+        // Whose session it is: of a server's clients, or of what shares a host with a proxy.
+        let owner = match sessions.iter().any(|it| it.get("carries").is_some()) {
+            true => Some(("CARRIES", "carries")),
+            false => is_server.then_some(("CLIENT", "client")),
+        };
+        let mut rows = vec![head(owner, since.is_some())];
+        rows.extend(sessions.iter().map(|session| row(session, owner, since)));
         lines.extend(aligned(&rows));
     }
+    lines.extend(failure(status));
     let left_out = number(status, "sessions_left_out");
     if left_out > 0 {
         lines.push(format!(
@@ -202,8 +205,8 @@ pub(super) fn headline(status: &Value) -> String {
     line
 }
 
-fn head(is_server: bool, rates: bool) -> Vec<String> {
-    let client = is_server.then_some("CLIENT");
+fn head(owner: Option<(&str, &str)>, rates: bool) -> Vec<String> {
+    let client = owner.map(|(title, _)| title);
     let carried = if rates {
         ["OUT/S", "IN/S"]
     } else {
@@ -217,7 +220,7 @@ fn head(is_server: bool, rates: bool) -> Vec<String> {
     columns.map(str::to_owned).collect()
 }
 
-fn row(session: &Value, is_server: bool, since: Option<&Since<'_>>) -> Vec<String> {
+fn row(session: &Value, owner: Option<(&str, &str)>, since: Option<&Since<'_>>) -> Vec<String> {
     let nothing = Value::Null;
     let total = session.get("total").unwrap_or(&nothing);
     let former = since.and_then(|since| since.session(session)?.get("total"));
@@ -235,7 +238,7 @@ fn row(session: &Value, is_server: bool, since: Option<&Since<'_>>) -> Vec<Strin
     let repaired = counted("repaired");
     let missing = (repaired + counted("unrepaired")).saturating_sub(counted("unrepaired_late"));
     let rtt = session.get("rtt_seconds").and_then(Value::as_f64);
-    let client = is_server.then(|| text(session, "client").to_owned());
+    let client = owner.map(|(_, key)| text(session, key).to_owned());
     let addresses = session.get("addresses").and_then(Value::as_array);
     let address = addresses
         .and_then(|all| all.first()?.as_str())
@@ -255,6 +258,12 @@ fn row(session: &Value, is_server: bool, since: Option<&Since<'_>>) -> Vec<Strin
             span(real(session, "age_seconds")),
         ])
         .collect()
+}
+
+/// What the last attempt at a server came to, of a client that has no tunnel.
+fn failure(status: &Value) -> Option<String> {
+    let failure = status.pointer("/down/last_failure")?.as_str()?;
+    Some(format!("the last attempt: {failure}"))
 }
 
 /// The lanes, each by how it is carried.
@@ -420,6 +429,27 @@ mod tests {
                 "laptop  10.86.0.2  udp* tls  12.3 ms  3.0 MiB  2.0 KiB    2.00 %   1.00 %   90.00 %      2  1m 1s",
                 "dropped: uplink.denied 7, queue.codel 4",
             ],
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn table_of_a_client_without_a_tunnel_says_why_and_of_a_whole_host_shows_both_sessions() {
+        let mut shown = status(3 << 20, 20);
+        shown["kind"] = json!("client");
+        shown["state"] = json!("revoked: …");
+        shown["down"] = json!({"why": "revoked", "last_failure": "udp://a:1: no answer"});
+        let mut host = shown["sessions"][0].clone();
+        host["carries"] = json!("host");
+        shown["sessions"][0]["carries"] = json!("proxy");
+        shown["sessions"].as_array_mut().unwrap().insert(0, host);
+        let shown = table(&shown, None);
+        assert!(shown.contains("client 1.2.3: revoked: …"), "{shown}");
+        assert!(shown.contains("\nCARRIES  ADDRESS "), "{shown}");
+        assert!(shown.contains("\nhost     10.86.0.2  udp*"), "{shown}");
+        assert!(shown.contains("\nproxy    10.86.0.2  udp*"), "{shown}");
+        assert!(
+            shown.contains("\nthe last attempt: udp://a:1: no answer"),
             "{shown}"
         );
     }

@@ -32,7 +32,7 @@ use crate::io::clock;
 use crate::io::dial::{DialError, Dialer, race};
 use crate::io::lane::{FrameError, ReadError, StreamLane};
 use crate::io::pool::Pool;
-use crate::io::udp::{Feedback, Receiver, SendBatch, Sender, Target, UdpIo};
+use crate::io::udp::{FORBIDDEN, Feedback, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
     ClientConfig, DatagramInitiator, DatagramPath, HandshakeError, Initiator, Reply,
 };
@@ -401,11 +401,12 @@ fn doubt(
             tracing::debug!(%remote, mtu, "a handshake is too long for its way");
             return Ok(());
         }
-        Some(Feedback::Refused) => io::ErrorKind::ConnectionRefused,
-        Some(Feedback::Unreachable) => io::ErrorKind::NetworkUnreachable,
+        Some(Feedback::Refused) => io::ErrorKind::ConnectionRefused.into(),
+        Some(Feedback::Unreachable) => io::ErrorKind::NetworkUnreachable.into(),
+        Some(Feedback::Forbidden) => io::Error::new(io::ErrorKind::PermissionDenied, FORBIDDEN),
     };
     if initiator.handle_refused() {
-        return Err(said.into());
+        return Err(said);
     }
     tracing::debug!(%remote, %said, "the network says a handshake does not arrive");
     Ok(())

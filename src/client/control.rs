@@ -9,7 +9,7 @@
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
 //! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
-//! | `session` | | whether there is a session with a lane: after 30 s at the latest, and as soon as there is one |
+//! | `session` | `wait`: milliseconds | whether there is a session with a lane, as soon as there is one, else after `wait`, at most 30 s, with `state`, which says why there is none; and `refused`, at once, where the server refuses this client |
 //! | `share` | a TUN device beside it | ends its packets: what its interface is to be given; and again when it has ended |
 //!
 //! A client's socket has a name made of both keys, so that whoever has its configuration finds it, and clients of
@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use super::down::Down;
 use super::enclosure::Enclosures;
 use super::forwards::{ForwardError, Forwards, Listed};
 use super::resolve::{Host, Resolver};
@@ -126,10 +127,7 @@ impl Commands for Orders {
                 },
                 Err(message) => Done::Now(Err(message)),
             },
-            "session" => {
-                let connected = timeout(SESSION_WAIT, self.connected()).await;
-                Done::Now(Ok(json!({CONNECTED: connected.unwrap_or(false)})))
-            }
+            "session" => Done::Now(Ok(self.session(&request).await)),
             "share" => self.share(passed),
             other => Done::Now(Err(format!(
                 "this client does not know `{other}`: is it an older adit?"
@@ -149,6 +147,33 @@ impl Orders {
             sleep(LOOK_AGAIN).await;
         }
         true
+    }
+
+    /// Says whether there is a session, after waiting for it.
+    async fn session(&self, request: &Request) -> Value {
+        let wait = request.number(WAIT).map_or(SESSION_WAIT, |wait| {
+            Duration::from_millis(wait).min(SESSION_WAIT)
+        });
+        let is_connected = tokio::select! {
+            connected = timeout(wait, self.connected()) => connected.unwrap_or(false),
+            () = self.refused() => false,
+        };
+        if is_connected {
+            return json!({CONNECTED: true});
+        }
+        let down = self.reporter.down();
+        json!({
+            CONNECTED: false,
+            STATE: down.unwrap_or_default().state(),
+            REFUSED: down.is_some_and(Down::ends_a_wait),
+        })
+    }
+
+    /// Waits until the server refuses this client.
+    async fn refused(&self) {
+        while !self.reporter.down().is_some_and(Down::ends_a_wait) {
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn reload(&self) -> Result<Value, String> {
@@ -235,14 +260,39 @@ pub fn connect_order(host: &str, port: u16) -> Request {
     Request::new("connect", arguments)
 }
 
-/// Asks whether there is a session.
-pub fn session_order() -> Request {
-    Request::new("session", Map::new())
+/// Asks whether there is a session, for at most so long.
+pub fn session_order(wait: Duration) -> Request {
+    let mut arguments = Map::new();
+    let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    arguments.insert(WAIT.to_owned(), json!(wait));
+    Request::new("session", arguments)
 }
 
-/// Whether there was one.
-pub fn is_connected(answer: &Value) -> bool {
-    answer.get(CONNECTED).and_then(Value::as_bool) == Some(true)
+/// What is said of the session that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionAnswer {
+    /// There is one.
+    Connected,
+    /// There may be one yet: how the client is.
+    Waiting(String),
+    /// The server refuses the client: how it is.
+    Refused(String),
+}
+
+impl SessionAnswer {
+    /// Reads an answer; one of an older client says nothing but whether there is a session.
+    pub fn of(answer: &Value) -> Self {
+        let flag = |key| answer.get(key).and_then(Value::as_bool) == Some(true);
+        let state = answer.get(STATE).and_then(Value::as_str);
+        let state = state.unwrap_or("connecting").to_owned();
+        if flag(CONNECTED) {
+            Self::Connected
+        } else if flag(REFUSED) {
+            Self::Refused(state)
+        } else {
+            Self::Waiting(state)
+        }
+    }
 }
 
 /// Orders that the packets of a TUN device are ended; it goes beside the order.
@@ -257,10 +307,16 @@ pub fn is_finished(end: &Value) -> bool {
 
 const CONNECTED: &str = "connected";
 
+const STATE: &str = "state";
+
+const REFUSED: &str = "refused";
+
+const WAIT: &str = "wait";
+
 /// How often it is looked whether the session has a lane, for whoever waits for one.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long the question for a session waits for one.
+/// How long the question for a session waits for one at most.
 const SESSION_WAIT: Duration = Duration::from_secs(30);
 
 const END: &str = "end";

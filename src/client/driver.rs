@@ -44,6 +44,7 @@ use tracing::{debug, info, warn};
 
 use super::connect::Connector;
 use super::device::Device;
+use super::down::Down;
 use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
@@ -54,6 +55,7 @@ use crate::io::clock::{self, SuspendWatch};
 use crate::io::network::NetworkWatch;
 use crate::io::outside::Outside;
 use crate::io::turns::Turns;
+use crate::io::udp::{FORBIDDEN, Feedback};
 use crate::proto::SessionEvent;
 use crate::proto::budget::Share;
 use crate::proto::relayed::Pieces;
@@ -89,6 +91,12 @@ pub struct Driver {
     past: Tally,
     /// Since when the session has its addresses.
     began: Instant,
+    /// It was told that this host's own firewall drops what is sent in this session.
+    forbidden: bool,
+    /// Why there is no tunnel, as the askers were told.
+    down: Option<Down>,
+    /// Why the server has ended the last session, if it would end the next for the same reason.
+    refused: Option<Down>,
 }
 
 /// Why the driver has ended.
@@ -135,6 +143,9 @@ impl Driver {
             closing: None,
             past: Tally::default(),
             began: now,
+            forbidden: false,
+            down: Some(Down::Connecting),
+            refused: None,
         }
     }
 
@@ -190,11 +201,13 @@ impl Driver {
             }
             if !any {
                 if !self.arm(cx, now) {
+                    self.tell_down();
                     return Poll::Pending;
                 }
                 self.handle_timeout(clock::now());
             }
         }
+        self.tell_down();
         self.gave_way = true;
         Turns::give_way(cx);
         Poll::Pending
@@ -227,6 +240,14 @@ impl Driver {
             let _gone = answer.send(Box::new(self.look(now)));
             return;
         }
+        if let Some(down) = self.refused.filter(|down| down.is_final())
+            && command.wants_tunnel()
+        {
+            if let Some(reply) = reply_of(command) {
+                reply.send(Err(ConnectError::TunnelDown(down)));
+            }
+            return;
+        }
         let Some(inside) = self.inside.as_mut() else {
             self.postpone(now, command);
             return;
@@ -248,7 +269,7 @@ impl Driver {
                         command,
                     });
                 } else if let Some(reply) = reply_of(command) {
-                    reply.send(Err(ConnectError::TunnelDown));
+                    reply.send(Err(ConnectError::TunnelDown(Down::Ended)));
                 }
             }
             // There is no flow before there is a session.
@@ -274,7 +295,7 @@ impl Driver {
     fn give_up_waiting(&mut self, now: Instant) {
         while self.waiting.front().is_some_and(|w| now >= w.until) {
             if let Some(reply) = self.waiting.pop_front().and_then(|w| reply_of(w.command)) {
-                reply.send(Err(ConnectError::TunnelDown));
+                reply.send(Err(ConnectError::TunnelDown(Down::Ended)));
             }
         }
     }
@@ -299,6 +320,7 @@ impl Driver {
             let of_session = carrier.tally();
             SessionReport {
                 client: None,
+                carries: None,
                 addresses: config.map(|config| config.addresses()).unwrap_or_default(),
                 age_seconds: now.saturating_duration_since(self.began).as_secs_f64(),
                 flows: self.inside.as_ref().map_or(0, Inside::flow_count),
@@ -311,7 +333,40 @@ impl Driver {
                 drops: of_session.drops(),
             }
         });
-        Look { session, tally }
+        Look {
+            session,
+            tally,
+            down: self.why_down(),
+            last_failure: self.lanes.last_failure(),
+        }
+    }
+
+    /// Why nothing goes through the tunnel now.
+    fn why_down(&self) -> Option<Down> {
+        let was_up = self.inner.borrow().is_some();
+        let has_lane = (self.carrier.as_ref())
+            .is_some_and(|carrier| carrier.session().lanes().next().is_some());
+        if self.refused.is_some() {
+            self.refused
+        } else if has_lane && was_up {
+            self.lanes.is_silent().then_some(Down::Silent)
+        } else if self.lanes.is_refused() {
+            Some(Down::Handshake)
+        } else if was_up {
+            Some(Down::Lost)
+        } else {
+            Some(Down::Connecting)
+        }
+    }
+
+    /// Tells those who wait for the tunnel how it is, when that has changed.
+    fn tell_down(&mut self) {
+        let down = self.why_down();
+        if down != self.down {
+            debug!(?down, "the tunnel");
+            self.down = down;
+            self.commands.tell(down);
+        }
     }
 
     // ---- the link to the server --------------------------------------------------------
@@ -344,6 +399,10 @@ impl Driver {
                 CarrierEvent::LaneLost { lane, cause, .. } => self.lane_lost(now, lane, &cause),
                 CarrierEvent::LaneDoubtful { lane, feedback } => {
                     debug!(%lane, ?feedback, "the network says a lane does not arrive");
+                    let is_own = feedback == Feedback::Forbidden;
+                    if is_own && !std::mem::replace(&mut self.forbidden, true) {
+                        warn!(%lane, "{FORBIDDEN}: what is sent to the server; let it out");
+                    }
                     if let Some(carrier) = self.carrier.as_mut() {
                         // Whether that is true shows sooner.
                         carrier.session_mut().probe();
@@ -380,6 +439,7 @@ impl Driver {
         if let Some(carrier) = self.carrier.take() {
             self.past.add_ended(&carrier.tally());
         }
+        self.refused = Down::of(reason);
         if let Some(device) = self.device.as_mut() {
             device.handle_closed(reason);
         }
@@ -396,6 +456,9 @@ impl Driver {
     fn configured(&mut self, now: Instant, config: InnerConfig) {
         info!(addresses = ?config.addresses(), mtu = config.mtu, "configured");
         self.began = now;
+        self.refused = None;
+        self.forbidden = false;
+        self.tell_down();
         debug!(?config, "configuration of the session");
         match (self.device.as_ref(), self.inside.as_mut()) {
             // Its interface is somebody else's to configure.

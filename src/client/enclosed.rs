@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -86,12 +86,21 @@ pub async fn serve(
     );
     let mut driver = tokio::spawn(driver.over(device).run());
     let mut is_begun = !is_awaited;
+    let silence = sleep(SILENCE);
+    tokio::pin!(silence);
+    let mut is_silent = is_awaited;
     let result = loop {
         tokio::select! {
             biased;
             () = command.ended() => break Ok(()),
             () = stop.cancelled() => break Ok(()),
             _ = &mut driver => break Err(EnclosedError::Driver),
+            () = &mut silence, if is_silent => {
+                is_silent = false;
+                if let Some(down) = handle.down().filter(|_| !is_begun) {
+                    warn!("waiting for the tunnel: {}", down.state());
+                }
+            }
             Ok(()) = closings.changed() => {
                 let reason = *closings.borrow_and_update();
                 if let Some(reason) = reason.filter(|reason| !is_begun && is_final(*reason)) {
@@ -221,6 +230,9 @@ fn hint(reason: CloseReason) -> &'static str {
 
 /// What the TUN is called in its namespace.
 pub const INTERFACE: &str = "adit0";
+
+/// How long it is waited for without a word: whoever waits for longer wonders.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How long the goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);

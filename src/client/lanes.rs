@@ -66,6 +66,15 @@ pub(super) struct Lanes {
     notices: Notices,
     /// A fresh session that waits for joins.
     offer: Option<Offer>,
+    /// What the last attempt came to, if there has been no other since.
+    failure: Option<Failed>,
+}
+
+/// What an attempt came to that has brought nothing.
+struct Failed {
+    text: String,
+    /// A server has answered, and the handshake came to nothing.
+    refused: bool,
 }
 
 /// A fresh session, which the server begins with the first that the client sends in it.
@@ -109,6 +118,7 @@ impl Lanes {
             attempts: Vec::new(),
             known: Vec::new(),
             offer: None,
+            failure: None,
         }
     }
 
@@ -313,6 +323,21 @@ impl Lanes {
         self.drop_unwanted(now, carrier);
     }
 
+    /// Returns whether nobody answers on the lane in use.
+    pub(super) fn is_silent(&self) -> bool {
+        self.link.is_silent()
+    }
+
+    /// Returns whether the last server that answered an attempt refused its handshake.
+    pub(super) fn is_refused(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failed| failed.refused)
+    }
+
+    /// Returns what the last attempt came to, where it brought no lane.
+    pub(super) fn last_failure(&self) -> Option<String> {
+        self.failure.as_ref().map(|failed| failed.text.clone())
+    }
+
     fn start(&mut self, now: Instant, carrier: &mut Option<Carrier>, server: usize) {
         let Some(address) = self.connector.servers.get(server).cloned() else {
             return;
@@ -397,6 +422,10 @@ impl Lanes {
                 } else {
                     debug!(%error, failures, "cannot reach the server");
                 }
+                self.failure = Some(Failed {
+                    text: error.to_string(),
+                    refused: matches!(error, ConnectFailure::Handshake { .. }),
+                });
                 self.link.handle_failed(now, server);
             }
         }
@@ -440,6 +469,7 @@ impl Lanes {
         }
         self.offer = None;
         self.notices.connected();
+        self.failure = None;
         self.link.handle_fresh(now, server);
         self.beside.forget();
         self.joining_beside = None;
@@ -515,6 +545,7 @@ impl Lanes {
         self.known.push((lane, server));
         self.sources.follow(now, carrier.session_mut());
         self.notices.connected();
+        self.failure = None;
         self.link.handle_connected(now, server);
         self.begin_beside(now, carrier, server, lane);
     }

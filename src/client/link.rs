@@ -367,6 +367,12 @@ impl Link {
         self.revoked
     }
 
+    /// Returns whether nobody answers on the lane that was made last.
+    pub(super) fn is_silent(&self) -> bool {
+        let current = self.servers.get(self.current);
+        current.is_some_and(|entry| entry.lane.is_some_and(|lane| lane.silent))
+    }
+
     /// Returns whether there is a lane.
     #[cfg(test)]
     fn is_up(&self) -> bool {

@@ -7,6 +7,7 @@ pub mod control;
 pub mod device;
 pub mod direct;
 pub mod dns;
+pub mod down;
 pub mod driver;
 pub mod enclosed;
 pub mod enclosure;

@@ -33,6 +33,7 @@ pub use names::{NameQueries, NameQuery, name_service};
 pub(in crate::client) use provider::{TunnelRuntime, connect_error as tunnel_error};
 
 use super::dns::{ANSWER_LIMIT, Dns, Failure, Question, Reply, address};
+use super::down::Down;
 use super::rules::Blocked;
 use super::tunnel::{ConnectError, Flow, Tunnel};
 use crate::wire::InnerConfig;
@@ -176,9 +177,12 @@ impl Resolver {
         let mut inner = self.tunnel.inner();
         let configured = inner.wait_for(Option::is_some);
         match timeout_at(deadline, configured).await {
-            Ok(Ok(inner)) => inner.clone().ok_or(ResolveError::TunnelDown),
-            Ok(Err(_gone)) => Err(ResolveError::TunnelDown),
-            Err(_elapsed) => Err(ResolveError::TunnelDown),
+            Ok(Ok(inner)) => inner.clone().ok_or(ResolveError::TunnelDown(Down::Ended)),
+            Ok(Err(_gone)) => Err(ResolveError::TunnelDown(Down::Ended)),
+            Err(_elapsed) => {
+                let down = self.tunnel.down().unwrap_or_default();
+                Err(ResolveError::TunnelDown(down))
+            }
         }
     }
 
@@ -284,9 +288,9 @@ pub enum ResolveError {
     /// The server pushed no name server.
     #[error("the tunnel has no name server")]
     NoNameServer,
-    /// There is no session with the server.
-    #[error("the tunnel is down")]
-    TunnelDown,
+    /// The tunnel carries nothing now.
+    #[error(transparent)]
+    TunnelDown(Down),
     /// The name goes directly, and this host's own resolver has no address for it.
     #[error("this host's resolver has no address for the name, which a rule sends directly")]
     Host,
@@ -332,7 +336,7 @@ impl ResolveError {
             Self::ServerFailed { .. } => 3,
             // These are true of all families.
             Self::NotFound | Self::Host | Self::Blocked => 4,
-            Self::TunnelDown | Self::NoNameServer => 5,
+            Self::TunnelDown(_) | Self::NoNameServer => 5,
             Self::InvalidName | Self::Onion => 6,
         }
     }
@@ -357,7 +361,7 @@ impl From<Failure> for ResolveError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::TimedOut => Self::TimedOut,
-            Failure::TunnelDown => Self::TunnelDown,
+            Failure::TunnelDown(down) => Self::TunnelDown(down),
             Failure::NoNameServer => Self::NoNameServer,
             Failure::BadAnswer | Failure::Loop => Self::BadAnswer,
         }

@@ -69,6 +69,8 @@ use crate::wire::InnerConfig;
 #[derive(Debug)]
 pub struct Client {
     tunnel: Tunnel,
+    /// Tells how the session of the whole host is, where it has one.
+    host: Option<Tunnel>,
     resolver: Resolver,
     direct: Direct,
     dns: Dns,
@@ -143,6 +145,7 @@ impl Client {
         });
         Ok(Self {
             tunnel,
+            host: None,
             resolver,
             direct,
             dns,
@@ -153,6 +156,13 @@ impl Client {
             over,
             stop,
         })
+    }
+
+    /// Has the session of the whole host shown beside this client's own.
+    #[must_use]
+    pub fn beside_host(mut self, host: Option<Tunnel>) -> Self {
+        self.host = host;
+        self
     }
 
     /// Returns a handle for flows to addresses.
@@ -285,7 +295,8 @@ impl Services {
             unix: of(listener.is_some()),
         };
         let reporter = Arc::new(Reporter::new(
-            (client.tunnel(), client.dns(), client.direct()),
+            (client.tunnel(), client.host.clone()),
+            (client.dns(), client.direct()),
             forwards.clone(),
             (proxies, listening),
             Arc::clone(&book),

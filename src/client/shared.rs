@@ -19,9 +19,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
-use super::control::{is_connected, session_order, share_order};
+use super::control::{SessionAnswer, session_order, share_order};
 use super::enclosed::{EnclosedError, InnerEnd};
 use super::enclosure::Offer;
 use crate::io::control::{CallError, Caller};
@@ -84,11 +84,31 @@ fn join(
     tun: OwnedFd,
     is_awaited: bool,
 ) -> Result<(Caller, Offer), SharedError> {
-    // The other process gives up in its own time.
-    while is_awaited && !is_connected(&caller.call(&session_order(), None, PATIENCE)?) {}
+    if is_awaited {
+        wait_for_session(&mut caller)?;
+    }
     let answer = caller.call(&share_order(), Some(tun.as_fd()), PATIENCE)?;
     let offer = serde_json::from_value(answer).map_err(CallError::Json)?;
     Ok((caller, offer))
+}
+
+/// Waits until the client has a session, and says what for where that takes longer; the other process gives up in its own
+/// time.
+fn wait_for_session(caller: &mut Caller) -> Result<(), SharedError> {
+    let mut wait = SILENCE;
+    loop {
+        let answer = caller.call(&session_order(wait), None, PATIENCE)?;
+        match SessionAnswer::of(&answer) {
+            SessionAnswer::Connected => return Ok(()),
+            SessionAnswer::Refused(state) => return Err(SharedError::Refused { state }),
+            SessionAnswer::Waiting(state) => {
+                if wait == SILENCE {
+                    warn!("waiting for the tunnel of the client that runs: {state}");
+                }
+                wait = LONGER;
+            }
+        }
+    }
 }
 
 /// Why a command does not share a client.
@@ -98,6 +118,12 @@ pub enum SharedError {
     /// The client does not take it.
     #[error("the client that runs does not share its session: {0}")]
     Call(#[from] CallError),
+    /// It has no tunnel, and will have none.
+    #[error("the client that runs has no tunnel: {state}")]
+    Refused {
+        /// How it is.
+        state: String,
+    },
     /// The namespace cannot be made ready.
     #[error(transparent)]
     Enclosed(#[from] EnclosedError),
@@ -105,6 +131,12 @@ pub enum SharedError {
     #[error("the thread that speaks to the client has failed")]
     Fault,
 }
+
+/// How long it is waited for without a word: whoever waits for longer wonders.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How long each time after that.
+const LONGER: Duration = Duration::from_secs(30);
 
 /// How long one answer may take: longer than the client waits for its session before it answers.
 const PATIENCE: Duration = Duration::from_secs(45);

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::direct::Direct;
 use super::dns::Dns;
+use super::down::Down;
 use super::enclosure::Book;
 use super::forwards::{Forwards, State};
 use super::proxy::ProxyStats;
@@ -17,7 +18,8 @@ use crate::io::control::ControlStats;
 use crate::reload::ReloadCounts;
 use crate::status::metrics::{CONTENT_TYPE, render};
 use crate::status::{
-    Counters, Forwarding, PATIENCE, ProcessReport, Program, Report, SessionReport, Tally, tasks,
+    Carries, Counters, Forwarding, Outage, PATIENCE, ProcessReport, Program, Report, SessionReport,
+    Tally, tasks,
 };
 
 /// What the driver says of the session.
@@ -27,6 +29,10 @@ pub struct Look {
     pub session: Option<SessionReport>,
     /// The numbers of all sessions there were.
     pub tally: Tally,
+    /// Why nothing goes through the tunnel now, if so.
+    pub down: Option<Down>,
+    /// What the last attempt at a server came to, where it brought no lane.
+    pub last_failure: Option<String>,
 }
 
 /// How many sockets listen, of each kind.
@@ -44,6 +50,8 @@ pub struct Listening {
 #[derive(Debug)]
 pub struct Reporter {
     tunnel: Tunnel,
+    /// Of the session of the whole host, with `tun`.
+    host: Option<Tunnel>,
     dns: Dns,
     direct: Direct,
     forwards: Forwards,
@@ -56,9 +64,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Makes one of a client that has these parts; `listening` is what listens beside the forwards.
+    /// Makes one of a client that has these parts, and perhaps the session of the whole host beside its own; `listening` is what listens beside the forwards.
     pub fn new(
-        (tunnel, dns, direct): (Tunnel, Dns, Direct),
+        (tunnel, host): (Tunnel, Option<Tunnel>),
+        (dns, direct): (Dns, Direct),
         forwards: Forwards,
         (proxies, listening): (Vec<Arc<ProxyStats>>, Listening),
         commands: Arc<Book>,
@@ -67,6 +76,7 @@ impl Reporter {
     ) -> Self {
         Self {
             tunnel,
+            host,
             dns,
             direct,
             forwards,
@@ -81,11 +91,19 @@ impl Reporter {
 
     /// Asks the driver and sums up what there is.
     pub async fn report(&self) -> Report {
-        let look = timeout(PATIENCE, self.tunnel.look()).await.ok().flatten();
-        let silent = look.is_none();
-        let (session, tally) =
-            look.map_or((None, Tally::default()), |look| (look.session, look.tally));
-        let ready = state(session.as_ref(), silent);
+        let looks = self.look().await;
+        let ready = state(&looks);
+        let sessions_left_out = looks.iter().filter(|(_, look)| look.is_none()).count();
+        let down = outage(&looks);
+        let (mut sessions, mut tally) = (Vec::new(), Tally::default());
+        for (of, look) in looks {
+            let Some(look) = look else { continue };
+            tally.add(&look.tally);
+            sessions.extend(look.session.map(|session| SessionReport {
+                carries: self.host.as_ref().map(|_| of),
+                ..session
+            }));
+        }
         let mut counters = tally.counters;
         self.count(&mut counters);
         counters.merge(&self.commands.counters().await);
@@ -94,12 +112,13 @@ impl Reporter {
             version: env!("CARGO_PKG_VERSION"),
             ready: ready.is_ok(),
             state: ready.unwrap_or_else(|state| state),
+            down,
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             reloads: self.reloads.counts(),
             clients: None,
             forwards: Some(self.forwarding()),
-            sessions_left_out: usize::from(silent),
-            sessions: session.into_iter().collect(),
+            sessions_left_out,
+            sessions,
             total: tally.numbers,
             counters,
             process: ProcessReport::now(),
@@ -112,10 +131,23 @@ impl Reporter {
     ///
     /// It has not.
     pub async fn ready(&self) -> Result<String, String> {
-        match timeout(PATIENCE, self.tunnel.look()).await {
-            Ok(Some(look)) => state(look.session.as_ref(), false),
-            Ok(None) | Err(_) => state(None, true),
+        state(&self.look().await)
+    }
+
+    /// Asks the drivers, that of the whole host first.
+    async fn look(&self) -> Vec<(Carries, Option<Box<Look>>)> {
+        let ask = async |tunnel: &Tunnel| timeout(PATIENCE, tunnel.look()).await.ok().flatten();
+        let mut looks = Vec::new();
+        if let Some(host) = &self.host {
+            looks.push((Carries::Host, ask(host).await));
         }
+        looks.push((Carries::Proxy, ask(&self.tunnel).await));
+        looks
+    }
+
+    /// Tells why this client's own tunnel is down, if it is; that of the whole host is another.
+    pub fn down(&self) -> Option<Down> {
+        self.tunnel.down()
     }
 
     fn forwarding(&self) -> Forwarding {
@@ -159,13 +191,21 @@ impl Observed for Reporter {
     }
 }
 
-fn state(session: Option<&SessionReport>, silent: bool) -> Result<String, String> {
-    // One that has not been answered yet is none.
-    let has_lane = session.map(|session| session.lanes.iter().any(|lane| lane.in_use));
-    match (silent, has_lane) {
-        (true, _) => Err("the tunnel's driver does not answer".to_owned()),
-        (false, None) => Err("connecting: there is no session yet, or no more".to_owned()),
-        (false, Some(false)) => Err("connecting again: the session has no lane".to_owned()),
-        (false, Some(true)) => Ok("connected".to_owned()),
+/// How the client is, in words either way; a driver that does not answer has no look.
+fn state(looks: &[(Carries, Option<Box<Look>>)]) -> Result<String, String> {
+    if looks.iter().any(|(_, look)| look.is_none()) {
+        return Err("the tunnel's driver does not answer".to_owned());
     }
+    match looks.iter().find_map(|(_, look)| look.as_ref()?.down) {
+        Some(down) => Err(down.state()),
+        None => Ok("connected".to_owned()),
+    }
+}
+
+/// Why a tunnel is down, the whole host's first.
+fn outage(looks: &[(Carries, Option<Box<Look>>)]) -> Option<Outage> {
+    looks.iter().find_map(|(_, look)| {
+        let look = look.as_ref()?;
+        Some(look.down?.outage(look.last_failure.clone()))
+    })
 }

@@ -44,6 +44,7 @@ pub use self::handle::HandleId;
 use self::handle::{Asked, Handle, Kind, LastWords};
 pub use self::incoming::{Arrivals, IncomingFlow, Listener, Refusal};
 pub use self::port::{Association, Datagram, UdpPort};
+use super::down::Down;
 use super::resolve::ResolveError;
 use super::rules::InForce;
 use super::status::Look;
@@ -55,6 +56,7 @@ pub struct Tunnel {
     commands: mpsc::Sender<Command>,
     last_words: Arc<LastWords>,
     inner: watch::Receiver<Option<InnerConfig>>,
+    down: watch::Receiver<Option<Down>>,
 }
 
 /// Makes a tunnel handle and the driver's end of it.
@@ -63,15 +65,18 @@ pub struct Tunnel {
 /// them.
 pub fn tunnel(inner: watch::Receiver<Option<InnerConfig>>) -> (Tunnel, Commands) {
     let (sender, receiver) = mpsc::channel(COMMAND_QUEUE);
+    let (down, watching) = watch::channel(Some(Down::Connecting));
     let last_words = Arc::new(LastWords::default());
     let tunnel = Tunnel {
         commands: sender,
         last_words: Arc::clone(&last_words),
         inner,
+        down: watching,
     };
     let commands = Commands {
         receiver,
         last_words,
+        down,
     };
     (tunnel, commands)
 }
@@ -221,6 +226,31 @@ impl Tunnel {
         self.inner.clone()
     }
 
+    /// Says why nothing goes through the tunnel now; `None` while it is up.
+    pub fn down(&self) -> Option<Down> {
+        // A driver that has gone says nothing any more.
+        if self.down.has_changed().is_err() {
+            return Some(Down::Ended);
+        }
+        *self.down.borrow()
+    }
+
+    /// Watches that.
+    pub fn downs(&self) -> watch::Receiver<Option<Down>> {
+        self.down.clone()
+    }
+
+    /// Says of a request that has failed whether the tunnel is why.
+    fn blame(&self, error: ConnectError) -> ConnectError {
+        match (error, self.down()) {
+            // Nobody has asked the origin.
+            (ConnectError::TunnelDown(_) | ConnectError::TimedOut, Some(down)) => {
+                ConnectError::TunnelDown(down)
+            }
+            _ => error,
+        }
+    }
+
     async fn ask(
         &self,
         kind: Kind,
@@ -230,12 +260,12 @@ impl Tunnel {
             .commands
             .reserve()
             .await
-            .map_err(|_closed| ConnectError::TunnelDown)?;
+            .map_err(|_closed| ConnectError::TunnelDown(Down::Ended))?;
         let (reply, answer) = oneshot::channel();
         let handle = Handle::new(kind, &self.last_words);
         permit.send(command(handle.id, Reply(reply)));
         let asked = Asked { answer, handle };
-        asked.outcome().await
+        asked.outcome().await.map_err(|error| self.blame(error))
     }
 }
 
@@ -258,9 +288,9 @@ pub enum ConnectError {
     /// The server's policy, or a firewall on the way, forbids the destination.
     #[error("the server does not allow this destination")]
     NotAllowed,
-    /// There is no session with the server.
-    #[error("the tunnel is down")]
-    TunnelDown,
+    /// The tunnel carries nothing now.
+    #[error(transparent)]
+    TunnelDown(Down),
     /// The client's or the server's limit of flows is reached.
     #[error("too many flows are open")]
     TooManyFlows,

@@ -114,6 +114,25 @@ impl ClientConfig {
             .ok_or_else(|| ConfigError::Invalid(Vec::new()))
     }
 
+    /// Reads as much as finding the client needs that runs with it: its keys and its control socket. What else is wrong, such
+    /// as a list that is gone, is the running client's to say.
+    ///
+    /// # Errors
+    /// As [`ClientConfig::load`], where one of these is wrong.
+    pub fn sketch(inputs: Inputs<'_>) -> Result<Loaded<Self>, ConfigError> {
+        let mut settings = Settings::open(inputs)?;
+        match Self::read(&mut settings) {
+            Some(config) if !settings.has_problem("control") => Ok(Loaded {
+                config,
+                warnings: Vec::new(),
+            }),
+            Some(_) | None => Err(settings
+                .finish()
+                .err()
+                .unwrap_or_else(|| ConfigError::Invalid(Vec::new()))),
+        }
+    }
+
     /// `None` only after a problem was added.
     pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
         let via = via::read(settings);

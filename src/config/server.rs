@@ -170,6 +170,27 @@ impl ServerConfig {
             .ok_or_else(|| ConfigError::Invalid(Vec::new()))
     }
 
+    /// Reads as much as finding the server needs that runs with it: its keys, its state folder and its control socket. What
+    /// else is wrong, such as a certificate that is gone, is the running server's to say.
+    ///
+    /// # Errors
+    /// As [`ServerConfig::load`], where one of these is wrong.
+    pub fn sketch(inputs: Inputs<'_>) -> Result<Loaded<Self>, ConfigError> {
+        let mut settings = Settings::open(inputs)?;
+        let config = Self::read(&mut settings, inputs.environment);
+        let needed = ["key_file", "state_dir", "control"];
+        match config {
+            Some(config) if !needed.iter().any(|key| settings.has_problem(key)) => Ok(Loaded {
+                config,
+                warnings: Vec::new(),
+            }),
+            Some(_) | None => Err(settings
+                .finish()
+                .err()
+                .unwrap_or_else(|| ConfigError::Invalid(Vec::new()))),
+        }
+    }
+
     /// `None` only after a problem was added.
     pub(super) fn read(
         settings: &mut Settings<'_>,

@@ -44,7 +44,13 @@ impl HostChanges {
     /// # Errors
     /// Another client leads this host, the state folder cannot be had, or what was left cannot be undone.
     pub fn begin(state: &Path, guard: &HostRules) -> Result<Self, HostError> {
-        let state = StateDir::open(state)?;
+        let state = StateDir::open(state).map_err(|error| {
+            if matches!(error, StateError::Held { .. }) {
+                HostError::Running(error)
+            } else {
+                error.into()
+            }
+        })?;
         let mut changes = Self::open(&state, HostLock::take()?)?;
         // A kill switch that outlived its client outlives a start that fails, too.
         changes.is_held = guard.kill_switch.is_some() && changes.has_guard();
@@ -369,9 +375,14 @@ pub enum HostError {
     /// The state folder cannot be had.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A client with the same key leads it.
+    #[error(
+        "{0}; a client leads this host through its tunnel already, and there can be one: `adit status` shows it; stop it first, or start this one without --tun (`tun:`), for its proxy"
+    )]
+    Running(StateError),
     /// Another client leads it.
     #[error(
-        "another adit client leads this host through its tunnel: stop it; there can be one in a network namespace, and others without `tun`"
+        "another adit client leads this host through its tunnel, and there can be one: stop it (`adit status` names it), or start this one without --tun (`tun:`), for its proxy and `adit run`; in a network namespace of its own a second one may run"
     )]
     Led,
     /// The lock cannot be taken.

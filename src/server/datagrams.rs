@@ -48,7 +48,7 @@ use crate::io::pool::{Pool, SMALL};
 use crate::io::turns::Turns;
 use crate::io::udp::{Arrival, Feedback, Inbox, Receiver, SendBatch, Sender, Target, UdpIo};
 use crate::proto::{
-    Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Silence, StrangerDrop,
+    Answer, DatagramPath, DatagramResponder, LoadLimits, Reception, Short, Silence, StrangerDrop,
 };
 use crate::wire::{DatagramType, SessionId, datagram_handle, datagram_type, join_datagram_session};
 
@@ -116,10 +116,20 @@ pub struct DatagramStats {
     pub handshakes: AtomicU64,
     /// Handshakes of clients that were refused in words.
     pub handshakes_refused: AtomicU64,
-    /// Handshakes dropped in silence.
+    /// Handshakes dropped because no session could be begun for them.
     pub handshakes_dropped: AtomicU64,
-    /// Cookies and challenges sent.
-    pub short_answers: AtomicU64,
+    /// Handshakes that are malformed.
+    pub malformed: AtomicU64,
+    /// Handshakes with a wrong mac1: whoever sent them does not know this server's key.
+    pub wrong_mac: AtomicU64,
+    /// Handshakes from an address that had its share.
+    pub limited: AtomicU64,
+    /// Handshakes answered by silence: they do not open, or bear a key that is not listed.
+    pub silent: AtomicU64,
+    /// Cookies sent, under load.
+    pub cookies: AtomicU64,
+    /// Challenges sent, for a time that is stale.
+    pub challenges: AtomicU64,
     /// Handshakes dropped because too many sessions wait to be confirmed.
     pub unconfirmed_full: AtomicU64,
     /// Handshakes dropped because too many sessions of their client wait to be confirmed.
@@ -179,7 +189,10 @@ impl Sorter {
                 }
                 // About answers to strangers, which nobody waits for.
                 Poll::Ready(Err(
-                    Feedback::TooBig { .. } | Feedback::Refused | Feedback::Unreachable,
+                    Feedback::TooBig { .. }
+                    | Feedback::Refused
+                    | Feedback::Unreachable
+                    | Feedback::Forbidden,
                 )) => {}
             }
         }
@@ -323,7 +336,11 @@ impl Desk {
         });
         match reception {
             Reception::Answer(short) => {
-                stats.short_answers.fetch_add(1, Ordering::Relaxed);
+                let counter = match short {
+                    Short::Cookie(_) => &stats.cookies,
+                    Short::Handshake(_) => &stats.challenges,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
                 self.send(path, short.as_bytes());
             }
             Reception::Handshake(Answer::Accept {
@@ -374,11 +391,17 @@ impl Desk {
                 self.send(path, &reply);
             }
             Reception::Handshake(Answer::Challenge(reply)) => {
-                stats.short_answers.fetch_add(1, Ordering::Relaxed);
+                stats.challenges.fetch_add(1, Ordering::Relaxed);
                 self.send(path, &reply);
             }
             Reception::Drop(reason) => {
-                stats.handshakes_dropped.fetch_add(1, Ordering::Relaxed);
+                let counter = match &reason {
+                    StrangerDrop::Format(_) => &stats.malformed,
+                    StrangerDrop::Mac => &stats.wrong_mac,
+                    StrangerDrop::Limited => &stats.limited,
+                    StrangerDrop::Silence(_) => &stats.silent,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
                 trace!(%reason, "a handshake was not answered");
                 if let StrangerDrop::Silence(Silence::UnknownKey { key }) = &reason {
                     shared.unlisted.tell(key);

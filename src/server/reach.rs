@@ -66,6 +66,11 @@ impl Reach {
             let server = text.parse::<LaneAddr>();
             return Ok(vec![server.map_err(|error| wrong(error.to_string()))?]);
         }
+        if let Some(scheme) = self.scheme_of(text) {
+            return Err(wrong(format!(
+                "`{text}` has a port, which needs a way there: say {scheme}://{text}"
+            )));
+        }
         // An IPv6 address may come without its brackets here, where no port follows.
         let host = match text.parse::<IpAddr>() {
             Ok(ip) => Host::Ip(ip),
@@ -95,6 +100,14 @@ impl Reach {
             });
         }
         Ok(servers)
+    }
+
+    /// By which way a host and a port without one may be meant: that which this server has on the port, else datagrams.
+    fn scheme_of(&self, text: &str) -> Option<Scheme> {
+        let address = format!("udp://{text}").parse::<LaneAddr>().ok()?;
+        let has_port = text.parse::<IpAddr>().is_err() && text.rsplit_once(':').is_some();
+        let own = self.listening.iter().find(|own| own.port == address.port);
+        has_port.then(|| own.map_or(Scheme::Udp, |own| own.scheme))
     }
 
     fn known(&self) -> Result<Vec<LaneAddr>, ReachError> {
@@ -196,6 +209,16 @@ mod tests {
         );
         let asked = ["tls://h:1", "tls://h:1"];
         assert_eq!(servers(&named, &asked).unwrap(), ["tls://h:1"]);
+    }
+
+    #[test]
+    fn port_without_a_way_is_told_the_way() {
+        let reach = reach(&[], &["udp://0.0.0.0:7443", "tls://0.0.0.0:8443"]);
+        let told = |text: &str| servers(&reach, &[text]).unwrap_err().to_string();
+        assert!(told("h.example:7443").ends_with("say udp://h.example:7443"));
+        assert!(told("h.example:8443").ends_with("say tls://h.example:8443"));
+        assert!(told("[2001:db8::1]:9").ends_with("say udp://[2001:db8::1]:9"));
+        assert!(servers(&reach, &["2001:db8::1"]).is_err() || servers(&reach, &["h"]).is_ok());
     }
 
     #[test]

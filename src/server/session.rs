@@ -355,6 +355,7 @@ impl SessionDriver {
             owner: self.owner,
             report: SessionReport {
                 client: Some(self.shared.client_name(&self.owner.key)),
+                carries: None,
                 addresses: self.addresses.clone(),
                 age_seconds: now.saturating_duration_since(self.began).as_secs_f64(),
                 flows: self.local.as_ref().map_or(0, Local::flows),

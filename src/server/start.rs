@@ -14,8 +14,8 @@ use super::accept::AcceptStats;
 use super::control;
 use super::datagrams::Inboxes;
 use super::dns::{DnsService, DnsServiceError};
+use super::egress::Egress;
 use super::egress::tun::TunEgress;
-use super::egress::{Egress, echo};
 use super::enrolment::{Enrolment, EnrolmentError};
 use super::filter::DestinationPolicy;
 use super::lease_store::{LeaseStore, LoadedLeases};
@@ -69,13 +69,6 @@ impl Server {
             EgressKind::User => {
                 // A killed run may have had the other egress.
                 clean_up(&state)?;
-                if let Err(error) = echo::permitted() {
-                    warn!(
-                        %error,
-                        "clients cannot ping: this system gives no ping sockets; {}",
-                        echo::PING_REMEDY
-                    );
-                }
                 (Egress::User, None, None)
             }
             EgressKind::Tun => {

@@ -82,6 +82,7 @@ impl Reporter {
             version: env!("CARGO_PKG_VERSION"),
             ready: shared.ready().is_ok(),
             state: shared.ready().unwrap_or_else(|state| state),
+            down: None,
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
             reloads: shared.reloads.counts(),
             clients: Some(Clients {

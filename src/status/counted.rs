@@ -208,9 +208,9 @@ counted!(TunStats {
 });
 
 counted!(DatagramStats {
-    drops: no_session garbage handshakes_full handshakes_refused handshakes_dropped unconfirmed_full
-        unconfirmed_of_client_full;
-    events: handshakes short_answers;
+    drops: no_session garbage handshakes_full handshakes_refused handshakes_dropped malformed wrong_mac limited silent
+        unconfirmed_full unconfirmed_of_client_full;
+    events: handshakes cookies challenges;
     levels: ;
 });
 

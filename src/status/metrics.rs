@@ -373,6 +373,7 @@ mod tests {
             version: "1.2.3",
             ready: true,
             state: "listening".to_owned(),
+            down: None,
             uptime_seconds: 1.5,
             reloads: Reloads::default(),
             clients: Some(Clients {

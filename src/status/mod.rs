@@ -38,8 +38,8 @@ mod report;
 pub use counters::{Counted, Counter, Counters, Kind};
 pub use process::{ProcessReport, tasks};
 pub use report::{
-    Carried, ClientReport, Clients, Forwarding, Inner, LaneReport, MAX_SESSIONS, Numbers, Program,
-    Reloads, Report, SessionReport, Tally, Transport,
+    Carried, Carries, ClientReport, Clients, Forwarding, Inner, LaneReport, MAX_SESSIONS, Numbers,
+    Outage, Program, Reloads, Report, SessionReport, Tally, Transport,
 };
 
 use std::time::Duration;

@@ -19,6 +19,9 @@ pub struct Report {
     pub ready: bool,
     /// The same in words, for people.
     pub state: String,
+    /// Why nothing goes through a client's tunnel now, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub down: Option<Outage>,
     /// Seconds since it began.
     pub uptime_seconds: f64,
     /// How often its configuration was read again.
@@ -49,6 +52,16 @@ pub enum Program {
     Server,
     /// `adit client`.
     Client,
+}
+
+/// Why nothing goes through a client's tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outage {
+    /// One word: `connecting`, `handshake_refused`, `silent`, `lost`, `revoked`, `refused`, `ended`.
+    pub why: &'static str,
+    /// What the last attempt at a server came to, in words, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
 }
 
 /// How often a configuration was read again.
@@ -110,6 +123,9 @@ pub struct SessionReport {
     /// The client's name, at a server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+    /// Which of its sessions it is, at a client through which the whole host goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carries: Option<Carries>,
     /// The inner addresses.
     pub addresses: Vec<IpAddr>,
     /// Seconds since it stands.
@@ -124,6 +140,16 @@ pub struct SessionReport {
     pub total: Numbers,
     /// What it has dropped, by reason.
     pub drops: Counters,
+}
+
+/// What a session of a client carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carries {
+    /// The packets of the whole host.
+    Host,
+    /// What the proxy, the forwards and the local resolver open.
+    Proxy,
 }
 
 /// One lane.

@@ -60,6 +60,11 @@ fn whole_host_goes_through_the_tunnel_and_is_as_it_was_afterwards() {
     place.run(&format!("ping -c 1 {SERVER4}"));
     wait_for("the neighbour is pinged", || !sniffer.strange().is_empty());
 
+    // both sessions are shown, that of the host and that of the proxy
+    let shown = scene.adit(&["status", "-c", path(&scene.client_config)]);
+    for carries in ["\nhost  ", "\nproxy "] {
+        assert!(shown.stdout.contains(carries), "{}", shown.text());
+    }
     // another is refused in words
     let second = scene.workdir.file(
         "second.yaml",
@@ -74,7 +79,7 @@ fn whole_host_goes_through_the_tunnel_and_is_as_it_was_afterwards() {
         "127.0.0.1:1081",
     ]);
     assert!(
-        refused.stderr.contains("is in use by process"),
+        refused.stderr.contains("is in use by process") && refused.stderr.contains("without --tun"),
         "{refused:?}"
     );
     let mut elsewhere = place.command(scene.workdir.path().join("adit"));
@@ -144,7 +149,7 @@ fn killed_client_is_cleaned_up_after_byte_for_byte() {
         assert_eq!(scene.host(), before, "{what}: {cleaned:?}");
         let again = scene.adit(&["cleanup"]);
         assert!(
-            again.stdout.contains("nothing was left behind"),
+            again.stdout.contains("nothing was left behind") && again.stdout.contains("looked in "),
             "{again:?}"
         );
         // by the next start, which is killed as well, and by one more

@@ -32,6 +32,7 @@ use super::policy::{Decision, Policy, Special};
 use super::stats::{DnsStats, count};
 use super::upstream::Failure;
 use super::upstreams::{Route, Upstreams};
+use crate::client::down::Down;
 use crate::client::tunnel::Tunnel;
 use crate::config::{BlockedAnswer, DnsConfig, DnsUpstream, SplitTarget, StaticRecord};
 use crate::io::clock;
@@ -193,7 +194,9 @@ impl Dns {
                 let made = Made::empty(ResponseCode::ServFail);
                 let code = match failure {
                     Failure::TimedOut | Failure::NoNameServer | Failure::Loop => NO_AUTHORITY,
-                    Failure::TunnelDown => NETWORK_ERROR,
+                    // It has never been up: that may come.
+                    Failure::TunnelDown(Down::Connecting) => NOT_READY,
+                    Failure::TunnelDown(_) => NETWORK_ERROR,
                     Failure::BadAnswer => OTHER_ERROR,
                 };
                 Reply::Made(Box::new(made.because(code, failure.to_string())))
@@ -216,11 +219,14 @@ impl Dns {
             Remembered::Reply(reply) => return Ok(reply),
             Remembered::Missing(missing) => missing,
         };
+        if let Some(failure) = self.shared.upstreams.is_in_vain(route) {
+            count(&self.shared.stats.failed);
+            return Err(failure);
+        }
         let asking = self.begin(&question, route);
         let kept = match timeout_at(deadline, asking).await {
             Ok(outcome) => outcome,
-            Err(_elapsed) if self.shared.upstreams.is_down() => Err(Failure::TunnelDown),
-            Err(_elapsed) => Err(Failure::TimedOut),
+            Err(_elapsed) => Err(self.shared.upstreams.blame(route, Failure::TimedOut)),
         };
         match kept {
             Ok(kept) => Ok(chained(chain, Reply::Kept(kept, 0))),
@@ -549,8 +555,9 @@ const PREFETCHES: usize = 16;
 /// Seconds for which others may keep what is said here: lists and records change.
 const STATIC_TTL: u32 = 60;
 
-/// Extended errors (RFC 8914, section 4): Other, No Reachable Authority, Network Error.
+/// Extended errors (RFC 8914, section 4): Other, Not Ready, No Reachable Authority, Network Error.
 const OTHER_ERROR: u16 = 0;
+const NOT_READY: u16 = 14;
 const NO_AUTHORITY: u16 = 22;
 const NETWORK_ERROR: u16 = 23;
 

@@ -27,6 +27,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::answer::{Kept, Question, query};
+use crate::client::down::Down;
 use crate::client::resolve::tunnel_error;
 use crate::client::tunnel::ConnectError;
 use crate::config::DnsUpstream;
@@ -87,9 +88,9 @@ pub enum Failure {
     /// Nobody has answered in time.
     #[error("no name server has answered in time")]
     TimedOut,
-    /// There is no session with the server.
-    #[error("the tunnel is down")]
-    TunnelDown,
+    /// The tunnel carries nothing now.
+    #[error(transparent)]
+    TunnelDown(Down),
     /// Nobody is there to be asked.
     #[error("there is no name server to ask")]
     NoNameServer,
@@ -389,7 +390,7 @@ fn failure(error: &NetError) -> Failure {
         return Failure::BadAnswer;
     };
     match tunnel_error(error) {
-        Some(ConnectError::TunnelDown) => Failure::TunnelDown,
+        Some(ConnectError::TunnelDown(down)) => Failure::TunnelDown(down),
         Some(ConnectError::TimedOut) => Failure::TimedOut,
         Some(_) | None if error.kind() == std::io::ErrorKind::TimedOut => Failure::TimedOut,
         Some(_) | None => Failure::BadAnswer,

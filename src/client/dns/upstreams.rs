@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{Kept, Question};
 use super::policy::Policy;
 use super::upstream::{Bootstrap, Failure, Group, Net};
+use crate::client::down::Down;
 use crate::client::resolve::TunnelRuntime;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, DnsUpstream, SplitTarget};
@@ -122,11 +123,19 @@ impl Upstreams {
             None => pushes.group().ask(question, &Nowhere, deadline).await,
         };
         // The library does not pass on why there was no port.
-        match outcome {
-            Err(Failure::BadAnswer | Failure::TimedOut) if self.is_down() => {
-                Err(Failure::TunnelDown)
+        outcome.map_err(|failure| self.blame(route, failure))
+    }
+
+    /// Says of a question that has no answer whether the tunnel is why.
+    pub(super) fn blame(&self, route: Route, failure: Failure) -> Failure {
+        if !self.is_through_tunnel(route) {
+            return failure;
+        }
+        match (failure, self.down()) {
+            (Failure::BadAnswer | Failure::TimedOut | Failure::TunnelDown(_), Some(down)) => {
+                Failure::TunnelDown(down)
             }
-            outcome => outcome,
+            _ => failure,
         }
     }
 
@@ -135,17 +144,31 @@ impl Upstreams {
         self.pushed(inner, changed);
     }
 
-    /// Whether the tunnel is why there is no answer.
-    pub(super) fn is_down(&self) -> bool {
-        self.runtime.is_down() || self.tunnel.inner().borrow().is_none()
+    /// Why the tunnel gives no answer, if it is down.
+    fn down(&self) -> Option<Down> {
+        let is_down = self.runtime.is_down() || self.tunnel.inner().borrow().is_none();
+        (self.tunnel.down()).or(is_down.then_some(Down::Ended))
+    }
+
+    /// Why asking is in vain, where it is.
+    pub(super) fn is_in_vain(&self, route: Route) -> Option<Failure> {
+        let down = (self.tunnel.down()).filter(|down| down.is_final())?;
+        (self.is_through_tunnel(route)).then_some(Failure::TunnelDown(down))
+    }
+
+    fn is_through_tunnel(&self, route: Route) -> bool {
+        match route {
+            Route::Upstream => true,
+            Route::Split(index) => !matches!(self.split.get(index), Some(SplitMembers::System)),
+        }
     }
 
     /// Waits for the session's addresses and name servers.
     async fn configured(&self, deadline: Instant) -> Result<InnerConfig, Failure> {
         let mut inner = self.tunnel.inner();
         match timeout_at(deadline, inner.wait_for(Option::is_some)).await {
-            Ok(Ok(inner)) => inner.clone().ok_or(Failure::TunnelDown),
-            Ok(Err(_)) | Err(_) => Err(Failure::TunnelDown),
+            Ok(Ok(inner)) => inner.clone().ok_or(Failure::TunnelDown(Down::Ended)),
+            Ok(Err(_)) | Err(_) => Err(Failure::TunnelDown(self.down().unwrap_or_default())),
         }
     }
 

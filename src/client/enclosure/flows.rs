@@ -38,7 +38,7 @@ fn rejection(error: &OriginError) -> Rejection {
             }
             ConnectError::NotAllowed => Rejection::Unreachable(Unreachable::AdminProhibited),
             // The kernel asks again, and gives up in its own time.
-            ConnectError::TimedOut | ConnectError::TunnelDown => Rejection::Silent,
+            ConnectError::TimedOut | ConnectError::TunnelDown(_) => Rejection::Silent,
         },
     }
 }

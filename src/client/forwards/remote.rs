@@ -66,7 +66,7 @@ pub(super) async fn session(tunnel: &Tunnel) {
 
 /// Says why there is no inner port, and waits before the next attempt.
 pub(super) async fn failed(error: ConnectError, counters: &Counters) {
-    let state = if error == ConnectError::TunnelDown {
+    let state = if matches!(error, ConnectError::TunnelDown(_)) {
         State::Waiting
     } else {
         State::Failed(error.to_string())

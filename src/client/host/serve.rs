@@ -18,7 +18,7 @@ use crate::client::device::Device;
 use crate::client::driver::{Driver, Exit};
 use crate::client::instance::Instance;
 use crate::client::run::connector;
-use crate::client::tunnel::tunnel as tunnel_handles;
+use crate::client::tunnel::{Tunnel, tunnel as tunnel_handles};
 use crate::config::{ClientConfig, HostTunnel};
 use crate::io::file_watch::FileWatch;
 use crate::io::host::{HostChanges, HostError, RESOLV_CONF};
@@ -45,6 +45,8 @@ pub struct Host {
     plan: Option<(Plan, InnerConfig)>,
     driver: JoinHandle<Exit>,
     inner: watch::Receiver<Option<InnerConfig>>,
+    /// What the driver may be asked by how its session is.
+    handle: Tunnel,
     network: NetworkWatch,
     /// Of the file that says whom the host asks for names, if we have a say in that.
     resolv_conf: Option<FileWatch>,
@@ -84,6 +86,7 @@ impl Host {
         let (configured, inner) = watch::channel(None);
         let (handle, commands) = tunnel_handles(inner);
         let inner = handle.inner();
+        let looked_at = handle.clone();
         let (asked, _) = mpsc::channel(1);
         let stop = CancellationToken::new();
         let driver = Driver::new(
@@ -111,10 +114,16 @@ impl Host {
             plan: None,
             driver,
             inner,
+            handle: looked_at,
             network: NetworkWatch::new(),
             resolv_conf,
             stop,
         })
+    }
+
+    /// Returns what tells how the host's session is; flows cannot be asked of it, since packets are what it carries.
+    pub fn handle(&self) -> Tunnel {
+        self.handle.clone()
     }
 
     /// Waits until the host goes through the tunnel for the first time.

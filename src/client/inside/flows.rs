@@ -8,6 +8,7 @@ use std::time::Instant;
 use adit_netstack::{Cause, ConnectError as StackError, FlowId, Rejection, Unreachable};
 
 use super::Inside;
+use crate::client::down::Down;
 use crate::client::rules::Judged;
 use crate::client::tunnel::{Attachment, ConnectError, HandleId, Reply};
 use crate::io::relay::{Endpoint, FlowWatch, Terms, Ties};
@@ -89,7 +90,9 @@ impl Inside {
                 self.handles.insert(flow, handle);
             }
             Err(error) => reply.send(Err(match error {
-                StackError::NoAddress { .. } if self.is_unaddressed() => ConnectError::TunnelDown,
+                StackError::NoAddress { .. } if self.is_unaddressed() => {
+                    ConnectError::TunnelDown(Down::Ended)
+                }
                 StackError::NoAddress { .. } => ConnectError::NoAddress,
                 StackError::BadAddress { .. } => ConnectError::Unreachable,
                 StackError::TooManyFlows { .. }
@@ -275,14 +278,16 @@ pub(super) fn connect_error(cause: Cause, linked: bool) -> ConnectError {
     match cause {
         Cause::Refused | Cause::Reset => ConnectError::Refused,
         // Without a lane it is not the origin that did not answer.
-        Cause::TimedOut if !linked => ConnectError::TunnelDown,
+        Cause::TimedOut if !linked => ConnectError::TunnelDown(Down::Ended),
         Cause::TimedOut => ConnectError::TimedOut,
         Cause::Unreachable(Unreachable::AdminProhibited) => ConnectError::NotAllowed,
         Cause::Unreachable(Unreachable::Network) => ConnectError::NetworkUnreachable,
         Cause::Unreachable(Unreachable::Port) => ConnectError::Refused,
         Cause::Unreachable(_) => ConnectError::Unreachable,
         Cause::NoMemory => ConnectError::TooManyFlows,
-        Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => ConnectError::TunnelDown,
+        Cause::Aborted | Cause::AddressLost | Cause::Internal | _ => {
+            ConnectError::TunnelDown(Down::Ended)
+        }
     }
 }
 
@@ -293,13 +298,13 @@ pub(super) fn relayed_error(reason: ResetReason, linked: bool) -> ConnectError {
         ResetReason::HostUnreachable => ConnectError::Unreachable,
         ResetReason::NetworkUnreachable => ConnectError::NetworkUnreachable,
         // Without a lane it is not the origin that did not answer.
-        ResetReason::TimedOut if !linked => ConnectError::TunnelDown,
+        ResetReason::TimedOut if !linked => ConnectError::TunnelDown(Down::Ended),
         ResetReason::TimedOut => ConnectError::TimedOut,
         ResetReason::NotAllowed => ConnectError::NotAllowed,
         ResetReason::TooMany => ConnectError::TooManyFlows,
         ResetReason::Aborted
         | ResetReason::Unknown
         | ResetReason::Violation
-        | ResetReason::Other(_) => ConnectError::TunnelDown,
+        | ResetReason::Other(_) => ConnectError::TunnelDown(Down::Ended),
     }
 }

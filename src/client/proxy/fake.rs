@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::udp_header;
+use crate::client::down::Down;
 use crate::client::resolve::{Host, Resolver};
 use crate::client::tunnel::{
     Attachment, Command, ConnectError, Datagram, HandleId, Lifeline, Tunnel, tunnel,
@@ -53,6 +54,8 @@ struct State {
 pub(crate) enum Session {
     /// Nothing yet.
     Down,
+    /// The one there was is silent, and what it said holds.
+    Silent,
     /// Both families and a name server.
     Up,
     WithoutIpv6,
@@ -92,9 +95,16 @@ impl FakeNet {
     pub(crate) async fn new() -> Self {
         let (inner, watched) = watch::channel(None);
         let (tunnel, mut commands) = tunnel(watched);
+        let telling = commands.telling();
         let configure = Box::new(move |session| {
+            telling.send_replace(match session {
+                Session::Down => Some(Down::Connecting),
+                Session::Silent => Some(Down::Silent),
+                Session::Up | Session::WithoutIpv6 | Session::WithoutNameServer => None,
+            });
             inner.send_modify(|inner| match session {
                 Session::Down => *inner = None,
+                Session::Silent => {}
                 Session::Up => {
                     let config = inner.get_or_insert_default();
                     config.v4 = Some((Ipv4Addr::new(10, 86, 0, 2), 24));

@@ -26,6 +26,7 @@ use super::forward::{self, Download, Origins};
 use super::listen::Context;
 use super::origin::{Opened, OriginStream};
 use super::{linger, pac};
+use crate::client::down::Down;
 use crate::client::resolve::{Host, OriginError, ResolveError};
 use crate::client::rules::Judged;
 use crate::client::tunnel::ConnectError;
@@ -320,7 +321,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
                 "destination_ip_prohibited",
                 "Ask the VPN server's operator to add the destination to `allow:`.",
             ),
-            ConnectError::TunnelDown => TUNNEL_DOWN,
+            ConnectError::TunnelDown(down) => tunnel_down(*down),
             ConnectError::TooManyFlows | ConnectError::PortTaken => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "connection_limit_reached",
@@ -363,7 +364,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
                 "dns_error",
                 "Use addresses instead of names, or have the VPN server offer DNS.",
             ),
-            ResolveError::TunnelDown => TUNNEL_DOWN,
+            ResolveError::TunnelDown(down) => tunnel_down(*down),
             ResolveError::Blocked => (
                 StatusCode::FORBIDDEN,
                 "http_request_denied",
@@ -373,11 +374,18 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
     }
 }
 
-const TUNNEL_DOWN: (StatusCode, &str, &str) = (
-    StatusCode::SERVICE_UNAVAILABLE,
-    "proxy_internal_error",
-    "The client has no connection to the VPN server; its log says why. It keeps trying.",
-);
+fn tunnel_down(down: Down) -> (StatusCode, &'static str, &'static str) {
+    let what_to_do = if down.is_final() {
+        "Ask whoever runs the VPN server for `adit clients restore`, or for a new invitation."
+    } else {
+        "The client keeps trying to reach the VPN server; `adit status` and its log say more."
+    };
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "proxy_internal_error",
+        what_to_do,
+    )
+}
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 

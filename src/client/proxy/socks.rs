@@ -297,7 +297,7 @@ impl From<&OriginError> for ReplyCode {
                 ResolveError::NoAddress => Self::NetworkUnreachable,
                 ResolveError::Blocked => Self::NotAllowed,
                 ResolveError::TimedOut => Self::TtlExpired,
-                ResolveError::NoNameServer | ResolveError::TunnelDown => Self::GeneralFailure,
+                ResolveError::NoNameServer | ResolveError::TunnelDown(_) => Self::GeneralFailure,
             },
         }
     }
@@ -311,7 +311,7 @@ impl From<&ConnectError> for ReplyCode {
             ConnectError::NetworkUnreachable | ConnectError::NoAddress => Self::NetworkUnreachable,
             ConnectError::TimedOut => Self::TtlExpired,
             ConnectError::NotAllowed => Self::NotAllowed,
-            ConnectError::TunnelDown | ConnectError::TooManyFlows | ConnectError::PortTaken => {
+            ConnectError::TunnelDown(_) | ConnectError::TooManyFlows | ConnectError::PortTaken => {
                 Self::GeneralFailure
             }
         }

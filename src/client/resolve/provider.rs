@@ -73,7 +73,7 @@ impl RuntimeProvider for TunnelRuntime {
         Box::pin(async move {
             // The netstack chooses the port, at random.
             let bound = tunnel.bind_udp().await;
-            let is_down = matches!(bound, Err(ConnectError::TunnelDown));
+            let is_down = matches!(bound, Err(ConnectError::TunnelDown(_)));
             down.store(is_down, Ordering::Relaxed);
             bound.map(TunnelUdp).map_err(io::Error::other)
         })

@@ -189,7 +189,7 @@ impl Race {
 fn weight(error: ConnectError) -> u8 {
     match error {
         ConnectError::NoAddress => 0,
-        ConnectError::TunnelDown => 1,
+        ConnectError::TunnelDown(_) => 1,
         ConnectError::TooManyFlows | ConnectError::PortTaken => 2,
         ConnectError::NetworkUnreachable => 3,
         ConnectError::Unreachable => 4,

@@ -134,6 +134,10 @@ async fn name_server_failures_tell_what_they_are() {
     );
     let found = net.resolver.lookup(&name("silent.test")).await;
     assert_eq!(found, Err(ResolveError::TimedOut));
+    // Nobody was asked.
+    net.configure(Session::Silent);
+    let found = net.resolver.lookup(&name("silent.test")).await;
+    assert_eq!(found, Err(ResolveError::TunnelDown(Down::Silent)));
     net.settled().await;
 }
 
@@ -146,7 +150,7 @@ async fn session_without_name_servers_or_without_a_driver_is_told_so() {
     net.configure(Session::Up);
     net.end_driver();
     let found = net.resolver.lookup(&name("a.test")).await;
-    assert_eq!(found, Err(ResolveError::TunnelDown));
+    assert_eq!(found, Err(ResolveError::TunnelDown(Down::Ended)));
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ fn directly(to: &Destination<'_>, ip: IpAddr, fit: Fit) -> Result<(), Blocked> {
 
 /// A rule, prepared for look-ups.
 #[derive(Clone, Debug)]
-struct Prepared {
+pub(super) struct Prepared {
     action: Action,
     transport: Option<Transport>,
     ports: Vec<RangeInclusive<u16>>,
@@ -172,7 +172,7 @@ struct Prepared {
 
 /// By what a rule concerns a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
+pub(super) enum Fit {
     /// It names the name.
     Domain,
     /// It names a network with the address.
@@ -184,7 +184,7 @@ enum Fit {
 }
 
 impl Prepared {
-    fn new(rule: &Rule) -> Self {
+    pub(super) fn new(rule: &Rule) -> Self {
         let mut networks: Vec<IpNet> = Vec::new();
         let mut domains: HashMap<Box<str>, bool> = HashMap::new();
         let mut everything = false;
@@ -213,12 +213,17 @@ impl Prepared {
             && (self.ports.is_empty() || self.ports.iter().any(|ports| ports.contains(&port)))
     }
 
-    fn is_about_all(&self) -> bool {
+    pub(super) fn is_about_all(&self) -> bool {
         self.transport.is_none() && self.ports.is_empty()
     }
 
+    /// Whether it may be about an address alone, whatever its name.
+    pub(super) fn has_networks(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
     /// What is known before a name is resolved.
-    fn fit_name(&self, name: &str) -> Option<Fit> {
+    pub(super) fn fit_name(&self, name: &str) -> Option<Fit> {
         if self.has_name(name) {
             return Some(Fit::Domain);
         }

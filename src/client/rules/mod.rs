@@ -46,9 +46,11 @@
 //! A thousand rules a list, which configurations hold; a look-up costs two comparisons and a few look-ups for each of
 //! them. What is kept of a flow is its name and address.
 
+mod explain;
 mod in_force;
 mod judge;
 
+pub use explain::explain;
 pub use in_force::{InForce, Judged, Replace};
 #[cfg(test)]
 pub(super) use judge::listed;

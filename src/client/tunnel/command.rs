@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::flow::Pipe;
 use super::handle::LastWords;
 use super::port::Datagram;
 use super::{Arrivals, ConnectError, HandleId, Refusal};
+use crate::client::down::Down;
 use crate::client::resolve::ResolveError;
 use crate::client::rules::{InForce, Judged};
 use crate::client::status::Look;
@@ -21,6 +22,7 @@ use crate::io::relay::{Endpoint, FlowWatch};
 pub struct Commands {
     pub(super) receiver: mpsc::Receiver<Command>,
     pub(super) last_words: Arc<LastWords>,
+    pub(super) down: watch::Sender<Option<Down>>,
 }
 
 impl Commands {
@@ -44,9 +46,31 @@ impl Commands {
         }
     }
 
+    /// Tells all askers why nothing goes through the tunnel, or that it is up.
+    pub fn tell(&self, down: Option<Down>) {
+        self.down.send_replace(down);
+    }
+
+    /// What a test tells it by that plays the driver.
+    #[cfg(test)]
+    pub(in crate::client) fn telling(&self) -> watch::Sender<Option<Down>> {
+        self.down.clone()
+    }
+
     /// Waits for the next command; see [`Commands::poll_recv`]. Safe to cancel.
     pub async fn recv(&mut self) -> Option<Command> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+}
+
+impl Command {
+    /// Whether it asks for something that would be waited for while the tunnel is down. Listeners are not: they serve when it
+    /// is back.
+    pub fn wants_tunnel(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. } | Self::BindUdp { .. } | Self::BindEcho { .. }
+        )
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::ConnectError;
 use super::command::{Attachment, Command};
+use crate::client::down::Down;
 use crate::client::rules::Judged;
 
 /// Names a flow, a UDP port or an association between the asker and the driver.
@@ -111,7 +112,7 @@ impl Asked {
                 self.handle.armed = false;
                 Err(error)
             }
-            Err(_dropped) => Err(ConnectError::TunnelDown),
+            Err(_dropped) => Err(ConnectError::TunnelDown(Down::Ended)),
         }
     }
 }

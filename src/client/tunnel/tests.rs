@@ -98,7 +98,7 @@ async fn everything_fails_with_tunnel_down_once_the_driver_has_gone() {
     drop(commands);
     assert_eq!(
         tunnel.connect(remote()).await.unwrap_err(),
-        ConnectError::TunnelDown
+        ConnectError::TunnelDown(Down::Ended)
     );
     let mut stream = flow.into_stream();
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
@@ -108,7 +108,7 @@ async fn everything_fails_with_tunnel_down_once_the_driver_has_gone() {
 async fn driver_that_goes_while_asked_is_tunnel_down() {
     let (tunnel, commands) = pair();
     let (outcome, ()) = tokio::join!(tunnel.connect(remote()), async { drop(commands) });
-    assert_eq!(outcome.unwrap_err(), ConnectError::TunnelDown);
+    assert_eq!(outcome.unwrap_err(), ConnectError::TunnelDown(Down::Ended));
 }
 
 async fn stream(tunnel: &Tunnel, commands: &mut Commands) -> (FlowStream, Pipe) {

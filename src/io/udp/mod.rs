@@ -16,7 +16,7 @@
 //! from waiting for the same.
 //!
 //! Nothing here knows a frame or takes a protocol decision. What the network says about a path,
-//! "too big", "refused", "unreachable", is handed on as [`Feedback`]; anybody on the path can say
+//! "too big", "refused", "unreachable", or that this host's own firewall drops it, is handed on as [`Feedback`]; anybody on the path can say
 //! such things, so it is a hint and never a proof.
 //!
 //! # Kernel features
@@ -42,4 +42,4 @@ pub use inbox::{Arrival, INBOX_MEMORY, Inbox};
 pub use quinn_udp::EcnCodepoint;
 pub use receive::{Datagram, MESSAGES, Receiver};
 pub use send::{BATCH_BYTES, SendBatch, Sender, Target};
-pub use socket::{Feedback, SOCKET_BUFFER, UdpIo, UdpStats};
+pub use socket::{FORBIDDEN, Feedback, SOCKET_BUFFER, UdpIo, UdpStats};

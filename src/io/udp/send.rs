@@ -245,7 +245,9 @@ impl Sender {
         let said = Feedback::of_error(error);
         let counter = match said {
             Some(Feedback::TooBig { .. }) => &counters.too_big,
-            Some(Feedback::Refused | Feedback::Unreachable) => &counters.unreachable,
+            Some(Feedback::Refused | Feedback::Unreachable | Feedback::Forbidden) => {
+                &counters.unreachable
+            }
             None if Errno::from_io_error(error) == Some(Errno::NOBUFS) => &counters.no_buffers,
             None => {
                 tracing::debug!(%error, "a datagram was not sent");

@@ -232,6 +232,8 @@ pub enum Feedback {
     Refused,
     /// There is no way there at this moment, or none that this host may use.
     Unreachable,
+    /// A packet filter of this host's own has dropped it.
+    Forbidden,
 }
 
 impl Feedback {
@@ -253,15 +255,18 @@ impl Feedback {
             | Errno::NETDOWN
             | Errno::HOSTDOWN
             | Errno::ADDRNOTAVAIL
-            // A packet filter of this host's own says so.
-            | Errno::PERM
             | Errno::ACCESS
             | Errno::PROTO
             | Errno::NOPROTOOPT => Some(Self::Unreachable),
+            // Of a datagram that an output chain drops; the kernel says nothing else by it.
+            Errno::PERM => Some(Self::Forbidden),
             _ => None,
         }
     }
 }
+
+/// What is said of a datagram that this host's own packet filter has dropped.
+pub const FORBIDDEN: &str = "the firewall of this host refuses it (EPERM)";
 
 /// The counters of a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -328,6 +328,13 @@ async fn refused_port_is_heard_of_and_ends_nothing() {
     assert_eq!(far.read(1).await[0].1, 2);
 }
 
+#[test]
+fn firewall_of_this_host_is_told_from_a_network_that_cannot_be_reached() {
+    let said = |errno| Feedback::of_error(&std::io::Error::from_raw_os_error(errno));
+    assert_eq!(said(libc::EPERM), Some(Feedback::Forbidden));
+    assert_eq!(said(libc::ENETUNREACH), Some(Feedback::Unreachable));
+}
+
 #[tokio::test]
 async fn datagram_that_no_link_takes_is_said_to_be_too_big() {
     let mut far = End::bound(V4);

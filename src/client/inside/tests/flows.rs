@@ -3,6 +3,7 @@
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::client::down::Down;
 use crate::client::rules::{InForce, Judged, Rules, Way, listed};
 use crate::client::tunnel::ConnectError;
 use crate::io::relay::Endpoint;
@@ -16,7 +17,7 @@ fn attach(inside: &mut Inside, socket: TcpStream, early: &[u8]) {
 fn flow_that_times_out_says_whose_fault_it_was() {
     for (linked, expected) in [
         (true, ConnectError::TimedOut),
-        (false, ConnectError::TunnelDown),
+        (false, ConnectError::TunnelDown(Down::Ended)),
     ] {
         let (mut inside, _asked) = inside();
         let (now, mut wire) = (Instant::now(), Wire::default());
@@ -176,9 +177,12 @@ fn flow_without_any_address_is_told_that_the_tunnel_is_down_and_of_another_famil
     let six = "[2001:db8::1]:80";
     assert_eq!(ask(&mut inside, six), Err(ConnectError::NoAddress));
     inside.end_all(now);
-    assert_eq!(ask(&mut inside, six), Err(ConnectError::TunnelDown));
+    assert_eq!(
+        ask(&mut inside, six),
+        Err(ConnectError::TunnelDown(Down::Ended))
+    );
     assert_eq!(
         ask(&mut inside, "192.0.2.1:80"),
-        Err(ConnectError::TunnelDown)
+        Err(ConnectError::TunnelDown(Down::Ended))
     );
 }

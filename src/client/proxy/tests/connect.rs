@@ -1,4 +1,5 @@
 use super::*;
+use crate::client::down::Down;
 use crate::client::proxy::fake::Route;
 use crate::client::tunnel::ConnectError;
 
@@ -54,7 +55,11 @@ async fn failed_connect_says_why_and_keeps_the_connection() {
         (ConnectError::NoAddress, "502", "destination_ip_unroutable"),
         (ConnectError::TimedOut, "504", "connection_timeout"),
         (ConnectError::NotAllowed, "403", "destination_ip_prohibited"),
-        (ConnectError::TunnelDown, "503", "proxy_internal_error"),
+        (
+            ConnectError::TunnelDown(Down::Lost),
+            "503",
+            "proxy_internal_error",
+        ),
         (
             ConnectError::TooManyFlows,
             "503",

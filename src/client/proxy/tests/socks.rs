@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
+use crate::client::down::Down;
 use crate::client::proxy::fake::{NameAnswer, Route};
 use crate::client::proxy::udp_header;
 use crate::client::resolve::Host;
@@ -113,7 +114,7 @@ async fn socks4_and_4a_connect() {
 async fn replies_tell_the_truth() {
     let proxy = Proxy::start().await;
     let failures = [
-        (ConnectError::TunnelDown, 1),
+        (ConnectError::TunnelDown(Down::Lost), 1),
         (ConnectError::TooManyFlows, 1),
         (ConnectError::NotAllowed, 2),
         (ConnectError::NetworkUnreachable, 3),
