@@ -9,10 +9,11 @@ use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use serde_json::{Map, json};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::args::Args;
 use super::serve::{load_client, unknown_variables};
-use super::{FAILED, Failure, join, logging, print, print_on};
+use super::{FAILED, Failure, join, logging, print, print_on, signals};
 use crate::client::control as client_control;
 use crate::client::dns::lists;
 use crate::config::{ClientConfig, ConfigError, Inputs, Kind, Loaded, ServerConfig, guess_kind};
@@ -54,8 +55,10 @@ pub(super) fn run(args: &Args, options: &DoctorArgs) -> Result<ExitCode, Failure
     let kind = target.kind();
     match target {
         Target::Client(file, loaded) => {
-            if let Some(config) = told.configuration(file.as_deref(), loaded) {
-                examine_client(&config, options, until, &mut told)?;
+            if let Some(config) = told.configuration(file.as_deref(), loaded)
+                && examine_client(&config, options, until, &mut told)?
+            {
+                return Ok(ExitCode::from(STOPPED));
             }
         }
         Target::Server(file, loaded) => {
@@ -143,12 +146,13 @@ fn load<T>(
     })
 }
 
+/// Looks at a client; returns whether it was stopped before the end.
 fn examine_client(
     config: &ClientConfig,
     options: &DoctorArgs,
     until: Instant,
     told: &mut Told,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     for warning in lists::check(&config.dns) {
         let next = "correct it, or fetch the list again";
         told.tell(Finding::warning(Check::Configuration, warning, next));
@@ -158,13 +162,18 @@ fn examine_client(
         "the server must know it (adit clients list at the server)",
     ));
     told.tell(running(&client_control::place(config), Kind::Client));
+    let allowed = client::Allowed {
+        load: !options.no_load,
+        until,
+        stop: CancellationToken::new(),
+    };
     block_on(async {
-        let allowed = client::Allowed {
-            load: !options.no_load,
-            until,
-        };
-        client::examine(config, allowed, &mut |finding| told.tell(finding)).await;
+        // A session that is cut off has to say goodbye first.
+        signals::listen(allowed.stop.clone(), None).context("cannot listen for signals")?;
+        client::examine(config, &allowed, &mut |finding| told.tell(finding)).await;
+        Ok(allowed.stop.is_cancelled())
     })
+    .map_err(Failure::Run)
 }
 
 fn examine_server(config: &ServerConfig, told: &mut Told) {
@@ -241,16 +250,15 @@ fn running(place: &Wanted, kind: Kind) -> Finding {
     }
 }
 
-fn block_on(work: impl Future<Output = ()>) -> Result<(), Failure> {
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")
-        .map_err(Failure::Run)?;
-    runtime.block_on(work);
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(work);
     // A look-up that is still under way must not hold up the end.
     runtime.shutdown_background();
-    Ok(())
+    done
 }
 
 /// What was found, told as it is found unless it is to be one document.
@@ -346,6 +354,9 @@ fn wrong(error: &ConfigError) -> Vec<Finding> {
 
 /// What is logged unless the command line says: the findings say it better.
 const QUIET: &str = "off";
+
+/// As a shell counts a process that was interrupted.
+const STOPPED: u8 = 130;
 
 /// How long a running program may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -26,9 +26,11 @@ pub mod client;
 pub mod clock;
 mod finding;
 pub mod host;
+mod measure;
 pub mod path;
 mod prober;
 pub mod server;
+mod volley;
 pub mod way;
 
 use std::time::Duration;
