@@ -234,7 +234,17 @@ pub async fn run_try(
     let address = Addresses(&proxies.addresses()).to_string();
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
+    let port = proxies.addresses().first().map_or(0, SocketAddr::port);
+    let listener = control::trial(port).listen()?;
     let client = Client::start(&config)?;
+    let services = Services::start(
+        &client,
+        &config,
+        proxies.rules(),
+        proxies.stats(),
+        (listener, None),
+        &stop,
+    )?;
     let mut serving_proxy = tokio::spawn(proxies.serve(&client, stop.clone()));
     let result = until_stopped(&client, &mut serving_proxy, &stop, async || {
         ready.announce(&format!("proxy on {address}"));
@@ -244,6 +254,7 @@ pub async fn run_try(
     .await;
     ready.stopping();
     client.close().await;
+    services.ended().await;
     serving_proxy.abort();
     server_stop.cancel();
     serving_clients.await.context("the server failed")??;

@@ -17,7 +17,8 @@ use crate::io::control::ControlStats;
 use crate::reload::ReloadCounts;
 use crate::status::metrics::{CONTENT_TYPE, render};
 use crate::status::{
-    Counters, Forwarding, PATIENCE, ProcessReport, Program, Report, SessionReport, Tally, tasks,
+    Counters, Forwarding, PATIENCE, ProcessReport, Program, Report, SessionReport, Tally, Uses,
+    tasks,
 };
 
 /// What the driver says of the session.
@@ -50,18 +51,20 @@ pub struct Reporter {
     proxies: Vec<Arc<ProxyStats>>,
     listening: Listening,
     commands: Arc<Book>,
+    uses: Uses,
     control: Arc<ControlStats>,
     reloads: Arc<ReloadCounts>,
     started: Instant,
 }
 
 impl Reporter {
-    /// Makes one of a client that has these parts; `listening` is what listens beside the forwards.
+    /// Makes one of a client that has these parts; `listening` is what listens beside the forwards, `uses` what it has of
+    /// its host.
     pub fn new(
         (tunnel, dns, direct): (Tunnel, Dns, Direct),
         forwards: Forwards,
         (proxies, listening): (Vec<Arc<ProxyStats>>, Listening),
-        commands: Arc<Book>,
+        (commands, uses): (Arc<Book>, Uses),
         control: Arc<ControlStats>,
         reloads: Arc<ReloadCounts>,
     ) -> Self {
@@ -73,6 +76,7 @@ impl Reporter {
             proxies,
             listening,
             commands,
+            uses,
             control,
             reloads,
             started: clock::now(),
@@ -95,6 +99,7 @@ impl Reporter {
             ready: ready.is_ok(),
             state: ready.unwrap_or_else(|state| state),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            uses: self.uses.clone(),
             reloads: self.reloads.counts(),
             clients: None,
             forwards: Some(self.forwarding()),

@@ -11,16 +11,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::{self as clocks, Clock, FarEnd};
 use super::finding::{Check, Finding};
+use super::host;
 use super::measure::{Measuring, Plan, measure};
 use super::path::{self, Choice};
+use super::running::{Running, Wants};
 use super::way::{self, Trouble, Unreached, Way, millis};
 use crate::client::connect::Connector;
-use crate::client::run::connector;
-use crate::config::{CertificateCheck, ClientConfig, Host, LaneAddr};
+use crate::client::control;
+use crate::client::run::{connector, uses};
+use crate::config::{CertificateCheck, ClientConfig, Host, Kind, LaneAddr};
 use crate::io::clock;
-use crate::io::host::MARK;
+use crate::io::host::{MARK, Traces};
+use crate::io::listen;
 use crate::io::outside::Outside;
 use crate::io::privilege::administers_network;
+use crate::status::{Uses, whole};
 
 /// What may be done to find out.
 #[derive(Clone, Debug)]
@@ -63,17 +68,37 @@ pub(super) enum Over {
     Stopped,
 }
 
-/// Looks at a client of this configuration; each finding is told as it is made.
-pub async fn examine(config: &ClientConfig, allowed: &Allowed, tell: &mut impl FnMut(Finding)) {
+/// What a client with this configuration, of this file, wants of its host.
+pub fn wants(config: &ClientConfig, file: Option<&Path>) -> Wants {
+    Wants {
+        kind: Kind::Client,
+        sockets: control::place(config).paths().to_vec(),
+        uses: Uses {
+            file: file.map(whole),
+            ..uses(config, None)
+        },
+    }
+}
+
+/// Looks at a client of this configuration, beside the programs that run, on a host with these traces of a tunnel; each
+/// finding is told as it is made.
+pub async fn examine(
+    config: &ClientConfig,
+    (running, traces): (&Running, Traces),
+    allowed: &Allowed,
+    tell: &mut impl FnMut(Finding),
+) {
+    ports(config, running, tell);
     let administers = administers_network();
-    let tunnel = config.tun.as_ref().map(|tunnel| tunnel.name.as_str());
-    if let Some(finding) = tunnel.and_then(|name| way::enclosed(name, exists(name), administers)) {
+    if let Some(finding) = way::enclosed(traces.device, administers) {
         tell(finding);
     }
-    // As the client itself leaves a host that goes through the tunnel; where it does not, the mark means nothing.
-    let outside = match tunnel {
-        Some(_) if administers => Outside::marked(MARK),
-        Some(_) | None => Outside::default(),
+    // As the client itself leaves a host that goes through the tunnel, whoever has put it there; elsewhere the mark means
+    // nothing.
+    let outside = if administers && traces.routing {
+        Outside::marked(MARK)
+    } else {
+        Outside::default()
     };
     // Of each attempt its own, with an instance of its own: of two at once of one instance, one would seem stale.
     let ask = || {
@@ -255,9 +280,13 @@ fn measured<'a>(ways: &'a [Way], best: &'a LaneAddr) -> Vec<&'a LaneAddr> {
         .collect()
 }
 
-/// Whether the host has an interface of that name.
-fn exists(interface: &str) -> bool {
-    Path::new("/sys/class/net").join(interface).exists()
+/// Looks where the client listens.
+fn ports(config: &ClientConfig, running: &Running, tell: &mut impl FnMut(Finding)) {
+    for port in wants(config, None).uses.listens {
+        let free = listen::look(port.address, port.datagrams, &[]);
+        let own_runs = running.own().is_some();
+        tell(host::port(free, running.of_port(port), own_runs).about(port));
+    }
 }
 
 fn checks_dates(check: &CertificateCheck) -> bool {

@@ -479,7 +479,10 @@ mod tests {
         let fast = told(64, Ended::Bytes);
         assert_eq!(fast.figures["least_megabits_per_second"], 1000.0);
         assert_eq!(fast.figures["all_bytes_sent"], true);
-        assert!(fast.words.contains("at least that much, and may queue more"));
+        assert!(
+            fast.words
+                .contains("at least that much, and may queue more")
+        );
         let slow = told(3000, Ended::Time);
         assert_eq!(slow.figures["least_megabits_per_second"], 21.3);
         assert_eq!(slow.figures["all_bytes_sent"], false);

@@ -55,6 +55,7 @@ use crate::config::{
 use crate::io::admin::{Admin, AdminError};
 use crate::io::clock;
 use crate::io::control::{self as io_control, ControlStats, PlaceError};
+use crate::io::journal::network;
 use crate::io::limits::raise_open_files;
 use crate::io::listen::{BindError, Listener, bind_datagrams};
 use crate::io::netlink::Netlink;
@@ -68,7 +69,7 @@ use crate::io::unix;
 use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, KEY_LEN, PublicKey, Responder, SecretKey, Settings};
 use crate::reload::{Asker, ReloadCounts};
-use crate::status::Counters;
+use crate::status::{Counters, Port, Uses, whole};
 use crate::wire::InnerConfig;
 
 /// What the sessions of one server share.
@@ -383,6 +384,19 @@ enum Socket {
 }
 
 impl Socket {
+    fn port(&self) -> Port {
+        match self {
+            Self::Stream(_, listener) => Port {
+                address: listener.local_addr(),
+                datagrams: false,
+            },
+            Self::Datagram(io) => Port {
+                address: io.local_addr(),
+                datagrams: true,
+            },
+        }
+    }
+
     fn address(&self) -> LaneAddr {
         let (scheme, path, address) = match self {
             Self::Stream(at, listener) => (at.scheme, at.path.as_str(), listener.local_addr()),
@@ -598,6 +612,13 @@ impl Server {
             has_control: control.is_some(),
             ..Listening::of(&sockets)
         };
+        let uses = Uses {
+            file: reload.as_ref().map(|asker| asker.file().to_owned()),
+            state_dir: Some(whole(state.path())),
+            tun: tun.as_ref().map(|device| device.settings.name.clone()),
+            listens: sockets.iter().map(Socket::port).collect(),
+            network: network(),
+        };
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
             match socket {
@@ -609,7 +630,7 @@ impl Server {
                 }
             }
         }
-        let reporter = Arc::new(Reporter::new(shared.clone(), listening));
+        let reporter = Arc::new(Reporter::new(shared.clone(), listening, uses));
         if let Some(admin) = admin {
             info!(address = %admin.address(), "metrics and health");
             tasks.spawn(admin.serve(reporter.clone(), shared.stop.clone()));

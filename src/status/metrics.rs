@@ -374,6 +374,7 @@ mod tests {
             ready: true,
             state: "listening".to_owned(),
             uptime_seconds: 1.5,
+            uses: crate::status::Uses::default(),
             reloads: Reloads::default(),
             clients: Some(Clients {
                 listed: 9,
