@@ -232,7 +232,7 @@
 //! | forwards of a client | [`config::MAX_FORWARDS`] | refused in words |
 //! | connections of a forward that do not stand yet | [`client::forwards::MAX_PENDING`] | reset, counted (`-L`); wait (`-R`), at most 256 more, then their SYNs are not answered and come again |
 //! | UDP peers of a forward | [`client::forwards::MAX_PEERS`], for [`client::forwards::UDP_IDLE`]; of each [`client::forwards::PEER_QUEUE`] datagrams | the most silent goes; dropped, counted |
-//! | an examination by `adit doctor` | [`doctor::LIMIT`]; 1 MiB of echoes under way, 8 MiB in all, while it loads the way | skipped, told |
+//! | an examination by `adit doctor` | [`doctor::LIMIT`]; 1 MiB of echoes under way, 8 MB in all, while it loads the way | skipped, told; its session ends by a goodbye all the same |
 //! | connections to a control socket | [`io::control::MAX_CONNECTIONS`], each idle for [`io::control::IDLE`]; [`io::control::MAX_HELD`] more that wait for an end | closed, counted |
 //! | connections to the admin address | [`io::admin::MAX_CONNECTIONS`], each [`io::admin::IDLE`] without a request | wait in the kernel |
 //! | reports of a program at a time | one of a server; a session has [`status::PATIENCE`] to answer | the next waits; the session is left out, told |
@@ -339,6 +339,8 @@
 //!   about the interface, rules and routes, goes with it, so whoever watches services has to see it ([`server::egress::watch`]).
 //! - **The lock on a host's tunnel is an empty nftables table that its socket owns** ([`io::nft::lock`]): it has the reach of what
 //!   it guards, one network namespace, ends with the process, and nobody without CAP_NET_ADMIN can take it or be in its way.
+//! - **A program is known by what it says it has**, not by its key: several may share one. Its report names its file, state folder,
+//!   device and ports ([`status::Uses`]), so that whoever looks at a file can tell its own program from a neighbour ([`doctor::running`]).
 //! - **A doctor is a client.** It measures by sessions of its own, of an instance of its own, and reads what they count: so what it
 //!   says of losses, path MTU and repair is what the program itself goes by. A handshake alone, by which it tries each way,
 //!   changes nothing at a server ([`doctor`]).

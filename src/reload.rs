@@ -7,8 +7,8 @@
 //!
 //! One configuration is read at a time. Whoever asks while others wait is answered by a reading that begins after he asked.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +31,10 @@ pub struct Applied {
 
 /// Asks for the configuration to be read again.
 #[derive(Clone, Debug)]
-pub struct Asker(mpsc::Sender<Ask>);
+pub struct Asker {
+    asks: mpsc::Sender<Ask>,
+    file: Arc<Path>,
+}
 
 /// Somebody has asked.
 #[derive(Debug)]
@@ -41,17 +44,23 @@ pub struct Ask(Option<oneshot::Sender<Outcome>>);
 #[derive(Debug)]
 pub struct ReloadCounts(Mutex<Reloads>);
 
-/// Makes what asks, and where it is heard.
-pub fn channel() -> (Asker, mpsc::Receiver<Ask>) {
-    let (ask, asked) = mpsc::channel(WAITING);
-    (Asker(ask), asked)
+/// Makes what asks for this file to be read again, and where it is heard.
+pub fn channel(file: &Path) -> (Asker, mpsc::Receiver<Ask>) {
+    let (asks, asked) = mpsc::channel(WAITING);
+    let file = file.into();
+    (Asker { asks, file }, asked)
 }
 
 impl Asker {
+    /// The configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Asks, and does not wait.
     pub fn signal(&self) {
         // Those that wait already will read what is there by then.
-        let _full = self.0.try_send(Ask(None));
+        let _full = self.asks.try_send(Ask(None));
     }
 
     /// Asks, and waits for what comes of it.
@@ -62,7 +71,7 @@ impl Asker {
     pub async fn ask(&self) -> Outcome {
         let gone = || "the program is ending".to_owned();
         let (answer, outcome) = oneshot::channel();
-        let asked = self.0.send(Ask(Some(answer))).await;
+        let asked = self.asks.send(Ask(Some(answer))).await;
         asked.map_err(|_| gone())?;
         outcome.await.unwrap_or_else(|_| Err(gone()))
     }

@@ -24,7 +24,7 @@ use std::{
     },
     task::{Context, Poll, ready},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -264,6 +264,19 @@ impl Certificate {
     ///
     /// If a name is neither.
     pub fn new(names: &[&str]) -> Self {
+        Self::made(names, |_| {})
+    }
+
+    /// The same for one that ends at `end`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Certificate::new`].
+    pub fn ending(names: &[&str], end: SystemTime) -> Self {
+        Self::made(names, |leaf| leaf.not_after = end.into())
+    }
+
+    fn made(names: &[&str], more: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
         let issuer_key = rcgen::KeyPair::generate().expect("the provider makes keys");
         let mut issuer = rcgen::CertificateParams::default();
         issuer.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -276,8 +289,9 @@ impl Certificate {
         let issuer = rcgen::Issuer::new(issuer, issuer_key);
         let key = rcgen::KeyPair::generate().expect("the provider makes keys");
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let leaf = rcgen::CertificateParams::new(names)
-            .expect("names are valid")
+        let mut leaf = rcgen::CertificateParams::new(names).expect("names are valid");
+        more(&mut leaf);
+        let leaf = leaf
             .signed_by(&key, &issuer)
             .expect("a certificate can be signed");
         Self {

@@ -19,6 +19,15 @@ pub enum Need {
     Netem,
 }
 
+/// What a lab of network namespaces needs in which an ordinary user runs the program, and curl fetches.
+pub const LAB: &[Need] = &[
+    Need::Root,
+    Need::Tool("ip"),
+    Need::Tool("nft"),
+    Need::Tool("curl"),
+    Need::Tool("setpriv"),
+];
+
 /// Returns whether everything in `needs` is there; if not, prints `skipped: <reason>`.
 ///
 /// # Panics

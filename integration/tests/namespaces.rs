@@ -19,20 +19,12 @@ use adit_integration::{
     origin::Origin,
     process,
     scene::{Couple, Internet, PROXY, open_tun},
-    skip::{Need, can_run},
+    skip::{LAB, Need, can_run},
     socks::{self, SocksError},
     stream,
 };
 use tokio::net::UdpSocket;
 
-/// What all of these need; that of egress `tun` besides.
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Tool("ip"),
-    Need::Tool("nft"),
-    Need::Tool("curl"),
-    Need::Tool("setpriv"),
-];
 /// The hang guard of one exchange.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -126,21 +118,21 @@ impl Scene {
 
 #[test]
 fn both_families_and_names_leave_under_the_address_of_a_tun_server() {
-    if can_run(NEEDS) && can_run(&[Need::Tun]) {
+    if can_run(LAB) && can_run(&[Need::Tun]) {
         everything_goes_through(&mut Scene::tun(""));
     }
 }
 
 #[test]
 fn both_families_and_names_leave_under_the_address_of_a_user_server() {
-    if can_run(NEEDS) {
+    if can_run(LAB) {
         everything_goes_through(&mut Scene::user());
     }
 }
 
 #[test]
 fn server_with_net_admin_alone_has_a_tun_egress() {
-    if can_run(NEEDS) && can_run(&[Need::Tun]) {
+    if can_run(LAB) && can_run(&[Need::Tun]) {
         let lane = format!("tcp://{SERVER4}:7443");
         everything_goes_through(&mut Scene::new(
             &lane,
@@ -152,7 +144,7 @@ fn server_with_net_admin_alone_has_a_tun_egress() {
 
 #[test]
 fn lane_over_tls_and_ipv6_carries_everything() {
-    if can_run(NEEDS) && can_run(&[Need::Tun]) {
+    if can_run(LAB) && can_run(&[Need::Tun]) {
         let lane = format!("tls://[{SERVER6}]:8443");
         everything_goes_through(&mut Scene::new(
             &lane,
@@ -249,14 +241,14 @@ fn everything_goes_through(scene: &mut Scene) {
 
 #[test]
 fn udp_and_dig_go_through_socks_with_a_tun_server() {
-    if can_run(NEEDS) && can_run(&[Need::Tun, Need::Tool("dig")]) {
+    if can_run(LAB) && can_run(&[Need::Tun, Need::Tool("dig")]) {
         udp_goes_through(&Scene::tun(""));
     }
 }
 
 #[test]
 fn udp_and_dig_go_through_socks_with_a_user_server() {
-    if can_run(NEEDS) && can_run(&[Need::Tool("dig")]) {
+    if can_run(LAB) && can_run(&[Need::Tool("dig")]) {
         udp_goes_through(&Scene::user());
     }
 }
@@ -362,7 +354,7 @@ async fn forward(socket: UdpSocket, association: socks::Association) {
 
 #[test]
 fn only_the_public_internet_is_reached_unless_allowed() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     for scene in [Scene::tun(""), Scene::user()] {
@@ -394,7 +386,7 @@ fn only_the_public_internet_is_reached_unless_allowed() {
 
 #[test]
 fn allowed_network_is_reached_with_either_egress() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let lane = format!("tcp://{SERVER4}:7443");
@@ -426,7 +418,7 @@ fn allowed_network_is_reached_with_either_egress() {
 
 #[test]
 fn socks_replies_tell_what_the_internet_said() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     for scene in [Scene::tun(""), Scene::user()] {
@@ -461,7 +453,7 @@ fn socks_replies_tell_what_the_internet_said() {
 
 #[test]
 fn long_answers_of_the_name_server_pass_over_tcp() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun, Need::Tool("dig")]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun, Need::Tool("dig")]) {
         return;
     }
     let scene = Scene::tun("");
@@ -486,7 +478,7 @@ fn long_answers_of_the_name_server_pass_over_tcp() {
 
 #[test]
 fn server_host_is_as_before_after_a_stop() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let mut scene = Scene::tun("");
@@ -506,7 +498,7 @@ fn server_host_is_as_before_after_a_stop() {
 
 #[test]
 fn server_host_is_as_before_after_a_kill_and_a_new_start() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let mut scene = Scene::tun("");
@@ -523,7 +515,7 @@ fn server_host_is_as_before_after_a_kill_and_a_new_start() {
 
 #[test]
 fn server_whose_interface_is_switched_off_or_bared_puts_it_right_and_flows_go_on() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let scene = Scene::tun("");
@@ -583,7 +575,7 @@ fn server_whose_host_switches_ipv6_off_says_so_and_has_it_again_with_the_host() 
 
 #[test]
 fn server_whose_interface_is_deleted_says_so_leaves_nothing_and_starts_again() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let mut scene = Scene::tun("");
@@ -608,7 +600,7 @@ fn server_whose_interface_is_deleted_says_so_leaves_nothing_and_starts_again() {
 
 #[test]
 fn forwarding_that_was_on_stays_on() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let (lab, workdir) = (Lab::new(), Workdir::new());
@@ -638,7 +630,7 @@ fn forwarding_that_was_on_stays_on() {
 
 #[test]
 fn two_servers_share_a_host() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let (lab, workdir) = (Lab::new(), Workdir::new());
@@ -676,7 +668,7 @@ fn two_servers_share_a_host() {
 
 #[test]
 fn packets_between_clients_are_dropped_unless_allowed() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let (lab, workdir) = (Lab::new(), Workdir::new());
@@ -729,7 +721,7 @@ fn packets_between_clients_are_dropped_unless_allowed() {
 
 #[test]
 fn open_flow_does_not_keep_the_server_from_stopping() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let mut scene = Scene::tun("");

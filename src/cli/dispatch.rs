@@ -250,7 +250,8 @@ pub async fn run_try(
     let server_stop = CancellationToken::new();
     let serving_clients = tokio::spawn(server.run(server_stop.clone()));
     // So that `adit status` and `adit run --share` find it.
-    let listener = control::place(&config).listen()?;
+    let port = proxies.addresses().first().map_or(0, SocketAddr::port);
+    let listener = control::trial(port).listen()?;
     let client = Client::start(&config)?;
     let services = Services::start(
         &client,

@@ -1,24 +1,29 @@
 //! `adit doctor`: looks at a client or a server, and says how it stands.
 
-use std::env;
+mod target;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
-use serde_json::{Map, json};
+use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use self::target::{Target, base};
 use super::args::Args;
-use super::serve::{load_client, unknown_variables};
-use super::{FAILED, Failure, join, logging, print, print_on};
+use super::serve::unknown_variables;
+use super::{FAILED, Failure, logging, print, print_on, signals};
 use crate::client::control as client_control;
 use crate::client::dns::lists;
-use crate::config::{ClientConfig, ConfigError, Inputs, Kind, Loaded, ServerConfig, guess_kind};
+use crate::config::{ClientConfig, ConfigError, Kind, Loaded, ServerConfig};
+use crate::doctor::leftover::{self, Left};
+use crate::doctor::running::{Program, Running, Wants, ask};
 use crate::doctor::{Check, Finding, LIMIT, Summary, Verdict, client, server};
-use crate::io::control::{CallError, Caller, Request, Wanted};
+use crate::io::host::{Traces, traces};
 use crate::server::control as server_control;
+use crate::status::whole;
 
 /// The arguments of `adit doctor`.
 #[derive(Debug, ClapArgs)]
@@ -26,7 +31,7 @@ use crate::server::control as server_control;
     after_help = "It takes 30 s at most, and loads the way to the server for 3 s, by 8 MB each way at most, unless --no-load says not to.\nExit status: 0 where nothing has failed, 1 where something has, 2 for a wrong usage."
 )]
 pub(super) struct DoctorArgs {
-    /// The configuration file of a client or a server. Without, what the environment says, or what `adit join` has written
+    /// The configuration file of a client or a server. Without, what the environment says, or what `adit join` has written, or that of the only program of this user that runs
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     config: Option<PathBuf>,
     /// Which program it is for, where its keys do not tell
@@ -54,101 +59,30 @@ pub(super) fn run(args: &Args, options: &DoctorArgs) -> Result<ExitCode, Failure
     let kind = target.kind();
     match target {
         Target::Client(file, loaded) => {
-            if let Some(config) = told.configuration(file.as_deref(), loaded) {
-                examine_client(&config, options, until, &mut told)?;
+            if let Some(config) = told.configuration(file.as_deref(), loaded)
+                && examine_client(&config, file.as_deref(), options, until, &mut told)?
+            {
+                return Ok(ExitCode::from(STOPPED));
             }
         }
         Target::Server(file, loaded) => {
             if let Some(config) = told.configuration(file.as_deref(), loaded) {
-                examine_server(&config, &mut told);
+                examine_server(&config, file.as_deref(), &mut told);
             }
         }
+        Target::Unnamed(programs, left) => examine_unnamed(&programs, &left, &mut told),
     }
     told.end(kind)
 }
 
-/// What is looked at.
-#[expect(clippy::large_enum_variant, reason = "there is one, for a moment")]
-enum Target {
-    Client(Option<PathBuf>, Result<Loaded<ClientConfig>, ConfigError>),
-    Server(Option<PathBuf>, Result<Loaded<ServerConfig>, ConfigError>),
-}
-
-impl Target {
-    /// Finds the configuration as the programs do; one that is wrong is found, too.
-    fn find(options: &DoctorArgs) -> Result<Self, Failure> {
-        if let Some(file) = &options.config {
-            return Self::of_file(file, options.kind);
-        }
-        if options.kind != Some(Kind::Client) {
-            match load(None, ServerConfig::load) {
-                Err(error) if error.is_all_missing() && options.kind.is_none() => {}
-                Err(_) if options.kind.is_none() && load_client(None, &[]).is_ok() => {}
-                loaded => return Ok(Self::Server(None, loaded)),
-            }
-        }
-        let loaded = load(None, ClientConfig::load);
-        let missing = matches!(&loaded, Err(error) if error.is_all_missing());
-        match join::usual_file().filter(|usual| usual.exists()) {
-            Some(usual) if missing => Self::of_file(&usual, Some(Kind::Client)),
-            Some(_) | None if missing => Err(Failure::Usage(
-                "there is no configuration: name one by -c FILE, of a client or of a server"
-                    .to_owned(),
-            )),
-            Some(_) | None => Ok(Self::Client(None, loaded)),
-        }
-    }
-
-    fn of_file(file: &Path, kind: Option<Kind>) -> Result<Self, Failure> {
-        let shown = file.display();
-        if !file.exists() {
-            return Err(Failure::Usage(format!("{shown}: there is no such file")));
-        }
-        let kind = match kind {
-            Some(kind) => kind,
-            None => match guess_kind(file) {
-                Ok(Some(kind)) => kind,
-                Ok(None) => {
-                    return Err(Failure::Usage(format!(
-                        "{shown}: its keys do not tell whether it is for a server or a client: say --kind"
-                    )));
-                }
-                // What is wrong with it is found again, and told as all else is.
-                Err(_) => Kind::Client,
-            },
-        };
-        let named = Some(file.to_owned());
-        Ok(match kind {
-            Kind::Client => Self::Client(named, load(Some(file), ClientConfig::load)),
-            Kind::Server => Self::Server(named, load(Some(file), ServerConfig::load)),
-        })
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Client(..) => Kind::Client,
-            Self::Server(..) => Kind::Server,
-        }
-    }
-}
-
-fn load<T>(
-    file: Option<&Path>,
-    load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>,
-) -> Result<Loaded<T>, ConfigError> {
-    load(Inputs {
-        file,
-        environment: &|name| env::var(name).ok(),
-        flags: &[],
-    })
-}
-
+/// Looks at a client; returns whether it was stopped before the end.
 fn examine_client(
     config: &ClientConfig,
+    file: Option<&Path>,
     options: &DoctorArgs,
     until: Instant,
     told: &mut Told,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     for warning in lists::check(&config.dns) {
         let next = "correct it, or fetch the list again";
         told.tell(Finding::warning(Check::Configuration, warning, next));
@@ -157,17 +91,25 @@ fn examine_client(
         &config.secret_key.public().to_string(),
         "the server must know it (adit clients list at the server)",
     ));
-    told.tell(running(&client_control::place(config), Kind::Client));
+    let running = told.running(client::wants(config, file));
+    let folder = config.tun.as_ref().map(|tunnel| tunnel.state_dir.clone());
+    let traces = told.left(folder, &running);
+    let allowed = client::Allowed {
+        load: !options.no_load,
+        until,
+        stop: CancellationToken::new(),
+    };
     block_on(async {
-        let allowed = client::Allowed {
-            load: !options.no_load,
-            until,
-        };
-        client::examine(config, allowed, &mut |finding| told.tell(finding)).await;
+        // A session that is cut off has to say goodbye first.
+        signals::listen(allowed.stop.clone(), None).context("cannot listen for signals")?;
+        let mut tell = |finding| told.tell(finding);
+        client::examine(config, (&running, traces), &allowed, &mut tell).await;
+        Ok(allowed.stop.is_cancelled())
     })
+    .map_err(Failure::Run)
 }
 
-fn examine_server(config: &ServerConfig, told: &mut Told) {
+fn examine_server(config: &ServerConfig, file: Option<&Path>, told: &mut Told) {
     for (at, key) in config.secret_keys.iter().enumerate() {
         let more = match at {
             0 => "clients name it as `server_key`",
@@ -175,25 +117,34 @@ fn examine_server(config: &ServerConfig, told: &mut Told) {
         };
         told.tell(key_finding(&key.public().to_string(), more));
     }
-    let place = server_control::place(config);
-    let finding = running(&place, Kind::Server);
-    let runs = finding.figures.get("running") == Some(&json!(true));
-    told.tell(finding);
-    let descriptors = runs.then(|| ask_descriptors(&place));
-    server::examine(config, descriptors, &mut |finding| told.tell(finding));
+    let running = told.running(server::wants(config, file));
+    told.left(Some(config.state_dir.clone()), &running);
+    server::examine(config, &running, &mut |finding| told.tell(finding));
 }
 
-/// Asks a server that runs how many descriptors it has; one that does not say has none.
-fn ask_descriptors(place: &Wanted) -> server::Running {
-    let asked = place.paths().iter().find_map(|path| {
-        let mut caller = Caller::connect(path).ok()?;
-        let request = Request::new("status", Map::new());
-        caller.call(&request, None, PATIENCE).ok()
-    });
-    let number = |name: &str| asked.as_ref()?["process"][name].as_u64();
-    server::Running {
-        open: number("open_fds").unwrap_or(0),
-        most: number("max_fds").unwrap_or(u64::MAX),
+/// Looks at what runs where nothing was named.
+fn examine_unnamed(programs: &[Program], left: &[Left], told: &mut Told) {
+    for program in programs {
+        told.tell(program.finding());
+        let file = program.uses.as_ref().and_then(|uses| uses.file.as_ref());
+        let why = match file {
+            _ if program.trial => {
+                "a trial has keys for itself alone, and no file to look at".to_owned()
+            }
+            Some(file) => format!("to look at it: adit doctor -c {}", file.display()),
+            None => "it was started without a file: write what its flags and variables say to one, and name that by -c FILE".to_owned(),
+        };
+        told.tell(Finding::skipped(Check::Configuration, why));
+        if let ([only], None) = (programs, file)
+            && only.kind == Kind::Server
+        {
+            server::examine_unwritten(only, &mut |finding| told.tell(finding));
+        }
+    }
+    let traces = traces().unwrap_or_default();
+    let leads = programs.iter().any(Program::leads);
+    for finding in leftover::judge(left, traces, leads) {
+        told.tell(finding);
     }
 }
 
@@ -201,56 +152,15 @@ fn key_finding(public: &str, more: &str) -> Finding {
     Finding::ok(Check::Key, format!("{public}; {more}")).figure("public_key", public)
 }
 
-/// Says whether a program of this configuration runs.
-fn running(place: &Wanted, kind: Kind) -> Finding {
-    let mut closed = None;
-    for path in place.paths() {
-        match Caller::connect(path) {
-            Ok(mut caller) => {
-                let asked = caller.call(&Request::new("health", Map::new()), None, PATIENCE);
-                let state = match asked {
-                    Ok(state) => state.as_str().unwrap_or_default().to_owned(),
-                    Err(CallError::Refused(why)) => {
-                        let words = format!("a {kind} of this configuration runs: {why}");
-                        return Finding::warning(
-                            Check::Running,
-                            words,
-                            "see below for the reason, or its log",
-                        )
-                        .figure("running", true);
-                    }
-                    Err(error) => error.to_string(),
-                };
-                let words = format!("a {kind} of this configuration runs: {state}");
-                return Finding::ok(Check::Running, words).figure("running", true);
-            }
-            Err(error) if error.is_closed() => closed = Some(error),
-            Err(_) => {}
-        }
-    }
-    match closed {
-        Some(error) => Finding::skipped(
-            Check::Running,
-            format!("not to be known as this user: {error}"),
-        ),
-        None => Finding::ok(
-            Check::Running,
-            format!("no {kind} of this configuration runs here"),
-        )
-        .figure("running", false),
-    }
-}
-
-fn block_on(work: impl Future<Output = ()>) -> Result<(), Failure> {
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")
-        .map_err(Failure::Run)?;
-    runtime.block_on(work);
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(work);
     // A look-up that is still under way must not hold up the end.
     runtime.shutdown_background();
-    Ok(())
+    done
 }
 
 /// What was found, told as it is found unless it is to be one document.
@@ -297,14 +207,49 @@ impl Told {
         }
     }
 
-    fn end(self, kind: Kind) -> Result<ExitCode, Failure> {
+    /// Tells of the programs that run, as they matter to what a configuration wants.
+    fn running(&mut self, wants: Wants) -> Running {
+        let others = server_control::sockets().into_iter();
+        let others = others.chain(client_control::sockets());
+        let mut sockets: Vec<PathBuf> = wants.sockets.clone();
+        sockets.extend(others.chain(client_control::trials()));
+        sockets.sort();
+        sockets.dedup();
+        let known = wants.sockets.clone();
+        let (programs, closed) = ask(sockets);
+        let running = Running::new(wants, programs);
+        for finding in running.findings() {
+            self.tell(finding);
+        }
+        let hidden = closed
+            .iter()
+            .find(|error| known.iter().any(|at| error.is_about(at)));
+        if let (None, Some(error)) = (running.own(), hidden) {
+            let why = format!("one of another user may run, which this user may not ask: {error}");
+            self.tell(Finding::skipped(Check::Running, why));
+        }
+        running
+    }
+
+    /// Tells what programs that were killed have left, and returns what is to be seen of a tunnel of this host.
+    fn left(&mut self, folder: Option<PathBuf>, running: &Running) -> Traces {
+        let traces = traces().unwrap_or_default();
+        let folders: Vec<PathBuf> = folder.iter().map(|folder| whole(folder)).collect();
+        let left = leftover::look(&folders, base().as_deref());
+        for finding in leftover::judge(&left, traces, running.leads()) {
+            self.tell(finding);
+        }
+        traces
+    }
+
+    fn end(self, kind: Option<Kind>) -> Result<ExitCode, Failure> {
         if let Some(failure) = self.failure {
             return Err(failure);
         }
         let summary = Summary::of(&self.findings);
         if self.json {
             let document = json!({
-                "kind": kind.as_str(),
+                "kind": kind.map(Kind::as_str),
                 "version": env!("CARGO_PKG_VERSION"),
                 "verdict": summary.verdict(),
                 "summary": summary,
@@ -312,7 +257,10 @@ impl Told {
             });
             print(&document.to_string())?;
         } else {
-            print(&summary.to_string())?;
+            print(&match kind {
+                Some(_) => summary.to_string(),
+                None => format!("that is all without a configuration; {summary}"),
+            })?;
         }
         Ok(match summary.verdict() {
             Verdict::Failed => ExitCode::from(FAILED),
@@ -347,5 +295,5 @@ fn wrong(error: &ConfigError) -> Vec<Finding> {
 /// What is logged unless the command line says: the findings say it better.
 const QUIET: &str = "off";
 
-/// How long a running program may take to say how it is.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// As a shell counts a process that was interrupted.
+const STOPPED: u8 = 130;

@@ -44,7 +44,9 @@ pub struct Reload {
 impl Reload {
     /// Makes one, and what asks it.
     pub(super) fn new(again: Again) -> (Asker, Self) {
-        let (asker, asked) = channel();
+        // Whoever looks for the program by its file may be in another folder.
+        let file = again.file.canonicalize();
+        let (asker, asked) = channel(file.as_deref().unwrap_or(&again.file));
         let reload = Self {
             again,
             asked,

@@ -43,7 +43,12 @@ impl Which {
             return connect(path).map(Found::Running);
         }
         let Some(sketch) = self.load(Kind::Client, ClientConfig::sketch)? else {
-            return Ok(match only_one(client::sockets(), "client")? {
+            let found = match only_one(client::sockets(), "client")? {
+                Ok(caller) => Ok(caller),
+                // A trial is meant only where nothing else is.
+                Err(why) => only_one(client::trials(), "trial")?.map_err(|_none| why),
+            };
+            return Ok(match found {
                 Ok(caller) => Found::Running(caller),
                 Err(why) => Found::Idle(None, why),
             });
@@ -103,7 +108,11 @@ impl Which {
             return Ok(caller);
         }
         let sockets = server::sockets().into_iter().chain(client::sockets());
-        only_one(sockets.collect(), "program")?.map_err(not_running)
+        match only_one(sockets.collect(), "program")? {
+            Ok(caller) => Ok(caller),
+            // A trial is meant only where nothing else is.
+            Err(why) => only_one(client::trials(), "trial")?.map_err(|_none| not_running(why)),
+        }
     }
 
     /// Asks at each place of a program; what is returned without one is the reason, in words.

@@ -57,6 +57,23 @@ pub fn place(config: &ClientConfig) -> Wanted {
     }
 }
 
+/// Tells where a trial takes orders whose proxy listens at this port: its keys are new each time, and sockets of those that were
+/// killed shall not become ever more.
+pub fn trial(proxy: u16) -> Wanted {
+    let name = format!("{TRIAL}{proxy}");
+    let surroundings = Surroundings::here();
+    Wanted::Usual {
+        listen: surroundings.usual(&name),
+        own: None,
+        ask: surroundings.everywhere(&name),
+    }
+}
+
+/// Lists the control sockets of this user's trials, those of the dead among them.
+pub fn trials() -> Vec<PathBuf> {
+    Surroundings::here().find(TRIAL)
+}
+
 /// Lists the control sockets of this user's clients, those of the dead among them.
 pub fn sockets() -> Vec<PathBuf> {
     Surroundings::here().find(KIND)
@@ -325,3 +342,6 @@ const FINISHED: &str = "finished";
 
 /// What a client's socket begins with.
 const KIND: &str = "client-";
+
+/// What the socket of `adit try` begins with: nobody who looks for a client shall find a trial.
+pub(crate) const TRIAL: &str = "try-";

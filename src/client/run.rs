@@ -51,6 +51,7 @@ use crate::config::{CertificateCheck, ClientConfig};
 use crate::io::admin::{Admin, AdminError};
 use crate::io::control::serve;
 use crate::io::dial::Dialer;
+use crate::io::journal::network;
 use crate::io::limits::raise_open_files;
 use crate::io::network::NetworkWatch;
 use crate::io::outside::Outside;
@@ -60,6 +61,7 @@ use crate::io::unix::Listener;
 use crate::proto;
 use crate::proto::budget::{HARD, Share};
 use crate::reload::{Asker, ReloadCounts};
+use crate::status::{Port, Uses, whole};
 use crate::wire::InnerConfig;
 
 /// A tunnel that keeps itself connected, and the resolver that asks through it.
@@ -256,6 +258,22 @@ impl Drop for Client {
     }
 }
 
+/// What a client with this configuration has of its host; `reload` reads its file again, if there is one.
+pub fn uses(config: &ClientConfig, reload: Option<&Asker>) -> Uses {
+    let proxies = config.listeners().into_iter().map(|proxy| proxy.listen);
+    let port = |address, datagrams| Port { address, datagrams };
+    let resolver = config.dns.listen.into_iter();
+    Uses {
+        file: reload.map(|asker| asker.file().to_owned()),
+        state_dir: config.tun.as_ref().map(|tunnel| whole(&tunnel.state_dir)),
+        tun: config.tun.as_ref().map(|tunnel| tunnel.name.clone()),
+        listens: (proxies.map(|address| port(address, false)))
+            .chain(resolver.flat_map(|address| [port(address, false), port(address, true)]))
+            .collect(),
+        network: network(),
+    }
+}
+
 /// The forwards of a client, its control socket, and its admin address.
 pub struct Services {
     forwards: Forwards,
@@ -299,7 +317,7 @@ impl Services {
             (client.dns(), client.direct()),
             forwards.clone(),
             (proxies, listening),
-            Arc::clone(&book),
+            (Arc::clone(&book), uses(config, reload.as_ref())),
             Arc::clone(&control_stats),
             Arc::clone(&reloads),
         ));

@@ -19,7 +19,7 @@ use crate::reload::ReloadCounts;
 use crate::status::metrics::{CONTENT_TYPE, render};
 use crate::status::{
     Carries, Counters, Forwarding, Outage, PATIENCE, ProcessReport, Program, Report, SessionReport,
-    Tally, tasks,
+    Tally, Uses, tasks,
 };
 
 /// What the driver says of the session.
@@ -58,19 +58,21 @@ pub struct Reporter {
     proxies: Vec<Arc<ProxyStats>>,
     listening: Listening,
     commands: Arc<Book>,
+    uses: Uses,
     control: Arc<ControlStats>,
     reloads: Arc<ReloadCounts>,
     started: Instant,
 }
 
 impl Reporter {
-    /// Makes one of a client that has these parts, and perhaps the session of the whole host beside its own; `listening` is what listens beside the forwards.
+    /// Makes one of a client that has these parts, and perhaps the session of the whole host beside its own; `listening`
+    /// is what listens beside the forwards, `uses` what it has of its host.
     pub fn new(
         (tunnel, host): (Tunnel, Option<Tunnel>),
         (dns, direct): (Dns, Direct),
         forwards: Forwards,
         (proxies, listening): (Vec<Arc<ProxyStats>>, Listening),
-        commands: Arc<Book>,
+        (commands, uses): (Arc<Book>, Uses),
         control: Arc<ControlStats>,
         reloads: Arc<ReloadCounts>,
     ) -> Self {
@@ -83,6 +85,7 @@ impl Reporter {
             proxies,
             listening,
             commands,
+            uses,
             control,
             reloads,
             started: clock::now(),
@@ -114,6 +117,7 @@ impl Reporter {
             state: ready.unwrap_or_else(|state| state),
             down,
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            uses: self.uses.clone(),
             reloads: self.reloads.counts(),
             clients: None,
             forwards: Some(self.forwarding()),

@@ -49,9 +49,9 @@ pub fn judge(clock: &Clock) -> Finding {
         None => "",
     };
     let matters = if clock.certificates {
-        "certificates, which this configuration checks, and invitations have an end"
+        "the dates of certificates, which this configuration checks, and of invitations depend on it"
     } else {
-        "of all that is checked only invitations have an end"
+        "only the dates of invitations depend on it"
     };
     let finding = if clock.now < SystemTime::UNIX_EPOCH + EARLIEST {
         Finding::failed(
@@ -72,7 +72,7 @@ pub fn judge(clock: &Clock) -> Finding {
             FarEnd::None => "",
             FarEnd::Unasked => "; the server's clock cannot be known",
             FarEnd::Doubts | FarEnd::Takes => {
-                "; it is not behind the server's start, more of the server's clock cannot be known"
+                "; it is not behind the server's start; more of the server's clock cannot be known"
             }
         };
         Finding::ok(Check::Clock, format!("{shown}{step}; {matters}{far}"))

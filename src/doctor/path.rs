@@ -73,10 +73,22 @@ pub struct Load {
     pub sent_bytes: u64,
     /// Bytes of packets that came back.
     pub returned_bytes: u64,
-    /// How long that took.
+    /// How long it was until the last of them came back.
     pub took: Duration,
+    /// By what it ended.
+    pub ended: Ended,
     /// Short echoes beside it.
     pub echoes: Echoes,
+}
+
+/// What ends a load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ended {
+    /// All bytes were sent that may be.
+    Bytes,
+    /// The time was over.
+    #[default]
+    Time,
 }
 
 /// Judges the round trips of a way on which nothing else was sent.
@@ -208,20 +220,28 @@ pub fn path_mtu(server: &LaneAddr, carries: &Carries) -> Finding {
 }
 
 /// Judges how much longer a round trip is while the way carries all that it can.
+///
+/// How fast a way is, is not what is measured: what came back has passed both directions, a bounded window at a time, and on
+/// a fast way its bytes are spent before a queue is full.
 pub fn bufferbloat(server: &LaneAddr, idle: &Echoes, load: &Load) -> Finding {
     let seconds = load.took.as_secs_f64();
-    let megabytes = |bytes: u64| (bytes as f64 / 1e5).round() / 10.0;
+    let megabytes = (load.sent_bytes as f64 / 1e5).round() / 10.0;
     let rate = (load.returned_bytes as f64 * 8.0 / seconds.max(1e-3) / 1e5).round() / 10.0;
-    let sent = megabytes(load.sent_bytes);
     let (Some(idle), Some(loaded)) = (idle.median(), load.echoes.median()) else {
         let why = "no echo was answered beside the load";
         return Finding::skipped(Check::Bufferbloat, why).about(server);
     };
     let more = loaded.saturating_sub(idle);
     let (was, is, ms) = (millis(idle), millis(loaded), millis(more));
+    let bound = match load.ended {
+        Ended::Bytes => {
+            "the way carries at least that much, and may queue more under a longer load"
+        }
+        Ended::Time => "the way carries at least that much in its slower direction",
+    };
     let words = format!(
-        "a round trip takes {ms} ms more under load ({was} ms idle, {is} ms loaded, by {sent} MB each way in {seconds:.1} s, \
-         {rate} Mbit/s)"
+        "a round trip takes {ms} ms more under load ({was} ms idle, {is} ms loaded), by {megabytes} MB each way in \
+         {seconds:.1} s, {rate} Mbit/s: {bound}"
     );
     let finding = if more < BLOAT {
         Finding::ok(Check::Bufferbloat, words)
@@ -240,7 +260,8 @@ pub fn bufferbloat(server: &LaneAddr, idle: &Echoes, load: &Load) -> Finding {
         .figure("more_ms", ms)
         .figure("bytes", load.sent_bytes)
         .figure("seconds", (seconds * 1e3).round() / 1e3)
-        .figure("megabits_per_second", rate)
+        .figure("least_megabits_per_second", rate)
+        .figure("all_bytes_sent", load.ended == Ended::Bytes)
 }
 
 /// What a session of this client would choose.
@@ -435,11 +456,37 @@ mod tests {
                 sent_bytes: 1 << 20,
                 returned_bytes: 1 << 20,
                 took: Duration::from_secs(1),
+                ended: Ended::Time,
                 echoes: echoes(loaded),
             };
             let finding = bufferbloat(&server(), &echoes(idle), &load);
             assert_eq!(finding.verdict, verdict, "{idle:?} {loaded:?}");
         }
+    }
+
+    #[test]
+    fn rate_of_a_load_is_told_as_the_least_that_the_way_carries() {
+        let told = |took, ended| {
+            let load = Load {
+                sent_bytes: 8_000_000,
+                returned_bytes: 8_000_000,
+                took: Duration::from_millis(took),
+                ended,
+                echoes: echoes(&[2]),
+            };
+            bufferbloat(&server(), &echoes(&[1]), &load)
+        };
+        let fast = told(64, Ended::Bytes);
+        assert_eq!(fast.figures["least_megabits_per_second"], 1000.0);
+        assert_eq!(fast.figures["all_bytes_sent"], true);
+        assert!(
+            fast.words
+                .contains("at least that much, and may queue more")
+        );
+        let slow = told(3000, Ended::Time);
+        assert_eq!(slow.figures["least_megabits_per_second"], 21.3);
+        assert_eq!(slow.figures["all_bytes_sent"], false);
+        assert!(slow.words.contains("in its slower direction"));
     }
 
     #[test]

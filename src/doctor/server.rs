@@ -9,37 +9,47 @@ use rustix::fs::{Access, access};
 
 use super::clock::{self as clocks, Clock, FarEnd};
 use super::finding::{Check, Finding};
-use super::host::{self, Descriptors, Filter, Situation};
-use crate::config::{EgressKind, Scheme, ServerConfig};
+use super::host::{self, Descriptors, Device, Filter, Situation};
+use super::running::{Held, Program, Running, Wants};
+use crate::config::{EgressKind, Kind, ListenAddr, Scheme, ServerConfig};
+use crate::io::journal::network;
 use crate::io::limits::most_open_files;
 use crate::io::privilege::administers_network;
 use crate::io::tls::{Certificate, ServerTls};
 use crate::io::udp::SOCKET_BUFFER;
 use crate::io::{clock, listen, nft, sysctl, tun};
+use crate::server::control;
 use crate::server::egress::echo;
 use crate::server::enrolment::Enrolment;
+use crate::status::{Port, Uses, whole};
 
-/// What a server of the configuration that runs says of its descriptors.
-#[derive(Clone, Copy, Debug)]
-pub struct Running {
-    /// Open ones.
-    pub open: u64,
-    /// How many may be.
-    pub most: u64,
+/// What a server with this configuration, of this file, wants of its host.
+pub fn wants(config: &ServerConfig, file: Option<&Path>) -> Wants {
+    let port = |at: &ListenAddr| Port {
+        address: at.address,
+        datagrams: at.scheme == Scheme::Udp,
+    };
+    Wants {
+        kind: Kind::Server,
+        sockets: control::place(config).paths().to_vec(),
+        uses: Uses {
+            file: file.map(whole),
+            state_dir: Some(whole(&config.state_dir)),
+            tun: (config.egress == EgressKind::Tun).then(|| config.tun.name.clone()),
+            listens: config.listen.iter().map(port).collect(),
+            network: network(),
+        },
+    }
 }
 
-/// Looks at a server of this configuration, which may run; each finding is told as it is made.
-pub fn examine(config: &ServerConfig, running: Option<Running>, tell: &mut impl FnMut(Finding)) {
-    let situation = Situation {
-        running: running.is_some(),
-        administers: administers_network(),
-    };
-    let folder = &config.state_dir;
-    let there = folder.is_dir();
-    tell(host::state(folder, there, writable(folder), situation));
+/// Looks at a server of this configuration, beside the programs that run; each finding is told as it is made.
+pub fn examine(config: &ServerConfig, running: &Running, tell: &mut impl FnMut(Finding)) {
+    let folder = &whole(&config.state_dir);
+    let held = running.of_state(folder);
+    tell(host::state(folder, folder.is_dir(), writable(folder), held));
     let enrolled = Enrolment::look(folder);
     tell(host::clients(config.clients.len(), enrolled));
-    ports(config, situation, tell);
+    ports(config, running, tell);
     certificate(config, tell);
     tell(clocks::judge(&Clock {
         now: clock::unix(),
@@ -60,27 +70,68 @@ pub fn examine(config: &ServerConfig, running: Option<Running>, tell: &mut impl 
             }
             tell(host::ping(echo::permitted()));
         }
-        EgressKind::Tun => egress(config, situation, tell),
+        EgressKind::Tun => egress(config, running, tell),
     }
+    let open = running.own().and_then(|own| own.descriptors);
     tell(host::descriptors(Descriptors {
-        open: running.map(|running| running.open),
-        most: running.map_or_else(most_open_files, |running| Some(running.most)),
+        open: open.map(|(open, _)| open),
+        most: open.map_or_else(most_open_files, |(_, most)| Some(most)),
         sessions: config.max_clients.into(),
         flows: config.egress == EgressKind::User,
     }));
     if config.listen.iter().any(|at| !at.scheme.is_stream()) {
-        for (name, key) in [
-            ("net.core.rmem_max", "net/core/rmem_max"),
-            ("net.core.wmem_max", "net/core/wmem_max"),
-        ] {
-            tell(host::buffers(name, number(key), SOCKET_BUFFER as u64));
-        }
+        buffers(tell);
     }
 }
 
-fn ports(config: &ServerConfig, situation: Situation, tell: &mut impl FnMut(Finding)) {
+/// Looks at what can be seen of a server without its configuration.
+pub fn examine_unwritten(server: &Program, tell: &mut impl FnMut(Finding)) {
+    let uses = server.uses.as_ref();
+    if let Some(name) = uses.and_then(|uses| uses.tun.as_ref()) {
+        let filter = nft::is_loaded(name).map(|own| Filter {
+            own,
+            obstacles: Vec::new(),
+        });
+        let situation = Situation {
+            running: true,
+            administers: administers_network(),
+        };
+        host::nftables(filter, situation)
+            .into_iter()
+            .for_each(&mut *tell);
+        tell(conntrack());
+    }
+    if let Some((open, most)) = server.descriptors {
+        tell(host::descriptors(Descriptors {
+            open: Some(open),
+            most: Some(most),
+            // How many there may be is not known; those that there are have theirs.
+            sessions: 0,
+            flows: false,
+        }));
+    }
+    if uses.is_some_and(|uses| uses.listens.iter().any(|port| port.datagrams)) {
+        buffers(tell);
+    }
+}
+
+fn buffers(tell: &mut impl FnMut(Finding)) {
+    for (name, key) in [
+        ("net.core.rmem_max", "net/core/rmem_max"),
+        ("net.core.wmem_max", "net/core/wmem_max"),
+    ] {
+        tell(host::buffers(name, number(key), SOCKET_BUFFER as u64));
+    }
+}
+
+fn conntrack() -> Finding {
+    let count = number("net/netfilter/nf_conntrack_count");
+    host::conntrack(count, number("net/netfilter/nf_conntrack_max"))
+}
+
+fn ports(config: &ServerConfig, running: &Running, tell: &mut impl FnMut(Finding)) {
     for at in &config.listen {
-        let same = |other: &&crate::config::ListenAddr| {
+        let same = |other: &&ListenAddr| {
             other.scheme.is_stream() == at.scheme.is_stream() && other.address != at.address
         };
         let siblings: Vec<SocketAddr> = (config.listen.iter().filter(same))
@@ -88,8 +139,13 @@ fn ports(config: &ServerConfig, situation: Situation, tell: &mut impl FnMut(Find
             .collect();
         let datagrams = at.scheme == Scheme::Udp;
         let free = listen::look(at.address, datagrams, &siblings);
+        let port = Port {
+            address: at.address,
+            datagrams,
+        };
         let shown = format!("{}://{}", at.scheme.as_str(), at.address);
-        tell(host::port(&shown, free, situation));
+        let own_runs = running.own().is_some();
+        tell(host::port(free, running.of_port(port), own_runs).about(shown));
     }
 }
 
@@ -124,14 +180,21 @@ fn certificate(config: &ServerConfig, tell: &mut impl FnMut(Finding)) {
     });
 }
 
-fn egress(config: &ServerConfig, situation: Situation, tell: &mut impl FnMut(Finding)) {
+fn egress(config: &ServerConfig, running: &Running, tell: &mut impl FnMut(Finding)) {
     let name = &config.tun.name;
+    let held = running.of_tun(name);
+    let situation = Situation {
+        running: held == Held::Own,
+        administers: administers_network(),
+    };
     let (v4, v6) = (config.network.is_some(), config.network6.is_some());
-    tell(host::tun(
+    let device = Device {
         name,
-        tun::look(Path::new(tun::DEVICE)),
-        situation,
-    ));
+        node: tun::look(Path::new(tun::DEVICE)),
+        there: tun::exists(name),
+        held,
+    };
+    tell(host::tun(device, situation.administers));
     match sysctl::switches(v4, v6 && sysctl::has_ipv6()) {
         Ok(switches) => {
             for switch in &switches {
@@ -159,11 +222,7 @@ fn egress(config: &ServerConfig, situation: Situation, tell: &mut impl FnMut(Fin
     for finding in host::nftables(filter, situation) {
         tell(finding);
     }
-    let count = number("net/netfilter/nf_conntrack_count");
-    tell(host::conntrack(
-        count,
-        number("net/netfilter/nf_conntrack_max"),
-    ));
+    tell(conntrack());
     tell(Finding::skipped(
         Check::Ping,
         "the kernel forwards clients' pings as any other packet",

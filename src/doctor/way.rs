@@ -92,15 +92,15 @@ pub fn best(ways: &[Way]) -> Option<&Way> {
     ways.iter().find(|way| way.outcome.is_ok())
 }
 
-/// Judges whether what is looked at would go through the tunnel of the whole host, whose interface may be there.
+/// Judges whether what is looked at would go through the tunnel of the whole host, if it goes through one.
 ///
 /// Only who may mark sockets leaves it as the client does.
-pub fn enclosed(interface: &str, there: bool, administers: bool) -> Option<Finding> {
-    (there && !administers).then(|| {
+pub fn enclosed(tunnelled: bool, administers: bool) -> Option<Finding> {
+    (tunnelled && !administers).then(|| {
         let words = "this host goes through the tunnel, and so does what this user looks at: what follows tells of the way \
              through the tunnel, not of the way to the server";
         let next = "look as root (CAP_NET_ADMIN), or while the client does not run";
-        Finding::warning(Check::Running, words, next).about(interface)
+        Finding::warning(Check::Running, words, next)
     })
 }
 
@@ -207,6 +207,7 @@ fn compare_keys(key: &PublicKey) -> String {
 
 /// What was said, without the address that the line begins with.
 fn without_address(words: &str, server: &LaneAddr) -> String {
+    let words = words.strip_prefix("cannot connect to ").unwrap_or(words);
     let address = format!("{server}: ");
     words.strip_prefix(&address).unwrap_or(words).to_owned()
 }
@@ -279,14 +280,14 @@ mod tests {
 
     #[test]
     fn host_that_goes_through_the_tunnel_is_told_where_this_user_cannot_leave_it() {
-        for (there, administers, told) in [
+        for (tunnelled, administers, told) in [
             (false, false, false),
             (false, true, false),
             (true, true, false),
             (true, false, true),
         ] {
-            let finding = enclosed("adit0", there, administers);
-            assert_eq!(finding.is_some(), told, "{there} {administers}");
+            let finding = enclosed(tunnelled, administers);
+            assert_eq!(finding.is_some(), told, "{tunnelled} {administers}");
         }
     }
 

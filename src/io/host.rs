@@ -286,6 +286,35 @@ pub fn clean_up(state: &Path) -> Result<Vec<String>, HostError> {
     Ok(found)
 }
 
+/// What anybody may see of a tunnel of this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// There are rules or routes of ours.
+    pub routing: bool,
+    /// They lead into a device, which is there only while its client lives.
+    pub device: bool,
+    /// The nftables table is there; only who has CAP_NET_ADMIN sees it.
+    pub table: bool,
+}
+
+/// Looks for them.
+///
+/// # Errors
+/// What the kernel says of its rules and routes.
+pub fn traces() -> io::Result<Traces> {
+    let policy = Policy::open()?;
+    let mut traces = Traces {
+        // Not seen is not there, for whoever may not look.
+        table: nft::has_table(HOST_TABLE).unwrap_or(false),
+        ..Traces::default()
+    };
+    for table in tables() {
+        traces.routing |= policy.is_used(table)?;
+        traces.device |= policy.has_device(table)?;
+    }
+    Ok(traces)
+}
+
 /// Undoes one change that is not a sysctl.
 pub(super) fn undo_one(change: &Change) -> io::Result<()> {
     match change {

@@ -13,13 +13,14 @@
 //! network are properties of exactly that, so a journal from another world has nothing left to undo and is dropped.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::netlink::policy::Rule;
 use super::resolv::Replacement;
-use super::state::{StateDir, StateError};
+use super::state::{MAX_FILE_LEN, StateDir, StateError};
 
 /// The changes made to the system and not undone yet, kept in the state directory.
 #[derive(Debug)]
@@ -194,7 +195,7 @@ pub enum Change {
 
 impl Change {
     /// Whether it is there still when the machine was started anew.
-    fn outlives_world(&self) -> bool {
+    pub fn outlives_world(&self) -> bool {
         match self {
             Self::ResolvConf(_) => true,
             Self::Table { .. }
@@ -248,6 +249,25 @@ impl World {
         };
         Ok(Self { boot, network })
     }
+}
+
+/// The network namespace of the calling thread, as [`World`] has it; empty where /proc does not say.
+pub fn network() -> String {
+    World::current().map_or_else(|_| String::new(), |world| world.network)
+}
+
+/// Looks at what the journal of a state folder names, and takes no lock: who has it may live.
+///
+/// # Errors
+/// The file cannot be read, or is no journal.
+pub fn look(folder: &Path) -> io::Result<Option<(World, Vec<Change>)>> {
+    let file = match fs::File::open(folder.join(JOURNAL)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let content: Content = serde_json::from_reader(io::BufReader::new(file.take(MAX_FILE_LEN)))?;
+    Ok(Some((content.world, content.changes)))
 }
 
 /// Why the journal cannot do what was asked.
@@ -500,7 +520,7 @@ mod tests {
     fn files_outlive_the_boot_that_they_were_changed_in() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        let path = std::path::Path::new("/etc/resolv.conf");
+        let path = Path::new("/etc/resolv.conf");
         let file = Change::ResolvConf(Replacement::renaming(path, "ours".into()));
         let mut journal = Journal::open(&state, &world()).unwrap();
         journal

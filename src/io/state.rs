@@ -12,7 +12,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -298,6 +298,33 @@ fn holder(lock: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// Looks who has the lock of a state folder, and takes nothing: in the moment that even a shared lock was held, its owner
+/// could not start. `None` where nobody has it, as far as this user and process namespace can see.
+pub fn locked_by(folder: &Path) -> Option<Holder> {
+    let path = folder.join(LOCK_NAME);
+    let file = fs::metadata(&path).ok()?;
+    let written = File::open(&path)
+        .ok()
+        .and_then(|mut lock| holder(&mut lock));
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let mut owners = locks.lines().filter_map(|line| flock_on(line, file.ino()));
+    let owner = owners.find(|(pid, device)| *device == file.dev() || written == Some(*pid))?;
+    Some(Holder(Some(owner.0)))
+}
+
+/// Reads the process and the device of an exclusive flock(2) on this inode from a line of proc_locks(5). On some file
+/// systems the device is not that of stat(2).
+fn flock_on(line: &str, inode: u64) -> Option<(u32, u64)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, "WRITE", pid, file, ..] = fields.as_slice() else {
+        return None;
+    };
+    let [major, minor, locked] = file.splitn(3, ':').collect::<Vec<_>>().try_into().ok()?;
+    let number = |hex| u32::from_str_radix(hex, 16).ok();
+    let device = rustix::fs::makedev(number(major)?, number(minor)?);
+    (locked.parse() == Ok(inode)).then_some((pid.parse().ok()?, device))
+}
+
 fn sync_directory(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Ok(directory) => directory.sync_all(),
@@ -342,8 +369,24 @@ mod tests {
             error.to_string().contains(&std::process::id().to_string()),
             "{error}"
         );
+        let seen = locked_by(directory.path());
+        assert_eq!(seen, Some(Holder(Some(std::process::id()))));
         drop(first);
+        assert_eq!(locked_by(directory.path()), None);
         StateDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn exclusive_lock_on_the_file_is_told_from_other_locks() {
+        let locks = [
+            "1: POSIX  ADVISORY  WRITE 7 08:02:77 0 EOF",
+            "2: FLOCK  ADVISORY  READ 8 08:02:77 0 EOF",
+            "3: FLOCK  ADVISORY  WRITE 9 08:02:78 0 EOF",
+            "4: FLOCK  ADVISORY  WRITE 10 08:1f:77 0 EOF",
+            "5: FLOCK  ADVISORY  WRITE",
+        ];
+        let found: Vec<_> = locks.iter().filter_map(|it| flock_on(it, 77)).collect();
+        assert_eq!(found, [(10, rustix::fs::makedev(8, 31))]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::shared::Shared;
 use crate::config::{Host, LaneAddr, ListenAddr, Scheme};
 use crate::io::listen::{BindError, Listener, bind_datagrams};
 use crate::io::udp::UdpIo;
-use crate::status::Counters;
+use crate::status::{Counters, Port};
 
 /// What lanes come in by.
 #[derive(Debug)]
@@ -23,6 +23,20 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// Where it listens.
+    pub(super) fn port(&self) -> Port {
+        match self {
+            Self::Stream(_, listener) => Port {
+                address: listener.local_addr(),
+                datagrams: false,
+            },
+            Self::Datagram(io) => Port {
+                address: io.local_addr(),
+                datagrams: true,
+            },
+        }
+    }
+
     pub(super) fn address(&self) -> LaneAddr {
         let (scheme, path, address) = match self {
             Self::Stream(at, listener) => (at.scheme, at.path.as_str(), listener.local_addr()),

@@ -39,12 +39,14 @@ use crate::config::{LaneAddr, ServerConfig};
 use crate::io::admin::Admin;
 use crate::io::clock;
 use crate::io::control as io_control;
+use crate::io::journal::network;
 use crate::io::netlink::Netlink;
 use crate::io::network::NetworkWatch;
 use crate::io::state::StateDir;
 use crate::io::tun::{TunSettings, Undo};
 use crate::io::unix;
 use crate::reload::Asker;
+use crate::status::{Uses, whole};
 
 /// The device of egress `tun`, and how it was set up.
 #[derive(Debug)]
@@ -122,6 +124,13 @@ impl Server {
         let mut listeners = JoinSet::new();
         let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
         let listening = Listening::of(&sockets, admin.is_some(), control.is_some());
+        let uses = Uses {
+            file: reload.as_ref().map(|asker| asker.file().to_owned()),
+            state_dir: Some(whole(state.path())),
+            tun: tun.as_ref().map(|device| device.settings.name.clone()),
+            listens: sockets.iter().map(Socket::port).collect(),
+            network: network(),
+        };
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());
             match socket {
@@ -133,7 +142,7 @@ impl Server {
                 }
             }
         }
-        let reporter = Arc::new(Reporter::new(shared.clone(), listening));
+        let reporter = Arc::new(Reporter::new(shared.clone(), listening, uses));
         if let Some(admin) = admin {
             info!(address = %admin.address(), "metrics and health");
             tasks.spawn(admin.serve(reporter.clone(), shared.stop.clone()));

@@ -16,7 +16,7 @@ use crate::proto::PublicKey;
 use crate::status::metrics::{CONTENT_TYPE, render};
 use crate::status::{
     ClientReport, Clients, Counters, MAX_SESSIONS, Numbers, PATIENCE, ProcessReport, Program,
-    Report, SessionReport, Tally, tasks,
+    Report, SessionReport, Tally, Uses, tasks,
 };
 use crate::wire::SessionId;
 
@@ -38,15 +38,17 @@ pub struct Look {
 pub struct Reporter {
     shared: Arc<Shared>,
     listening: Listening,
+    uses: Uses,
     turn: Mutex<()>,
 }
 
 impl Reporter {
-    /// Makes one for the server that shares this, and listens there.
-    pub fn new(shared: Arc<Shared>, listening: Listening) -> Self {
+    /// Makes one for the server that shares this, and listens there; `uses` is what it has of its host.
+    pub fn new(shared: Arc<Shared>, listening: Listening, uses: Uses) -> Self {
         Self {
             shared,
             listening,
+            uses,
             turn: Mutex::new(()),
         }
     }
@@ -84,6 +86,7 @@ impl Reporter {
             state: shared.ready().unwrap_or_else(|state| state),
             down: None,
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
+            uses: self.uses.clone(),
             reloads: shared.reloads.counts(),
             clients: Some(Clients {
                 listed: shared.peers.len(),

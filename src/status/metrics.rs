@@ -375,6 +375,7 @@ mod tests {
             state: "listening".to_owned(),
             down: None,
             uptime_seconds: 1.5,
+            uses: crate::status::Uses::default(),
             reloads: Reloads::default(),
             clients: Some(Clients {
                 listed: 9,

@@ -34,6 +34,7 @@ mod counters;
 pub mod metrics;
 mod process;
 mod report;
+mod uses;
 
 pub use counters::{Counted, Counter, Counters, Kind};
 pub use process::{ProcessReport, tasks};
@@ -41,6 +42,7 @@ pub use report::{
     Carried, Carries, ClientReport, Clients, Forwarding, Inner, LaneReport, MAX_SESSIONS, Numbers,
     Outage, Program, Reloads, Report, SessionReport, Tally, Transport,
 };
+pub use uses::{Port, Uses, whole};
 
 use std::time::Duration;
 

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, Kind};
 use super::process::ProcessReport;
+use super::uses::Uses;
 use crate::proto::LaneStats;
 
 /// Everything that `adit status` and the metrics say, of one moment.
@@ -24,6 +25,8 @@ pub struct Report {
     pub down: Option<Outage>,
     /// Seconds since it began.
     pub uptime_seconds: f64,
+    /// What it has of its host.
+    pub uses: Uses,
     /// How often its configuration was read again.
     pub reloads: Reloads,
     /// The clients of a server.
@@ -45,7 +48,7 @@ pub struct Report {
 }
 
 /// One of the programs that run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Program {
     /// `adit server`.

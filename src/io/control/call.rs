@@ -66,6 +66,11 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether it is about this socket.
+    pub fn is_about(&self, socket: &Path) -> bool {
+        matches!(self, Self::NotThere { path } | Self::Connect { path, .. } | Self::Foreign { path } if path == socket)
+    }
+
     /// Whether this user may not look into the place.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Connect { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)

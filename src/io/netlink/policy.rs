@@ -166,6 +166,24 @@ impl Policy {
         Ok(false)
     }
 
+    /// Whether a table leads anything into a device.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn has_device(&self, table: u32) -> io::Result<bool> {
+        for v6 in [false, true] {
+            let is_device = |(_, route): &(Option<Route>, RouteMessage)| {
+                let mut attributes = route.attributes.iter();
+                attributes.any(|it| matches!(it, RouteAttribute::Oif(_)))
+                    && route.header.kind == RouteType::Unicast
+            };
+            if self.routes(table, v6)?.iter().any(is_device) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The routes of a table, with how the kernel told them; those that are none of our kinds are without.
     fn routes(&self, table: u32, v6: bool) -> io::Result<Vec<(Option<Route>, RouteMessage)>> {
         let mut ask = RouteMessage::default();

@@ -53,7 +53,7 @@ mod obstacle;
 mod rules;
 mod socket;
 
-pub use self::obstacle::{Obstacle, is_loaded, obstacles};
+pub use self::obstacle::{Obstacle, has_table, is_loaded, obstacles};
 pub use self::rules::{NftError, Rules, Table, delete_leftover, table_name};
 
 #[cfg(test)]

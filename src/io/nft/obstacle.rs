@@ -82,10 +82,17 @@ pub fn obstacles(interface: &str, v4: bool, v6: bool) -> io::Result<Vec<Obstacle
 /// # Errors
 /// As [`obstacles`].
 pub fn is_loaded(interface: &str) -> io::Result<bool> {
-    let own = table_name(interface);
+    has_table(&table_name(interface))
+}
+
+/// Returns whether a table of family `inet` with chains in it has this name.
+///
+/// # Errors
+/// As [`obstacles`].
+pub fn has_table(own: &str) -> io::Result<bool> {
     let chains = list(&NftSocket::open()?, NFT_MSG_GETCHAIN)?;
     let table = |chain: &Object| {
-        chain.family == NFPROTO_INET && find_text(&chain.attributes, NFTA_CHAIN_TABLE) == Some(&own)
+        chain.family == NFPROTO_INET && find_text(&chain.attributes, NFTA_CHAIN_TABLE) == Some(own)
     };
     Ok(chains.iter().any(table))
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use rustix::net::{AddressFamily, SocketType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -140,6 +141,12 @@ pub fn create(device: &Path, name: &str) -> Result<OwnedFd, OpenError> {
     let fd = OwnedFd::from(file);
     attach(&fd, name)?;
     Ok(fd)
+}
+
+/// Whether this network namespace has an interface of that name.
+pub fn exists(name: &str) -> bool {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None);
+    socket.is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
 }
 
 /// Looks whether the device node can be opened, and makes no interface.

@@ -42,7 +42,7 @@ pub mod exchange;
 mod steering;
 pub mod virtio;
 
-pub use device::{DEVICE, OpenError, READ_LEN, Tun, create, hold_node, look};
+pub use device::{DEVICE, OpenError, READ_LEN, Tun, create, exists, hold_node, look};
 pub use egress::{
     SetupError, TunEgress, TunSettings, Undo, UndoError, Warning, calm_interface, clean_up, setup,
 };

@@ -1,130 +1,17 @@
-//! `adit doctor` against real servers, real firewalls and real losses: what it finds, and that it harms nobody.
+//! What a doctor finds of a client, its server and the way between them.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use adit_integration::{
-    adit::{ClientConfig, Key, Pair, ServerConfig, User, Workdir, free_port, path},
+    adit::{ClientConfig, Pair, ServerConfig, User, Workdir, free_port, path},
     namespaces::{Lab, Place, SERVER4},
-    process::{self, Finished},
-    skip::{Need, can_run},
+    process::{Process, Signal},
+    scene::wait_for,
+    skip::{LAB, can_run},
 };
 use serde_json::Value;
 
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Tool("ip"),
-    Need::Tool("nft"),
-    Need::Tool("setpriv"),
-];
-
-/// The hang guard of one examination, which bounds itself to half of that.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// What a doctor has found.
-struct Found {
-    document: Value,
-    finished: Finished,
-}
-
-impl Found {
-    /// Examines; the way is loaded only if the test is about that.
-    fn by(workdir: &Workdir, place: &Place, user: User, config: &Path, more: &[&str]) -> Self {
-        let mut command = workdir.command(place, user);
-        command
-            .args(["doctor", "--json", "-c", path(config)])
-            .args(more);
-        let finished = process::run(command, LIMIT);
-        let document = serde_json::from_str(&finished.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", finished.text()));
-        Self { document, finished }
-    }
-
-    fn all(&self, check: &str) -> Vec<&Value> {
-        let findings = self.document["findings"].as_array().expect("a list");
-        findings
-            .iter()
-            .filter(|one| one["check"] == check)
-            .collect()
-    }
-
-    /// The one finding of this check that is about that.
-    fn about(&self, check: &str, about: &str) -> &Value {
-        let all = self.all(check);
-        let found = all.iter().find(|one| {
-            one["about"].as_str().is_some_and(|at| at.contains(about)) || about.is_empty()
-        });
-        found.unwrap_or_else(|| panic!("no {check} about {about:?} in {:#}", self.document))
-    }
-
-    fn verdict(&self, check: &str, about: &str) -> &str {
-        self.about(check, about)["verdict"]
-            .as_str()
-            .expect("a word")
-    }
-
-    fn assert(&self, check: &str, about: &str, verdict: &str) {
-        assert_eq!(
-            self.verdict(check, about),
-            verdict,
-            "{check} {about}: {:#}",
-            self.document
-        );
-    }
-
-    fn assert_status(&self, status: i32) {
-        assert_eq!(
-            self.finished.status.code(),
-            Some(status),
-            "{:#}",
-            self.document
-        );
-    }
-}
-
-/// Keys and files of a server and a client.
-struct Files {
-    workdir: Workdir,
-    server: PathBuf,
-    client: PathBuf,
-    client_key: Key,
-}
-
-/// Writes them for these lanes; both run as an ordinary user.
-fn files(lanes: &[String], server: ServerConfig, server_key: Option<String>) -> Files {
-    let workdir = Workdir::new();
-    let user = User::ordinary();
-    let [own, client_key] = ["server.key", "client.key"].map(|name| workdir.key(name, user));
-    let config = ServerConfig {
-        listen: lanes.to_vec(),
-        clients: vec![("laptop".into(), client_key.public.clone())],
-        ..server
-    };
-    let server = workdir.server("server.yaml", &own, user, &config);
-    let config = ClientConfig {
-        server: lanes.to_vec(),
-        server_key: server_key.unwrap_or(own.public),
-        proxy: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
-        more: String::new(),
-    };
-    let client = workdir.client("client.yaml", &client_key, &config);
-    Files {
-        workdir,
-        server,
-        client,
-        client_key,
-    }
-}
-
-/// A key that no server has.
-fn strangers_key(workdir: &Workdir) -> String {
-    workdir.key("stranger.key", User::Same).public
-}
+use crate::found::{Found, LIMIT, files, next, strangers_key};
 
 #[test]
 fn client_and_server_that_are_well_are_told_so_and_go_on() {
@@ -253,7 +140,7 @@ fn wrong_key_of_the_server_is_told_apart_from_a_server_that_is_down() {
 
 #[test]
 fn name_that_does_not_resolve_is_named() {
-    if !can_run(NEEDS) {
+    if !can_run(LAB) {
         return;
     }
     let lanes = vec!["tcp://no-such-server.invalid:7443".to_owned()];
@@ -278,7 +165,7 @@ fn name_that_does_not_resolve_is_named() {
 
 #[test]
 fn datagrams_that_are_blocked_are_a_warning_where_tls_passes() {
-    if !can_run(NEEDS) {
+    if !can_run(LAB) {
         return;
     }
     let lab = Lab::new();
@@ -313,89 +200,6 @@ fn datagrams_that_are_blocked_are_a_warning_where_tls_passes() {
     assert_eq!(client.about("choice", "")["figures"]["lane"], lanes[1]);
 }
 
-#[test]
-fn port_where_another_program_speaks_is_told_so() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            thread::spawn(move || {
-                let _ = stream.write_all(b"SSH-2.0-OpenSSH_10.0\r\n");
-                let _ = stream.read(&mut [0; 4096]);
-            });
-        }
-    });
-    let files = files(
-        &[format!("tcp://127.0.0.1:{port}")],
-        ServerConfig::user_egress(),
-        None,
-    );
-    let (here, user) = (Place::here(), User::ordinary());
-    let client = Found::by(&files.workdir, &here, user, &files.client, &[]);
-    client.assert_status(1);
-    assert_eq!(client.about("reach", "")["figures"]["trouble"], "stranger");
-    let server = Found::by(&files.workdir, &here, user, &files.server, &[]);
-    server.assert_status(1);
-    server.assert("port", "tcp://", "failed");
-}
-
-#[test]
-fn forwarding_that_is_off_fails_for_whoever_cannot_turn_it_on() {
-    if !can_run(NEEDS) {
-        return;
-    }
-    let place = Place::alone("server");
-    place.shell(
-        "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
-    );
-    let files = files(
-        &["udp://127.0.0.1:7443".into()],
-        ServerConfig::tun_egress(),
-        None,
-    );
-    let nobody = Found::by(&files.workdir, &place, User::Nobody, &files.server, &[]);
-    nobody.assert_status(1);
-    nobody.assert("forwarding", "net.ipv4.ip_forward", "failed");
-    nobody.assert("TUN", "", "failed");
-    nobody.assert("nftables", "", "skipped");
-    let next = nobody.about("forwarding", "net.ipv4")["next"]
-        .as_str()
-        .expect("what to do");
-    assert!(next.contains("sysctl -w net.ipv4.ip_forward=1"), "{next}");
-    let root = Found::by(&files.workdir, &place, User::Same, &files.server, &[]);
-    root.assert("forwarding", "net.ipv4.ip_forward", "ok");
-    root.assert("nftables", "", "ok");
-    // Nothing was changed by looking.
-    assert_eq!(place.shell("cat /proc/sys/net/ipv4/ip_forward").trim(), "0");
-    assert!(!place.run("nft list tables").contains("adit"));
-    assert!(!place.run("ip link").contains("adit"));
-}
-
-#[test]
-fn firewall_that_would_drop_what_is_forwarded_is_named() {
-    if !can_run(NEEDS) {
-        return;
-    }
-    let place = Place::alone("server");
-    place.nft(
-        "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }\n}\n",
-    );
-    let files = files(
-        &["udp://127.0.0.1:7443".into()],
-        ServerConfig::tun_egress(),
-        None,
-    );
-    let root = Found::by(&files.workdir, &place, User::Same, &files.server, &[]);
-    let warned = root.all("nftables");
-    let warned = warned.iter().find(|one| one["verdict"] == "warning");
-    let words = warned.expect("a warning")["words"].as_str().expect("words");
-    assert!(
-        words.contains("FORWARD") && words.contains("iptables -I"),
-        "{words}"
-    );
-}
-
 /// A client and a server in a lab, over datagrams.
 fn examined_over(before: impl FnOnce(&Lab)) -> Found {
     let lab = Lab::new();
@@ -420,7 +224,7 @@ fn examined_over(before: impl FnOnce(&Lab)) -> Found {
 
 #[test]
 fn path_that_carries_1300_bytes_is_told_so() {
-    if !can_run(NEEDS) {
+    if !can_run(LAB) {
         return;
     }
     let found = examined_over(|lab| {
@@ -436,7 +240,7 @@ fn path_that_carries_1300_bytes_is_told_so() {
 
 #[test]
 fn losses_each_way_are_told_by_direction() {
-    if !can_run(NEEDS) {
+    if !can_run(LAB) {
         return;
     }
     let found = examined_over(|lab| {
@@ -465,28 +269,72 @@ fn losses_each_way_are_told_by_direction() {
 }
 
 #[test]
-fn system_without_ping_sockets_is_told_at_the_start_once_and_by_the_doctor() {
-    if !can_run(NEEDS) {
-        return;
-    }
-    let place = Place::alone("server");
-    place.shell("ip link set lo up; echo '1 0' > /proc/sys/net/ipv4/ping_group_range");
-    let files = files(
-        &["tcp://127.0.0.1:7443".into()],
-        ServerConfig::user_egress(),
-        None,
-    );
-    let user = User::Nobody;
-    let mut server = files.workdir.start_server(&place, user, &files.server);
-    let found = Found::by(&files.workdir, &place, user, &files.server, &[]);
-    found.assert_status(0);
-    found.assert("ping", "", "warning");
-    let next = found.about("ping", "")["next"]
-        .as_str()
-        .expect("what to do");
-    assert!(next.contains("net.ipv4.ping_group_range"), "{next}");
-    server.stop();
-    let log = server.process().text();
-    assert_eq!(log.matches("clients cannot ping").count(), 1, "{log}");
-    assert!(log.contains("net.ipv4.ping_group_range"), "{log}");
+fn client_behind_a_proxy_is_looked_at_through_it_and_one_that_is_gone_is_named() {
+    let user = User::ordinary();
+    let here = Place::here();
+    let lanes = ["udp", "tls"].map(|scheme| format!("{scheme}://127.0.0.1:{}", free_port()));
+    let files = files(&lanes, ServerConfig::user_egress(), None);
+    let _server = files.workdir.start_server(&here, user, &files.server);
+    // any SOCKS proxy would do
+    let (mut trial, proxy) = files.workdir.start_try(user);
+    let text = std::fs::read_to_string(&files.client).expect("a file");
+    let config = files
+        .workdir
+        .file("via.yaml", &format!("{text}via: socks5://{proxy}\n"));
+    let through = Found::by(&files.workdir, &here, user, &config, &["--no-load"]);
+    through.assert_status(0);
+    through.assert("reach", "tls://", "ok");
+    through.assert("round trip", "tls://", "ok");
+    // Past the proxy goes nothing, no question of the doctor's either.
+    assert_eq!(through.all("reach").len(), 1, "{:#}", through.document);
+    through.says("configuration", "is left out");
+    assert_eq!(through.about("choice", "")["figures"]["lane"], lanes[1]);
+
+    assert!(trial.stop().0.success());
+    let gone = Found::by(&files.workdir, &here, user, &config, &[]);
+    gone.assert_status(1);
+    let reach = gone.about("reach", "tls://");
+    assert_eq!(reach["figures"]["trouble"], "proxy", "{reach}");
+    assert!(next(reach).contains("`via`"), "{reach}");
+}
+
+#[test]
+fn doctor_that_is_interrupted_leaves_no_session_behind() {
+    let user = User::ordinary();
+    let here = Place::here();
+    let lane = format!("tcp://127.0.0.1:{}", free_port());
+    let files = files(&[lane], ServerConfig::user_egress(), None);
+    let _server = files.workdir.start_server(&here, user, &files.server);
+    let sessions = || {
+        let asked = ["status", "--json", "-c", path(&files.server)];
+        let status = files.workdir.run_as(&here, user, &asked);
+        let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
+        status["sessions"].as_array().map_or(0, Vec::len)
+    };
+    let mut command = files.workdir.command(&here, user);
+    command.args(["doctor", "-c", path(&files.client)]);
+    let mut doctor = Process::spawn("doctor", command);
+    wait_for("it measures", LIMIT, || sessions() == 1);
+    doctor.signal(Signal::Interrupt);
+    let status = doctor.wait(LIMIT).expect("it ends");
+    assert_eq!(status.code(), Some(130), "{}", doctor.text());
+    // Without a goodbye the server would keep it for a minute.
+    wait_for("the server keeps nothing", LIMIT / 2, || sessions() == 0);
+}
+
+#[test]
+fn client_that_was_revoked_is_told_what_the_server_does_not_know() {
+    let user = User::ordinary();
+    let here = Place::here();
+    let lane = format!("tcp://127.0.0.1:{}", free_port());
+    let files = files(&[lane], ServerConfig::user_egress(), None);
+    let _server = files.workdir.start_server(&here, user, &files.server);
+    let revoke = ["clients", "revoke", "laptop", "-c", path(&files.server)];
+    let revoked = files.workdir.run_as(&here, user, &revoke);
+    assert!(revoked.status.success(), "{}", revoked.text());
+    let client = Found::by(&files.workdir, &here, user, &files.client, &[]);
+    client.assert_status(1);
+    let reach = client.about("reach", "tcp://");
+    assert!(next(reach).contains("adit clients list"), "{reach}");
+    assert!(next(reach).contains(&files.client_key.public), "{reach}");
 }
