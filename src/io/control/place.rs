@@ -139,6 +139,8 @@ impl Surroundings {
         // systemd.exec(5): several folders are separated by colons.
         let unit = env::var("RUNTIME_DIRECTORY").ok().and_then(|folders| {
             let first = PathBuf::from(folders.split(':').next()?);
+            // Of a dynamic user it is a link to a folder that only root and the unit can reach.
+            let first = fs::canonicalize(&first).unwrap_or(first);
             first.is_absolute().then_some(first)
         });
         Self {
@@ -196,9 +198,10 @@ impl Surroundings {
         let entries = entries.and_then(Result::ok).into_iter().flatten();
         entries
             .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .take(MAX_FOUND)
             .map(|entry| entry.path())
+            // Or a link to one, as above.
+            .filter(|path| path.is_dir())
+            .take(MAX_FOUND)
     }
 }
 
