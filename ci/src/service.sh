@@ -170,6 +170,7 @@ done
 test -e /etc/adit/server.yaml && test -e /var/lib/adit/server.key && test -e /etc/adit/client.key || wrong "removing took what is kept"
 rm -r /etc/systemd/system/adit-server.service.d
 dpkg --purge adit > /dev/null 2>&1
-left=$(find /etc /run /var /usr/bin /usr/lib/systemd /usr/share/doc /usr/share/adit /usr/share/lintian -name '*adit*' 2> /dev/null || true)
+left=$(find /etc /run /var /usr/bin /usr/lib/systemd /usr/share/doc /usr/share/adit /usr/share/lintian \
+    -path /var/cache/man -prune -o \( -name 'adit*' -o -name '_adit' \) -print 2> /dev/null || true)
 test -z "$left" || wrong "left behind: $left"
 say "removed and purged while running: ended well, nothing left"

@@ -328,6 +328,12 @@ mod tests {
         let _socket = UnixListener::bind(&path).unwrap();
         assert_eq!(root.find("server-"), std::slice::from_ref(&path));
         assert!(root.everywhere("server-a").contains(&path));
+        // of a unit with a dynamic user there is a link
+        let link = run.path().join("client");
+        let private = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(private.path(), &link).unwrap();
+        let _other = UnixListener::bind(private.path().join("client-a.sock")).unwrap();
+        assert_eq!(root.find("client-"), [link.join("client-a.sock")]);
         assert!(!root.usual("server-a").contains(&path));
     }
 
