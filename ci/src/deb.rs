@@ -1,7 +1,8 @@
 //! The Debian package: made, looked at by lintian, and led through its life in a copy of this machine.
 //!
 //! The copy is an overlay over the root file system in a mount namespace of its own: what dpkg does there is gone with
-//! it. `ADIT_CHROOT` names another root, such as one that debootstrap has made.
+//! it. `ADIT_CHROOT` names another root, such as one that `debootstrap --include=adduser,curl,systemd` has made. Its services
+//! are led through theirs under a systemd of that copy where `ADIT_SERVICES=1` asks for it ([`crate::service`]).
 
 use std::{
     env,
@@ -11,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Context, packages, release};
+use crate::{Context, packages, release, service::Service};
 
 /// Makes the package twice, the second a revision later, and does with them what people do.
 pub(crate) fn check(context: &Context) -> Result<(), String> {
@@ -26,12 +27,17 @@ pub(crate) fn check(context: &Context) -> Result<(), String> {
     let first = make(context, &cargo_deb, "1")?;
     release::checksums(context)?;
     let second = make(context, &cargo_deb, "2")?;
+    let root = env::var_os("ADIT_CHROOT").unwrap_or_else(|| "/".into());
+    // Beside the rest, on another processor; by request, as it takes minutes where both are busy.
+    let service = env::var_os("ADIT_SERVICES")
+        .map(|_| Service::begin(context, &first, &second, Path::new(&root)))
+        .transpose()?;
     let mut lintian = Command::new("lintian");
     // root runs it in containers, too
     lintian
         .args(["--allow-root", "--fail-on", "error"])
         .arg(&first);
-    context.run(lintian)?;
+    let looked_at = context.run(lintian);
     let mut life = Command::new("unshare");
     life.args([
         "--mount",
@@ -46,10 +52,11 @@ pub(crate) fn check(context: &Context) -> Result<(), String> {
     ])
     .arg(&first)
     .arg(&second)
-    .arg(env::var_os("ADIT_CHROOT").unwrap_or_else(|| "/".into()));
-    let result = context.run(life);
+    .arg(&root);
+    let lived = context.run(life);
+    let served = service.map_or(Ok(()), |service| service.end(context));
     fs::remove_file(&second).map_err(|error| format!("{}: {error}", second.display()))?;
-    result
+    looked_at.and(lived).and(served)
 }
 
 /// Says what is not there of all that this needs.
@@ -57,7 +64,8 @@ fn missing() -> Option<String> {
     if !packages::is_root() {
         return Some("needs root, to install the package in a copy of this machine".to_owned());
     }
-    let missing = ["dpkg", "lintian", "unshare"]
+    let needed = ["dpkg", "lintian", "unshare"];
+    let missing = needed
         .into_iter()
         .find(|program| packages::find(program).is_none())?;
     Some(format!("needs the program {missing}"))

@@ -28,6 +28,7 @@ mod deb;
 mod licences;
 mod packages;
 mod release;
+mod service;
 mod suites;
 
 /// One step.
@@ -109,7 +110,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "deb",
-        what: "the Debian package: lintian, then installed, upgraded, removed and purged",
+        what: "the Debian package: lintian; installed, upgraded, removed, purged; ADIT_SERVICES=1: under systemd, too",
         early: false,
         run: deb::check,
     },

@@ -31,6 +31,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("strace", &[], "strace"),
     ("tc", &[], "iproute2"),
     ("linux.uml", &[], "user-mode-linux"),
+    ("systemctl", &[], "systemd"),
     ("modprobe", &[], "kmod"),
     ("nginx", &[], "nginx-light"),
     ("tinyproxy", &[], "tinyproxy"),

@@ -198,6 +198,7 @@ async fn serve_client(
     let reloading = reload.map(|reload| tokio::spawn(reload.serve_client(reloader)));
     let proxies = proxies.serve(&client, stop.clone());
     let resolving = serve_names(resolver, client.dns(), stop.clone());
+    ready.started(&format!("connecting; {address}"));
     let mut serving = tokio::spawn(async {
         tokio::join!(proxies, resolving);
     });

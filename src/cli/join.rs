@@ -8,12 +8,13 @@
 //!
 //! The key is on the disk before the server hears of it, and the configuration is written once the server has taken it, each
 //! whole or not at all, and neither has a name before it is whole. Wherever this ends in between, the same command goes on with the same key, which the server answers
-//! as it did before. A key file that is there is used and never overwritten; a configuration is replaced only by --force.
+//! as it did before. Others may read the configuration that root has written, unless there is a password in it. A key file
+//! that is there is used and never overwritten; a configuration is replaced only by --force.
 
 use std::env;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -26,6 +27,7 @@ use crate::client::enrol::{EnrolError, enrol};
 use crate::config::{
     ClientConfig, FlagValue, Inputs, LaneAddr, Link, MAX_LINK_LEN, read_key, write_key,
 };
+use crate::io::privilege::is_root;
 use crate::io::state::{write_atomically, write_new};
 use crate::proto::SecretKey;
 use crate::wire::Verdict;
@@ -86,13 +88,20 @@ pub(super) fn run(args: &JoinArgs) -> Result<PathBuf, Failure> {
             let refused = matches!(error, EnrolError::Refused(_));
             if made && refused {
                 // The server knows nothing of it, and the next link makes another.
-                let _ = std::fs::remove_file(&key_file);
+                let _ = fs::remove_file(&key_file);
             }
             return Err(Failure::Run(in_words(error, &link)));
         }
     };
     let text = configuration(args, &link, &key_file);
     write(&file, text.as_bytes(), args.force)?;
+    if is_root() && !has_secret(args) {
+        // Root's configuration is that of a service, which runs as another user.
+        let readable = Permissions::from_mode(0o644);
+        fs::set_permissions(&file, readable)
+            .with_context(|| format!("cannot let others read {}", file.display()))
+            .map_err(Failure::Run)?;
+    }
     let enrolled = match name {
         Some(name) => format!("enrolled as {name}"),
         None => "the server knows this key already: nothing was to be enrolled, and the link is as good as before".to_owned(),
@@ -243,6 +252,11 @@ fn configuration(args: &JoinArgs, link: &Link, key_file: &Path) -> String {
         text.push_str(&format!("tls:\n  pin: {pin}\n"));
     }
     text
+}
+
+/// Whether what is written holds a password: that of the proxy on the way, if anything's.
+fn has_secret(args: &JoinArgs) -> bool {
+    args.via.as_deref().is_some_and(|via| via.contains('@'))
 }
 
 /// A text as YAML has it, whatever is in it: JSON is YAML.

@@ -1,7 +1,8 @@
 //! Tells whoever started the program that it is ready, and that it is stopping.
 //!
 //! Three ways, so that a script, a supervisor and systemd can each wait for theirs: a line `ready: …` on standard
-//! output, the same line on a descriptor that is closed afterwards, and systemd's datagram `READY=1` (sd_notify(3)).
+//! output, the same line on a descriptor that is closed afterwards, and systemd's datagram `READY=1` (sd_notify(3)). The
+//! last comes sooner from a client: when it takes connections, which wait for its session.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -21,6 +22,13 @@ impl Ready {
         Self {
             descriptor: descriptor.map(File::from),
         }
+    }
+
+    /// Tells systemd that the unit has started though it is not ready yet, as `what` says: connections are taken, and wait.
+    ///
+    /// Who starts the unit is not to wait for a server that may be away: at a boot, or in an upgrade of the package.
+    pub fn started(&self, what: &str) {
+        notify(&[NotifyState::Ready, NotifyState::Status(what)]);
     }
 
     /// Prints `ready: {what}` everywhere, and closes the descriptor. To be called once; later calls only print.

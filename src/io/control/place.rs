@@ -139,6 +139,8 @@ impl Surroundings {
         // systemd.exec(5): several folders are separated by colons.
         let unit = env::var("RUNTIME_DIRECTORY").ok().and_then(|folders| {
             let first = PathBuf::from(folders.split(':').next()?);
+            // Of a dynamic user it is a link to a folder that only root and the unit can reach.
+            let first = fs::canonicalize(&first).unwrap_or(first);
             first.is_absolute().then_some(first)
         });
         Self {
@@ -196,9 +198,10 @@ impl Surroundings {
         let entries = entries.and_then(Result::ok).into_iter().flatten();
         entries
             .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .take(MAX_FOUND)
             .map(|entry| entry.path())
+            // Or a link to one, as above.
+            .filter(|path| path.is_dir())
+            .take(MAX_FOUND)
     }
 }
 
@@ -325,6 +328,12 @@ mod tests {
         let _socket = UnixListener::bind(&path).unwrap();
         assert_eq!(root.find("server-"), std::slice::from_ref(&path));
         assert!(root.everywhere("server-a").contains(&path));
+        // of a unit with a dynamic user there is a link
+        let link = run.path().join("client");
+        let private = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(private.path(), &link).unwrap();
+        let _other = UnixListener::bind(private.path().join("client-a.sock")).unwrap();
+        assert_eq!(root.find("client-"), [link.join("client-a.sock")]);
         assert!(!root.usual("server-a").contains(&path));
     }
 
