@@ -548,7 +548,7 @@ fn server_whose_interface_is_switched_off_or_bared_puts_it_right_and_flows_go_on
 
 #[test]
 fn server_whose_host_switches_ipv6_off_says_so_and_has_it_again_with_the_host() {
-    if !can_run(NEEDS) || !can_run(&[Need::Tun]) {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
         return;
     }
     let mut scene = Scene::tun("");
