@@ -297,6 +297,10 @@
 //! - **`adit run` becomes the command.** The process that the shell started makes the namespaces and execs; the session is in a
 //!   process beside it ([`io::namespace`]), from which nothing is relayed but packets. What the command cannot reach is not
 //!   forbidden but not there.
+//! - **Congestion is told by marks where a flow takes them.** The client's stack and the kernel of a command offer ECN, and a queue
+//!   marks instead of dropping, before it is full too. Our own stack's packets cannot be marked: it waits for room instead.
+//! - **A server's kernel works for clients on all processors** where root has started it ([`io::tun`]): the thread that writes a packet would
+//!   route it otherwise, beside sealing and opening.
 //! - **A shared session is shared by flows, not by packets.** Commands under `adit run --share` could have addresses of their own in
 //!   the session, but a session has one lease, and a server of before would not know of more; or packets could be
 //!   translated at the client, with a table of every flow, port and ping in it. Instead the client ends their TCP in a
