@@ -2,11 +2,15 @@
 //!
 //! Source packets pass one, so that a packet that came twice, by two lanes or by repair, is
 //! delivered once. Datagram lanes use it for their counters.
+//!
+//! Numbers begin at zero, and most sessions are idle before they have used many: the ring grows to what it has had to
+//! remember, at most 4 KiB.
 
 /// Remembers which of the last [`WINDOW`] numbers were taken.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
-    bits: Box<[u64; WORDS]>,
+    /// The ring's words, as many from the first on as were ever needed: a power of two.
+    bits: Vec<u64>,
     highest: Option<u64>,
 }
 
@@ -14,7 +18,7 @@ impl Default for ReplayWindow {
     /// Nothing is taken, and nothing is too old.
     fn default() -> Self {
         Self {
-            bits: Box::new([0; WORDS]),
+            bits: Vec::new(),
             highest: None,
         }
     }
@@ -35,14 +39,22 @@ impl ReplayWindow {
                 // Words between the two come into the window empty.
                 let entered = (word - last).min(WORDS as u64);
                 for step in 1..=entered {
-                    self.bits[slot(last.wrapping_add(step))] = 0;
+                    if let Some(bits) = self.bits.get_mut(slot(last.wrapping_add(step))) {
+                        *bits = 0;
+                    }
                 }
                 // A jump over the whole ring has emptied it, wherever the steps ended.
                 self.highest = Some(number);
             }
             Some(_) => {}
         }
-        self.bits[slot(word)] |= 1 << (number % 64);
+        let slot = slot(word);
+        if slot >= self.bits.len() {
+            let len = (slot + 1).next_power_of_two().max(LEAST_WORDS);
+            self.bits.reserve_exact(len - self.bits.len());
+            self.bits.resize(len, 0);
+        }
+        self.bits[slot] |= 1 << (number % 64);
         Ok(())
     }
 
@@ -66,7 +78,8 @@ impl ReplayWindow {
         if highest - number >= WINDOW {
             return Err(Replayed::TooOld { number, highest });
         }
-        if self.bits[slot(number / 64)] & (1 << (number % 64)) != 0 {
+        let bits = self.bits.get(slot(number / 64)).copied().unwrap_or(0);
+        if bits & (1 << (number % 64)) != 0 {
             return Err(Replayed::Seen { number });
         }
         Ok(())
@@ -104,6 +117,8 @@ fn slot(word: u64) -> usize {
 
 /// Words of the ring: 4 KiB. A power of two makes the remainder cheap.
 const WORDS: usize = 512;
+/// What the ring begins with: one line of the processor's cache.
+const LEAST_WORDS: usize = 8;
 
 /// Numbers the window reaches back: one word less than the ring, since the word of the highest
 /// number is partly ahead of it. At 10 Gbit/s of 1,400-byte packets this is 37 ms of reordering.
@@ -161,6 +176,18 @@ mod tests {
             window.take(u64::MAX),
             Err(Replayed::Seen { number: u64::MAX })
         );
+    }
+
+    #[test]
+    fn the_ring_takes_no_more_memory_than_it_has_had_to_remember() {
+        let mut window = ReplayWindow::default();
+        assert_eq!(window.bits.capacity(), 0);
+        for (number, words) in [(3, 8), (511, 8), (512, 16), (20_000, 512), (1 << 40, 512)] {
+            window.take(number).unwrap();
+            assert_eq!((window.bits.len(), window.bits.capacity()), (words, words));
+        }
+        window.clear();
+        assert_eq!(window.bits.len(), 512);
     }
 
     proptest! {
