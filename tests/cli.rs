@@ -516,7 +516,7 @@ fn wrong_usage_is_told_with_status_2() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(err(&output).contains("`adit join LINK` makes one in "));
     // Its exit status is the command's: what is wrong with the rest has one apart, too.
-    for args in [&["run"][..], &["--log-level", "warn", "run", "--no-such"]] {
+    for args in [&["run"][..], &["--log-level", "warn", "run", "--share=x"]] {
         let output = shell.run(args);
         assert_eq!(output.status.code(), Some(125), "{args:?}: {output:?}");
         assert!(err(&output).contains("Usage: adit run"), "{output:?}");

@@ -64,13 +64,13 @@ fn refuses(finished: &Finished, why: &str) {
     assert!(finished.stderr.contains(why), "{why}: {}", finished.text());
 }
 
-/// Sends the program of this configuration SIGHUP, or where this test has a terminal, in which that would end it, SIGUSR1;
-/// waits until the configuration was read again.
+/// Sends the program of this configuration SIGHUP, or where this test has a terminal, in which that would end it, or runs under
+/// `nohup`, SIGUSR1; waits until the configuration was read again.
 fn hang_up(pair: &mut Pair, config: &Path) {
     let reloads = |pair: &Pair| status(pair, config)["reloads"]["applied"].as_u64();
     let before = reloads(pair);
     let has_terminal = fs::File::open("/dev/tty").is_ok();
-    let signal = if has_terminal {
+    let signal = if has_terminal || is_hangup_ignored() {
         Signal::User1
     } else {
         Signal::HangUp
@@ -83,6 +83,16 @@ fn hang_up(pair: &mut Pair, config: &Path) {
     adit.process().signal(signal);
     let read = wait_for(SOON, || (reloads(pair) > before).then_some(()));
     read.expect("it is read again");
+}
+
+/// Says whether SIGHUP is ignored by this test, and so by what it starts.
+fn is_hangup_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("there is /proc");
+    let mut masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = masks.next().expect("proc(5) has it").trim();
+    u64::from_str_radix(mask, 16).expect("a mask") & 1 == 1
 }
 
 fn panicked(pair: &Pair) -> Vec<String> {

@@ -151,7 +151,7 @@ fn doctor_without_a_file_takes_that_of_the_only_program_and_names_what_has_none(
 }
 
 #[test]
-fn trial_is_found_by_doctor_and_status_and_taken_for_no_client() {
+fn trial_is_found_by_doctor_and_status_and_serves_where_nothing_else_runs() {
     let workdir = Workdir::new();
     let (mut trial, proxy) = workdir.start_try(User::Same);
     let here = Place::here();
@@ -169,7 +169,7 @@ fn trial_is_found_by_doctor_and_status_and_taken_for_no_client() {
     assert!(status.stdout.contains("connected"), "{}", status.text());
     let nc = workdir.run(&["nc", "127.0.0.1", "9"]);
     assert!(
-        nc.text().contains("no client of this user runs"),
+        nc.text().contains("no connection to 127.0.0.1:9"),
         "{}",
         nc.text()
     );
