@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD};
 
+use super::file::open_regular;
+
 /// A state directory that this process holds the lock of; clones share the lock, and the last one releases it.
 #[derive(Clone, Debug)]
 pub struct StateDir {
@@ -112,9 +114,16 @@ impl StateDir {
     /// [`StateError::TooLarge`] above [`MAX_FILE_LEN`]; else as [`StateDir::write`].
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.file(name)?;
-        let file = match File::open(&path) {
+        // Root cleans up in folders of others, too.
+        let file = match open_regular(&path, MAX_FILE_LEN) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(StateError::TooLarge {
+                    path,
+                    limit: MAX_FILE_LEN,
+                });
+            }
             Err(source) => return Err(StateError::File { path, source }),
         };
         let mut bytes = Vec::new();
@@ -345,7 +354,7 @@ fn holder(lock: &mut File) -> Option<u32> {
 pub fn locked_by(folder: &Path) -> Option<Holder> {
     let path = folder.join(LOCK_NAME);
     let file = fs::metadata(&path).ok()?;
-    let written = File::open(&path)
+    let written = open_regular(&path, MAX_FILE_LEN)
         .ok()
         .and_then(|mut lock| holder(&mut lock));
     let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -394,6 +403,8 @@ pub(crate) static PROCESSES: std::sync::RwLock<()> = std::sync::RwLock::new(());
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -529,6 +540,16 @@ mod tests {
         write_atomically_for(Readers::All, &path, b"3").unwrap();
         assert_eq!(mode(), 0o644);
         assert_eq!(fs::read(&path).unwrap(), b"3");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let (fifo, mode) = (directory.path().join("fifo"), Mode::RUSR | Mode::WUSR);
+        mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        let error = state.read("fifo").unwrap_err();
+        assert!(error.to_string().contains("a FIFO"), "{error}");
     }
 
     #[test]
