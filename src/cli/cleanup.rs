@@ -91,11 +91,11 @@ fn point_to_others() -> Result<(), Failure> {
     if !geteuid().is_root() {
         return point_to_root();
     }
-    // What is written there is its user's to say, and root must not do whatever a user says.
+    // What is written there is its user's to say, and root must not do whatever a user says: nor is a name that he has given
+    // part of a command, or of what the terminal obeys.
     for folder in homes().into_iter().flat_map(|home| journals(&home)) {
         print(&format!(
-            "{0}: belongs to a user, whose `adit cleanup` undoes what is noted there; or `adit cleanup --state-dir {0}`, if you trust it",
-            folder.display()
+            "{folder:?}: belongs to a user, whose `adit cleanup` undoes what is noted there; or name it by --state-dir, if you trust it"
         ))?;
     }
     Ok(())
@@ -156,6 +156,7 @@ fn folder_of(file: &Path) -> Result<PathBuf, Failure> {
 fn journals(base: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries
+        .take(MOST_FOLDERS)
         .map(|entry| entry.path())
         .chain([base.to_owned()])
         .filter(|folder| folder.join(JOURNAL).exists())
@@ -180,6 +181,8 @@ const UNITS_STATE: &str = "/var/lib";
 const HOMES: &str = "/home";
 /// More homes than a person reads about are not looked at.
 const MOST_HOMES: usize = 1000;
+/// Nor more folders in one place: more programs than anybody runs.
+const MOST_FOLDERS: usize = 1000;
 
 /// Where root's programs have their state folders.
 const ROOTS_STATE: &str = "/var/lib/adit";

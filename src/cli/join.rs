@@ -12,9 +12,9 @@
 //! that is there is used and never overwritten; a configuration is replaced only by --force.
 
 use std::env;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,7 +28,7 @@ use crate::config::{
     ClientConfig, FlagValue, Inputs, LaneAddr, Link, MAX_LINK_LEN, read_key, write_key,
 };
 use crate::io::privilege::is_root;
-use crate::io::state::{write_atomically, write_new};
+use crate::io::state::{Readers, write_atomically_for, write_new_for};
 use crate::proto::SecretKey;
 use crate::wire::Verdict;
 
@@ -94,14 +94,13 @@ pub(super) fn run(args: &JoinArgs) -> Result<PathBuf, Failure> {
         }
     };
     let text = configuration(args, &link, &key_file);
-    write(&file, text.as_bytes(), args.force)?;
-    if is_root() && !has_secret(args) {
-        // Root's configuration is that of a service, which runs as another user.
-        let readable = Permissions::from_mode(0o644);
-        fs::set_permissions(&file, readable)
-            .with_context(|| format!("cannot let others read {}", file.display()))
-            .map_err(Failure::Run)?;
-    }
+    // Root's configuration is that of a service, which runs as another user.
+    let readers = if is_root() && !has_secret(args) {
+        Readers::All
+    } else {
+        Readers::Owner
+    };
+    write(&file, text.as_bytes(), readers, args.force)?;
     let enrolled = match name {
         Some(name) => format!("enrolled as {name}"),
         None => "the server knows this key already: nothing was to be enrolled, and the link is as good as before".to_owned(),
@@ -264,12 +263,12 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn write(file: &Path, text: &[u8], replace: bool) -> Result<(), Failure> {
+fn write(file: &Path, text: &[u8], readers: Readers, replace: bool) -> Result<(), Failure> {
     let context = || format!("cannot write {}", file.display());
     let written = if replace {
-        write_atomically(file, text)
+        write_atomically_for(readers, file, text)
     } else {
-        write_new(file, text)
+        write_new_for(readers, file, text)
     };
     match written {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::Usage(format!(
@@ -326,7 +325,7 @@ mod tests {
         let checked = check(&args, &link, &key_file).unwrap();
         let file = folder.path().join("client.yaml");
         let text = configuration(&args, &link, &key_file);
-        write(&file, text.as_bytes(), false).unwrap();
+        write(&file, text.as_bytes(), Readers::Owner, false).unwrap();
         let read = ClientConfig::load(Inputs {
             file: Some(&file),
             environment: &surroundings,
@@ -334,8 +333,8 @@ mod tests {
         });
         let read = read.unwrap().config;
         assert_eq!(format!("{read:?}"), format!("{checked:?}"));
-        assert!(write(&file, b"", false).is_err());
-        write(&file, b"", true).unwrap();
+        assert!(write(&file, b"", Readers::Owner, false).is_err());
+        write(&file, b"", Readers::Owner, true).unwrap();
     }
 
     #[test]

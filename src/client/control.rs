@@ -343,5 +343,5 @@ const FINISHED: &str = "finished";
 /// What a client's socket begins with.
 const KIND: &str = "client-";
 
-/// What the socket of `adit try` begins with: nobody who looks for a client shall find a trial.
+/// What the socket of `adit try` begins with: a trial is not among the clients, and is meant only where there is none.
 pub(crate) const TRIAL: &str = "try-";

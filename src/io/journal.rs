@@ -18,6 +18,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::file::open_regular;
 use super::netlink::policy::Rule;
 use super::resolv::Replacement;
 use super::state::{MAX_FILE_LEN, StateDir, StateError};
@@ -259,9 +260,9 @@ pub fn network() -> String {
 /// Looks at what the journal of a state folder names, and takes no lock: who has it may live.
 ///
 /// # Errors
-/// The file cannot be read, or is no journal.
+/// The file cannot be read, is no regular file, or is no journal.
 pub fn look(folder: &Path) -> io::Result<Option<(World, Vec<Change>)>> {
-    let file = match fs::File::open(folder.join(JOURNAL)) {
+    let file = match open_regular(&folder.join(JOURNAL), MAX_FILE_LEN) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD};
 
+use super::file::open_regular;
+
 /// A state directory that this process holds the lock of; clones share the lock, and the last one releases it.
 #[derive(Clone, Debug)]
 pub struct StateDir {
@@ -112,9 +114,16 @@ impl StateDir {
     /// [`StateError::TooLarge`] above [`MAX_FILE_LEN`]; else as [`StateDir::write`].
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.file(name)?;
-        let file = match File::open(&path) {
+        // Root cleans up in folders of others, too.
+        let file = match open_regular(&path, MAX_FILE_LEN) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(StateError::TooLarge {
+                    path,
+                    limit: MAX_FILE_LEN,
+                });
+            }
             Err(source) => return Err(StateError::File { path, source }),
         };
         let mut bytes = Vec::new();
@@ -147,6 +156,26 @@ impl StateDir {
     }
 }
 
+/// Who may read a file that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Its owner alone: mode 0600.
+    Owner,
+    /// Everybody: mode 0644, whatever the process's mask is.
+    All,
+}
+
+impl Readers {
+    /// Lets them read a file that has no name yet, or a passing one: by the name it will have, another file might be met
+    /// where others can write to the folder.
+    fn admit(self, file: &File) -> io::Result<()> {
+        match self {
+            Self::Owner => Ok(()),
+            Self::All => file.set_permissions(fs::Permissions::from_mode(0o644)),
+        }
+    }
+}
+
 /// Replaces the file at `path` by `bytes`, whole or not at all, with mode 0600.
 ///
 /// A temporary file in the same directory is written and flushed to the disk, renamed over `path`, and the directory
@@ -155,11 +184,19 @@ impl StateDir {
 /// # Errors
 /// Whatever the file system says; the temporary file is removed then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomically_for(Readers::Owner, path, bytes)
+}
+
+/// As [`write_atomically`], for these readers.
+///
+/// # Errors
+/// As there.
+pub fn write_atomically_for(readers: Readers, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    write_beside(directory, bytes)?
+    write_beside(directory, readers, bytes)?
         .persist(path)
         .map_err(|error| error.error)?;
     sync_directory(directory)
@@ -173,16 +210,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists`, and whatever else the file system says.
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_new_for(Readers::Owner, path, bytes)
+}
+
+/// As [`write_new`], for these readers.
+///
+/// # Errors
+/// As there.
+pub fn write_new_for(readers: Readers, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    match write_unnamed(directory, path, bytes) {
+    match write_unnamed(directory, readers, path, bytes) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
         // Not there, or no /proc to name it by; whatever else is wrong is said of the other way.
         Err(_) => {
-            write_beside(directory, bytes)?
+            write_beside(directory, readers, bytes)?
                 .persist_noclobber(path)
                 .map_err(|error| error.error)?;
         }
@@ -191,13 +236,14 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes a file without a name, and gives it that of `path`.
-fn write_unnamed(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_unnamed(directory: &Path, readers: Readers, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .mode(FILE_MODE)
         .custom_flags(libc::O_TMPFILE)
         .open(directory)?;
     file.write_all(bytes)?;
+    readers.admit(&file)?;
     file.sync_all()?;
     let own = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
@@ -205,12 +251,17 @@ fn write_unnamed(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> 
 }
 
 /// Writes a file of a passing name in `directory`.
-fn write_beside(directory: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+fn write_beside(
+    directory: &Path,
+    readers: Readers,
+    bytes: &[u8],
+) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
         .permissions(fs::Permissions::from_mode(FILE_MODE))
         .tempfile_in(directory)?;
     file.write_all(bytes)?;
+    readers.admit(file.as_file())?;
     file.as_file().sync_all()?;
     Ok(file)
 }
@@ -303,7 +354,7 @@ fn holder(lock: &mut File) -> Option<u32> {
 pub fn locked_by(folder: &Path) -> Option<Holder> {
     let path = folder.join(LOCK_NAME);
     let file = fs::metadata(&path).ok()?;
-    let written = File::open(&path)
+    let written = open_regular(&path, MAX_FILE_LEN)
         .ok()
         .and_then(|mut lock| holder(&mut lock));
     let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -352,6 +403,8 @@ pub(crate) static PROCESSES: std::sync::RwLock<()> = std::sync::RwLock::new(());
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -473,6 +526,30 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         let nowhere = write_new(&directory.path().join("a/b"), b"").unwrap_err();
         assert_eq!(nowhere.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn file_for_all_is_theirs_to_read_when_it_has_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        write_new_for(Readers::All, &path, b"1").unwrap();
+        assert_eq!(mode(), 0o644);
+        write_atomically(&path, b"2").unwrap();
+        assert_eq!(mode(), 0o600);
+        write_atomically_for(Readers::All, &path, b"3").unwrap();
+        assert_eq!(mode(), 0o644);
+        assert_eq!(fs::read(&path).unwrap(), b"3");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let (fifo, mode) = (directory.path().join("fifo"), Mode::RUSR | Mode::WUSR);
+        mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        let error = state.read("fifo").unwrap_err();
+        assert!(error.to_string().contains("a FIFO"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What `adit doctor` is to look at: the file that is named, else what programs would read, else what runs.
 
 use std::env;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
@@ -15,6 +14,7 @@ use crate::config::{
 };
 use crate::doctor::leftover::{self, Left};
 use crate::doctor::running::{Program, ask};
+use crate::io::file::open_regular;
 use crate::server::control as server_control;
 
 /// What is looked at.
@@ -57,7 +57,7 @@ impl Target {
         let programs: Vec<Program> = programs.iter().filter(is_meant).cloned().collect();
         if let [only] = programs.as_slice()
             && let Some(file) = only.uses.as_ref().and_then(|uses| uses.file.clone())
-            && File::open(&file).is_ok()
+            && open_regular(&file, u64::MAX).is_ok()
         {
             return Self::of_file(&file, Some(only.kind));
         }

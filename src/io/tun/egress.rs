@@ -113,7 +113,7 @@ pub async fn setup(settings: &TunSettings, state: &StateDir) -> Result<TunEgress
         ),
         Err(error) => info!(
             %error,
-            "the kernel's work for clients' packets stays on one processor (as root it would be shared out; or write a mask of processors to /sys/class/net/{name}/queues/rx-0/rps_cpus)"
+            "the kernel's work for clients' packets stays on one processor (a server that stays root shares it out; or write a mask of processors to /sys/class/net/{name}/queues/rx-0/rps_cpus)"
         ),
     }
 

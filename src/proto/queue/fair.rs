@@ -401,7 +401,6 @@ impl<P: QueuePacket> FairQueue<P> {
         if waiting.judged || waiting.producer == Producer::Stack {
             return Judgement::Send;
         }
-        let takes_marks = is_ecn_capable(waiting.packet.bytes());
         if waiting.mark {
             waiting.judged = true;
             return Judgement::Mark;
@@ -417,7 +416,7 @@ impl<P: QueuePacket> FairQueue<P> {
             return Judgement::Send;
         }
         waiting.judged = true;
-        if takes_marks {
+        if is_ecn_capable(waiting.packet.bytes()) {
             Judgement::Mark
         } else {
             Judgement::Drop
