@@ -72,13 +72,15 @@ impl Replacement {
         })
     }
 
-    /// Whether it is about `path`, and keeps nothing but that beside it.
+    /// Whether it is about `path`, keeps nothing but that beside it, and puts nothing there but what we write: a journal may lie
+    /// in a folder of somebody with less rights than whoever carries it out.
     pub fn is_of(&self, path: &Path) -> bool {
         let is_beside = |kept: &Path| {
             let name = kept.file_name().and_then(|name| name.to_str());
             kept.parent() == path.parent() && name.is_some_and(|name| name.starts_with(BESIDE))
         };
         self.path == path
+            && self.ours.starts_with(HEAD)
             && match &self.kept {
                 Kept::Beside(kept) => is_beside(kept),
                 Kept::Here(_) => true,
@@ -357,10 +359,15 @@ mod tests {
         assert!(Replacement::renaming(path, servers()).is_of(path));
         let other = |path: &str, kept| Replacement {
             path: path.into(),
-            ours: String::new(),
+            ours: servers(),
             kept,
         };
+        let foreign = Replacement {
+            ours: "nameserver 192.0.2.9\n".into(),
+            ..other("/etc/resolv.conf", Kept::Here(Vec::new()))
+        };
         for replacement in [
+            foreign,
             other("/etc/shadow", Kept::Here(Vec::new())),
             other("/etc/resolv.conf", Kept::Beside("/etc/shadow".into())),
             other(
