@@ -299,8 +299,8 @@
 //!   forbidden but not there.
 //! - **Congestion is told by marks where a flow takes them.** The client's stack and the kernel of a command offer ECN, and a queue
 //!   marks instead of dropping, before it is full too. Our own stack's packets cannot be marked: it waits for room instead.
-//! - **A server's kernel works for clients on all processors** where root has started it ([`io::tun`]): the thread that writes a packet would
-//!   route it otherwise, beside sealing and opening.
+//! - **A server's kernel works for clients on all processors** where it starts as root and stays root ([`io::tun`]): the thread that
+//!   writes a packet would route it otherwise, beside sealing and opening.
 //! - **A shared session is shared by flows, not by packets.** Commands under `adit run --share` could have addresses of their own in
 //!   the session, but a session has one lease, and a server of before would not know of more; or packets could be
 //!   translated at the client, with a table of every flow, port and ping in it. Instead the client ends their TCP in a

@@ -9,7 +9,7 @@
 //!
 //! It saves what a queue would drop otherwise to be heard, and the round trip in which it is sent again. Only what comes
 //! can be marked: what smoltcp sends does not say that it may be, since smoltcp could not answer an echo; it is held
-//! back before the tunnel's queue and never dropped from there.
+//! back before the tunnel's queue instead.
 //!
 //! A SYN that has to be sent again offers nothing (RFC 3168 §6.1.1.1), for paths that drop those that do.
 

@@ -27,7 +27,13 @@ pub(super) fn steer(name: &str) -> io::Result<usize> {
     if count < 2 {
         return Ok(count);
     }
-    let mask = mask(&processors);
+    set(name, &mask(&processors))?;
+    Ok(count)
+}
+
+/// Has the processors of `mask` work on what is written to the interface `name`; with none it is worked on before the write
+/// returns.
+pub(super) fn set(name: &str, mask: &str) -> io::Result<()> {
     let queues = openat(
         sysfs()?,
         format!("class/net/{name}/queues"),
@@ -45,7 +51,7 @@ pub(super) fn steer(name: &str) -> io::Result<usize> {
             rustix::io::write(&setting, mask.as_bytes())?;
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// Mounts sysfs for the network namespace that this process is in, without a place in the file system.
@@ -84,7 +90,29 @@ fn mask(processors: &CpuSet) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+
+    use super::super::Tun;
+    use super::super::tests::host::on_host;
     use super::*;
+
+    #[test]
+    fn what_is_written_to_a_device_is_worked_on_by_all_processors() {
+        on_host(|| async {
+            let _tun = Tun::open("adit0").unwrap();
+            let count = steer("adit0").unwrap();
+            let path = "class/net/adit0/queues/rx-0/rps_cpus";
+            let setting = openat(sysfs().unwrap(), path, OFlags::RDONLY, Mode::empty()).unwrap();
+            let mut set = String::new();
+            File::from(setting).read_to_string(&mut set).unwrap();
+            let groups = set.trim().split(',');
+            let set: u32 = groups
+                .map(|it| u32::from_str_radix(it, 16).unwrap().count_ones())
+                .sum();
+            assert_eq!(set as usize, if count < 2 { 0 } else { count });
+        });
+    }
 
     #[test]
     fn masks_are_groups_of_32_processors_the_highest_first() {
