@@ -328,6 +328,11 @@ impl Lanes {
         self.link.is_silent()
     }
 
+    /// Returns whether every server that answers says that it lets us in no more.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.link.is_revoked()
+    }
+
     /// Returns whether the last server that answered an attempt refused its handshake.
     pub(super) fn is_refused(&self) -> bool {
         self.failure.as_ref().is_some_and(|failed| failed.refused)
@@ -417,7 +422,8 @@ impl Lanes {
                 let failures = self.link.failures();
                 // One a minute is for people, the others for those who look closer.
                 let is_news = self.known.is_empty() && !self.link.is_revoked();
-                if is_news && self.notices.failed(now, server) {
+                // What becomes of a revocation is told once it holds for all that answer.
+                if is_news && !error.is_revocation() && self.notices.failed(now, server) {
                     warn!(%error, "cannot reach the server; trying on");
                 } else {
                     debug!(%error, failures, "cannot reach the server");
@@ -426,7 +432,11 @@ impl Lanes {
                     text: error.to_string(),
                     refused: matches!(error, ConnectFailure::Handshake { .. }),
                 });
-                self.link.handle_failed(now, server);
+                if error.is_revocation() {
+                    self.link.handle_revoked(now, server);
+                } else {
+                    self.link.handle_failed(now, server);
+                }
             }
         }
     }

@@ -61,9 +61,21 @@ pub(super) struct Link {
     current: usize,
     /// Attempts in a row that came to nothing.
     failures: u32,
-    /// Whether the last session was ended because the server lets us in no more.
+    /// Whether the last session was ended because the server lets us in no more, or each server that has answered the last
+    /// round has said so.
     revoked: bool,
+    /// The same of the round under way.
+    round: Heard,
     rng: StdRng,
+}
+
+/// What the servers say of us that have answered in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Heard {
+    #[default]
+    Nothing,
+    /// That they let us in no more.
+    Revoked,
 }
 
 /// How things stand between us and one server.
@@ -121,6 +133,7 @@ impl Link {
             current: 0,
             failures: 0,
             revoked: false,
+            round: Heard::Nothing,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -205,6 +218,14 @@ impl Link {
             self.failures = self.failures.saturating_add(1);
         }
         self.end_round(now);
+    }
+
+    /// An attempt has failed: the server lets us in no more. Others of the list may be other servers.
+    pub(super) fn handle_revoked(&mut self, now: Instant, server: usize) {
+        if self.is_trying(server) && self.goal == Goal::Any {
+            self.round = Heard::Revoked;
+        }
+        self.handle_failed(now, server);
     }
 
     /// The lane to `server` is lost; returns whether it was the last, which is news.
@@ -381,6 +402,7 @@ impl Link {
 
     fn begin(&mut self, goal: Goal, at: Instant, order: VecDeque<usize>) {
         self.goal = goal;
+        self.round = Heard::Nothing;
         self.queue = order;
         self.next_at = at;
         tracing::debug!(?goal, order = ?self.queue, "a round of attempts");
@@ -401,6 +423,8 @@ impl Link {
         }
         match self.goal {
             Goal::Any => {
+                // Where nobody has answered, what was said before holds.
+                self.revoked |= self.round == Heard::Revoked;
                 let at = now + self.back_off();
                 let order = self.order_from(0);
                 self.begin(Goal::Any, at, order);

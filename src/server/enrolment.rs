@@ -95,6 +95,7 @@ impl Enrolment {
             }
         }
         peers.deny(denied(&roll));
+        peers.remember(roll.former().copied().collect());
         if peers.is_empty() {
             info!("nobody can connect yet: `adit invite NAME` makes a link for a client");
         }
@@ -219,6 +220,7 @@ impl Enrolment {
         match client.origin {
             Origin::File => self.peers.deny(denied(&roll)),
             Origin::Enrolled => {
+                self.peers.remember(roll.former().copied().collect());
                 self.peers.remove(&client.key);
             }
         }

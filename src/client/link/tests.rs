@@ -386,6 +386,42 @@ fn server_that_has_revoked_us_is_asked_every_20_s_until_it_lets_us_in() {
     assert!(!link.is_revoked());
 }
 
+#[test]
+fn client_is_revoked_where_each_server_that_answers_says_so() {
+    // One of the list may be another server: it is asked before the client gives up for a while.
+    let (mut link, now) = ranked();
+    assert_eq!(link.poll_attempt(now), Some(0));
+    link.handle_revoked(now, 0);
+    assert!(!link.is_revoked());
+    assert_eq!(link.poll_attempt(now), Some(1));
+    link.handle_failed(now, 1);
+    assert_eq!(link.poll_attempt(now), Some(2));
+    link.handle_failed(now, 2);
+    assert!(link.is_revoked());
+    assert!(wait(&link, now) >= REVOKED_PAUSE / 2);
+    // A round that nobody answers does not undo what was said.
+    let later = now + wait(&link, now);
+    for server in 0..3 {
+        assert_eq!(link.poll_attempt(later), Some(server));
+        link.handle_failed(later, server);
+    }
+    assert!(link.is_revoked());
+    let later = later + wait(&link, later);
+    link.poll_attempt(later);
+    link.handle_connected(later, 0);
+    assert!(!link.is_revoked());
+    // While there is a lane, another way is only not taken.
+    let (mut link, now) = ranked();
+    link.poll_attempt(now);
+    link.handle_failed(now, 0);
+    link.poll_attempt(now);
+    link.handle_connected(now, 1);
+    let later = now + wait(&link, now);
+    assert_eq!(link.poll_attempt(later), Some(0));
+    link.handle_revoked(later, 0);
+    assert!(!link.is_revoked());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Pass(u64),
