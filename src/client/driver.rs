@@ -25,7 +25,7 @@
 //!
 //! # Limits
 //!
-//! Requests that come before the first session wait at most `PATIENCE`, and at most
+//! Requests that come before the first session wait at most [`TUNNEL_WAIT`], and at most
 //! `MAX_WAITING` of them.
 
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ use tracing::{debug, info, warn};
 
 use super::connect::Connector;
 use super::device::Device;
-use super::down::Down;
+use super::down::{Down, TUNNEL_WAIT};
 use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
@@ -213,13 +213,13 @@ impl Driver {
             }
             if !any {
                 if !self.arm(cx, now) {
-                    self.tell_down();
+                    self.tell_down(now);
                     return Poll::Pending;
                 }
                 self.handle_timeout(clock::now());
             }
         }
-        self.tell_down();
+        self.tell_down(now);
         self.gave_way = true;
         Turns::give_way(cx);
         Poll::Pending
@@ -277,7 +277,7 @@ impl Driver {
             | Command::Associate { .. } => {
                 if self.waiting.len() < MAX_WAITING && self.closing.is_none() {
                     self.waiting.push_back(Waiting {
-                        until: now + PATIENCE,
+                        until: now + TUNNEL_WAIT,
                         command,
                     });
                 } else if let Some(reply) = reply_of(command) {
@@ -348,20 +348,20 @@ impl Driver {
         Look {
             session,
             tally,
-            down: self.why_down(),
+            down: self.why_down(now),
             last_failure: self.lanes.last_failure(),
         }
     }
 
     /// Why nothing goes through the tunnel now.
-    fn why_down(&self) -> Option<Down> {
+    fn why_down(&self, now: Instant) -> Option<Down> {
         let was_up = self.inner.borrow().is_some();
         let has_lane = (self.carrier.as_ref())
             .is_some_and(|carrier| carrier.session().lanes().next().is_some());
         if self.refused.is_some() {
             self.refused
         } else if has_lane && was_up {
-            self.lanes.is_silent().then_some(Down::Silent)
+            (self.lanes.down_at().is_some_and(|at| at <= now)).then_some(Down::Silent)
         } else if self.lanes.is_refused() {
             Some(Down::Handshake)
         } else if was_up {
@@ -372,8 +372,8 @@ impl Driver {
     }
 
     /// Tells those who wait for the tunnel how it is, when that has changed.
-    fn tell_down(&mut self) {
-        let down = self.why_down();
+    fn tell_down(&mut self, now: Instant) {
+        let down = self.why_down(now);
         if down != self.down {
             debug!(?down, "the tunnel");
             self.down = down;
@@ -509,7 +509,7 @@ impl Driver {
         self.began = now;
         self.refused = None;
         self.forbidden = false;
-        self.tell_down();
+        self.tell_down(now);
         debug!(?config, "configuration of the session");
         match (self.device.as_ref(), self.inside.as_mut()) {
             // Its interface is somebody else's to configure.
@@ -641,7 +641,7 @@ impl Driver {
         if let Some(carrier) = self.carrier.as_mut() {
             carrier.session_mut().close(now, CloseReason::ShuttingDown);
         }
-        self.give_up_waiting(now + PATIENCE);
+        self.give_up_waiting(now + TUNNEL_WAIT);
     }
 
     fn poll_exit(&mut self, now: Instant) -> Option<Exit> {
@@ -729,9 +729,6 @@ const COMMANDS_PER_TURN: usize = 64;
 
 /// Requests kept until the first session: a browser's start, not a flood.
 const MAX_WAITING: usize = 1024;
-
-/// How long they are kept: about as long as applications wait themselves.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the last frame may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

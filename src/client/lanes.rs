@@ -323,9 +323,9 @@ impl Lanes {
         self.drop_unwanted(now, carrier);
     }
 
-    /// Returns whether nobody answers on the lane in use.
-    pub(super) fn is_silent(&self) -> bool {
-        self.link.is_silent()
+    /// Returns from when on the tunnel counts as down, since nobody answers on the lane in use.
+    pub(super) fn down_at(&self) -> Option<Instant> {
+        self.link.down_at()
     }
 
     /// Returns whether every server that answers says that it lets us in no more.

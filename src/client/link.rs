@@ -91,7 +91,8 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     since: Instant,
-    silent: bool,
+    /// Since when nobody answers on it.
+    silent: Option<Instant>,
     /// When it may be closed, since there is a newer one.
     retire_at: Option<Instant>,
 }
@@ -178,13 +179,17 @@ impl Link {
         for entry in &mut self.servers {
             entry.trying = None;
             if let Some(lane) = &mut entry.lane {
-                lane.retire_at = Some(if lane.silent { now } else { now + SETTLE });
+                lane.retire_at = Some(if lane.silent.is_some() {
+                    now
+                } else {
+                    now + SETTLE
+                });
             }
         }
         if let Some(entry) = self.servers.get_mut(server) {
             entry.lane = Some(Lane {
                 since: now,
-                silent: false,
+                silent: None,
                 retire_at: None,
             });
         }
@@ -245,7 +250,10 @@ impl Link {
                     lane.retire_at = None;
                 }
                 self.current = self.best_up();
-                if self.lane_mut(self.current).is_some_and(|lane| lane.silent) {
+                if self
+                    .lane_mut(self.current)
+                    .is_some_and(|lane| lane.silent.is_some())
+                {
                     self.handle_silent(now, self.current);
                 } else {
                     if self.goal == Goal::Another {
@@ -279,7 +287,7 @@ impl Link {
         let Some(lane) = self.lane_mut(server) else {
             return;
         };
-        lane.silent = true;
+        lane.silent.get_or_insert(now);
         if server != self.current || self.goal == Goal::Another && self.is_busy() {
             return;
         }
@@ -294,7 +302,7 @@ impl Link {
         let Some(lane) = self.lane_mut(server) else {
             return;
         };
-        lane.silent = false;
+        lane.silent = None;
         if server == self.current && self.goal == Goal::Another {
             self.abandon();
             self.arm_probe(now);
@@ -388,10 +396,10 @@ impl Link {
         self.revoked
     }
 
-    /// Returns whether nobody answers on the lane that was made last.
-    pub(super) fn is_silent(&self) -> bool {
-        let current = self.servers.get(self.current);
-        current.is_some_and(|entry| entry.lane.is_some_and(|lane| lane.silent))
+    /// Returns from when on the tunnel counts as down, since nobody answers on the lane that was made last.
+    pub(super) fn down_at(&self) -> Option<Instant> {
+        let current = self.servers.get(self.current)?;
+        Some(current.lane?.silent? + GRACE)
     }
 
     /// Returns whether there is a lane.
@@ -485,7 +493,7 @@ impl Link {
     /// The first in the list of those that answer, or of those that do not.
     fn best_up(&self) -> usize {
         let lanes = self.servers.iter().enumerate();
-        let up = lanes.filter_map(|(index, entry)| Some((entry.lane?.silent, index)));
+        let up = lanes.filter_map(|(index, entry)| Some((entry.lane?.silent.is_some(), index)));
         up.min().map(|(_, index)| index).unwrap_or_default()
     }
 
@@ -512,6 +520,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 /// The longest pause where the server lets us in no more.
 pub(super) const REVOKED_PAUSE: Duration = Duration::from_secs(20);
+
+/// How long a lane may be silent before the tunnel is said to be down, while others are tried: on a quiet lane that loses
+/// much, some datagrams in a row say little.
+const GRACE: Duration = Duration::from_millis(2500);
 
 /// The pause between rounds while the lane in use is silent and may speak again.
 const BACKOFF_ANOTHER: Duration = Duration::from_secs(1);
