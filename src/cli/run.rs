@@ -145,12 +145,13 @@ fn or_share(failure: Failure) -> Failure {
         config: None,
         control: env::var_os("ADIT_CONTROL").map(PathBuf::from),
     };
-    match failure {
-        Failure::Usage(why) if matches!(anyone.find(), Ok(Found::Running(_))) => Failure::Usage(
-            format!("a client runs: `adit run --share -- COMMAND` uses its session; else {why}"),
-        ),
-        failure => failure,
+    if let Failure::Usage(why) = &failure
+        && matches!(anyone.find(), Ok(Found::Running(_)))
+    {
+        let words = "a client runs: `adit run --share -- COMMAND` uses its session";
+        return Failure::Usage(format!("{words}; else {why}"));
     }
+    failure
 }
 
 /// Finds the client that runs.

@@ -144,12 +144,13 @@ pub fn judge(ways: &[Way], key: &PublicKey, known_revoked: bool) -> Vec<Finding>
                 Some(_) => Verdict::Warning,
                 None => Verdict::Failed,
             };
-            let words = match unreached.trouble {
-                Trouble::Silence | Trouble::Unanswered if is_revoked => {
-                    "no answer, of a server that has revoked this client".to_owned()
-                }
-                Trouble::Revoked => "the server answers: this client was revoked".to_owned(),
-                _ => without_address(&unreached.words, &way.server),
+            let is_silent = matches!(unreached.trouble, Trouble::Silence | Trouble::Unanswered);
+            let words = if unreached.trouble == Trouble::Revoked {
+                "the server answers: this client was revoked".to_owned()
+            } else if is_silent && is_revoked {
+                "no answer, of a server that has revoked this client".to_owned()
+            } else {
+                without_address(&unreached.words, &way.server)
             };
             Finding::failed(Check::Reach, words, next)
                 .judged(verdict)
