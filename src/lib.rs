@@ -186,6 +186,7 @@
 //! | names of servers whose last addresses are remembered, where the host goes through the tunnel | 64 | asked for each time |
 //! | log lines of a tunnel process whose reader does not read | 256 | dropped |
 //! | how long a command waits for its tunnel | `--wait`, a minute | not started, told why |
+//! | how long a request waits for a tunnel that is down, to a name or an address | [`client::down::TUNNEL_WAIT`] | refused, told why |
 //! | commands that share a client | [`client::enclosure::MAX_ENCLOSURES`] | refused in words, counted |
 //! | of each, TCP flows; questions by UDP | [`client::enclosure::MAX_FLOWS`]; [`client::enclosure::MAX_QUERIES`] | reset; dropped, counted |
 //! | of each, UDP ports, and identifiers of pings | [`client::forwards::MAX_PEERS`], idle for [`client::forwards::UDP_IDLE`] and [`client::enclosure::ECHO_IDLE`] | the most silent goes |
@@ -237,6 +238,7 @@
 //! | connections to the admin address | [`io::admin::MAX_CONNECTIONS`], each [`io::admin::IDLE`] without a request | wait in the kernel |
 //! | reports of a program at a time | one of a server; a session has [`status::PATIENCE`] to answer | the next waits; the session is left out, told |
 //! | names of clients in metrics | [`status::MAX_LABELLED`] | summed up under an empty name |
+//! | files of killed programs in the folder of control sockets | they go when another of their kind starts, 256 at a time; an instance ten minutes after its socket | the next start takes the others |
 //! | a line on a control socket | [`io::control::MAX_LINE`] | answered in words, closed |
 //!
 //! # After a lane is lost
@@ -329,6 +331,12 @@
 //!   added to the way of a packet, and it costs nothing while nobody looks ([`status`]).
 //! - **A reload touches what has changed.** Each key is classified where configurations are put into force, without a
 //!   default, so that a new one does not compile before it is known whether it can be followed ([`server::reload`]).
+//! - **Who was revoked is told so in the handshake.** Strangers meet silence, and so did whoever had been a client: it could not
+//!   tell a revocation from a blocked port, and neither could `adit doctor`. The answer is sealed for the client's key, is
+//!   given to none but a key that the server has known, and to no replay; the roll remembers such a key as long as its invitation.
+//! - **The session of a whole host goes first, and nothing else waits for it.** The client's own session, which has its control
+//!   socket, begins with it and asks for its lease when the host goes through the tunnel: a fixed address is the host's, and
+//!   `adit status` answers while the kill switch lets nothing out.
 //! - **`adit nc` hands its socket over.** The running client gets one end of a socket pair by the control socket and treats it
 //!   as any proxied socket; how the flow ended is told beside the bytes, since a Unix socket knows no reset.
 //! - **A source datagram is never held up or changed by repair.** Parity is sent beside it, and where nothing is lost it

@@ -96,6 +96,43 @@ fn mistyped_command_line_exits_with_2() {
 }
 
 #[test]
+fn flag_that_run_does_not_have_is_refused_and_not_taken_for_a_command() {
+    let workdir = Workdir::new();
+    for arguments in [
+        &["run", "--no-such-flag", "true"][..],
+        &["run", "-Z", "true"],
+        &["run", "--no-such-flag=1", "--", "true"],
+    ] {
+        let wrong = workdir.run(arguments);
+        assert_eq!(wrong.status.code(), Some(125), "{arguments:?}: {wrong:?}");
+        assert!(
+            wrong.stderr.contains("unexpected argument"),
+            "{arguments:?}: {wrong:?}"
+        );
+    }
+    // What follows the command is the command's, whatever it looks like.
+    for arguments in [
+        &["run", "true", "--no-such-flag", "-c"][..],
+        &["run", "--", "true", "--wait"],
+        &["run", "--", "--no-such-flag"],
+    ] {
+        let unconfigured = workdir.run(arguments);
+        assert!(
+            unconfigured.stderr.contains("no configuration"),
+            "{arguments:?}: {unconfigured:?}"
+        );
+    }
+}
+
+#[test]
+fn manual_page_is_printed_where_no_folder_is_named() {
+    let page = Workdir::new().run(&["man"]);
+    assert!(page.status.success(), "{page:?}");
+    assert!(page.stdout.contains(".TH adit 1"), "{page:?}");
+    assert!(page.stdout.contains(".SH SUBCOMMANDS"), "{page:?}");
+}
+
+#[test]
 fn key_is_made_readable_by_its_owner_alone() {
     let workdir = Workdir::new();
     let file = workdir.path().join("new.key");

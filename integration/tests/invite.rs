@@ -278,7 +278,11 @@ fn link_that_has_ended_or_was_withdrawn_says_so() {
         fs::write(&file, kept.to_string()).unwrap();
     });
     host.refused("late", &link, "has ended");
-    let list = host.ok(&["invite", "--list"]).stdout;
+    // A link that nobody can use is not listed as if somebody could.
+    let list = host.ok(&["invite", "--list"]);
+    assert_eq!(list.stdout, "nobody is invited\n");
+    assert!(list.stderr.contains("--all lists it"), "{}", list.text());
+    let list = host.ok(&["invite", "--list", "--all"]).stdout;
     assert!(list.contains("laptop") && list.contains("ended"), "{list}");
 
     let link = host.invite("laptop");

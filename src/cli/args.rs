@@ -129,7 +129,7 @@ pub(super) enum Command {
     Bench(BenchArgs),
     /// Print the completions of a shell, for its folder of them: adit completions bash > /etc/bash_completion.d/adit
     Completions(CompletionsArgs),
-    /// Write the manual pages to a folder: adit man --out man1, then man ./man1/adit.1
+    /// Print the manual page, adit man | man -l -, or write that of each command to a folder: adit man --out man1
     Man(ManArgs),
 }
 
@@ -346,12 +346,7 @@ pub(super) struct RunArgs {
     #[arg(long)]
     pub(super) no_wait: bool,
     /// The command and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
 }
 
@@ -374,9 +369,9 @@ pub(super) struct CompletionsArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ManArgs {
-    /// The folder to write them to
+    /// Write the page of each command to this folder; without it, the main page goes to standard output
     #[arg(long, value_name = "FOLDER")]
-    pub(super) out: PathBuf,
+    pub(super) out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

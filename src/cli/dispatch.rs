@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -127,28 +128,35 @@ pub async fn run_client(
     };
     let outside = Outside::marked(MARK);
     let mut host = Host::start(&config, &tunnel, outside.clone())?;
+    let led = CancellationToken::new();
     let served = Served {
         proxies,
         resolver,
         reload,
         address: format!("the host goes through {}, {address}", tunnel.name),
-        host: Some(host.handle()),
+        host: Some((host.handle(), led.clone())),
     };
-    // The host's session is the first: a fixed address is for it.
-    let up = tokio::select! {
-        biased;
-        () = stop.cancelled() => Ok(false),
-        up = host.up() => up.map(|()| true),
+    let following = async {
+        if let Err(error) = host.up().await {
+            return error;
+        }
+        led.cancel();
+        host.serve().await
     };
-    let result = match up {
-        Ok(true) => tokio::select! {
+    let result = {
+        // Also before the host's session is up: whoever asks how it is is told, also why it is not.
+        let mut serving = pin!(serve_client(config, outside, served, &mut ready, &stop));
+        tokio::select! {
             // First: what cannot be served at all is no fault of the tunnel.
             biased;
-            result = serve_client(config, outside, served, &mut ready, &stop) => result,
-            error = host.serve() => Err(error.into()),
-        },
-        Ok(false) => Ok(()),
-        Err(error) => Err(error.into()),
+            result = &mut serving => result,
+            error = following => {
+                stop.cancel();
+                // Its session is closed in order, and its control socket goes; the tunnel's error is the one to tell.
+                let _ended = serving.await;
+                Err(error.into())
+            }
+        }
     };
     // Whatever it ended by: its own error is told first.
     match host.close(result.is_err()).await {
@@ -163,8 +171,9 @@ struct Served {
     resolver: Option<LocalResolver>,
     reload: Option<Reload>,
     address: String,
-    /// Tells how the host's session is, with `tun`.
-    host: Option<Tunnel>,
+    /// With `tun`: tells how the host's session is; and is cancelled when the host goes through the tunnel, which is to be
+    /// the first session: a fixed address is for it.
+    host: Option<(Tunnel, CancellationToken)>,
 }
 
 /// Runs a client's proxies, resolver and forwards, whose sockets leave the host as `outside` says.
@@ -184,7 +193,8 @@ async fn serve_client(
     } = served;
     let listener = control::place(&config).listen()?;
     let instance = listener.as_ref().map(Instance::of).unwrap_or_default();
-    let client = Client::leaving(&config, outside, &instance)?.beside_host(host);
+    let (host, led) = host.unzip();
+    let client = Client::leaving(&config, outside, &instance, led.clone())?.beside_host(host);
     let asker = reload.as_ref().map(Reload::asker);
     let services = Services::start(
         &client,
@@ -203,6 +213,9 @@ async fn serve_client(
         tokio::join!(proxies, resolving);
     });
     let result = until_stopped(&client, &mut serving, stop, async || {
+        if let Some(led) = led {
+            led.cancelled().await;
+        }
         services.settled().await;
         ready.announce(&address);
     })

@@ -41,9 +41,12 @@ pub(super) struct InviteArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// List the invitations there are, and what has become of them
+    /// List the links that somebody can still use; --json lists the others, too, and what has become of them
     #[arg(long, conflicts_with_all = ["name", "withdraw"])]
     list: bool,
+    /// With --list: those that were used or withdrawn or have ended, too
+    #[arg(long, requires = "list")]
+    all: bool,
     /// Withdraw the open invitation of this name
     #[arg(long, value_name = "NAME", conflicts_with = "name")]
     withdraw: Option<String>,
@@ -63,7 +66,7 @@ pub(super) fn run(args: &InviteArgs) -> Result<(), Failure> {
         return if args.json {
             print(&format!("{answer:#}"))
         } else {
-            table(&answer)
+            table(&answer, args.all)
         };
     }
     if let Some(name) = &args.withdraw {
@@ -145,8 +148,17 @@ fn picture(modules: &[Color], width: usize, terminal: bool) -> String {
     lines.join("\n")
 }
 
-fn table(list: &Value) -> Result<(), Failure> {
-    let invitations = list.as_array().map(Vec::as_slice).unwrap_or_default();
+fn table(list: &Value, all: bool) -> Result<(), Failure> {
+    let known = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_shown = |it: &&Value| all || text(it, "state") == "open";
+    let invitations: Vec<&Value> = known.iter().filter(is_shown).collect();
+    match known.len() - invitations.len() {
+        0 => {}
+        1 => say("one more was used or withdrawn, or has ended: --all lists it"),
+        others => say(&format!(
+            "{others} more were used or withdrawn, or have ended: --all lists them"
+        )),
+    }
     if invitations.is_empty() {
         return print("nobody is invited");
     }

@@ -14,7 +14,12 @@ use super::args::{Args, CompletionsArgs, ManArgs};
 pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Args::command(), "adit", &mut script);
-    match io::stdout().lock().write_all(&script) {
+    put(&script)
+}
+
+/// Writes bytes to standard output; a reader that went away ends the program quietly.
+fn put(bytes: &[u8]) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Run(
             anyhow::Error::new(error).context("cannot write to standard output"),
         )),
@@ -22,9 +27,19 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     }
 }
 
-/// Writes a page for the program, and one for each of its commands.
+/// Prints the page of the program, or writes it and one for each of its commands.
 pub(super) fn pages(args: &ManArgs) -> Result<(), Failure> {
-    write_pages(&args.out).map_err(Failure::Run)
+    match &args.out {
+        Some(folder) => write_pages(folder).map_err(Failure::Run),
+        None => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Args::command()).render(&mut page);
+            rendered
+                .context("cannot make the manual page")
+                .map_err(Failure::Run)?;
+            put(&page)
+        }
+    }
 }
 
 fn write_pages(out: &Path) -> anyhow::Result<()> {

@@ -126,7 +126,8 @@ fn plan(args: &Args, command: &RunArgs) -> Result<Plan, Failure> {
         (Way::Shared(client_to_join(command)?), Vec::new())
     } else {
         let file: Option<&Path> = command.config.as_deref();
-        let Loaded { config, warnings } = load_client(file, &[])?.0;
+        let loaded = load_client(file, &[]);
+        let Loaded { config, warnings } = loaded.map_err(or_share)?.0;
         (Way::Own(Box::new(config)), warnings)
     };
     Ok(Plan {
@@ -136,6 +137,21 @@ fn plan(args: &Args, command: &RunArgs) -> Result<Plan, Failure> {
         level,
         format: args.log_format,
     })
+}
+
+/// Where there is no configuration, and a client or a trial runs all the same, names the way to have its session.
+fn or_share(failure: Failure) -> Failure {
+    let anyone = Which {
+        config: None,
+        control: env::var_os("ADIT_CONTROL").map(PathBuf::from),
+    };
+    if let Failure::Usage(why) = &failure
+        && matches!(anyone.find(), Ok(Found::Running(_)))
+    {
+        let words = "a client runs: `adit run --share -- COMMAND` uses its session";
+        return Failure::Usage(format!("{words}; else {why}"));
+    }
+    failure
 }
 
 /// Finds the client that runs.

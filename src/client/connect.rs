@@ -36,7 +36,7 @@ use crate::io::udp::{FORBIDDEN, Feedback, Receiver, SendBatch, Sender, Target, U
 use crate::proto::{
     ClientConfig, DatagramInitiator, DatagramPath, HandshakeError, Initiator, Reply,
 };
-use crate::wire::{FrameType, LaneId, frame_type};
+use crate::wire::{FrameType, LaneId, RefuseReason, frame_type};
 
 /// Everything an attempt needs, whichever server it goes to.
 #[derive(Debug)]
@@ -138,6 +138,22 @@ pub enum ConnectFailure {
         /// What was wrong.
         error: HandshakeError,
     },
+}
+
+impl ConnectFailure {
+    /// Whether the server says that it lets this client in no more.
+    pub const fn is_revocation(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake {
+                error: HandshakeError::Refused {
+                    reason: RefuseReason::Revoked,
+                    ..
+                },
+                ..
+            }
+        )
+    }
 }
 
 impl Connector {

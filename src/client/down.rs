@@ -3,6 +3,8 @@
 //! The driver knows and tells; the proxy, the resolver, `adit status` and the health checks say it. Without it all of them
 //! would blame the origin, or its name server, which nobody has asked.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use crate::status::Outage;
@@ -35,6 +37,11 @@ pub enum Down {
     #[error("the tunnel is down")]
     Ended,
 }
+
+/// How long a request waits for a tunnel that is down, to a name as to an address, before the first session as after a
+/// loss: a restart of the server or another network takes less, and whoever waits for longer takes the proxy for dead. It
+/// is as long as the handshake of a flow may take with the tunnel up.
+pub const TUNNEL_WAIT: Duration = Duration::from_secs(20);
 
 impl Down {
     /// What a session that the server has closed is down for, if that is more than a loss.

@@ -25,7 +25,7 @@
 //!
 //! # Limits
 //!
-//! Requests that come before the first session wait at most `PATIENCE`, and at most
+//! Requests that come before the first session wait at most [`TUNNEL_WAIT`], and at most
 //! `MAX_WAITING` of them.
 
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ use tracing::{debug, info, warn};
 
 use super::connect::Connector;
 use super::device::Device;
-use super::down::Down;
+use super::down::{Down, TUNNEL_WAIT};
 use super::inside::Inside;
 use super::lanes::Lanes;
 use super::resolve::NameQueries;
@@ -82,6 +82,8 @@ pub struct Driver {
     share: Share,
     /// How what goes beside the tunnel leaves the host.
     outside: Outside,
+    /// Until this is over nothing is connected to, and whoever asks how it is is answered.
+    turn: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// The last run of turns ended with something left to move.
     gave_way: bool,
     timer: Pin<Box<Sleep>>,
@@ -137,6 +139,7 @@ impl Driver {
             resolver,
             share,
             outside,
+            turn: None,
             gave_way: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             suspend: SuspendWatch::new(),
@@ -154,6 +157,15 @@ impl Driver {
     pub fn over(self, device: Device) -> Self {
         Self {
             device: Some(device),
+            ..self
+        }
+    }
+
+    /// Waits with connecting until `turn` is over: another session of this client's key is to be the first.
+    #[must_use]
+    pub fn after(self, turn: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            turn: Some(Box::pin(turn)),
             ..self
         }
     }
@@ -201,13 +213,13 @@ impl Driver {
             }
             if !any {
                 if !self.arm(cx, now) {
-                    self.tell_down();
+                    self.tell_down(now);
                     return Poll::Pending;
                 }
                 self.handle_timeout(clock::now());
             }
         }
-        self.tell_down();
+        self.tell_down(now);
         self.gave_way = true;
         Turns::give_way(cx);
         Poll::Pending
@@ -265,7 +277,7 @@ impl Driver {
             | Command::Associate { .. } => {
                 if self.waiting.len() < MAX_WAITING && self.closing.is_none() {
                     self.waiting.push_back(Waiting {
-                        until: now + PATIENCE,
+                        until: now + TUNNEL_WAIT,
                         command,
                     });
                 } else if let Some(reply) = reply_of(command) {
@@ -336,20 +348,20 @@ impl Driver {
         Look {
             session,
             tally,
-            down: self.why_down(),
+            down: self.why_down(now),
             last_failure: self.lanes.last_failure(),
         }
     }
 
     /// Why nothing goes through the tunnel now.
-    fn why_down(&self) -> Option<Down> {
+    fn why_down(&self, now: Instant) -> Option<Down> {
         let was_up = self.inner.borrow().is_some();
         let has_lane = (self.carrier.as_ref())
             .is_some_and(|carrier| carrier.session().lanes().next().is_some());
         if self.refused.is_some() {
             self.refused
         } else if has_lane && was_up {
-            self.lanes.is_silent().then_some(Down::Silent)
+            (self.lanes.down_at().is_some_and(|at| at <= now)).then_some(Down::Silent)
         } else if self.lanes.is_refused() {
             Some(Down::Handshake)
         } else if was_up {
@@ -360,8 +372,8 @@ impl Driver {
     }
 
     /// Tells those who wait for the tunnel how it is, when that has changed.
-    fn tell_down(&mut self) {
-        let down = self.why_down();
+    fn tell_down(&mut self, now: Instant) {
+        let down = self.why_down(now);
         if down != self.down {
             debug!(?down, "the tunnel");
             self.down = down;
@@ -382,7 +394,56 @@ impl Driver {
     }
 
     fn poll_lanes(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        self.closing.is_none() && self.lanes.poll(cx, now, &mut self.carrier)
+        if self.closing.is_some() || !self.has_turn(cx) {
+            return false;
+        }
+        let any = self.lanes.poll(cx, now, &mut self.carrier);
+        if self.lanes.is_revoked() && self.refused != Some(Down::Revoked) {
+            self.revoked_at_the_door(now);
+        }
+        any
+    }
+
+    /// Every server that answers a handshake has said that it lets this client in no more.
+    fn revoked_at_the_door(&mut self, now: Instant) {
+        self.tell_revoked();
+        // No server knows the session any more that there may have been.
+        if let Some(carrier) = self.carrier.take() {
+            self.past.add_ended(&carrier.tally());
+        }
+        self.end_by(now, CloseReason::Revoked);
+    }
+
+    fn tell_revoked(&self) {
+        warn!(
+            "this client was revoked: the server lets its key in no more, unless whoever runs it invites it anew, or, where its configuration lists this client, says `adit clients restore`; asking again every 20 s"
+        );
+    }
+
+    /// Lets go of what waits for a session that the server has ended.
+    fn end_by(&mut self, now: Instant, reason: CloseReason) {
+        self.refused = Down::of(reason);
+        if let Some(device) = self.device.as_mut() {
+            device.handle_closed(reason);
+        }
+        if reason == CloseReason::Revoked {
+            if let Some(inside) = self.inside.as_mut() {
+                inside.end_all(now);
+            }
+            for waiting in std::mem::take(&mut self.waiting) {
+                self.handle_command(now, waiting.command);
+            }
+        }
+    }
+
+    fn has_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(turn) = self.turn.as_mut()
+            && turn.as_mut().poll(cx).is_pending()
+        {
+            return false;
+        }
+        self.turn = None;
+        true
     }
 
     fn lane_lost(&mut self, now: Instant, lane: LaneId, cause: &LaneLoss) {
@@ -427,9 +488,7 @@ impl Driver {
             CloseReason::ShuttingDown | CloseReason::Idle => {
                 info!(%reason, "the server closed the session");
             }
-            CloseReason::Revoked => warn!(
-                "this client was revoked: the server lets its key in no more, unless whoever runs it invites it anew, or, where its configuration lists this client, says `adit clients restore`; asking again every 20 s"
-            ),
+            CloseReason::Revoked => self.tell_revoked(),
             CloseReason::Superseded
             | CloseReason::PoolExhausted
             | CloseReason::TooManyInstances
@@ -439,15 +498,7 @@ impl Driver {
         if let Some(carrier) = self.carrier.take() {
             self.past.add_ended(&carrier.tally());
         }
-        self.refused = Down::of(reason);
-        if let Some(device) = self.device.as_mut() {
-            device.handle_closed(reason);
-        }
-        if reason == CloseReason::Revoked
-            && let Some(inside) = self.inside.as_mut()
-        {
-            inside.end_all(now);
-        }
+        self.end_by(now, reason);
         if self.closing.is_none() {
             self.lanes.handle_closed(now, reason);
         }
@@ -458,7 +509,7 @@ impl Driver {
         self.began = now;
         self.refused = None;
         self.forbidden = false;
-        self.tell_down();
+        self.tell_down(now);
         debug!(?config, "configuration of the session");
         match (self.device.as_ref(), self.inside.as_mut()) {
             // Its interface is somebody else's to configure.
@@ -548,7 +599,7 @@ impl Driver {
             self.inside.as_ref().and_then(Inside::poll_timeout),
             self.device.as_ref().and_then(Device::poll_timeout),
             self.carrier.as_ref().and_then(Carrier::poll_timeout),
-            self.lanes.poll_timeout().filter(|_| self.closing.is_none()),
+            (self.lanes.poll_timeout()).filter(|_| self.closing.is_none() && self.turn.is_none()),
             self.waiting.front().map(|waiting| waiting.until),
             self.closing,
         ]
@@ -590,7 +641,7 @@ impl Driver {
         if let Some(carrier) = self.carrier.as_mut() {
             carrier.session_mut().close(now, CloseReason::ShuttingDown);
         }
-        self.give_up_waiting(now + PATIENCE);
+        self.give_up_waiting(now + TUNNEL_WAIT);
     }
 
     fn poll_exit(&mut self, now: Instant) -> Option<Exit> {
@@ -678,9 +729,6 @@ const COMMANDS_PER_TURN: usize = 64;
 
 /// Requests kept until the first session: a browser's start, not a flood.
 const MAX_WAITING: usize = 1024;
-
-/// How long they are kept: about as long as applications wait themselves.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the last frame may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

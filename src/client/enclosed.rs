@@ -219,8 +219,10 @@ fn hint(reason: CloseReason) -> &'static str {
             "; each `adit run` is one, as each client is: end one of them, or use a key of its own"
         }
         CloseReason::PoolExhausted => "; its `network:` has no free address",
-        CloseReason::Revoked
-        | CloseReason::ShuttingDown
+        CloseReason::Revoked => {
+            "; this client was revoked: whoever runs the server may invite it anew or, where its configuration lists this client, say `adit clients restore`"
+        }
+        CloseReason::ShuttingDown
         | CloseReason::Idle
         | CloseReason::Superseded
         | CloseReason::ProtocolError

@@ -45,6 +45,7 @@ use tokio::sync::mpsc;
 use self::datagrams::Outgoing;
 use self::flows::{Carried, Slot, connect_error, relayed_error};
 use super::associate::Associations;
+use super::down::TUNNEL_WAIT;
 use super::resolve::NameQueries;
 use super::tunnel::{Arrivals, Datagram, HandleId, Reply};
 use crate::io::memory;
@@ -402,8 +403,8 @@ fn networks(config: &InnerConfig) -> Vec<IpNet> {
 /// Sockets served per turn.
 const READY_PER_TURN: usize = 256;
 
-/// How long the handshake of a flow may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the handshake of a flow may take, and so wait for a tunnel that is down.
+const CONNECT_TIMEOUT: Duration = TUNNEL_WAIT;
 
 #[cfg(test)]
 mod tests;

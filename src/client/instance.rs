@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rand::RngExt as _;
 use rustix::process::geteuid;
 
+use crate::io::control::COMPANION;
 use crate::io::state::write_atomically;
 use crate::io::unix::Listener;
 
@@ -96,7 +97,7 @@ fn boot() -> String {
 /// The file of whoever listens there: no two sockets have the same, whatever dots are in their names.
 fn beside(socket: &Path) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
-    name.push(EXTENSION);
+    name.push(COMPANION);
     name.into()
 }
 
@@ -136,9 +137,6 @@ fn text(file: &Path) -> io::Result<String> {
 
 /// Which running of the kernel this is (random(4)).
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
-
-/// What is added to the name of the control socket.
-const EXTENSION: &str = ".instance";
 
 /// In the state folder of a client that leads its host.
 const OF_HOST: &str = "host.instance";

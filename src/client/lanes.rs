@@ -323,9 +323,14 @@ impl Lanes {
         self.drop_unwanted(now, carrier);
     }
 
-    /// Returns whether nobody answers on the lane in use.
-    pub(super) fn is_silent(&self) -> bool {
-        self.link.is_silent()
+    /// Returns from when on the tunnel counts as down, since nobody answers on the lane in use.
+    pub(super) fn down_at(&self) -> Option<Instant> {
+        self.link.down_at()
+    }
+
+    /// Returns whether every server that answers says that it lets us in no more.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.link.is_revoked()
     }
 
     /// Returns whether the last server that answered an attempt refused its handshake.
@@ -417,7 +422,8 @@ impl Lanes {
                 let failures = self.link.failures();
                 // One a minute is for people, the others for those who look closer.
                 let is_news = self.known.is_empty() && !self.link.is_revoked();
-                if is_news && self.notices.failed(now, server) {
+                // What becomes of a revocation is told once it holds for all that answer.
+                if is_news && !error.is_revocation() && self.notices.failed(now, server) {
                     warn!(%error, "cannot reach the server; trying on");
                 } else {
                     debug!(%error, failures, "cannot reach the server");
@@ -426,7 +432,11 @@ impl Lanes {
                     text: error.to_string(),
                     refused: matches!(error, ConnectFailure::Handshake { .. }),
                 });
-                self.link.handle_failed(now, server);
+                if error.is_revocation() {
+                    self.link.handle_revoked(now, server);
+                } else {
+                    self.link.handle_failed(now, server);
+                }
             }
         }
     }

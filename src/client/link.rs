@@ -61,9 +61,21 @@ pub(super) struct Link {
     current: usize,
     /// Attempts in a row that came to nothing.
     failures: u32,
-    /// Whether the last session was ended because the server lets us in no more.
+    /// Whether the last session was ended because the server lets us in no more, or each server that has answered the last
+    /// round has said so.
     revoked: bool,
+    /// The same of the round under way.
+    round: Heard,
     rng: StdRng,
+}
+
+/// What the servers say of us that have answered in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Heard {
+    #[default]
+    Nothing,
+    /// That they let us in no more.
+    Revoked,
 }
 
 /// How things stand between us and one server.
@@ -79,7 +91,8 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     since: Instant,
-    silent: bool,
+    /// Since when nobody answers on it.
+    silent: Option<Instant>,
     /// When it may be closed, since there is a newer one.
     retire_at: Option<Instant>,
 }
@@ -121,6 +134,7 @@ impl Link {
             current: 0,
             failures: 0,
             revoked: false,
+            round: Heard::Nothing,
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -165,13 +179,17 @@ impl Link {
         for entry in &mut self.servers {
             entry.trying = None;
             if let Some(lane) = &mut entry.lane {
-                lane.retire_at = Some(if lane.silent { now } else { now + SETTLE });
+                lane.retire_at = Some(if lane.silent.is_some() {
+                    now
+                } else {
+                    now + SETTLE
+                });
             }
         }
         if let Some(entry) = self.servers.get_mut(server) {
             entry.lane = Some(Lane {
                 since: now,
-                silent: false,
+                silent: None,
                 retire_at: None,
             });
         }
@@ -207,6 +225,14 @@ impl Link {
         self.end_round(now);
     }
 
+    /// An attempt has failed: the server lets us in no more. Others of the list may be other servers.
+    pub(super) fn handle_revoked(&mut self, now: Instant, server: usize) {
+        if self.is_trying(server) && self.goal == Goal::Any {
+            self.round = Heard::Revoked;
+        }
+        self.handle_failed(now, server);
+    }
+
     /// The lane to `server` is lost; returns whether it was the last, which is news.
     pub(super) fn handle_lost(&mut self, now: Instant, server: usize) -> bool {
         let lane = self.servers.get_mut(server).map(|entry| &mut entry.lane);
@@ -224,7 +250,10 @@ impl Link {
                     lane.retire_at = None;
                 }
                 self.current = self.best_up();
-                if self.lane_mut(self.current).is_some_and(|lane| lane.silent) {
+                if self
+                    .lane_mut(self.current)
+                    .is_some_and(|lane| lane.silent.is_some())
+                {
                     self.handle_silent(now, self.current);
                 } else {
                     if self.goal == Goal::Another {
@@ -258,7 +287,7 @@ impl Link {
         let Some(lane) = self.lane_mut(server) else {
             return;
         };
-        lane.silent = true;
+        lane.silent.get_or_insert(now);
         if server != self.current || self.goal == Goal::Another && self.is_busy() {
             return;
         }
@@ -273,7 +302,7 @@ impl Link {
         let Some(lane) = self.lane_mut(server) else {
             return;
         };
-        lane.silent = false;
+        lane.silent = None;
         if server == self.current && self.goal == Goal::Another {
             self.abandon();
             self.arm_probe(now);
@@ -367,10 +396,10 @@ impl Link {
         self.revoked
     }
 
-    /// Returns whether nobody answers on the lane that was made last.
-    pub(super) fn is_silent(&self) -> bool {
-        let current = self.servers.get(self.current);
-        current.is_some_and(|entry| entry.lane.is_some_and(|lane| lane.silent))
+    /// Returns from when on the tunnel counts as down, since nobody answers on the lane that was made last.
+    pub(super) fn down_at(&self) -> Option<Instant> {
+        let current = self.servers.get(self.current)?;
+        Some(current.lane?.silent? + GRACE)
     }
 
     /// Returns whether there is a lane.
@@ -381,6 +410,7 @@ impl Link {
 
     fn begin(&mut self, goal: Goal, at: Instant, order: VecDeque<usize>) {
         self.goal = goal;
+        self.round = Heard::Nothing;
         self.queue = order;
         self.next_at = at;
         tracing::debug!(?goal, order = ?self.queue, "a round of attempts");
@@ -401,6 +431,8 @@ impl Link {
         }
         match self.goal {
             Goal::Any => {
+                // Where nobody has answered, what was said before holds.
+                self.revoked |= self.round == Heard::Revoked;
                 let at = now + self.back_off();
                 let order = self.order_from(0);
                 self.begin(Goal::Any, at, order);
@@ -461,7 +493,7 @@ impl Link {
     /// The first in the list of those that answer, or of those that do not.
     fn best_up(&self) -> usize {
         let lanes = self.servers.iter().enumerate();
-        let up = lanes.filter_map(|(index, entry)| Some((entry.lane?.silent, index)));
+        let up = lanes.filter_map(|(index, entry)| Some((entry.lane?.silent.is_some(), index)));
         up.min().map(|(_, index)| index).unwrap_or_default()
     }
 
@@ -488,6 +520,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 /// The longest pause where the server lets us in no more.
 pub(super) const REVOKED_PAUSE: Duration = Duration::from_secs(20);
+
+/// How long a lane may be silent before the tunnel is said to be down, while others are tried: on a quiet lane that loses
+/// much, some datagrams in a row say little.
+const GRACE: Duration = Duration::from_millis(2500);
 
 /// The pause between rounds while the lane in use is silent and may speak again.
 const BACKOFF_ANOTHER: Duration = Duration::from_secs(1);

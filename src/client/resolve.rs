@@ -33,7 +33,7 @@ pub use names::{NameQueries, NameQuery, name_service};
 pub(in crate::client) use provider::{TunnelRuntime, connect_error as tunnel_error};
 
 use super::dns::{ANSWER_LIMIT, Dns, Failure, Question, Reply, address};
-use super::down::Down;
+use super::down::{Down, TUNNEL_WAIT};
 use super::rules::Blocked;
 use super::tunnel::{ConnectError, Flow, Tunnel};
 use crate::wire::InnerConfig;
@@ -136,12 +136,16 @@ impl Resolver {
         };
         let mut lookups = FuturesUnordered::new();
         if let Some(name) = name {
-            let deadline = Instant::now() + LOOKUP_LIMIT;
-            let inner = Arc::new(self.configured(deadline).await?);
+            let until = Instant::now() + TUNNEL_WAIT;
+            let inner = Arc::new(self.configured(until).await?);
             for family in [Family::V6, Family::V4] {
                 let inner = Arc::clone(&inner);
-                lookups
-                    .push(async move { (family, self.ask(&inner, name, family, deadline).await) });
+                lookups.push(async move {
+                    (
+                        family,
+                        self.ask_patiently(&inner, name, family, until).await,
+                    )
+                });
             }
         }
         let mut attempts = FuturesUnordered::new();
@@ -175,15 +179,50 @@ impl Resolver {
     /// Waits for the session's addresses and name servers.
     async fn configured(&self, deadline: Instant) -> Result<InnerConfig, ResolveError> {
         let mut inner = self.tunnel.inner();
-        let configured = inner.wait_for(Option::is_some);
-        match timeout_at(deadline, configured).await {
-            Ok(Ok(inner)) => inner.clone().ok_or(ResolveError::TunnelDown(Down::Ended)),
-            Ok(Err(_gone)) => Err(ResolveError::TunnelDown(Down::Ended)),
-            Err(_elapsed) => {
-                let down = self.tunnel.down().unwrap_or_default();
-                Err(ResolveError::TunnelDown(down))
+        let down = tokio::select! {
+            biased;
+            configured = inner.wait_for(Option::is_some) => {
+                let inner = configured.ok().and_then(|inner| inner.clone());
+                return inner.ok_or(ResolveError::TunnelDown(Down::Ended));
+            }
+            Some(down) = self.up(deadline) => down,
+            () = sleep_until(deadline) => self.tunnel.down().unwrap_or_default(),
+        };
+        Err(ResolveError::TunnelDown(down))
+    }
+
+    /// Waits until the tunnel is up; else says why it is not, at once where waiting is in vain.
+    async fn up(&self, deadline: Instant) -> Option<Down> {
+        let mut downs = self.tunnel.downs();
+        let settled = downs.wait_for(|down| down.is_none_or(Down::is_final));
+        match timeout_at(deadline, settled).await {
+            Ok(Ok(down)) => *down,
+            Ok(Err(_gone)) => Some(Down::Ended),
+            Err(_elapsed) => Some(self.tunnel.down().unwrap_or_default()),
+        }
+    }
+
+    /// Asks as [`Resolver::ask`] does, and again when a tunnel is back that was down: a name is waited for as an address is,
+    /// unless it was answered without the tunnel.
+    async fn ask_patiently(
+        &self,
+        inner: &InnerConfig,
+        name: &str,
+        family: Family,
+        until: Instant,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
+        for _ in 1..ASKS {
+            let asked = self.ask(inner, name, family, Instant::now() + LOOKUP_LIMIT);
+            match asked.await {
+                Err(ResolveError::TunnelDown(_)) => {}
+                answer => return answer,
+            }
+            if let Some(down) = self.up(until).await {
+                return Err(ResolveError::TunnelDown(down));
             }
         }
+        self.ask(inner, name, family, Instant::now() + LOOKUP_LIMIT)
+            .await
     }
 
     async fn ask(
@@ -368,7 +407,10 @@ impl From<Failure> for ResolveError {
     }
 }
 
-/// How long a lookup may take in all: what a person waits before trying again.
+/// How often a name is asked for of which the tunnel went down meanwhile.
+const ASKS: usize = 3;
+
+/// How long a lookup may take in all, with the tunnel up: what a person waits before trying again.
 pub const LOOKUP_LIMIT: Duration = ANSWER_LIMIT;
 
 /// How long a connection may take in all, the lookup included. The netstack gives its

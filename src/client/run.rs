@@ -94,10 +94,11 @@ impl Client {
     ///
     /// When the settings of TLS cannot be used.
     pub fn start(config: &ClientConfig) -> Result<Self, StartError> {
-        Self::leaving(config, Outside::default(), &Instance::new())
+        Self::leaving(config, Outside::default(), &Instance::new(), None)
     }
 
-    /// The same as that instance, on a host that may go through a tunnel of ours itself: its sockets leave as `outside` says.
+    /// The same as that instance, on a host that may go through a tunnel of ours itself: its sockets leave as `outside` says,
+    /// and the host's session is the first, so that this one is not asked for before `turn` is cancelled.
     ///
     /// # Errors
     ///
@@ -106,6 +107,7 @@ impl Client {
         config: &ClientConfig,
         outside: Outside,
         instance: &Instance,
+        turn: Option<CancellationToken>,
     ) -> Result<Self, StartError> {
         match raise_open_files() {
             Ok(limit) => debug!(limit, "descriptors"),
@@ -130,7 +132,7 @@ impl Client {
         tokio::spawn(service);
         let pool = connector.pool.clone();
         let share = Share::alone(config.memory / HARD);
-        let driver = Driver::new(
+        let mut driver = Driver::new(
             Arc::new(connector),
             commands,
             configured,
@@ -139,6 +141,9 @@ impl Client {
             share.part(),
             stop.clone(),
         );
+        if let Some(turn) = turn {
+            driver = driver.after(turn.cancelled_owned());
+        }
         let over = CancellationToken::new();
         let guard = over.clone().drop_guard();
         let driver = tokio::spawn(async move {
@@ -267,6 +272,7 @@ pub fn uses(config: &ClientConfig, reload: Option<&Asker>) -> Uses {
         file: reload.map(|asker| asker.file().to_owned()),
         state_dir: config.tun.as_ref().map(|tunnel| whole(&tunnel.state_dir)),
         tun: config.tun.as_ref().map(|tunnel| tunnel.name.clone()),
+        kill_switch: config.tun.as_ref().is_some_and(|tunnel| tunnel.kill_switch),
         listens: (proxies.map(|address| port(address, false)))
             .chain(resolver.flat_map(|address| [port(address, false), port(address, true)]))
             .collect(),

@@ -149,9 +149,15 @@ impl Reporter {
         looks
     }
 
-    /// Tells why this client's own tunnel is down, if it is; that of the whole host is another.
+    /// Tells why this client's own tunnel is down, if it is; that of the whole host is another, for which it waits at first.
     pub fn down(&self) -> Option<Down> {
-        self.tunnel.down()
+        match self.tunnel.down() {
+            Some(Down::Connecting) => {
+                let host = self.host.as_ref().and_then(Tunnel::down);
+                host.or(Some(Down::Connecting))
+            }
+            own => own,
+        }
     }
 
     fn forwarding(&self) -> Forwarding {

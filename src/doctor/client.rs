@@ -14,7 +14,7 @@ use super::finding::{Check, Finding};
 use super::host;
 use super::measure::{Measuring, Plan, measure};
 use super::path::{self, Choice};
-use super::running::{Running, Wants};
+use super::running::{Program, Running, Wants};
 use super::way::{self, Trouble, Unreached, Way, millis};
 use crate::client::connect::Connector;
 use crate::client::control;
@@ -90,12 +90,13 @@ pub async fn examine(
 ) {
     ports(config, running, tell);
     let administers = administers_network();
-    if let Some(finding) = way::enclosed(traces.device, administers) {
+    let is_led = traces.device || running.leads();
+    if let Some(finding) = way::enclosed(is_led, traces.device, administers) {
         tell(finding);
     }
-    // As the client itself leaves a host that goes through the tunnel, whoever has put it there; elsewhere the mark means
-    // nothing.
-    let outside = if administers && traces.routing {
+    // As the client itself leaves a host that goes through the tunnel, whoever has put it there, and past a kill switch, which
+    // is there before the first session; elsewhere the mark means nothing.
+    let outside = if administers && (traces.routing || traces.table) {
         Outside::marked(MARK)
     } else {
         Outside::default()
@@ -123,7 +124,9 @@ pub async fn examine(
     let doubted: Vec<Arc<AtomicBool>> = asking.iter().map(|one| one.doubted.clone()).collect();
     let ways = greet(asking, config, allowed).await;
     let key = config.secret_key.public();
-    way::judge(&ways, &key).into_iter().for_each(&mut *tell);
+    let known_revoked = running.own().is_some_and(Program::is_revoked);
+    let judged = way::judge(&ways, &key, known_revoked);
+    judged.into_iter().for_each(&mut *tell);
     let asked = (ways.iter()).any(|way| way.server.scheme.is_stream() && way.outcome.is_ok());
     let doubted = doubted.iter().any(|one| one.load(Ordering::Relaxed));
     let far = match (asked, doubted) {

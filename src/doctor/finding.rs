@@ -246,9 +246,10 @@ impl fmt::Display for Summary {
             Verdict::Warning => "it works; somebody should look at the warnings",
             Verdict::Ok | Verdict::Skipped => "all is well",
         };
+        let s = if *warnings == 1 { "" } else { "s" };
         write!(
             f,
-            "{told}: {ok} ok, {warnings} warnings, {failed} failed, {skipped} skipped"
+            "{told}: {ok} ok, {warnings} warning{s}, {failed} failed, {skipped} skipped"
         )
     }
 }
@@ -277,7 +278,7 @@ mod tests {
         let all = Summary::of(&[ok, warning, failed, skipped]);
         assert_eq!(
             all.to_string(),
-            "something does not work: 1 ok, 1 warnings, 1 failed, 1 skipped"
+            "something does not work: 1 ok, 1 warning, 1 failed, 1 skipped"
         );
     }
 

@@ -66,7 +66,8 @@ pub fn judge(left: &[Left], traces: Traces, leads: bool) -> Vec<Finding> {
                 .any(|it| !matches!(it, Change::Table { .. }))
     });
     // A device ends with its client, and so do the routes into it.
-    let ownerless = (traces.routing || traces.table) && !traces.device && !leads;
+    // A client that has just been started has its table first, and the rest with its first session.
+    let ownerless = (traces.routing || traces.table) && !traces.device && !traces.led && !leads;
     if ownerless && !here {
         let what = match (traces.routing, traces.table) {
             (true, true) => "rules and the nftables table",
@@ -74,7 +75,7 @@ pub fn judge(left: &[Left], traces: Traces, leads: bool) -> Vec<Finding> {
             (false, _) => "the nftables table",
         };
         let words = format!(
-            "{what} of a client that leads this host are there, and its tunnel is not: it has just been started, or was killed"
+            "{what} of a client that leads this host are there, and its tunnel is not: it was killed, or has just been started"
         );
         let next = "where none runs, undo it as root: adit cleanup (with --state-dir FOLDER if it had one of its own)";
         found.push(Finding::warning(Check::Left, words, next));
@@ -137,6 +138,7 @@ mod tests {
             routing,
             device,
             table,
+            led: false,
         }
     }
 
@@ -186,6 +188,15 @@ mod tests {
         ] {
             let found = judge(&[], traces, leads);
             assert_eq!(!found.is_empty(), told, "{traces:?} {leads}");
+            let led = judge(
+                &[],
+                Traces {
+                    led: true,
+                    ..traces
+                },
+                leads,
+            );
+            assert!(led.is_empty(), "its client lives: {traces:?}");
             for finding in &found {
                 assert!(finding.next.as_deref().unwrap().contains("adit cleanup"));
             }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use super::finding::{Check, Finding};
+use crate::client::down::Down;
 use crate::config::Kind;
 use crate::io::control::{CallError, Caller, Request};
 use crate::io::state::{Holder, locked_by};
@@ -33,6 +34,8 @@ pub struct Program {
     pub ready: bool,
     /// The same in words.
     pub state: String,
+    /// Why its tunnel is down, in one word, if so.
+    pub down: Option<String>,
     /// What it has of its host; one of an older version does not say.
     pub uses: Option<Uses>,
     /// Descriptors that it has open, and how many it may have.
@@ -99,12 +102,29 @@ impl Program {
         let folder = uses.state_dir.as_ref();
         let folder = folder.map(|folder| format!("state folder {}", folder.display()));
         let tun = uses.tun.as_ref().map(|name| match self.kind {
-            Kind::Client => format!("the whole host goes through {name}"),
+            Kind::Client => self.leading(name),
             Kind::Server => format!("TUN device {name}"),
         });
         let ports: Vec<String> = uses.listens.iter().map(Port::to_string).collect();
         let ports = (!ports.is_empty()).then(|| format!("listens on {}", ports.join(", ")));
         [folder, tun, ports].into_iter().flatten().collect()
+    }
+
+    /// Says how a host is that it leads through the device of this name.
+    fn leading(&self, name: &str) -> String {
+        let stays = self.uses.as_ref().is_some_and(|uses| uses.kill_switch);
+        match (self.ready, stays) {
+            (true, _) => format!("the whole host goes through {name}"),
+            (false, true) => format!(
+                "the whole host is to go through {name}, and its kill switch lets nothing else out until it does"
+            ),
+            (false, false) => format!("the whole host is to go through {name}"),
+        }
+    }
+
+    /// Whether the server has told it that it lets it in no more.
+    pub fn is_revoked(&self) -> bool {
+        self.down.as_deref() == Some(Down::Revoked.word())
     }
 
     /// Whether it is a client that leads its host through the tunnel.
@@ -234,7 +254,7 @@ impl Running {
         if let Some(name) = program.uses.as_ref().and_then(|uses| uses.tun.as_ref())
             && program.leads()
         {
-            words += &format!("; the whole host goes through {name}");
+            words += &format!("; {}", program.leading(name));
         }
         let differs = program
             .uses
@@ -376,6 +396,7 @@ impl Program {
                 .unwrap_or(0),
             ready: status["ready"].as_bool().unwrap_or(false),
             state: status["state"].as_str().unwrap_or_default().to_owned(),
+            down: status["down"]["why"].as_str().map(str::to_owned),
             uses: serde_json::from_value(status["uses"].clone()).ok(),
             descriptors: process("open_fds").zip(process("max_fds")),
         }
@@ -399,6 +420,7 @@ mod tests {
                 address: ([0, 0, 0, 0], port).into(),
                 datagrams: true,
             }],
+            kill_switch: false,
             network: "here".to_owned(),
         }
     }
@@ -411,6 +433,7 @@ mod tests {
             pid: 12,
             ready: true,
             state: "listening".to_owned(),
+            down: None,
             uses,
             descriptors: None,
         }

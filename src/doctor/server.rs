@@ -38,6 +38,7 @@ pub fn wants(config: &ServerConfig, file: Option<&Path>) -> Wants {
             tun: (config.egress == EgressKind::Tun).then(|| config.tun.name.clone()),
             listens: config.listen.iter().map(port).collect(),
             network: network(),
+            kill_switch: false,
         },
     }
 }

@@ -43,6 +43,8 @@ pub enum Trouble {
     Tls,
     /// The proxy that leads there does not let us through.
     Proxy,
+    /// The server says that it lets this client in no more.
+    Revoked,
     /// The answer is wrong: the secret shared beside the keys, or the version.
     Answer,
     /// This host has no way there.
@@ -60,6 +62,7 @@ impl Unreached {
             }
             ConnectFailure::Silent { .. } => Trouble::Silence,
             ConnectFailure::Frame { .. } => Trouble::Stranger,
+            ConnectFailure::Handshake { .. } if failure.is_revocation() => Trouble::Revoked,
             ConnectFailure::Handshake { .. } => Trouble::Answer,
         };
         Self {
@@ -92,23 +95,32 @@ pub fn best(ways: &[Way]) -> Option<&Way> {
     ways.iter().find(|way| way.outcome.is_ok())
 }
 
-/// Judges whether what is looked at would go through the tunnel of the whole host, if it goes through one.
+/// Judges whether what is looked at would go through the tunnel of the whole host, if a client leads it through one, or
+/// nowhere, while that is not `up` and has a kill switch.
 ///
 /// Only who may mark sockets leaves it as the client does.
-pub fn enclosed(tunnelled: bool, administers: bool) -> Option<Finding> {
-    (tunnelled && !administers).then(|| {
-        let words = "this host goes through the tunnel, and so does what this user looks at: what follows tells of the way \
-             through the tunnel, not of the way to the server";
+pub fn enclosed(led: bool, up: bool, administers: bool) -> Option<Finding> {
+    (led && !administers).then(|| {
+        let words = if up {
+            "this host goes through the tunnel, and so does what this user looks at: what follows tells of the way through \
+             the tunnel, not of the way to the server"
+        } else {
+            "a client leads this host, and its tunnel is not up: with a kill switch, nothing that this user looks at \
+             leaves the host, and what follows tells nothing of the way to the server"
+        };
         let next = "look as root (CAP_NET_ADMIN), or while the client does not run";
         Finding::warning(Check::Running, words, next)
     })
 }
 
-/// Judges the ways; `key` is this client's.
+/// Judges the ways; `key` is this client's, and `known_revoked` what a program that runs was told by the server.
 ///
-/// A way that does not lead there is a failure only where none does: a client takes the next of its list.
-pub fn judge(ways: &[Way], key: &PublicKey) -> Vec<Finding> {
+/// A way that does not lead there is a failure only where none does: a client takes the next of its list. Of a client that
+/// was revoked nothing else is guessed.
+pub fn judge(ways: &[Way], key: &PublicKey, known_revoked: bool) -> Vec<Finding> {
     let best = best(ways);
+    let says_so = |way: &Way| matches!(&way.outcome, Err(it) if it.trouble == Trouble::Revoked);
+    let is_revoked = best.is_none() && (known_revoked || ways.iter().any(says_so));
     // A connection that stands and is not answered, and a datagram that is not, have one cause where no way is answered.
     let unheard = best.is_none()
         && ways.iter().any(|way| {
@@ -122,6 +134,9 @@ pub fn judge(ways: &[Way], key: &PublicKey) -> Vec<Finding> {
         }
         Err(unreached) => {
             let next = match (unreached.trouble, best) {
+                (Trouble::Silence | Trouble::Unanswered, None) if is_revoked => {
+                    remedy(Trouble::Revoked, &way.server, None, key)
+                }
                 (Trouble::Silence, None) if unheard => compare_keys(key),
                 (trouble, best) => remedy(trouble, &way.server, best, key),
             };
@@ -129,7 +144,14 @@ pub fn judge(ways: &[Way], key: &PublicKey) -> Vec<Finding> {
                 Some(_) => Verdict::Warning,
                 None => Verdict::Failed,
             };
-            let words = without_address(&unreached.words, &way.server);
+            let is_silent = matches!(unreached.trouble, Trouble::Silence | Trouble::Unanswered);
+            let words = if unreached.trouble == Trouble::Revoked {
+                "the server answers: this client was revoked".to_owned()
+            } else if is_silent && is_revoked {
+                "no answer, of a server that has revoked this client".to_owned()
+            } else {
+                without_address(&unreached.words, &way.server)
+            };
             Finding::failed(Check::Reach, words, next)
                 .judged(verdict)
                 .figure("trouble", unreached.trouble.as_str())
@@ -152,6 +174,7 @@ impl Trouble {
             Self::Tls => "tls",
             Self::Proxy => "proxy",
             Self::Answer => "answer",
+            Self::Revoked => "revoked",
             Self::Host => "host",
         }
     }
@@ -188,6 +211,9 @@ fn remedy(trouble: Trouble, server: &LaneAddr, best: Option<&Way>, key: &PublicK
         (Trouble::Proxy, _) => {
             "compare `via` with what other programs here use, or set it to off".to_owned()
         }
+        (Trouble::Revoked, _) => "ask whoever runs the server to invite this client anew (adit join LINK takes the link), \
+             or, where its configuration lists this client, to say `adit clients restore`"
+            .to_owned(),
         (Trouble::Answer, _) => "compare `preshared_key_file` with what the server has for this client, and the versions \
              of both ends"
             .to_owned(),
@@ -236,7 +262,7 @@ mod tests {
 
     fn judged(ways: &[Way]) -> Vec<(Verdict, String)> {
         let key = SecretKey::from_bytes([3; 32]).public();
-        let judged = judge(ways, &key).into_iter();
+        let judged = judge(ways, &key, false).into_iter();
         judged
             .map(|one| (one.verdict, one.next.unwrap_or_default()))
             .collect()
@@ -279,15 +305,61 @@ mod tests {
     }
 
     #[test]
-    fn host_that_goes_through_the_tunnel_is_told_where_this_user_cannot_leave_it() {
-        for (tunnelled, administers, told) in [
-            (false, false, false),
-            (false, true, false),
-            (true, true, false),
-            (true, false, true),
+    fn client_that_was_revoked_is_told_that_alone() {
+        let key: PublicKey = SecretKey::generate(&mut rand::rng()).public();
+        for (ways, known) in [
+            (
+                [
+                    way("udp://h:1", Err(Trouble::Silence)),
+                    way("tcp://h:2", Err(Trouble::Revoked)),
+                ],
+                false,
+            ),
+            // A server that has forgotten whom it revoked is silent, and has told the program that runs.
+            (
+                [
+                    way("udp://h:1", Err(Trouble::Silence)),
+                    way("tcp://h:2", Err(Trouble::Unanswered)),
+                ],
+                true,
+            ),
         ] {
-            let finding = enclosed(tunnelled, administers);
-            assert_eq!(finding.is_some(), told, "{tunnelled} {administers}");
+            for finding in judge(&ways, &key, known) {
+                let text = finding.to_string();
+                assert!(
+                    text.contains("revoked") && text.contains("invite"),
+                    "{text}"
+                );
+                for guess in ["firewall", "server_key", "let UDP", "does not list"] {
+                    assert!(!text.contains(guess), "{guess}: {text}");
+                }
+            }
+        }
+        // Another server of the list lets it in.
+        let ways = [
+            way("tcp://h:1", Err(Trouble::Revoked)),
+            way("tcp://h:2", Ok(3)),
+        ];
+        let judged = judge(&ways, &key, false);
+        assert_eq!(judged[0].verdict, Verdict::Warning);
+        assert_eq!(judged[1].verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn host_that_goes_through_the_tunnel_is_told_where_this_user_cannot_leave_it() {
+        for (led, up, administers, told) in [
+            (false, false, false, None),
+            (false, false, true, None),
+            (true, true, true, None),
+            (true, false, true, None),
+            (true, true, false, Some("goes through the tunnel")),
+            (true, false, false, Some("its tunnel is not up")),
+        ] {
+            let words = enclosed(led, up, administers).map(|finding| finding.words);
+            match (&words, told) {
+                (Some(words), Some(told)) => assert!(words.contains(told), "{words}"),
+                (words, told) => assert_eq!(words.as_deref(), told, "{led} {up} {administers}"),
+            }
         }
     }
 

@@ -253,7 +253,13 @@ pub(super) fn pair_of(now: Instant, rng: &mut StdRng, token: Option<&Token>) -> 
     let mut init = Vec::new();
     let sent = initiator.poll_transmit(now, at(100), &mut init);
     assert_eq!(sent, Ok(true), "the first Init is due at once");
-    let entry = |_: &_| Some(ClientEntry { psk: None, id: 1 });
+    let entry = |_: &_| {
+        Some(ClientEntry {
+            psk: None,
+            id: 1,
+            revoked: false,
+        })
+    };
     let reception = strangers.handle(now, path(1), &init, 0, entry);
     let Reception::Handshake(Answer::Accept { reply, session, .. }) = reception else {
         panic!("an honest client is accepted");

@@ -119,7 +119,13 @@ fn pair(now: Instant, rng: &mut StdRng) -> (Session, Session) {
     let responder = Responder::new(vec![server], &[], Settings::default(), at(0));
     let (mut initiator, frame) =
         Initiator::new(&config, at(100), rng).expect("a handshake can begin");
-    let entry = |_: &_| Some(ClientEntry { psk: None, id: 1 });
+    let entry = |_: &_| {
+        Some(ClientEntry {
+            psk: None,
+            id: 1,
+            revoked: false,
+        })
+    };
     let mut connection = ChallengeState::default();
     let answer = responder.handle_init(now, &frame, &mut connection, rng, entry);
     let Ok(Answer::Accept { reply, session, .. }) = answer else {

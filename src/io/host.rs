@@ -295,6 +295,8 @@ pub struct Traces {
     pub device: bool,
     /// The nftables table is there; only who has CAP_NET_ADMIN sees it.
     pub table: bool,
+    /// A client that lives leads this host, also one whose tunnel is not up yet; seen by the same.
+    pub led: bool,
 }
 
 /// Looks for them.
@@ -306,6 +308,7 @@ pub fn traces() -> io::Result<Traces> {
     let mut traces = Traces {
         // Not seen is not there, for whoever may not look.
         table: nft::has_table(HOST_TABLE).unwrap_or(false),
+        led: Lock::is_held().unwrap_or(false),
         ..Traces::default()
     };
     for table in tables() {

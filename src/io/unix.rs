@@ -129,10 +129,7 @@ fn remove_stale(path: &Path) -> Result<(), UnixError> {
         }
         Ok(_) => {}
     }
-    // Without waiting: a full backlog is somebody's, too.
-    let asked = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)
-        .and_then(|socket| socket.connect(&SockAddr::unix(path)?));
-    match asked {
+    match ask(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(failed)
         }
@@ -143,18 +140,38 @@ fn remove_stale(path: &Path) -> Result<(), UnixError> {
     }
 }
 
-/// Waits for our turn in `folder`; it ends when the file is dropped.
-fn turn(folder: &Path) -> io::Result<File> {
+/// Asks who listens there, without waiting: a full backlog is somebody's, too.
+fn ask(path: &Path) -> io::Result<()> {
+    Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)
+        .and_then(|socket| socket.connect(&SockAddr::unix(path)?))
+}
+
+/// Whether nobody listens on that socket any more; to be asked with the folder [`locked`], or one that is about to be
+/// listened on seems so, too.
+pub(super) fn is_dead(path: &Path) -> bool {
+    ask(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Has our turn in `folder`, if nobody else has it for the moment; it ends when the file is dropped.
+pub(super) fn locked(folder: &Path) -> io::Result<Option<File>> {
     let file = File::open(folder)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Waits for our turn in `folder`.
+fn turn(folder: &Path) -> io::Result<Option<File>> {
     for _ in 0..TURNS {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => thread::sleep(TURN),
-            Err(TryLockError::Error(error)) => return Err(error),
+        match locked(folder)? {
+            Some(file) => return Ok(Some(file)),
+            None => thread::sleep(TURN),
         }
     }
     // A lock that is never given back is no reason not to serve: the question alone is nearly as good.
-    Ok(file)
+    Ok(None)
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {

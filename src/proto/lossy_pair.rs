@@ -321,7 +321,13 @@ impl LossyPair {
     fn arrive_at_server(&mut self, from: SocketAddr, bytes: &mut [u8]) {
         let path = DatagramPath::to(from);
         let unconfirmed = self.pending.len();
-        let entry = |_: &_| Some(ClientEntry { psk: None, id: 7 });
+        let entry = |_: &_| {
+            Some(ClientEntry {
+                psk: None,
+                id: 7,
+                revoked: false,
+            })
+        };
         let reception = self
             .strangers
             .handle(self.now, path, bytes, unconfirmed, entry);

@@ -51,7 +51,13 @@ impl Pair {
             &frame,
             &mut ChallengeState::default(),
             &mut rng,
-            |_| Some(ClientEntry { psk, id: 7 }),
+            |_| {
+                Some(ClientEntry {
+                    psk,
+                    id: 7,
+                    revoked: false,
+                })
+            },
         );
         let Ok(Answer::Accept {
             reply,

@@ -25,7 +25,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use tracing::{debug, info, trace};
+use tracing::{debug, trace};
 
 use super::leases::Owner;
 use super::registry::{Join, Joined};
@@ -187,7 +187,7 @@ async fn authenticate(
                         peer,
                     }) => {
                         stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
-                        info!(client = shared.client_name(&peer), %reason, "refused a client");
+                        shared.tell_refused(&peer, reason);
                         lane.push_control(&reply);
                         lane.flush().await.ok()?;
                         return None;

@@ -37,7 +37,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, trace};
+use tracing::{debug, trace};
 
 use super::leases::Owner;
 use super::session::{Guest, SessionDriver};
@@ -387,7 +387,7 @@ impl Desk {
                 peer,
             }) => {
                 stats.handshakes_refused.fetch_add(1, Ordering::Relaxed);
-                info!(client = shared.client_name(&peer), %reason, "refused a client");
+                shared.tell_refused(&peer, reason);
                 self.send(path, &reply);
             }
             Reception::Handshake(Answer::Challenge(reply)) => {

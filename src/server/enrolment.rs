@@ -95,6 +95,7 @@ impl Enrolment {
             }
         }
         peers.deny(denied(&roll));
+        peers.remember(roll.former().copied().collect());
         if peers.is_empty() {
             info!("nobody can connect yet: `adit invite NAME` makes a link for a client");
         }
@@ -219,6 +220,7 @@ impl Enrolment {
         match client.origin {
             Origin::File => self.peers.deny(denied(&roll)),
             Origin::Enrolled => {
+                self.peers.remember(roll.former().copied().collect());
                 self.peers.remove(&client.key);
             }
         }
@@ -490,6 +492,7 @@ mod tests {
         let enrolment = opened(&folder, &[entry("laptop", key(1))]).unwrap();
         assert_eq!((enrolment.list(), enrolment.invitations()), before);
         assert!(admits(&enrolment, 2) && !admits(&enrolment, 1));
+        assert!(enrolment.peers.was_revoked(&key(1)) && !enrolment.peers.was_revoked(&key(2)));
         assert_eq!(enrolment.peers.name(&key(2)), "phone");
     }
 
@@ -509,6 +512,8 @@ mod tests {
         let phone = enrolment.revoke(NOW, &key(2).to_string()).unwrap();
         assert_eq!((phone.client.name.as_str(), phone.news), ("phone", true));
         assert!(!admits(&enrolment, 2));
+        // It is forgotten, and told that it was revoked all the same; a stranger is not, whatever it says.
+        assert!(enrolment.peers.was_revoked(&key(2)) && !enrolment.peers.was_revoked(&key(3)));
         let again = enrolment.revoke(NOW, "phone");
         assert!(matches!(again, Err(EnrolmentError::Nobody { .. })));
         let error = enrolment.restore("phone").unwrap_err().to_string();
@@ -523,8 +528,15 @@ mod tests {
         let listed = vec![entry("laptop", key(1))];
         enrolment.peers.replace(listed).unwrap();
         assert!(!admits(&enrolment, 1));
+        assert!(enrolment.peers.was_revoked(&key(1)));
         enrolment.restore("laptop").unwrap();
-        assert!(admits(&enrolment, 1));
+        assert!(admits(&enrolment, 1) && !enrolment.peers.was_revoked(&key(1)));
+        // Whoever was forgotten and is listed by now is a client.
+        enrolment
+            .peers
+            .replace(vec![entry("laptop", key(1)), entry("pad", key(2))])
+            .unwrap();
+        assert!(admits(&enrolment, 2) && !enrolment.peers.was_revoked(&key(2)));
         let again = enrolment.restore("laptop");
         assert!(matches!(again, Err(EnrolmentError::NotDenied { .. })));
     }

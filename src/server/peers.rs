@@ -30,6 +30,8 @@ pub struct Peers {
     listed: RwLock<HashMap<PublicKey, Peer>>,
     /// Those that may not connect all the same.
     denied: RwLock<HashSet<PublicKey>>,
+    /// Those that had enrolled and were revoked: they are told so, where nobody lists them any more.
+    former: RwLock<HashSet<PublicKey>>,
 }
 
 /// A client that may connect.
@@ -179,6 +181,29 @@ impl Peers {
     /// Denies these clients and no others, listed or not.
     pub fn deny(&self, denied: HashSet<PublicKey>) {
         *self.denied.write().unwrap_or_else(PoisonError::into_inner) = denied;
+    }
+
+    /// Remembers that these clients and no others had enrolled and were revoked.
+    pub fn remember(&self, former: HashSet<PublicKey>) {
+        *self.former.write().unwrap_or_else(PoisonError::into_inner) = former;
+    }
+
+    /// Returns whether the client with this key was revoked, as far as that is remembered.
+    pub fn was_revoked(&self, key: &PublicKey) -> bool {
+        let has = |keys: &RwLock<HashSet<PublicKey>>| {
+            let keys = keys.read().unwrap_or_else(PoisonError::into_inner);
+            keys.contains(key)
+        };
+        if self.lists(key) {
+            has(&self.denied)
+        } else {
+            has(&self.former)
+        }
+    }
+
+    /// Returns the client with this key, denied or not.
+    pub fn listed(&self, key: &PublicKey) -> Option<Peer> {
+        self.read().get(key).cloned()
     }
 
     /// Returns whether a client with this key is listed, denied or not.

@@ -130,6 +130,7 @@ impl Server {
             tun: tun.as_ref().map(|device| device.settings.name.clone()),
             listens: sockets.iter().map(Socket::port).collect(),
             network: network(),
+            kill_switch: false,
         };
         for socket in sockets {
             let (shared, strangers, all) = (shared.clone(), strangers.clone(), tasks.clone());

@@ -9,6 +9,7 @@ use adit_netstack::Packet;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
 
 use super::accept::AcceptStats;
 use super::datagrams::{DatagramStats, Inboxes};
@@ -31,7 +32,7 @@ use crate::io::tls::ServerTls;
 use crate::proto::budget::{Budget, HARD};
 use crate::proto::{self, PublicKey, Responder};
 use crate::reload::ReloadCounts;
-use crate::wire::InnerConfig;
+use crate::wire::{InnerConfig, RefuseReason};
 
 /// What the sessions of one server share.
 #[derive(Debug)]
@@ -208,10 +209,28 @@ impl Shared {
 
     /// Returns what a handshake needs to know of the client with this key.
     pub fn handshake_entry(&self, key: &PublicKey) -> Option<proto::ClientEntry> {
-        self.peers.find(key).map(|peer| proto::ClientEntry {
-            psk: peer.entry.preshared_key.clone(),
+        let (peer, revoked) = match self.peers.find(key) {
+            Some(peer) => (Some(peer), false),
+            None if self.peers.was_revoked(key) => (self.peers.listed(key), true),
+            None => return None,
+        };
+        Some(proto::ClientEntry {
+            psk: peer.and_then(|peer| peer.entry.preshared_key.clone()),
             id: 0,
+            revoked,
         })
+    }
+
+    /// Tells the log that a client was refused; one that was revoked asks for ever.
+    pub fn tell_refused(&self, key: &PublicKey, reason: RefuseReason) {
+        let client = self.client_name(key);
+        match reason {
+            RefuseReason::Revoked => debug!(client, %reason, "refused a client"),
+            RefuseReason::Version
+            | RefuseReason::Aead
+            | RefuseReason::EncapsulationKey
+            | RefuseReason::Unknown(_) => info!(client, %reason, "refused a client"),
+        }
     }
 
     /// Returns the name of the client with this key, for logs.
@@ -221,7 +240,7 @@ impl Shared {
 
     /// Takes a client out and ends its sessions; returns it, and how many sessions it had.
     ///
-    /// From now on its handshakes are not answered, and nothing reaches it: what its sessions had open ends with them.
+    /// From now on its handshakes are refused, and nothing reaches it: what its sessions had open ends with them.
     pub fn revoke(&self, key: &PublicKey) -> Option<(Peer, usize)> {
         let peer = self.peers.remove(key)?;
         let ended = self.cut_off(key);

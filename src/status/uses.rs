@@ -15,6 +15,9 @@ pub struct Uses {
     pub state_dir: Option<PathBuf>,
     /// Its TUN device.
     pub tun: Option<String>,
+    /// Whether it leads its host, and lets nothing leave past the tunnel, whether that is up or not.
+    #[serde(default)]
+    pub kill_switch: bool,
     /// Where it listens: lanes of a server, proxies and the local resolver of a client.
     pub listens: Vec<Port>,
     /// The network namespace that it is in, as [`World`](crate::io::journal::World) has it; empty where that is not known.

@@ -319,6 +319,8 @@ pub enum RefuseReason {
     Aead,
     /// The encapsulation key is not a valid one (FIPS 203, section 7.2).
     EncapsulationKey,
+    /// The client was one of this server's, and has been revoked.
+    Revoked,
     /// A reason this version does not know.
     Unknown(u8),
 }
@@ -331,6 +333,7 @@ impl RefuseReason {
             1 => Self::Version,
             2 => Self::Aead,
             3 => Self::EncapsulationKey,
+            4 => Self::Revoked,
             other => Self::Unknown(other),
         }
     }
@@ -342,6 +345,7 @@ impl RefuseReason {
             Self::Version => 1,
             Self::Aead => 2,
             Self::EncapsulationKey => 3,
+            Self::Revoked => 4,
             Self::Unknown(byte) => byte,
         }
     }
@@ -353,6 +357,7 @@ impl std::fmt::Display for RefuseReason {
             Self::Version => f.write_str("the server does not speak this client's version"),
             Self::Aead => f.write_str("client and server have no cipher in common"),
             Self::EncapsulationKey => f.write_str("the server found the ML-KEM key invalid"),
+            Self::Revoked => f.write_str("this client was revoked"),
             Self::Unknown(byte) => write!(f, "reason {byte}"),
         }
     }

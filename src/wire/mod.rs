@@ -77,7 +77,7 @@
 //!  - An X25519 public key of low order (a shared secret of zeros) is refused, by either end.
 //!  - **status** is 0; otherwise the server knows the client and refuses it, `minor` and
 //!    `capabilities` end the payload, and the number says why: 1 version, 2 no common AEAD, 3
-//!    invalid encapsulation key.
+//!    invalid encapsulation key, 4 the client was one and has been revoked.
 //!
 //! **Replay.** The server remembers the newest time of every (key, instance). A message 1 that is
 //! not newer, or older than the server's start, is answered by a Challenge: 32 bytes, random ones

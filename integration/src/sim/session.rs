@@ -288,7 +288,13 @@ fn acquaint(epoch: Instant, link: &Link, rng: &mut StdRng) -> (Session, Session)
             };
             if arrived.up {
                 let path = DatagramPath::to(client_address());
-                let entry = |_: &_| Some(ClientEntry { psk: None, id: 7 });
+                let entry = |_: &_| {
+                    Some(ClientEntry {
+                        psk: None,
+                        id: 7,
+                        revoked: false,
+                    })
+                };
                 let reception = strangers.handle(now, path, &arrived.bytes, 0, entry);
                 if let (Reception::Sealed { .. }, Some(server)) = (&reception, &mut server) {
                     let _ = server.open_datagram(now, path, &mut arrived.bytes);

@@ -260,3 +260,64 @@ fn what_is_missing_is_named_with_its_remedy() {
     assert!(refused.stderr.contains("modprobe tun"), "{refused:?}");
     assert_eq!(scene.host(), before);
 }
+
+#[test]
+fn client_that_has_had_no_session_yet_takes_orders_and_says_what_it_waits_for() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::udp("tun: {kill_switch: true}");
+    let place = &scene.lab.client;
+    let before = scene.host();
+    let config = path(&scene.client_config);
+    scene.lab.server.cut_datagrams(PORT);
+    let mut client = scene.begin();
+    let ask = |words: &[&str]| scene.adit(&[words, &["-c", config]].concat());
+    wait_for("it takes orders", || ask(&["status"]).status.success());
+    // What keeps everything else on this host is the kill switch, and whoever asks why is answered.
+    assert!(place.run("nft list ruleset").contains("chain leaving"));
+    let shown = ask(&["status"]);
+    assert!(
+        shown.stdout.contains("connecting: no server has answered"),
+        "{}",
+        shown.text()
+    );
+    let health = ask(&["health"]);
+    assert_eq!(health.status.code(), Some(1), "{}", health.text());
+    assert!(health.stderr.contains("connecting"), "{}", health.text());
+    let look = ask(&["doctor", "--no-load"]);
+    for fact in ["runs: connecting", "its kill switch lets nothing else out"] {
+        assert!(look.stdout.contains(fact), "{fact}: {}", look.text());
+    }
+    assert!(!look.stdout.contains("adit cleanup"), "{}", look.text());
+    // Nor is a living one without a control socket taken for a dead one: it has the lock.
+    let other = format!(
+        "{}\ncontrol: {}\n",
+        std::fs::read_to_string(&scene.client_config).expect("the test wrote it"),
+        path(&scene.workdir.path().join("other"))
+    );
+    let other = scene.workdir.file("other.yaml", &other);
+    let mut look = scene.workdir.command(place, User::Same);
+    look.args(["doctor", "--no-load", "-c", path(&other)])
+        .env("XDG_RUNTIME_DIR", "/nowhere");
+    let look = process::run(look, SOON);
+    assert!(!look.stdout.contains("adit cleanup"), "{}", look.text());
+
+    // The proxy's session comes second: a fixed address would be the host's.
+    scene.lab.server.mend();
+    client.expect_ready();
+    let shown = ask(&["status"]);
+    for carries in ["\nhost  ", "\nproxy "] {
+        assert!(shown.stdout.contains(carries), "{}", shown.text());
+    }
+    let seen = scene.seen(&scene.four.url("/peer"));
+    assert!(seen.starts_with(&format!("{EGRESS4}:")), "{seen}");
+    assert!(client.stop().0.success());
+    assert_eq!(scene.host(), before);
+    // One that is stopped before it was ever up leaves nothing either.
+    scene.lab.server.cut_datagrams(PORT);
+    let mut client = scene.begin();
+    wait_for("it takes orders", || ask(&["status"]).status.success());
+    assert!(client.stop().0.success());
+    assert_eq!(scene.host(), before);
+}

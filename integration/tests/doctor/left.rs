@@ -7,7 +7,12 @@ use adit_integration::{
     skip::{LAB, Need, can_run},
 };
 
+use std::time::Duration;
+
 use crate::found::{Found, next};
+
+/// The hang guard of one step: a client that was revoked asks again each 20 s.
+const SOON: Duration = Duration::from_secs(45);
 
 /// A server, and a client host whose `/etc` and state folders are its own.
 struct Scene {
@@ -63,6 +68,48 @@ impl Scene {
             &["--no-load"],
         )
     }
+}
+
+#[test]
+fn client_that_leads_its_host_and_was_revoked_is_told_just_that_past_its_kill_switch() {
+    if !can_run(LAB) || !can_run(&[Need::Tun]) {
+        return;
+    }
+    let scene = Scene::new();
+    let place = &scene.lab.client;
+    let server = path(&scene.files.server);
+    let order = |words: &[&str]| {
+        let words = [words, &["-c", server]].concat();
+        let done = (scene.workdir).run_as(&scene.lab.server, User::Same, &words);
+        assert!(done.status.success(), "{}", done.text());
+    };
+    order(&["clients", "revoke", "laptop"]);
+    let config = path(&scene.files.client);
+    let mut client = scene.workdir.start(
+        place,
+        User::Same,
+        "client",
+        &["client", "--tun", "--kill-switch", "-c", config],
+    );
+    let ask = |words: &[&str]| {
+        let words = [words, &["-c", config]].concat();
+        scene.workdir.run_as(place, User::Same, &words)
+    };
+    adit_integration::scene::wait_for("it is told", SOON, || {
+        ask(&["status"]).stdout.contains(": revoked: ")
+    });
+    // Nothing but what bears the client's mark leaves this host: doctor's probes do.
+    let found = scene.look(User::Same, &scene.files.client);
+    found.says("running", "revoked");
+    found.says("reach", "the server answers: this client was revoked");
+    let reach = found.about("reach", "udp://");
+    assert!(next(reach).contains("adit clients restore"), "{reach}");
+    assert!(!reach.to_string().contains("firewall"), "{reach}");
+    assert_eq!(found.all("left behind").len(), 0, "{:#}", found.document);
+    // It is let in again without a restart.
+    order(&["clients", "restore", "laptop"]);
+    client.expect_ready();
+    assert!(client.stop().0.success());
 }
 
 #[test]

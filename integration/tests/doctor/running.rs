@@ -173,6 +173,10 @@ fn trial_is_found_by_doctor_and_status_and_serves_where_nothing_else_runs() {
         "{}",
         nc.text()
     );
+    // Whoever has no configuration of his own is told of its session.
+    let hint = workdir.run(&["run", "--", "true"]);
+    assert_eq!(hint.status.code(), Some(125), "{}", hint.text());
+    assert!(hint.stderr.contains("adit run --share"), "{}", hint.text());
     assert!(trial.stop().0.success());
     // Nothing runs any more, and that is said with what to do.
     let none = workdir.run(&["doctor"]);

@@ -63,6 +63,30 @@ fn closed_hosts_are_named_with_their_remedy() {
 }
 
 #[test]
+fn command_of_a_client_that_was_revoked_is_told_just_that_and_at_once() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let scene = Scene::user("tcp");
+    let order = |words: &[&str]| {
+        let words = [words, &["-c", path(&scene.server_config)]].concat();
+        let done = (scene.workdir).run_as(&scene.lab.server, User::Nobody, &words);
+        assert!(done.status.success(), "{done:?}");
+    };
+    order(&["clients", "revoke", "laptop"]);
+    // A minute is what it would wait for a server that does not answer.
+    let refused = process::run(scene.command_with(&["--wait", "1h"], &["true"]), SOON);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    assert!(
+        refused.stderr.contains("this client was revoked"),
+        "{refused:?}"
+    );
+    assert!(!refused.stderr.contains("connecting"), "{refused:?}");
+    order(&["clients", "restore", "laptop"]);
+    assert!(scene.run(&["true"]).status.success());
+}
+
+#[test]
 fn client_that_cannot_be_shared_is_told_why() {
     if !can_run(NEEDS) {
         return;

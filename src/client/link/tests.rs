@@ -16,6 +16,10 @@ fn ranked() -> (Link, Instant) {
     (Link::new(now, ALL, 7), now)
 }
 
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 fn wait(link: &Link, now: Instant) -> Duration {
     link.poll_timeout().expect("a next attempt") - now
 }
@@ -383,6 +387,65 @@ fn server_that_has_revoked_us_is_asked_every_20_s_until_it_lets_us_in() {
     now = link.poll_timeout().expect("it goes on");
     link.poll_attempt(now);
     link.handle_fresh(now, 0);
+    assert!(!link.is_revoked());
+}
+
+#[test]
+fn silence_is_told_as_down_when_it_lasts_and_others_are_tried_at_once() {
+    let (mut link, now) = ranked();
+    link.poll_attempt(now);
+    link.handle_connected(now, 0);
+    assert_eq!(link.down_at(), None);
+    link.handle_silent(now, 0);
+    assert_eq!(link.poll_attempt(now), Some(1));
+    let down_at = link.down_at().unwrap();
+    assert!((now + ms(2000)..=now + ms(3000)).contains(&down_at));
+    // To be told again that it is silent does not put it off.
+    link.handle_silent(now + ms(1500), 0);
+    assert_eq!(link.down_at(), Some(down_at));
+    // A lossy lane that answers in between was never down.
+    link.handle_heard(now + ms(2000), 0);
+    assert_eq!(link.down_at(), None);
+    link.handle_silent(now + ms(2100), 0);
+    assert_eq!(link.down_at(), Some(down_at + ms(2100)));
+    // Another lane takes its place.
+    link.handle_connected(now + ms(2200), 1);
+    assert_eq!(link.down_at(), None);
+}
+
+#[test]
+fn client_is_revoked_where_each_server_that_answers_says_so() {
+    // One of the list may be another server: it is asked before the client gives up for a while.
+    let (mut link, now) = ranked();
+    assert_eq!(link.poll_attempt(now), Some(0));
+    link.handle_revoked(now, 0);
+    assert!(!link.is_revoked());
+    assert_eq!(link.poll_attempt(now), Some(1));
+    link.handle_failed(now, 1);
+    assert_eq!(link.poll_attempt(now), Some(2));
+    link.handle_failed(now, 2);
+    assert!(link.is_revoked());
+    assert!(wait(&link, now) >= REVOKED_PAUSE / 2);
+    // A round that nobody answers does not undo what was said.
+    let later = now + wait(&link, now);
+    for server in 0..3 {
+        assert_eq!(link.poll_attempt(later), Some(server));
+        link.handle_failed(later, server);
+    }
+    assert!(link.is_revoked());
+    let later = later + wait(&link, later);
+    link.poll_attempt(later);
+    link.handle_connected(later, 0);
+    assert!(!link.is_revoked());
+    // While there is a lane, another way is only not taken.
+    let (mut link, now) = ranked();
+    link.poll_attempt(now);
+    link.handle_failed(now, 0);
+    link.poll_attempt(now);
+    link.handle_connected(now, 1);
+    let later = now + wait(&link, now);
+    assert_eq!(link.poll_attempt(later), Some(0));
+    link.handle_revoked(later, 0);
     assert!(!link.is_revoked());
 }
 

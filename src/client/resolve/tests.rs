@@ -165,6 +165,32 @@ async fn lookup_waits_for_the_session_to_be_configured() {
     assert_eq!(lookup.await, Ok(addresses(&["192.0.2.1"])));
 }
 
+#[tokio::test(start_paused = true)]
+async fn connection_to_a_name_waits_for_a_tunnel_that_is_down_as_one_to_an_address_does() {
+    let net = FakeNet::new().await;
+    // The origin says no: what is waited for is that it is asked at all.
+    net.route("192.0.2.1:80", Route::Fails(ConnectError::Refused));
+    net.name("a.test", NameAnswer::Silent);
+    net.configure(Session::Silent);
+    let host = name("a.test");
+    let mut connect = Box::pin(net.resolver.connect(&host, 80));
+    // Longer than one question is asked.
+    let early = timeout(2 * LOOKUP_LIMIT, connect.as_mut()).await;
+    assert!(early.is_err(), "{early:?}");
+    net.name("a.test", NameAnswer::of(&["192.0.2.1"]));
+    net.configure(Session::Up);
+    let refused = OriginError::Connect(ConnectError::Refused);
+    assert_eq!(connect.await.unwrap_err(), refused);
+    // In the end it is given up, and one that waits in vain at once.
+    net.name("b.test", NameAnswer::Silent);
+    net.configure(Session::Silent);
+    let began = Instant::now();
+    let down = |down| OriginError::Resolve(ResolveError::TunnelDown(down));
+    let given_up = net.resolver.connect(&name("b.test"), 80).await;
+    assert_eq!(given_up.unwrap_err(), down(Down::Silent));
+    assert!(began.elapsed() >= TUNNEL_WAIT);
+}
+
 #[tokio::test]
 async fn silent_ipv6_does_not_hold_up_ipv4_and_is_given_up() {
     let net = FakeNet::new().await;

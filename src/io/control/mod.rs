@@ -40,9 +40,11 @@ mod message;
 mod place;
 mod server;
 mod stream;
+mod sweep;
 
 pub use call::{CallError, Caller};
 pub use line::{Lines, MAX_ANSWER, MAX_LINE, TooLong};
 pub use message::{Answer, BadRequest, Request, VERSION};
 pub use place::{PlaceError, Surroundings, Wanted, short_key};
 pub use server::{Commands, ControlStats, Done, IDLE, MAX_CONNECTIONS, MAX_HELD, serve};
+pub use sweep::COMPANION;

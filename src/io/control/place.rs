@@ -21,6 +21,8 @@ use rustix::process::geteuid;
 use thiserror::Error;
 use tracing::{debug, warn};
 
+use super::sweep::{SUFFIX, sweep};
+use crate::io::clock;
 use crate::io::unix::{Listener, UnixError};
 use crate::proto::PublicKey;
 
@@ -110,7 +112,10 @@ impl Wanted {
                 continue;
             }
             match prepare(path).and_then(|()| Ok(Listener::bind(path)?)) {
-                Ok(listener) => return Ok(Some(listener)),
+                Ok(listener) => {
+                    sweep_beside(path);
+                    return Ok(Some(listener));
+                }
                 Err(error) => {
                     debug!(%error, "not a place for the control socket");
                     is_held |= matches!(error, PlaceError::Socket(UnixError::Held { .. }));
@@ -235,6 +240,24 @@ fn prepare(socket: &Path) -> Result<(), PlaceError> {
     Ok(())
 }
 
+/// Removes what others of the same kind have left beside `socket`: `client-…`, `server-…`, `try-…`.
+fn sweep_beside(socket: &Path) {
+    let name = socket.file_name().and_then(|name| name.to_str());
+    let kind = name.and_then(|name| name.split_inclusive('-').next());
+    let (Some(folder), Some(kind)) = (socket.parent(), kind.filter(|kind| kind.ends_with('-')))
+    else {
+        return;
+    };
+    match sweep(folder, kind, clock::unix()) {
+        Ok(0) => {}
+        Ok(files) => debug!(
+            files,
+            "what the dead have left beside the control socket is gone"
+        ),
+        Err(error) => debug!(%error, "what the dead have left stays"),
+    }
+}
+
 fn file_name(name: &str) -> String {
     format!("{name}{SUFFIX}")
 }
@@ -251,8 +274,6 @@ pub fn short_key(key: &PublicKey) -> String {
 
 /// Characters of a key in a socket's name: 48 bits, since a path is short and nobody has many keys.
 const SHORT: usize = 8;
-
-const SUFFIX: &str = ".sock";
 
 /// Sockets looked at, and folders: more programs than anybody runs.
 const MAX_FOUND: usize = 64;

@@ -12,8 +12,8 @@
 use std::io;
 
 use super::message::{
-    Batch, NFPROTO_INET, NFT_MSG_NEWTABLE, NFT_TABLE_F_OWNER, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
-    NLM_F_CREATE, NLM_F_EXCL,
+    Batch, NFPROTO_INET, NFT_MSG_GETTABLE, NFT_MSG_NEWTABLE, NFT_TABLE_F_OWNER, NFTA_TABLE_FLAGS,
+    NFTA_TABLE_NAME, NLM_F_CREATE, NLM_F_EXCL, find_number, find_text,
 };
 use super::rules::{NftError, delete, has_net_admin};
 use super::socket::NftSocket;
@@ -42,6 +42,20 @@ impl Lock {
     /// [`NftError`].
     pub fn take() -> Result<Taken, NftError> {
         Self::try_take().map_err(|source| NftError::of(NAME, source))
+    }
+
+    /// Looks whether a process has it, and leaves it alone.
+    ///
+    /// # Errors
+    /// This process may not look, for which it needs CAP_NET_ADMIN.
+    pub fn is_held() -> io::Result<bool> {
+        let tables = NftSocket::open()?.list(NFT_MSG_GETTABLE)?;
+        Ok(tables.iter().any(|table| {
+            let flags = find_number(&table.attributes, NFTA_TABLE_FLAGS).unwrap_or(0);
+            table.family == NFPROTO_INET
+                && find_text(&table.attributes, NFTA_TABLE_NAME) == Some(NAME)
+                && flags & NFT_TABLE_F_OWNER != 0
+        }))
     }
 
     fn try_take() -> io::Result<Taken> {

@@ -166,6 +166,15 @@ impl Responder {
             hardware: heard.hello.aead_hardware,
         };
         let reply = |message: &[u8]| whole(FrameType::HandshakeReply, message);
+        if entry.revoked {
+            let reason = RefuseReason::Revoked;
+            let message = heard.refuse(psk, reason, MINOR, capabilities(&self.settings))?;
+            return Ok(Answer::Refuse {
+                reply: reply(&message),
+                reason,
+                peer,
+            });
+        }
         let Some(aead) = self.offer.choose(offer) else {
             let reason = RefuseReason::Aead;
             let message = heard.refuse(psk, reason, MINOR, capabilities(&self.settings))?;
@@ -283,6 +292,8 @@ pub struct ClientEntry {
     pub psk: Option<PresharedKey>,
     /// The server's own number for the client, handed back in [`Answer::Accept`].
     pub id: usize,
+    /// Whether it is a client no more: it is told so, and gets no session.
+    pub revoked: bool,
 }
 
 /// What to answer to a message 1.

@@ -24,6 +24,7 @@ struct Server {
     responder: Responder,
     rng: StdRng,
     psk: Option<PresharedKey>,
+    revoked: bool,
     known: PublicKey,
 }
 
@@ -38,15 +39,20 @@ impl Server {
             responder,
             rng,
             psk: None,
+            revoked: false,
             known: client_secret().public(),
         }
     }
 
     fn take(&mut self, frame: &[u8], conn: &mut ChallengeState) -> Result<Answer, Silence> {
-        let (known, psk) = (self.known, self.psk.clone());
+        let (known, psk, revoked) = (self.known, self.psk.clone(), self.revoked);
         self.responder
             .handle_init(Instant::now(), frame, conn, &mut self.rng, |key| {
-                (*key == known).then_some(ClientEntry { psk, id: 7 })
+                (*key == known).then_some(ClientEntry {
+                    psk,
+                    id: 7,
+                    revoked,
+                })
             })
     }
 
@@ -180,6 +186,30 @@ fn without_a_common_cipher_the_client_is_told() {
     );
     let refused = HandshakeError::Refused { reason, minor: 0 };
     assert_eq!(finish(&mut initiator, &reply).unwrap_err(), refused);
+}
+
+#[test]
+fn client_that_was_revoked_is_told_by_a_server_that_knows_its_secrets_and_by_no_replay() {
+    let psk = PresharedKey::from_bytes([3; 32]);
+    let config = ClientConfig {
+        psk: Some(psk.clone()),
+        ..client_config()
+    };
+    let mut server = Server::new();
+    server.psk = Some(psk);
+    let (_, heard_before) = begin(&config, 100);
+    accepted(server.take_new(&heard_before));
+    server.revoked = true;
+    let (mut initiator, init) = begin(&config, 101);
+    let Ok(Answer::Refuse { reply, reason, .. }) = server.take_new(&init) else {
+        panic!("not refused");
+    };
+    assert_eq!(reason, RefuseReason::Revoked);
+    let refused = HandshakeError::Refused { reason, minor: 0 };
+    assert_eq!(finish(&mut initiator, &reply).unwrap_err(), refused);
+    // Who repeats what he has recorded learns nothing that he would not have learned before.
+    let replayed = server.take_new(&heard_before);
+    assert!(matches!(replayed, Ok(Answer::Challenge(_))), "{replayed:?}");
 }
 
 #[test]

@@ -254,6 +254,16 @@ impl Roll {
         self.denied.keys()
     }
 
+    /// The keys that have enrolled and were revoked, as long as their invitations are remembered.
+    pub fn former(&self) -> impl Iterator<Item = &PublicKey> {
+        let used = self.invitations.values();
+        used.filter_map(|invitation| match &invitation.state {
+            InvitationState::Used { by } => Some(by),
+            InvitationState::Open | InvitationState::Withdrawn => None,
+        })
+        .filter(|key| !self.clients.contains_key(key))
+    }
+
     /// The client with this key.
     pub fn client(&self, key: &PublicKey) -> Option<&Enrolled> {
         self.clients.get(key)
