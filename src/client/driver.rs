@@ -428,7 +428,7 @@ impl Driver {
                 info!(%reason, "the server closed the session");
             }
             CloseReason::Revoked => warn!(
-                "this client was revoked: the server lets its key in no more, unless whoever runs it invites it anew, or, where its configuration lists this client, says `adit clients restore`; asking again every 20 s"
+                "this client was revoked: the server lets its key in no more, unless whoever runs it says `adit clients restore` or invites it anew; asking again every 20 s"
             ),
             CloseReason::Superseded
             | CloseReason::PoolExhausted
