@@ -177,6 +177,8 @@
 //! | guests: sessions of those who were invited, until they have enrolled | 64, for [`server::session::GUEST_TIME`] | silence, counted |
 //! | invitations, open and spent | [`server::roll::MAX_INVITATIONS`], spent ones for [`server::roll::KEPT`] | the oldest spent one is forgotten; else refused in words |
 //! | clients that have enrolled | [`server::roll::MAX_ENROLLED`] | refused in words |
+//! | of those that were revoked, what `restore` needs | [`server::roll::MAX_REVOKED`] | the one that was revoked first is forgotten |
+//! | the wait for a key, password or configuration that is a pipe | five seconds | refused in words |
 //! | a link | [`config::MAX_LINK_LEN`] characters, [`config::MAX_SERVERS`] addresses | refused in words |
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |
@@ -348,8 +350,9 @@
 //! - **A doctor is a client.** It measures by sessions of its own, of an instance of its own, and reads what they count: so what it
 //!   says of losses, path MTU and repair is what the program itself goes by. A handshake alone, by which it tries each way,
 //!   changes nothing at a server ([`doctor`]).
-//! - **The configuration is never written to.** Who enrols is kept beside the leases; who is listed by the operator and revoked
-//!   is denied there, over restarts and reloads.
+//! - **The configuration is never written to** by a program that runs. Who enrols is kept beside the leases; who is listed by the
+//!   operator and revoked is denied there, over restarts and reloads. `adit join --force` changes single keys of a client's,
+//!   and reads the result again before it is written ([`config::edit_file`]).
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside
 //!   should not see is repaired below it, and the hold keeps TCP from noticing meanwhile; other packets are never
 //!   held.
