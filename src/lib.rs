@@ -177,6 +177,8 @@
 //! | guests: sessions of those who were invited, until they have enrolled | 64, for [`server::session::GUEST_TIME`] | silence, counted |
 //! | invitations, open and spent | [`server::roll::MAX_INVITATIONS`], spent ones for [`server::roll::KEPT`] | the oldest spent one is forgotten; else refused in words |
 //! | clients that have enrolled | [`server::roll::MAX_ENROLLED`] | refused in words |
+//! | of those that were revoked, what `restore` needs | [`server::roll::MAX_REVOKED`] | the one that was revoked first is forgotten |
+//! | the wait for a key, password or configuration that is a pipe | five seconds | refused in words |
 //! | a link | [`config::MAX_LINK_LEN`] characters, [`config::MAX_SERVERS`] addresses | refused in words |
 //! | sessions | `max_clients` | refused in words |
 //! | instances of one client | 8 | refused in words |
@@ -333,7 +335,7 @@
 //!   default, so that a new one does not compile before it is known whether it can be followed ([`server::reload`]).
 //! - **Who was revoked is told so in the handshake.** Strangers meet silence, and so did whoever had been a client: it could not
 //!   tell a revocation from a blocked port, and neither could `adit doctor`. The answer is sealed for the client's key, is
-//!   given to none but a key that the server has known, and to no replay; the roll remembers such a key as long as its invitation.
+//!   given to none but a key that the server has known, and to no replay; the roll keeps such keys on record, for `restore`, too.
 //! - **The session of a whole host goes first, and nothing else waits for it.** The client's own session, which has its control
 //!   socket, begins with it and asks for its lease when the host goes through the tunnel: a fixed address is the host's, and
 //!   `adit status` answers while the kill switch lets nothing out.
@@ -356,8 +358,9 @@
 //! - **A doctor is a client.** It measures by sessions of its own, of an instance of its own, and reads what they count: so what it
 //!   says of losses, path MTU and repair is what the program itself goes by. A handshake alone, by which it tries each way,
 //!   changes nothing at a server ([`doctor`]).
-//! - **The configuration is never written to.** Who enrols is kept beside the leases; who is listed by the operator and revoked
-//!   is denied there, over restarts and reloads.
+//! - **The configuration is never written to** by a program that runs. Who enrols is kept beside the leases; who is listed by the
+//!   operator and revoked is denied there, over restarts and reloads. `adit join --force` changes single keys of a client's,
+//!   and reads the result again before it is written ([`config::edit_file`]).
 //! - **Random loss does not slow a datagram lane down**, delay that rises does ([`proto::congestion`]). What TCP inside
 //!   should not see is repaired below it, and the hold keeps TCP from noticing meanwhile; other packets are never
 //!   held.

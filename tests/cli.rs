@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -570,4 +570,42 @@ fn help_and_version_are_no_failure() {
     }
     let help = shell.run(&["--help"]);
     assert!(out(&help).contains("\n  man "), "{help:?}");
+}
+
+#[test]
+fn log_lines_in_the_journal_have_the_time_of_the_journal_alone() {
+    let shell = Shell::new();
+    shell.key("server.key");
+    let log = |stream: &dyn Fn(&fs::Metadata) -> Option<String>, format: &str| {
+        let file = fs::File::create(shell.path().join("log")).expect("a file");
+        let metadata = file.metadata().expect("an own file");
+        // Nobody has this address: it ends by itself, once it has warned.
+        let args = [
+            "server",
+            "--key-file",
+            "server.key",
+            "--egress",
+            "user",
+            "--state-dir",
+            "state",
+        ];
+        let mut command = shell.command(&args);
+        command.args(["--listen", "tcp://192.0.2.1:1", "--log-format", format]);
+        command.env("ADIT_NONSENSE", "1").stderr(file);
+        command.envs(stream(&metadata).map(|stream| ("JOURNAL_STREAM", stream)));
+        assert!(!command.status().expect("the program runs").success());
+        let text = fs::read_to_string(shell.path().join("log")).expect("a file");
+        let line = text.lines().find(|line| line.contains("ADIT_NONSENSE"));
+        line.unwrap_or_else(|| panic!("no warning: {text}"))
+            .to_owned()
+    };
+    let to_it = |it: &fs::Metadata| Some(format!("{}:{}", it.dev(), it.ino()));
+    let line = log(&to_it, "text");
+    assert!(line.trim_start().starts_with("WARN"), "{line}");
+    // A program that keeps lines apart from the journal has their time in them.
+    assert!(log(&to_it, "json").contains("timestamp"));
+    for other in [None, Some("1:2"), Some("")] {
+        let line = log(&|_| other.map(str::to_owned), "text");
+        assert!(line.starts_with("20"), "{other:?}: {line}");
+    }
 }

@@ -19,13 +19,18 @@ absent() { test ! -e "$work/root$1" || { say "$1 is still there"; exit 1; }; }
 find "$work/root/etc" "$work/root/usr" "$work/root/var/lib/adit" 2>/dev/null | sort > "$work/before" || true
 run dpkg --install /first.deb
 for file in /usr/bin/adit /usr/share/man/man1/adit-server.1.gz /usr/share/bash-completion/completions/adit \
-    /usr/share/zsh/vendor-completions/_adit /usr/share/fish/vendor_completions.d/adit.fish /etc/adit/server.yaml; do
+    /usr/share/zsh/vendor-completions/_adit /usr/share/fish/vendor_completions.d/adit.fish /etc/adit/server.yaml \
+    /usr/lib/systemd/user/adit-client.service; do
     present "$file"
 done
 unit=$(run dpkg -L adit | grep adit-server.service); say "unit: $unit"
 run adit --version
 run id adit
 run adit check /etc/adit/server.yaml
+# the manual page is looked for by a program that need not be there
+if run sh -c 'command -v systemd-analyze' > /dev/null; then
+    run env XDG_RUNTIME_DIR=/run systemd-analyze --user --man=no verify /usr/lib/systemd/user/adit-client.service
+fi
 say "installed"
 
 echo "# kept" >> "$work/root/etc/adit/server.yaml"

@@ -235,6 +235,177 @@ fn what_was_joined_is_what_a_client_runs_that_is_told_nothing() {
 }
 
 #[test]
+fn configuration_that_is_there_is_led_to_another_server_and_keeps_all_else() {
+    if !can_run(&[Need::Tool("curl")]) {
+        return;
+    }
+    let origin = Origin::http(&Place::here(), loopback(0));
+    let (first, second) = (Host::start(&["tls"]), Host::start(&["tcp"]));
+    let joined = first.join("laptop", &first.invite("laptop"));
+    assert!(joined.status.success(), "{}", joined.text());
+    let (file, key) = first.files("laptop");
+    let former = fs::read_to_string(&file).expect("a configuration");
+    assert!(former.contains("pin:"), "{former}");
+    let mine = "# mine\nrules:\n  - direct 192.168.0.0/16   # the printer\ndns:\n  records: [nas.home A 192.168.1.5]\n";
+    fs::write(&file, format!("{former}{mine}")).expect("written");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).expect("an own file");
+    let own_key = fs::read(&key).expect("a key");
+
+    let link = second.invite("laptop");
+    let force = |workdir: &Workdir| {
+        workdir.run(&["join", &link, "-c", path(&file), "--no-start", "--force"])
+    };
+    // In a way that programs do not change, it is refused before the link is used.
+    let braces = format!(
+        "{}tls: {{pin: x, system: no}}\n",
+        former.split("tls:\n").next().unwrap_or_default()
+    );
+    let kept = fs::read(&file).expect("a configuration");
+    fs::write(&file, &braces).expect("written");
+    let refused = force(&first.workdir);
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.text());
+    assert!(
+        refused.stderr.contains("only its author should change"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(fs::read_to_string(&file).expect("a file"), braces);
+    assert!(second.names().is_empty());
+
+    fs::write(&file, kept).expect("written");
+    let joined = force(&first.workdir);
+    assert!(joined.status.success(), "{}", joined.text());
+    assert!(
+        joined
+            .stdout
+            .contains("changed in it: server, server_key, tls.pin; all else stays"),
+        "{}",
+        joined.text()
+    );
+    let text = fs::read_to_string(&file).expect("a configuration");
+    assert!(text.ends_with(mine) && !text.contains("pin:"), "{text}");
+    assert_eq!(
+        fs::metadata(&file).expect("a file").permissions().mode() & 0o777,
+        0o640
+    );
+    assert_eq!(fs::read(&key).expect("a key"), own_key);
+    assert_eq!(
+        (first.names(), second.names()),
+        (vec!["laptop".into()], vec!["laptop".into()])
+    );
+    let (_client, proxy) = first.client("laptop");
+    fetches(proxy, &origin);
+    assert_eq!(second.clients()[0]["sessions"], 1);
+}
+
+#[test]
+fn server_of_a_user_with_other_state_says_where_its_clients_are() {
+    if !can_run(&[Need::Root]) {
+        return;
+    }
+    let (workdir, user, here) = (Workdir::new(), User::Nobody, Place::here());
+    let key = workdir.key("server.key", user);
+    let folder = |name: &str| {
+        let folder = workdir.path().join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        workdir.give(&folder, user);
+        folder
+    };
+    for name in [".local", ".local/state"] {
+        folder(name);
+    }
+    let other = folder("other");
+    let port = free_port();
+    let listen = format!("tcp://127.0.0.1:{port}");
+    let arguments = [
+        "server",
+        "--egress",
+        "user",
+        "--listen",
+        &listen,
+        "--key-file",
+        path(&key.file),
+    ];
+    let start = |state: Option<&Path>, more: &[&str]| {
+        let mut command = workdir.command(&here, user);
+        command.args(arguments).args(more);
+        if let Some(state) = state {
+            command.env("XDG_STATE_HOME", state);
+        }
+        let mut server = workdir.start_command("server", command);
+        server.expect_ready();
+        server
+    };
+    let mut server = start(None, &[]);
+    let link = workdir.run_as(&here, user, &["invite", "laptop"]);
+    assert!(link.status.success(), "{}", link.text());
+    let joined = join(&workdir, "laptop", link.stdout.trim());
+    assert!(joined.status.success(), "{}", joined.text());
+    server.stop();
+    assert!(
+        !server
+            .process()
+            .text()
+            .contains("there are clients of a server"),
+        "{}",
+        server.process().text()
+    );
+
+    let mut server = start(Some(&other), &[]);
+    server.stop();
+    let text = server.process().text();
+    let warned: Vec<&str> = text
+        .lines()
+        .filter(|it| it.contains("there are clients of a server"))
+        .collect();
+    assert_eq!(warned.len(), 1, "{text}");
+    let former = fs::read_dir(workdir.path().join(".local/state/adit")).expect("a folder");
+    let former = former.flatten().next().expect("a state folder").path();
+    assert!(
+        warned[0].contains(path(&former)) && warned[0].contains("--state-dir"),
+        "{text}"
+    );
+    // As it says.
+    let mut server = start(Some(&other), &["--state-dir", path(&former)]);
+    let list = workdir.run_as(&here, user, &["clients", "list"]);
+    assert!(list.stdout.contains("laptop"), "{}", list.text());
+    server.stop();
+    assert!(
+        !server
+            .process()
+            .text()
+            .contains("there are clients of a server")
+    );
+}
+
+#[test]
+fn leases_of_another_user_are_told_with_their_file_and_what_helps() {
+    if !can_run(&[Need::Root]) {
+        return;
+    }
+    let (workdir, user) = (Workdir::new(), User::Nobody);
+    let key = workdir.key("server.key", user);
+    let listen = format!("tcp://127.0.0.1:{}", free_port());
+    let state = workdir.path().join("state");
+    fs::create_dir(&state).expect("a folder");
+    workdir.give(&state, user);
+    let leases = workdir.file("state/leases.json", "{}");
+    fs::set_permissions(&leases, PermissionsExt::from_mode(0o600)).expect("an own file");
+    let arguments = ["server", "--egress", "user", "--listen", &listen];
+    let more = ["--key-file", path(&key.file), "--state-dir", path(&state)];
+    let ended = workdir.run_as(&Place::here(), user, &[&arguments[..], &more].concat());
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.text());
+    for word in [
+        path(&leases),
+        "Permission denied",
+        "it is user 0's",
+        "--state-dir",
+    ] {
+        assert!(ended.stderr.contains(word), "{word}: {}", ended.text());
+    }
+}
+
+#[test]
 fn of_several_at_once_exactly_one_enrols_and_the_others_are_told() {
     for schemes in [["tcp"], ["udp"]] {
         let host = Host::start(&schemes);
@@ -376,7 +547,7 @@ fn client_that_is_revoked_in_mid_download_is_cut_off() {
         println!(
             "{scheme}: order answered, flow over at the client, origin's connection closed after {took:?}"
         );
-        assert!(host.names().is_empty());
+        assert_eq!(host.clients()[0]["revoked"], true);
         let told = |line: &str| line.contains("this client was revoked");
         let line = client.process().wait_for_line(SOON, told);
         assert!(line.is_some(), "the client is told why");
@@ -463,15 +634,58 @@ fn client_of_the_configuration_is_denied_over_restarts_until_it_is_restored() {
         "{}",
         nobody.text()
     );
-    // Who was invited is forgotten, and both orders say what helps.
-    let revoked = host.ok(&["clients", "revoke", "tablet"]).stdout;
-    assert!(revoked.contains("`adit invite tablet`"), "{revoked}");
-    let forgotten = host.run(&["clients", "restore", "tablet"]);
+    let nobody = host.run(&["clients", "restore", "phone"]);
     assert!(
-        forgotten.stderr.contains("needs a new link: adit invite"),
+        nobody.stderr.contains("no client `phone`"),
         "{}",
-        forgotten.text()
+        nobody.text()
     );
+}
+
+#[test]
+fn invited_client_that_was_revoked_is_restored_with_its_key_and_its_address() {
+    if !can_run(&[Need::Tool("curl")]) {
+        return;
+    }
+    let origin = Origin::http(&Place::here(), loopback(0));
+    let mut host = Host::start(&["tcp"]);
+    let address = |host: &Host, name: &str| {
+        let status = host.ok(&["status", "--json"]).stdout;
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        let sessions = status["sessions"].as_array().expect("sessions").clone();
+        let of = sessions.into_iter().find(|it| it["client"] == name);
+        of.expect("a session")["addresses"].clone()
+    };
+    for name in ["desk", "laptop"] {
+        let joined = host.join(name, &host.invite(name));
+        assert!(joined.status.success(), "{}", joined.text());
+    }
+    // The lowest address is that of the one that is revoked: whoever came next would have it.
+    let (mut laptop, proxy) = host.client("laptop");
+    fetches(proxy, &origin);
+    let before = address(&host, "laptop");
+    let revoked = host.ok(&["clients", "revoke", "laptop"]).stdout;
+    assert!(
+        revoked.contains("`adit clients restore laptop`") && revoked.contains("adit invite laptop"),
+        "{revoked}"
+    );
+    laptop.stop();
+    let list = host.ok(&["clients", "list"]).stdout;
+    let line = list.lines().find(|line| line.starts_with("laptop"));
+    assert!(
+        line.is_some_and(|line| line.ends_with("revoked")),
+        "it can be found: {list}"
+    );
+    let (_desk, proxy) = host.client("desk");
+    fetches(proxy, &origin);
+    assert_ne!(address(&host, "desk"), before);
+    host.restart(|_| ());
+    host.ok(&["clients", "restore", "laptop"]);
+    let (_laptop, proxy) = host.client("laptop");
+    fetches(proxy, &origin);
+    assert_eq!(address(&host, "laptop"), before);
+    let again = host.run(&["clients", "restore", "laptop"]);
+    assert!(again.stderr.contains("was not revoked"), "{}", again.text());
 }
 
 #[test]

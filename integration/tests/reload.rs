@@ -64,6 +64,25 @@ fn refuses(finished: &Finished, why: &str) {
     assert!(finished.stderr.contains(why), "{why}: {}", finished.text());
 }
 
+#[test]
+fn key_that_has_become_a_pipe_that_nobody_writes_to_is_told_and_holds_up_nothing() {
+    let origin = Origin::http(&Place::here(), loopback(0));
+    let pair = Pair::start("tcp");
+    let key = pair.workdir.path().join("client.key");
+    fs::remove_file(&key).expect("an own file");
+    let made = Command::new("mkfifo").arg(&key).status().expect("mkfifo");
+    assert!(made.success());
+    let config = pair.workdir.path().join("client.yaml");
+    refuses(&reload(&pair, &config), "nothing came of it in 5s");
+    let fetched = curl::get(
+        &Place::here(),
+        Via::Socks5h(pair.proxy),
+        &origin.url("/bytes/5000?seed=1"),
+        &[],
+    );
+    assert_eq!(fetched.status.code(), Some(0), "{}", fetched.stderr);
+}
+
 /// Sends the program of this configuration SIGHUP, or where this test has a terminal, in which that would end it, or runs under
 /// `nohup`, SIGUSR1; waits until the configuration was read again.
 fn hang_up(pair: &mut Pair, config: &Path) {

@@ -102,7 +102,7 @@ fn point_to_others() -> Result<(), Failure> {
 }
 
 /// Where users have their state folders.
-fn homes() -> Vec<PathBuf> {
+pub(super) fn homes() -> Vec<PathBuf> {
     let entries = fs::read_dir(HOMES).into_iter().flatten().flatten();
     let mut homes: Vec<PathBuf> = entries
         .take(MOST_HOMES)

@@ -22,10 +22,9 @@ enum Action {
     List(List),
     /// Let a client in no more, and end its sessions at once
     ///
-    /// One that was invited is forgotten. One that stands in the server's configuration is denied from now on, over
-    /// restarts; the file stays as it is.
+    /// From now on, over restarts, until it is restored. The server's configuration stays as it is, where it stands there.
     Revoke(Whom),
-    /// Let a client of the configuration in again that was revoked; one that was invited needs a new link
+    /// Let a client in again that was revoked, with its name, and with its address if nobody has that by now
     Restore(Whom),
     /// Give a client that was invited another name
     Rename(Rename),
@@ -102,7 +101,7 @@ fn revoked(client: &Value) -> Result<(), Failure> {
     print(&format!("{name} is revoked; {ended}"))?;
     if text(client, "from") == "invitation" {
         return print(&format!(
-            "It was invited, and is forgotten: `adit invite {name}` makes a link by which it can join anew."
+            "`adit clients restore {name}` lets it in again, with the key that it has. Its name is free: `adit invite {name}` makes a link for another device."
         ));
     }
     if text(client, "from") == "configuration" {

@@ -9,7 +9,8 @@
 //! The key is on the disk before the server hears of it, and the configuration is written once the server has taken it, each
 //! whole or not at all, and neither has a name before it is whole. Wherever this ends in between, the same command goes on with the same key, which the server answers
 //! as it did before. Others may read the configuration that root has written, unless there is a password in it. A key file
-//! that is there is used and never overwritten; a configuration is replaced only by --force.
+//! that is there is used and never overwritten. A configuration that is there is changed only by --force, and only in what the
+//! link brings ([`edit_file`]): what will be written is known, and was read as it will be, before the server is asked.
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -25,10 +26,11 @@ use zeroize::Zeroizing;
 use super::{Failure, print};
 use crate::client::enrol::{EnrolError, enrol};
 use crate::config::{
-    ClientConfig, FlagValue, Inputs, LaneAddr, Link, MAX_LINK_LEN, read_key, write_key,
+    Change, ClientConfig, EditError, Edited, FlagValue, Inputs, LaneAddr, Link, MAX_LINK_LEN,
+    edit_file, read_key, write_key,
 };
 use crate::io::privilege::is_root;
-use crate::io::state::{Readers, write_atomically_for, write_new_for};
+use crate::io::state::{Readers, rewrite_atomically, write_new_for};
 use crate::proto::SecretKey;
 use crate::wire::Verdict;
 
@@ -52,7 +54,8 @@ pub(super) struct JoinArgs {
     /// The proxy through which the server is reached: a URL, env for what HTTPS_PROXY or ALL_PROXY says, or off
     #[arg(long, value_name = "URL")]
     via: Option<String>,
-    /// Replace a configuration file that is there
+    /// Have a configuration file that is there lead to this server: its server, keys and pin are changed, and what is said
+    /// here; all else in it stays
     #[arg(long)]
     force: bool,
     /// Do not start the client
@@ -73,14 +76,22 @@ pub(super) fn run(args: &JoinArgs) -> Result<PathBuf, Failure> {
     };
     if !args.force && file.symlink_metadata().is_ok() {
         return Err(Failure::Usage(format!(
-            "{} exists already: name another file by -c FILE, or say --force to replace it",
+            "{} exists already: name another file by -c FILE, or say --force to have it lead to this server (all else in it stays)",
             file.display()
         )));
     }
     make_folder(&file)?;
     let key_file = file.with_extension("key");
     let made = ensure_key(&key_file)?;
-    let config = check(args, &link, &key_file)?;
+    let (config, text) = match prepare(args, &link, &file, &key_file) {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            if made {
+                let _ = fs::remove_file(&key_file);
+            }
+            return Err(failure);
+        }
+    };
     note(&format!("asking {} …", in_a_row(&link.servers)));
     let name = match ask(&config, &link) {
         Ok(name) => name,
@@ -93,20 +104,107 @@ pub(super) fn run(args: &JoinArgs) -> Result<PathBuf, Failure> {
             return Err(Failure::Run(in_words(error, &link)));
         }
     };
-    let text = configuration(args, &link, &key_file);
-    // Root's configuration is that of a service, which runs as another user.
-    let readers = if is_root() && !has_secret(args) {
-        Readers::All
-    } else {
-        Readers::Owner
-    };
-    write(&file, text.as_bytes(), readers, args.force)?;
+    let changed = text.write(args, &file)?;
     let enrolled = match name {
         Some(name) => format!("enrolled as {name}"),
         None => "the server knows this key already: nothing was to be enrolled, and the link is as good as before".to_owned(),
     };
-    print(&format!("{enrolled}; configuration: {}", file.display()))?;
+    let file_shown = file.display();
+    print(&format!("{enrolled}; configuration: {file_shown}{changed}"))?;
     Ok(file)
+}
+
+/// What the configuration file will hold.
+enum Text {
+    /// All of it, where there is none.
+    New(String),
+    /// What is there, changed; the file that is meant, also behind a link.
+    Changed(PathBuf, Edited),
+}
+
+impl Text {
+    /// Writes it; returns what is to be said of that.
+    fn write(self, args: &JoinArgs, file: &Path) -> Result<String, Failure> {
+        match self {
+            Self::New(text) => {
+                // Root's configuration is that of a service, which runs as another user.
+                let readers = if is_root() && !has_secret(args) {
+                    Readers::All
+                } else {
+                    Readers::Owner
+                };
+                write(file, text.as_bytes(), readers)?;
+                Ok(String::new())
+            }
+            Self::Changed(_, edited) if edited.changed.is_empty() => {
+                Ok(", which says so already".to_owned())
+            }
+            Self::Changed(file, edited) => {
+                rewrite_atomically(&file, edited.text.as_bytes())
+                    .with_context(|| format!("cannot write {}", file.display()))
+                    .map_err(Failure::Run)?;
+                let changed = edited.changed.join(", ");
+                Ok(format!("; changed in it: {changed}; all else stays"))
+            }
+        }
+    }
+}
+
+/// Makes what will be written, and reads it as it will be read, before anything else is done.
+fn prepare(
+    args: &JoinArgs,
+    link: &Link,
+    file: &Path,
+    key_file: &Path,
+) -> Result<(ClientConfig, Text), Failure> {
+    let config = check(args, link, key_file)?;
+    if !file.exists() {
+        return Ok((config, Text::New(configuration(args, link, key_file))));
+    }
+    let meant = (file.canonicalize())
+        .with_context(|| file.display().to_string())
+        .map_err(Failure::Run)?;
+    let changes = changes(args, link, key_file);
+    let edited = edit_file(file, &changes).map_err(|error| match error {
+        EditError::Read(error) => error.into(),
+        error @ EditError::ByHand { .. } => Failure::Usage(error.to_string()),
+    })?;
+    let inputs = Inputs {
+        file: None,
+        environment: &surroundings,
+        flags: &[],
+    };
+    let loaded = ClientConfig::load_text(inputs, file, &edited.text)?;
+    for warning in loaded.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    Ok((loaded.config, Text::Changed(meant, edited)))
+}
+
+/// What a configuration that is there is to say from now on.
+fn changes(args: &JoinArgs, link: &Link, key_file: &Path) -> Vec<Change> {
+    let value = |text: &str| format!(" {}", quoted(text));
+    let change = |key, to| Change { key, to };
+    let servers = link.servers.iter().map(|server| {
+        let server = quoted(&server.to_string());
+        format!("\n  - {server}")
+    });
+    let key_name = key_file.file_name().unwrap_or_default().to_string_lossy();
+    let mut changes = vec![
+        change("server", Some(servers.collect())),
+        change("server_key", Some(format!(" {}", link.server_key))),
+        change("key_file", Some(value(&key_name))),
+        // It was agreed on with another server.
+        change("preshared_key_file", None),
+        change("tls.pin", link.pin.as_ref().map(|pin| format!(" {pin}"))),
+    ];
+    if let Some(proxy) = &args.proxy {
+        changes.push(change("proxy", Some(value(proxy))));
+    }
+    if let Some(via) = &args.via {
+        changes.push(change("via", Some(value(via))));
+    }
+    changes
 }
 
 /// Names the configuration that `adit join` writes where no other is named.
@@ -263,16 +361,11 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn write(file: &Path, text: &[u8], readers: Readers, replace: bool) -> Result<(), Failure> {
+fn write(file: &Path, text: &[u8], readers: Readers) -> Result<(), Failure> {
     let context = || format!("cannot write {}", file.display());
-    let written = if replace {
-        write_atomically_for(readers, file, text)
-    } else {
-        write_new_for(readers, file, text)
-    };
-    match written {
+    match write_new_for(readers, file, text) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::Usage(format!(
-            "{} was made meanwhile: say --force to replace it",
+            "{} was made meanwhile: the same command with --force has it lead to this server",
             file.display()
         ))),
         written => written.with_context(context).map_err(Failure::Run),
@@ -325,7 +418,7 @@ mod tests {
         let checked = check(&args, &link, &key_file).unwrap();
         let file = folder.path().join("client.yaml");
         let text = configuration(&args, &link, &key_file);
-        write(&file, text.as_bytes(), Readers::Owner, false).unwrap();
+        write(&file, text.as_bytes(), Readers::Owner).unwrap();
         let read = ClientConfig::load(Inputs {
             file: Some(&file),
             environment: &surroundings,
@@ -333,8 +426,19 @@ mod tests {
         });
         let read = read.unwrap().config;
         assert_eq!(format!("{read:?}"), format!("{checked:?}"));
-        assert!(write(&file, b"", Readers::Owner, false).is_err());
-        write(&file, b"", Readers::Owner, true).unwrap();
+        assert!(write(&file, b"", Readers::Owner).is_err());
+        // To say it again changes nothing, and what somebody has added stays.
+        let more = format!("{text}# mine\nrules: [direct 192.0.2.0/24]\n");
+        fs::write(
+            &file,
+            more.replace("key_file", "preshared_key_file: gone\nkey_file"),
+        )
+        .unwrap();
+        let (config, text) = prepare(&args, &link, &file, &key_file).unwrap();
+        assert_eq!(config.rules.len(), 1);
+        let told = text.write(&args, &file).unwrap();
+        assert_eq!(told, "; changed in it: preshared_key_file; all else stays");
+        assert_eq!(fs::read_to_string(&file).unwrap(), more);
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! Logs on standard error, as text or JSON.
 
+use std::env;
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Full};
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::fmt::{MakeWriter, SubscriberBuilder};
 
 use super::args::LogFormat;
 use crate::config::log_filter;
@@ -74,19 +80,16 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = log_filter(level)?;
-    let colours = io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours =
+        io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
         .with_ansi(colours);
     let started = match format {
-        LogFormat::Text => {
-            let builder = builder.with_target(false).with_filter_reloading();
-            let handle = builder.reload_handle();
-            keep(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
-            builder.try_init()
-        }
+        // The journal notes the time of each line, and would show two.
+        LogFormat::Text if goes_to_journal() => as_text(builder.without_time()),
+        LogFormat::Text => as_text(builder),
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_filter_reloading();
             let handle = builder.reload_handle();
@@ -95,6 +98,31 @@ where
         }
     };
     started.map_err(|error| format!("cannot start logging: {error}"))
+}
+
+fn as_text<T, W>(
+    builder: SubscriberBuilder<DefaultFields, Format<Full, T>, EnvFilter, W>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    T: FormatTime + Send + Sync + 'static,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let builder = builder.with_target(false).with_filter_reloading();
+    let handle = builder.reload_handle();
+    keep(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
+    builder.try_init()
+}
+
+/// Whether standard error is the stream to the journal that systemd has named (systemd.exec(5), `JOURNAL_STREAM`).
+fn goes_to_journal() -> bool {
+    let file = File::from(match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(stderr) => stderr,
+        Err(_) => return false,
+    });
+    let (Ok(stream), Ok(stderr)) = (env::var("JOURNAL_STREAM"), file.metadata()) else {
+        return false;
+    };
+    stream == format!("{}:{}", stderr.dev(), stderr.ino())
 }
 
 /// Keeps what changes the level. A program starts logging once.

@@ -24,6 +24,7 @@ mod clients;
 pub mod dispatch;
 mod dns;
 mod doctor;
+mod elsewhere;
 mod forward;
 mod invite;
 mod join;

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use super::logging;
@@ -69,7 +70,11 @@ impl Reload {
     /// Serves a server, for as long as it runs.
     pub(super) async fn serve_server(mut self, mut reloader: ServerReloader) {
         while let Some(ask) = self.asked.recv().await {
-            let outcome = match self.again.load(Kind::Server, ServerConfig::load) {
+            let outcome = match self
+                .again
+                .load_aside(Kind::Server, ServerConfig::load)
+                .await
+            {
                 Ok(loaded) => {
                     let level = loaded.config.log_level.clone();
                     let applied = with_warnings(loaded.warnings, reloader.apply(loaded.config));
@@ -84,7 +89,11 @@ impl Reload {
     /// Serves a client, for as long as it runs.
     pub(super) async fn serve_client(mut self, mut reloader: ClientReloader) {
         while let Some(ask) = self.asked.recv().await {
-            let outcome = match self.again.load(Kind::Client, ClientConfig::load) {
+            let outcome = match self
+                .again
+                .load_aside(Kind::Client, ClientConfig::load)
+                .await
+            {
                 Ok(loaded) => {
                     let restart = needs_restart(reloader.running(), &loaded.config);
                     let level = loaded.config.log_level.clone();
@@ -141,6 +150,17 @@ impl Reload {
 }
 
 impl Again {
+    /// As [`Again::load`], by another thread: a file that keeps its reader waiting must not keep the program from its work.
+    async fn load_aside<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        load: fn(Inputs<'_>) -> Result<Loaded<T>, ConfigError>,
+    ) -> Result<Loaded<T>, String> {
+        let again = self.clone();
+        let loaded = spawn_blocking(move || again.load(kind, load)).await;
+        loaded.map_err(|error| error.to_string())?
+    }
+
     fn load<T>(
         &self,
         kind: Kind,

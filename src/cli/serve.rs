@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::{Args, Command, TryArgs};
 use super::bench::Bench;
 use super::reload::{Again, Reload};
-use super::{Failure, dispatch, join, logging, prepare, signals};
+use super::{Failure, dispatch, elsewhere, join, logging, prepare, signals};
 use crate::config::{
     ClientConfig, ConfigError, FlagValue, Inputs, Kind, Loaded, ServerConfig, guess_kind,
     parse_proxy, unknown_variable,
@@ -33,6 +33,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let level = level.unwrap_or(logging::DEFAULT_LEVEL);
     logging::start(level, args.log_format).map_err(Failure::Usage)?;
     for warning in program.warnings.iter().cloned().chain(unknown_variables()) {
+        tracing::warn!("{warning}");
+    }
+    if let Program::Server(config, _) = &program.config
+        && let Some(warning) = elsewhere::warning(config)
+    {
         tracing::warn!("{warning}");
     }
     program.config.prepare()?;

@@ -101,7 +101,7 @@ impl Down {
             Self::Silent => "connecting again: the server does not answer any more".to_owned(),
             Self::Lost => "connecting again: the connection to the server is lost".to_owned(),
             Self::Revoked => {
-                "revoked: the server lets this client's key in no more, until whoever runs it invites it anew or, where its configuration lists this client, says `adit clients restore`"
+                "revoked: the server lets this client's key in no more, until whoever runs it says `adit clients restore` or invites it anew"
                     .to_owned()
             }
             Self::Refused(reason) => format!("refused by the server: {reason}; asking again"),

@@ -416,7 +416,7 @@ impl Driver {
 
     fn tell_revoked(&self) {
         warn!(
-            "this client was revoked: the server lets its key in no more, unless whoever runs it invites it anew, or, where its configuration lists this client, says `adit clients restore`; asking again every 20 s"
+            "this client was revoked: the server lets its key in no more, unless whoever runs it says `adit clients restore` or invites it anew; asking again every 20 s"
         );
     }
 

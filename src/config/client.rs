@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -106,7 +106,22 @@ impl ClientConfig {
     /// # Errors
     /// The file is unreadable, or any setting is wrong; all wrong settings are told at once.
     pub fn load(inputs: Inputs<'_>) -> Result<Loaded<Self>, ConfigError> {
-        let mut settings = Settings::open(inputs)?;
+        Self::loaded(Settings::open(inputs)?)
+    }
+
+    /// Reads and checks `text` as [`ClientConfig::load`] would if it stood in the file at `path`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_text(
+        inputs: Inputs<'_>,
+        path: &Path,
+        text: &str,
+    ) -> Result<Loaded<Self>, ConfigError> {
+        Self::loaded(Settings::of_file(inputs, path, text)?)
+    }
+
+    fn loaded(mut settings: Settings<'_>) -> Result<Loaded<Self>, ConfigError> {
         let config = Self::read(&mut settings);
         let warnings = settings.finish()?;
         config

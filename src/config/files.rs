@@ -1,7 +1,7 @@
 //! Reads and writes the files that a configuration names: texts and keys.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 
 use super::dns::MAX_LIST;
 use super::error::{ConfigError, MAX_FILE_LEN, explain_io};
-use crate::io::file::open_regular;
+use super::shell::shell_word;
+use crate::io::file::{open_at_once, open_regular};
 use crate::io::state::{write_atomically, write_new};
 use crate::proto::SecretKey;
 
@@ -24,7 +25,7 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    let file = match File::open(path) {
+    let file = match open_at_once(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
@@ -63,7 +64,7 @@ where
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(unreadable)?;
+    let file = open_at_once(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if let Some(mode) = open_mode(&metadata) {
         return Err(KeyFileError::TooOpen {
@@ -101,7 +102,7 @@ pub(super) fn read_password(path: &Path) -> Result<Zeroizing<String>, KeyFileErr
         path: path.to_owned(),
         source,
     };
-    let text = read_secret(File::open(path).map_err(unreadable)?).map_err(unreadable)?;
+    let text = read_secret(open_at_once(path).map_err(unreadable)?).map_err(unreadable)?;
     Ok(Zeroizing::new(
         text.lines().next().unwrap_or_default().to_owned(),
     ))
@@ -191,7 +192,7 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// Others than its owner may use the file.
-    #[error("{} may be used by others than you (its mode is {mode:04o}): run chmod 600 {}", path.display(), path.display())]
+    #[error("{} may be used by others than you (its mode is {mode:04o}): run chmod 600 {}", path.display(), shell_word(path))]
     TooOpen {
         /// The file.
         path: PathBuf,

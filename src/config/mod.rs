@@ -16,6 +16,7 @@ pub mod address;
 mod client;
 mod clients;
 mod dns;
+mod edit;
 mod error;
 mod files;
 mod forward;
@@ -32,6 +33,7 @@ mod rule;
 mod server;
 mod settings;
 mod shared;
+mod shell;
 mod text;
 mod via;
 mod yaml;
@@ -43,6 +45,7 @@ pub use dns::{
     BlockedAnswer, DnsConfig, DnsUpstream, ListSource, MAX_LIST, MAX_LISTS, RecordName, SplitRule,
     SplitTarget, StaticRecord,
 };
+pub use edit::{Change, EditError, Edited, edit_file};
 pub use error::{ConfigError, Place, Problem, Spot};
 pub use files::{KeyFileError, read_key, read_key_from, write_key};
 pub use forward::{
@@ -61,9 +64,11 @@ pub use repair::{FixedRepair, Repair};
 pub use rule::{Action, Rule, Target, Transport, parse as parse_rule};
 pub use server::{
     ClientEntry, EgressKind, Limits, ListenAddr, ServerConfig, TlsFiles, TunConfig, state_base,
+    state_name,
 };
 pub use settings::{FlagValue, Inputs, variable};
 pub use shared::MOST_THREADS;
+pub use shell::shell_word;
 pub(crate) use text::read_text_alone;
 pub use via::{Exception, ProxyAddr, ProxyScheme, Via};
 

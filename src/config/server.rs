@@ -519,13 +519,13 @@ pub(super) fn default_state_dir(
         // systemd.exec(5): several folders are separated by colons.
         return folders.split(':').next().map(PathBuf::from);
     }
-    let name: String = key
-        .as_bytes()
-        .iter()
-        .take(STATE_NAME_LEN)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Some(state_base(environment)?.join(name))
+    Some(state_base(environment)?.join(state_name(key)))
+}
+
+/// What the state folder of this identity is called.
+pub fn state_name(key: &PublicKey) -> String {
+    let bytes = key.as_bytes().iter().take(STATE_NAME_LEN);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where the state folders of this user are, one for each identity.

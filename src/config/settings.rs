@@ -96,8 +96,12 @@ impl<'a> Settings<'a> {
     ///
     /// # Errors
     /// The text is not YAML.
-    pub(super) fn of_text(inputs: Inputs<'a>, text: &str) -> Result<Self, ConfigError> {
-        let path = PathBuf::from("text.yaml");
+    pub(super) fn of_text(
+        inputs: Inputs<'a>,
+        path: &Path,
+        text: &str,
+    ) -> Result<Self, ConfigError> {
+        let path = path.to_owned();
         let source = Arc::new(Source {
             path: path.clone(),
             text: text.to_owned(),
@@ -109,6 +113,22 @@ impl<'a> Settings<'a> {
             entries,
             opens_files: false,
             ..Self::new(inputs)
+        })
+    }
+
+    /// Takes the text of a file as it would be at `path`.
+    ///
+    /// # Errors
+    /// The text is not YAML.
+    pub(super) fn of_file(
+        inputs: Inputs<'a>,
+        path: &Path,
+        text: &str,
+    ) -> Result<Self, ConfigError> {
+        let settings = Self::of_text(inputs, path, text)?;
+        Ok(Self {
+            opens_files: true,
+            ..settings
         })
     }
 

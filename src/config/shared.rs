@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::error::Place;
 use super::settings::{Located, Settings};
+use super::shell::shell_word;
 use super::{files, parse};
 use crate::proto::AeadKind;
 
@@ -60,7 +61,7 @@ pub(super) fn warn_of_readers(
         settings.warn(format!(
             "{key}: others than you may read {} (its mode is {mode:04o}): run chmod 600 {}, or write {instead} instead",
             spot.path().display(),
-            spot.path().display()
+            shell_word(spot.path())
         ));
     }
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::finding::{Check, Finding};
+use crate::config::shell_word;
 use crate::io::host::Traces;
 use crate::io::journal::{self, Change, JOURNAL, World};
 use crate::io::state::locked_by;
@@ -90,7 +91,7 @@ fn of_folder(left: &Left) -> Finding {
         elsewhere,
     } = left;
     let shown: Vec<String> = changes.iter().map(Change::to_string).collect();
-    let folder = folder.display();
+    let folder = shell_word(folder);
     let mut words = format!("a program that was killed has left: {}", shown.join(", "));
     if changes
         .iter()
@@ -101,7 +102,7 @@ fn of_folder(left: &Left) -> Finding {
     let next = if *elsewhere {
         format!(
             "it was in another network namespace, perhaps a container's: there, adit cleanup --state-dir {folder}; if that is \
-             gone, so is what was left, and {folder}/{JOURNAL} may be deleted"
+             gone, so is what was left, and {JOURNAL} in it may be deleted"
         )
     } else {
         format!(
@@ -159,6 +160,22 @@ mod tests {
             next.contains("adit cleanup --state-dir /var/lib/adit/k"),
             "{next}"
         );
+    }
+
+    #[test]
+    fn folder_whose_name_somebody_has_chosen_is_one_word_of_the_command() {
+        for boot in ["n", "m"] {
+            let left = Left {
+                folder: PathBuf::from("/home/x/a; rm -rf $HOME\u{1b}[2J\n"),
+                changes: vec![table()],
+                elsewhere: boot == "m",
+            };
+            let found = judge(&[left], seen(true, false, true), false);
+            let shown = found[0].to_string();
+            let word = r"--state-dir $'/home/x/a; rm -rf $HOME\033[2J\012'";
+            assert!(shown.contains(word), "{shown}");
+            assert!(!shown.contains('\u{1b}'), "{shown}");
+        }
     }
 
     #[test]

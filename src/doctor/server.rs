@@ -111,6 +111,16 @@ pub fn examine_unwritten(server: &Program, tell: &mut impl FnMut(Finding)) {
             flows: false,
         }));
     }
+    // Without a device it lets packets out by sockets; what those may do, its own network namespace says.
+    if uses.is_some_and(|uses| uses.tun.is_none()) {
+        let here = uses.is_some_and(|uses| uses.network == network());
+        tell(if here {
+            host::ping(echo::permitted())
+        } else {
+            let why = "the server is in another network namespace, and says so in its log where it cannot send clients' pings";
+            Finding::skipped(Check::Ping, why)
+        });
+    }
     if uses.is_some_and(|uses| uses.listens.iter().any(|port| port.datagrams)) {
         buffers(tell);
     }

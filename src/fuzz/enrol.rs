@@ -75,8 +75,11 @@ pub fn roll(data: &[u8]) {
             3 => {
                 roll.withdraw(now, &format!("n{}", token % 4));
             }
+            4 if token % 2 == 0 => {
+                roll.revoke(now, &key);
+            }
             4 => {
-                roll.forget(&key);
+                let _ = roll.readmit(now, &key);
             }
             _ => {
                 let _ = roll.rename(now, &key, &format!("n{}", token % 4));

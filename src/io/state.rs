@@ -12,7 +12,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -192,14 +192,37 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As there.
 pub fn write_atomically_for(readers: Readers, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
+    let directory = folder_of(path);
     write_beside(directory, readers, bytes)?
         .persist(path)
         .map_err(|error| error.error)?;
     sync_directory(directory)
+}
+
+/// Replaces the file at `path`, which is there, by `bytes`, whole or not at all; whose it is and who may use it stays.
+///
+/// # Errors
+/// As [`write_atomically`], also where this user cannot make a file that is so.
+pub fn rewrite_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = folder_of(path);
+    let former = fs::metadata(path)?;
+    let file = write_beside(directory, Readers::Owner, bytes)?;
+    let made = file.as_file().metadata()?;
+    if (former.uid(), former.gid()) != (made.uid(), made.gid()) {
+        fchown(file.as_file(), Some(former.uid()), Some(former.gid()))?;
+    }
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(former.mode() & 0o777))?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    sync_directory(directory)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    }
 }
 
 /// Makes a file of these bytes at `path`, whole or not at all, with mode 0600, unless there is one.
@@ -218,10 +241,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As there.
 pub fn write_new_for(readers: Readers, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
+    let directory = folder_of(path);
     match write_unnamed(directory, readers, path, bytes) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
@@ -296,7 +316,7 @@ pub enum StateError {
         holder: Holder,
     },
     /// The directory cannot be made or opened.
-    #[error("cannot create the state directory {}: {source}", path.display())]
+    #[error("cannot create the state directory {}: {source}{}", path.display(), remedy(path, source))]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -304,7 +324,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// A file in it cannot be read or written.
-    #[error("cannot use the state file {}: {source}", path.display())]
+    #[error("cannot use the state file {}: {source}{}", path.display(), remedy(path, source))]
     File {
         /// The file.
         path: PathBuf,
@@ -325,6 +345,24 @@ pub enum StateError {
         /// The name.
         name: String,
     },
+}
+
+/// What helps where a state folder, or the file at `path` in it, is another user's.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let here = rustix::process::geteuid().as_raw();
+    let mut owners = path
+        .ancestors()
+        .filter_map(|at| Some(fs::metadata(at).ok()?.uid()));
+    let whose = match owners.next() {
+        Some(owner) if owner != here => format!("it is user {owner}'s, and this is user {here}"),
+        Some(_) | None => format!("this is user {here}"),
+    };
+    format!(
+        "; {whose}: run it as the user who ran it before, give that folder to this one (chown -R), or name another by --state-dir"
+    )
 }
 
 /// The process that holds a state directory, as far as it is known.
@@ -406,6 +444,25 @@ mod tests {
     use rustix::fs::{FileType, Mode, mknodat};
 
     use super::*;
+
+    #[test]
+    fn file_that_is_rewritten_is_as_others_may_use_it_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let root = rustix::process::geteuid().is_root();
+        if root {
+            std::os::unix::fs::chown(&path, Some(12_345), Some(54_321)).unwrap();
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let former = fs::metadata(&path).unwrap();
+        rewrite_atomically(&path, b"new").unwrap();
+        let now = fs::metadata(&path).unwrap();
+        let whose = |it: &fs::Metadata| (it.uid(), it.gid(), it.mode());
+        assert_eq!(whose(&now), whose(&former));
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn second_holder_is_refused_and_told_the_process_id() {

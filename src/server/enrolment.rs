@@ -8,13 +8,14 @@
 //! ```text
 //!  configuration ──────────────────────▶ Peers ◀── handshakes
 //!  clients.json ──▶ Roll ──▶ Enrolment ──┘  ▲
-//!                                │          └── clients.revoke, clients.rename
+//!                                │          └── clients.revoke, clients.restore, clients.rename
 //!                                └── guests: which invitations are known, and whether a token is right
 //! ```
 //!
 //! Every change of the roll is made on a copy, written to the disk, whole or not at all, and only then put in force: what a
 //! client or an operator has been told outlives a crash, and what could not be written has not happened. A client of the
-//! configuration that is revoked stays listed there, and is denied here.
+//! configuration that is revoked stays listed there, and is denied here; one that has enrolled leaves the table, and is on
+//! record, so that both can be restored.
 //!
 //! # Limits
 //!
@@ -22,18 +23,21 @@
 //! the control socket, and from guests that have a valid token, once each.
 
 use std::collections::HashSet;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
-use std::{fs, io};
 
 use thiserror::Error;
 use tracing::{error, info};
 
 use super::peers::{Origin, Peer, PeerError, Peers};
-use super::roll::{Admission, Invitation, InviteError, RenameError, RestoreError, Roll};
+use super::roll::{
+    Admission, Invitation, InviteError, ReadmitError, RenameError, RestoreError, Roll,
+};
 use crate::config::ClientEntry;
-use crate::io::state::{StateDir, StateError};
+use crate::io::file::open_regular;
+use crate::io::state::{MAX_FILE_LEN, StateDir, StateError};
 use crate::proto::PublicKey;
 use crate::wire::{InvitationId, Token, Verdict};
 
@@ -56,7 +60,7 @@ pub struct Listed {
     pub origin: Origin,
     /// Since when, if it has enrolled.
     pub since: Option<SystemTime>,
-    /// Whether it is listed and denied all the same.
+    /// Whether it was revoked: listed and denied all the same, or on record alone.
     pub denied: bool,
 }
 
@@ -94,8 +98,7 @@ impl Enrolment {
                 Err(error) => return Err(error.into()),
             }
         }
-        peers.deny(denied(&roll));
-        peers.remember(roll.former().copied().collect());
+        put_in_force(&roll, &peers);
         if peers.is_empty() {
             info!("nobody can connect yet: `adit invite NAME` makes a link for a client");
         }
@@ -112,8 +115,9 @@ impl Enrolment {
     /// # Errors
     /// What is kept cannot be read by this user, or makes no sense.
     pub fn look(folder: &Path) -> io::Result<Option<usize>> {
-        let bytes = match fs::read(folder.join(FILE)) {
-            Ok(bytes) => bytes,
+        let mut bytes = Vec::new();
+        match open_regular(&folder.join(FILE), MAX_FILE_LEN) {
+            Ok(file) => file.take(MAX_FILE_LEN).read_to_end(&mut bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -201,7 +205,7 @@ impl Enrolment {
         self.keep(&mut roll, changed)
     }
 
-    /// Forgets a client that has enrolled, and denies one of the configuration from now on. Whoever calls this ends its
+    /// Takes a client out that has enrolled, and denies one of the configuration from now on. Whoever calls this ends its
     /// sessions. `whom` is a name or a key.
     ///
     /// # Errors
@@ -211,48 +215,57 @@ impl Enrolment {
         let client = self.find(&roll, whom)?;
         let mut changed = roll.clone();
         // One that has enrolled may be listed by now, and would be let in by that.
-        let mut news = changed.forget(&client.key);
+        let mut news = changed.revoke(now, &client.key);
         match client.origin {
             Origin::File => news |= changed.deny(now, client.key),
             Origin::Enrolled => {}
         }
         self.keep(&mut roll, changed)?;
         match client.origin {
-            Origin::File => self.peers.deny(denied(&roll)),
+            Origin::File => {}
             Origin::Enrolled => {
-                self.peers.remember(roll.former().copied().collect());
                 self.peers.remove(&client.key);
             }
         }
         Ok(Revoked { client, news })
     }
 
-    /// Lets a client of the configuration in again that was revoked.
+    /// Lets a client in again that was revoked.
     ///
     /// # Errors
-    /// It is nobody, or was not revoked, or that cannot be kept.
-    pub fn restore(&self, whom: &str) -> Result<Listed, EnrolmentError> {
+    /// It is nobody, or was not revoked, or its name is another's by now, or that cannot be kept.
+    pub fn restore(&self, now: SystemTime, whom: &str) -> Result<Listed, EnrolmentError> {
         let mut roll = self.lock();
-        let client = self.find(&roll, whom).map_err(|error| {
-            if let EnrolmentError::Nobody { name } = error {
-                EnrolmentError::Forgotten { name }
-            } else {
-                error
-            }
-        })?;
+        let client = self.find_revoked(&roll, whom)?;
         let mut changed = roll.clone();
-        if !changed.allow(&client.key) {
-            return Err(EnrolmentError::NotDenied { name: client.name });
+        changed.allow(&client.key);
+        let readmitted = changed.readmit(now, &client.key);
+        match client.origin {
+            // It may have enrolled, too; but it is the configuration that lets it in.
+            Origin::File => {}
+            Origin::Enrolled => {
+                readmitted?;
+                if self.peers.named(&client.name).is_some() {
+                    return Err(ReadmitError::taken(&client.name, &client.key).into());
+                }
+            }
         }
         self.keep(&mut roll, changed)?;
-        self.peers.deny(denied(&roll));
+        if client.origin == Origin::Enrolled {
+            let entry = entry(&client.name, client.key);
+            match self.peers.insert(entry, Origin::Enrolled) {
+                // A reload has just listed it.
+                Ok(()) | Err(PeerError::KeyTaken { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(Listed {
             denied: false,
             ..client
         })
     }
 
-    /// Gives a client that has enrolled another name.
+    /// Gives a client that has enrolled another name, one that was revoked too.
     ///
     /// # Errors
     /// It is nobody, or named by the configuration, or the new name will not do, or that cannot be kept.
@@ -276,7 +289,9 @@ impl Enrolment {
         let mut changed = roll.clone();
         changed.rename(now, &client.key, name)?;
         self.keep(&mut roll, changed)?;
-        self.peers.rename(&client.key, name)?;
+        if self.peers.lists(&client.key) {
+            self.peers.rename(&client.key, name)?;
+        }
         Ok(Listed {
             name: name.to_owned(),
             ..client
@@ -293,11 +308,14 @@ impl Enrolment {
         })
     }
 
-    /// Lists everybody, by name.
+    /// Returns whether a client with this key was revoked and can be restored, though no table lists it.
+    pub fn remembers(&self, key: &PublicKey) -> bool {
+        self.lock().remembers(key)
+    }
+
+    /// Lists everybody, by name, those that were revoked among them.
     pub fn list(&self) -> Vec<Listed> {
-        let roll = self.lock();
-        let peers = self.peers.list();
-        peers.iter().map(|peer| listed(&roll, peer)).collect()
+        self.everybody(&self.lock())
     }
 
     /// Lists the invitations there are, spent ones among them, the newest last.
@@ -307,15 +325,40 @@ impl Enrolment {
         all
     }
 
-    fn find(&self, roll: &Roll, whom: &str) -> Result<Listed, EnrolmentError> {
-        let key = whom.parse::<PublicKey>().ok();
+    fn everybody(&self, roll: &Roll) -> Vec<Listed> {
         let peers = self.peers.list();
-        let fits = |peer: &&Peer| peer.entry.name == whom || key == Some(peer.key());
-        match peers.iter().find(fits) {
-            Some(peer) => Ok(listed(roll, peer)),
-            None => Err(EnrolmentError::Nobody {
-                name: whom.to_owned(),
-            }),
+        let mut all: Vec<Listed> = peers.iter().map(|peer| listed(roll, peer)).collect();
+        let revoked = (roll.revoked()).filter(|(key, _)| !self.peers.lists(key));
+        all.extend(revoked.map(|(key, former)| Listed {
+            name: former.was.name.clone(),
+            key: *key,
+            origin: Origin::Enrolled,
+            since: Some(former.was.since),
+            denied: true,
+        }));
+        // Of one name, whoever has it now comes first.
+        all.sort_by(|a, b| (&a.name, a.denied, a.key).cmp(&(&b.name, b.denied, b.key)));
+        all
+    }
+
+    /// Whoever has this name or key: of one name, the client that has it now before those that had it.
+    fn find(&self, roll: &Roll, whom: &str) -> Result<Listed, EnrolmentError> {
+        let mut found = self.everybody(roll).into_iter().filter(is(whom));
+        found.next().ok_or_else(|| EnrolmentError::Nobody {
+            name: whom.to_owned(),
+        })
+    }
+
+    /// The one that was revoked and has this name or key.
+    fn find_revoked(&self, roll: &Roll, whom: &str) -> Result<Listed, EnrolmentError> {
+        let found = self.everybody(roll).into_iter().filter(is(whom));
+        let (mut revoked, others): (Vec<_>, Vec<_>) = found.partition(|it| it.denied);
+        let name = whom.to_owned();
+        match (revoked.pop(), others.is_empty()) {
+            (Some(client), _) if revoked.is_empty() => Ok(client),
+            (Some(_), _) => Err(EnrolmentError::Several { name }),
+            (None, false) => Err(EnrolmentError::NotDenied { name }),
+            (None, true) => Err(EnrolmentError::Nobody { name }),
         }
     }
 
@@ -324,6 +367,7 @@ impl Enrolment {
         if *roll != changed {
             self.state.write(FILE, &changed.save())?;
             *roll = changed;
+            put_in_force(roll, &self.peers);
         }
         Ok(())
     }
@@ -345,8 +389,16 @@ fn listed(roll: &Roll, peer: &Peer) -> Listed {
     }
 }
 
-fn denied(roll: &Roll) -> HashSet<PublicKey> {
-    roll.denied().copied().collect()
+/// Whether a client has this name or key.
+fn is(whom: &str) -> impl Fn(&Listed) -> bool + '_ {
+    let key = whom.parse::<PublicKey>().ok();
+    move |it| it.name == whom || key == Some(it.key)
+}
+
+/// Says to the handshakes who is denied, and who is told that it was revoked.
+fn put_in_force(roll: &Roll, peers: &Peers) {
+    peers.deny(roll.denied().copied().collect());
+    peers.remember(roll.revoked().map(|(key, _)| *key).collect());
 }
 
 fn entry(name: &str, public_key: PublicKey) -> ClientEntry {
@@ -415,12 +467,15 @@ pub enum EnrolmentError {
         /// What was asked for.
         name: String,
     },
-    /// There is no such client, and if there was, it is forgotten.
+    /// The revoked client cannot be let in again.
+    #[error(transparent)]
+    Readmit(#[from] ReadmitError),
+    /// Several that were revoked had the name.
     #[error(
-        "there is no client `{name}`. Only clients of the server's configuration are restored; one that was invited is forgotten when it is revoked, and needs a new link: adit invite NAME"
+        "several clients named `{name}` were revoked: name the one by its key, which `adit clients list` shows"
     )]
-    Forgotten {
-        /// What was asked for.
+    Several {
+        /// The name.
         name: String,
     },
     /// The client is not denied.
@@ -438,10 +493,11 @@ pub enum EnrolmentError {
 }
 
 /// The file in the state folder.
-const FILE: &str = "clients.json";
+pub const FILE: &str = "clients.json";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::UNIX_EPOCH;
 
     use super::*;
@@ -506,21 +562,24 @@ mod tests {
     }
 
     #[test]
-    fn revoking_forgets_who_has_enrolled_and_denies_who_is_listed() {
+    fn revoking_takes_out_who_has_enrolled_and_denies_who_is_listed_until_they_are_restored() {
         let folder = tempfile::tempdir().unwrap();
         let enrolment = both(&folder);
         let phone = enrolment.revoke(NOW, &key(2).to_string()).unwrap();
         assert_eq!((phone.client.name.as_str(), phone.news), ("phone", true));
         assert!(!admits(&enrolment, 2));
-        // It is forgotten, and told that it was revoked all the same; a stranger is not, whatever it says.
+        // It is told that it was revoked; a stranger is not, whatever it says.
         assert!(enrolment.peers.was_revoked(&key(2)) && !enrolment.peers.was_revoked(&key(3)));
-        let again = enrolment.revoke(NOW, "phone");
-        assert!(matches!(again, Err(EnrolmentError::Nobody { .. })));
-        let error = enrolment.restore("phone").unwrap_err().to_string();
-        assert!(
-            error.contains("`phone`") && error.contains("adit invite NAME"),
-            "{error}"
-        );
+        assert!(!enrolment.revoke(NOW, "phone").unwrap().news);
+        let phone = enrolment.restore(NOW, "phone").unwrap();
+        assert_eq!((phone.key, phone.denied), (key(2), false));
+        assert!(admits(&enrolment, 2) && enrolment.peers.name(&key(2)) == "phone");
+        assert!(!enrolment.peers.was_revoked(&key(2)));
+        let again = enrolment.restore(NOW, "phone");
+        assert!(matches!(again, Err(EnrolmentError::NotDenied { .. })));
+        let nobody = enrolment.restore(NOW, "nobody");
+        assert!(matches!(nobody, Err(EnrolmentError::Nobody { .. })));
+        enrolment.revoke(NOW, "phone").unwrap();
         assert!(enrolment.revoke(NOW, "laptop").unwrap().news);
         assert!(!enrolment.revoke(NOW, "laptop").unwrap().news);
         assert!(enrolment.list()[0].denied && !admits(&enrolment, 1));
@@ -529,16 +588,64 @@ mod tests {
         enrolment.peers.replace(listed).unwrap();
         assert!(!admits(&enrolment, 1));
         assert!(enrolment.peers.was_revoked(&key(1)));
-        enrolment.restore("laptop").unwrap();
+        enrolment.restore(NOW, "laptop").unwrap();
         assert!(admits(&enrolment, 1) && !enrolment.peers.was_revoked(&key(1)));
-        // Whoever was forgotten and is listed by now is a client.
+        // Whoever was revoked and is listed by now is a client.
         enrolment
             .peers
             .replace(vec![entry("laptop", key(1)), entry("pad", key(2))])
             .unwrap();
         assert!(admits(&enrolment, 2) && !enrolment.peers.was_revoked(&key(2)));
-        let again = enrolment.restore("laptop");
+        enrolment
+            .peers
+            .replace(vec![entry("laptop", key(1))])
+            .unwrap();
+        let again = enrolment.restore(NOW, "laptop");
         assert!(matches!(again, Err(EnrolmentError::NotDenied { .. })));
+        // Over a restart, too.
+        drop(enrolment);
+        let enrolment = opened(&folder, &[entry("laptop", key(1))]).unwrap();
+        assert!(enrolment.remembers(&key(2)) && !admits(&enrolment, 2));
+        assert!(enrolment.peers.was_revoked(&key(2)));
+        enrolment.restore(NOW, &key(2).to_string()).unwrap();
+        assert!(admits(&enrolment, 2) && !enrolment.remembers(&key(2)));
+    }
+
+    #[test]
+    fn revoked_client_whose_name_is_given_away_is_restored_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        enrolment.revoke(NOW, "phone").unwrap();
+        enrolment
+            .peers
+            .replace(vec![entry("phone", key(7))])
+            .unwrap();
+        let error = enrolment.restore(NOW, "phone").unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("adit clients rename {}", key(2))),
+            "{error}"
+        );
+        enrolment
+            .rename(NOW, &key(2).to_string(), "tablet")
+            .unwrap();
+        enrolment.restore(NOW, "tablet").unwrap();
+        assert_eq!(enrolment.peers.named("tablet").unwrap().key(), key(2));
+        assert_eq!(enrolment.peers.named("phone").unwrap().key(), key(7));
+    }
+
+    #[test]
+    fn client_that_is_revoked_by_both_ways_in_has_both_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        let listed = vec![entry("phone", key(2))];
+        enrolment.peers.replace(listed).unwrap();
+        let before = enrolment.list();
+        enrolment.revoke(NOW, "phone").unwrap();
+        assert_eq!(enrolment.list().len(), 1);
+        enrolment.restore(NOW, "phone").unwrap();
+        assert_eq!(enrolment.list(), before);
+        enrolment.peers.replace(Vec::new()).unwrap();
+        assert!(enrolment.reinstate(&key(2)) && admits(&enrolment, 2));
     }
 
     #[test]

@@ -38,6 +38,11 @@ impl LeaseStore {
         }
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Reads the file into `leases`. One that makes no sense is moved aside, not lost, and is not an error.
     ///
     /// # Errors

@@ -172,6 +172,7 @@ impl Local {
 
     /// Takes a packet that the destination policy has let through.
     pub fn handle_packet(&mut self, now: Instant, packet: &mut [u8], offload: Offload) {
+        let mut forbidden = false;
         match self.stack.handle_packet(now, packet, offload) {
             Ok(Delivery::Absorbed) | Err(_) => {}
             Ok(Delivery::Udp {
@@ -207,13 +208,16 @@ impl Local {
                 payload,
             }) => {
                 if self.egress && request {
-                    self.echoes
-                        .send(now, remote, local, ident, sequence, payload);
+                    forbidden = !(self.echoes).send(now, remote, local, ident, sequence, payload);
                 } else {
                     self.stats.echoes_ignored += 1;
                 }
             }
             Ok(Delivery::UdpFailed { .. }) => self.stats.udp_failed += 1,
+        }
+        if forbidden {
+            // Silence would be taken for a loss.
+            self.refuse(packet, Unreachable::AdminProhibited);
         }
     }
 
@@ -596,6 +600,7 @@ mod tests {
 
     use super::*;
     use crate::io::carrier::wire::Wire;
+    use crate::io::tun::tests::host::{on_host, set_sysctl};
     use crate::proto::PublicKey;
     use crate::proto::budget::{HARD, SESSION};
     use crate::server::dns::DnsService;
@@ -778,6 +783,29 @@ mod tests {
             path.settle();
             assert_eq!(path.local.connecting.len(), 0);
         }
+    }
+
+    #[test]
+    fn ping_that_this_system_does_not_let_us_send_is_refused() {
+        on_host(|| async {
+            set_sysctl("net/ipv4/ping_group_range", "1 0");
+            let mut path = Path::new();
+            let (origin, client) = ([127, 0, 0, 1].into(), [10, 86, 0, 2].into());
+            let mut up = Wire::default();
+            (path.client)
+                .send_echo(&mut up, client, origin, true, 7, 1, b"payload")
+                .unwrap();
+            let (mut request, offload) = up.packets.remove(0);
+            path.local.handle_packet(path.now, &mut request, offload);
+            let (mut down, turns) = (Wire::default(), Turns::for_test(false));
+            let mut cx = Context::from_waker(Waker::noop());
+            path.local
+                .poll(&mut cx, path.now, turns, &path.pool, &mut down);
+            let (answer, _) = &down.packets[0];
+            // Communication administratively prohibited (RFC 1812, section 5.2.7.1), quoting the request.
+            assert_eq!(answer[20..22], [3, 13]);
+            assert_eq!(answer[28..48], request[..20]);
+        });
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@
 //! | `invite.list` | | a list of invitations, spent ones among them; no link can be had again |
 //! | `invite.withdraw` | `name` | withdraws the open one |
 //! | `clients.list` | | a list of clients, where each is known from, and how many sessions it has |
-//! | `clients.revoke` | `client`: a name or a key | forgets or denies it and ends its sessions |
-//! | `clients.restore` | `client` | lets one of the configuration in again |
+//! | `clients.revoke` | `client`: a name or a key | lets it in no more and ends its sessions |
+//! | `clients.restore` | `client` | lets one in again that was revoked |
 //! | `clients.rename` | `client`, `name` | gives one that has enrolled another name |
 
 use std::time::{Duration, SystemTime};
@@ -34,7 +34,7 @@ pub fn call(shared: &Shared, request: &Request) -> Option<Result<Value, String>>
         "invite.withdraw" => withdraw(shared, now, request),
         "clients.list" => Ok(clients(shared)),
         "clients.revoke" => revoke(shared, now, request),
-        "clients.restore" => restore(shared, request),
+        "clients.restore" => restore(shared, now, request),
         "clients.rename" => rename(shared, now, request),
         _ => return None,
     })
@@ -120,7 +120,7 @@ fn revoke(shared: &Shared, now: SystemTime, request: &Request) -> Result<Value, 
     let revoked = shared.enrolment.revoke(now, whom).map_err(in_words)?;
     // From here on no new session of it is entered.
     let key = &revoked.client.key;
-    let ended = shared.cut_off(key);
+    let ended = shared.shut_out(key);
     info!(client = revoked.client.name, ended, "a client is revoked");
     let mut value = described(shared, &revoked.client);
     if let Some(map) = value.as_object_mut() {
@@ -130,8 +130,8 @@ fn revoke(shared: &Shared, now: SystemTime, request: &Request) -> Result<Value, 
     Ok(value)
 }
 
-fn restore(shared: &Shared, request: &Request) -> Result<Value, String> {
-    let client = (shared.enrolment).restore(request.text("client")?);
+fn restore(shared: &Shared, now: SystemTime, request: &Request) -> Result<Value, String> {
+    let client = (shared.enrolment).restore(now, request.text("client")?);
     let client = client.map_err(in_words)?;
     info!(client = client.name, "a client is let in again");
     Ok(described(shared, &client))

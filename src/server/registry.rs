@@ -236,6 +236,12 @@ impl Registry {
         self.changed.notify_one();
     }
 
+    /// Has the leases of a client that has no session taken over by whatever instance of it comes next.
+    pub fn abandon(&self, key: &PublicKey) {
+        self.lock().leases.abandon(key);
+        self.changed.notify_one();
+    }
+
     /// Replaces the addresses that clients are given by the configuration; sessions keep those that they have.
     pub fn set_fixed(&self, fixed: impl IntoIterator<Item = Fixed>) {
         self.lock().leases.set_fixed(fixed);

@@ -174,6 +174,15 @@ impl Shared {
         self.ledger.close(key);
         ended
     }
+
+    /// Ends the sessions of a client that was revoked and may be restored; returns how many there were. Its addresses are
+    /// kept for it as if it had gone.
+    pub(super) fn shut_out(&self, key: &PublicKey) -> usize {
+        let ended = (self.registry).end_all_of(key, CloseReason::Revoked, clock::unix());
+        self.registry.abandon(key);
+        self.ledger.close(key);
+        ended
+    }
 }
 
 /// What of the limits sessions are given when they begin.

@@ -60,7 +60,7 @@ impl Server {
         let dns = DnsService::new(&config.dns)?;
         let peers = Arc::new(Peers::new(config.clients.clone()));
         let enrolment = Arc::new(Enrolment::open(peers.clone(), &state)?);
-        let leases = restore_leases(&config, &peers)?;
+        let leases = restore_leases(&config, &peers, &enrolment)?;
         let control = control::place(&config).listen()?;
         let admin = config.admin.map(Admin::bind).transpose()?;
         let gateways = gateways(&leases);
@@ -172,9 +172,6 @@ pub enum StartError {
     /// Who is invited and who has enrolled cannot be put in force.
     #[error(transparent)]
     Enrolment(#[from] EnrolmentError),
-    /// The leases cannot be read.
-    #[error("the leases of the former run cannot be read: {0}")]
-    Leases(std::io::Error),
     /// The certificate cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -242,7 +239,11 @@ pub(super) fn fixed(client: &ClientEntry) -> Fixed {
 }
 
 /// The leases as a former run left them.
-fn restore_leases(config: &ServerConfig, peers: &Peers) -> Result<Leases, StartError> {
+fn restore_leases(
+    config: &ServerConfig,
+    peers: &Peers,
+    enrolment: &Enrolment,
+) -> Result<Leases, StartError> {
     let fixed = config.clients.iter().map(fixed);
     let mut leases = Leases::new(
         config.network,
@@ -250,10 +251,14 @@ fn restore_leases(config: &ServerConfig, peers: &Peers) -> Result<Leases, StartE
         fixed,
         LeaseSettings::default(),
     );
-    let known = |key: &PublicKey| peers.lists(key);
-    let loaded = LeaseStore::new(&config.state_dir)
-        .load(clock::unix(), &mut leases, known)
-        .map_err(StartError::Leases)?;
+    // Those of a revoked client stay for it as long as those of any that is away: it may be restored.
+    let known = |key: &PublicKey| peers.lists(key) || enrolment.remembers(key);
+    let store = LeaseStore::new(&config.state_dir);
+    let loaded = store.load(clock::unix(), &mut leases, known);
+    let loaded = loaded.map_err(|source| StateError::File {
+        path: store.path().to_owned(),
+        source,
+    })?;
     match loaded {
         LoadedLeases::New => {}
         LoadedLeases::Restored(restored) => {

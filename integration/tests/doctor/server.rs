@@ -8,7 +8,7 @@ use std::{
 };
 
 use adit_integration::{
-    adit::{ServerConfig, User, Workdir, free_port},
+    adit::{ServerConfig, User, Workdir, free_port, path},
     namespaces::Place,
     origin::Certificate,
     skip::{LAB, can_run},
@@ -121,6 +121,25 @@ fn system_without_ping_sockets_is_told_at_the_start_once_and_by_the_doctor() {
         .expect("what to do");
     assert!(next.contains("net.ipv4.ping_group_range"), "{next}");
     server.stop();
+    // Also where flags have said all.
+    let (key, state) = (files.workdir.path().join("server.key"), "flags.state");
+    let state = files.workdir.path().join(state);
+    std::fs::create_dir(&state).expect("a folder");
+    files.workdir.give(&state, user);
+    let arguments = [
+        "server",
+        "--listen",
+        "tcp://127.0.0.1:7443",
+        "--egress",
+        "user",
+    ];
+    let more = ["--key-file", path(&key), "--state-dir", path(&state)];
+    let mut flags = (files.workdir).start(&place, user, "flags", &[&arguments[..], &more].concat());
+    flags.expect_ready();
+    let found = Found::told(&files.workdir, &place, user, &[]);
+    found.says("running", "started without a file");
+    found.assert("ping", "", "warning");
+    flags.stop();
     let log = server.process().text();
     assert_eq!(log.matches("clients cannot ping").count(), 1, "{log}");
     assert!(log.contains("net.ipv4.ping_group_range"), "{log}");

@@ -19,7 +19,9 @@ use crate::{
 #[test]
 fn commands_of_an_ordinary_user_go_through_a_server_with_egress_user() {
     if can_run(NEEDS) && can_run(PROGRAMS) {
-        every_program_works(&Scene::user("tcp"));
+        let scene = Scene::user("tcp");
+        every_program_works(&scene);
+        ping_is_refused_where_the_server_may_not_send_it(&scene);
     }
 }
 
@@ -49,6 +51,19 @@ fn every_program_works_in_a_shared_session_with_egress_tun() {
         let _client = scene.shared("");
         every_program_works(&scene);
         assert_eq!(scene.sessions(), 1);
+    }
+}
+
+/// A loss would be waited for, and tell nothing.
+fn ping_is_refused_where_the_server_may_not_send_it(scene: &Scene) {
+    (scene.lab.server).shell("echo 1 0 > /proc/sys/net/ipv4/ping_group_range");
+    for (origin, answer) in [
+        (ORIGIN4.to_string(), "Packet filtered"),
+        (ORIGIN6.to_string(), "Administratively prohibited"),
+    ] {
+        let refused = scene.run(&["ping", "-c", "1", "-W", "20", &origin]);
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.text());
+        assert!(refused.stdout.contains(answer), "{}", refused.text());
     }
 }
 

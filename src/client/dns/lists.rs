@@ -14,7 +14,7 @@
 //! up to an hour. At a start the copy is used at once, and fetched anew if it is older than `refresh`.
 //!
 //! All lists are read into one table for what is blocked and one for what is allowed, beside the old ones, which then
-//! go: nothing is half there at any time.
+//! go: nothing is half there at any time. Of a list that cannot be read at that moment the former names are taken over.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write as _};
@@ -35,7 +35,7 @@ use super::fetch::{FetchError, fetch};
 use super::list::{self, ListReport};
 use super::policy::Lists;
 use super::stats::count;
-use super::table::{NameTable, Scope};
+use super::table::Scope;
 use crate::client::resolve::Resolver;
 use crate::client::tunnel::Tunnel;
 use crate::config::{DnsConfig, ListSource, MAX_LIST};
@@ -149,9 +149,14 @@ impl ListStore {
 
     /// Reads all of them, as far as they are there. Takes some 100 ms for half a million names.
     pub fn read(&self) -> (Lists, Vec<ListOutcome>) {
+        self.read_after(&Lists::default())
+    }
+
+    /// Reads all of them again; of what cannot be read now, the names stay that were `former`ly read by this store.
+    fn read_after(&self, former: &Lists) -> (Lists, Vec<ListOutcome>) {
         let mut lists = Lists {
-            block: NameTable::default(),
-            allow: NameTable::default(),
+            block: former.block.successor(),
+            allow: former.allow.successor(),
             labels: self
                 .lists
                 .iter()
@@ -175,6 +180,10 @@ impl ListStore {
                     Err(error) => Err(error.into()),
                 })
                 .and_then(|file| Ok(take(file, listing.allows, number, &mut lists)?));
+            if outcome.is_err() {
+                lists.block.take_over(&former.block, number);
+                lists.allow.take_over(&former.allow, number);
+            }
             outcomes.push(ListOutcome {
                 source: listing.source.clone(),
                 outcome,
@@ -497,12 +506,17 @@ impl ListService {
 
     async fn read_anew(&self) {
         let store = Arc::clone(&self.store);
+        let former = self.dns.policy();
         // A panic there would be one of the reader, and the former lists stay.
-        let Ok((lists, outcomes)) = spawn_blocking(move || store.read()).await else {
+        let Ok((lists, outcomes)) = spawn_blocking(move || store.read_after(former.lists())).await
+        else {
             warn!("reading the lists has failed; the former ones stay");
             return;
         };
         tell(&outcomes);
+        if outcomes.iter().any(|told| told.outcome.is_err()) {
+            warn!("of lists that cannot be read now, the names stay that were read before");
+        }
         self.dns.change_policy(|policy| policy.with_lists(lists));
     }
 }
@@ -568,6 +582,41 @@ mod tests {
         let mut service = ListService::new(&config, store, seen, dns, resolver, tunnel);
         assert!(service.changed());
         assert!(!service.changed());
+    }
+
+    #[test]
+    fn names_of_a_list_that_cannot_be_read_again_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("one"), "one.test\n@@||free.two.test^\n").unwrap();
+        fs::write(path("two"), "two.test\n").unwrap();
+        let config = DnsConfig {
+            block: vec![ListSource::File(path("one")), ListSource::File(path("two"))],
+            ..DnsConfig::default()
+        };
+        let store = ListStore::new(&config).unwrap();
+        let (former, _) = store.read();
+        // Root reads whatever its mode is.
+        fs::remove_file(path("one")).unwrap();
+        fs::create_dir(path("one")).unwrap();
+        fs::write(path("two"), "two.test\nthree.test\n").unwrap();
+        let (lists, outcomes) = store.read_after(&former);
+        assert!(outcomes[0].outcome.is_err() && outcomes[1].outcome.is_ok());
+        let has = |lists: &Lists, name: &str| {
+            let name = Domain::new(&Name::from_ascii(name).unwrap());
+            let policy = Policy::default().with_lists(lists.clone());
+            matches!(policy.decide(&name), Decision::Blocked(_))
+        };
+        for name in ["one.test", "two.test", "three.test"] {
+            assert!(has(&lists, name), "{name}");
+        }
+        assert!(!has(&lists, "free.two.test"));
+        // What is there again is what it says, and no more.
+        fs::remove_dir(path("one")).unwrap();
+        fs::write(path("one"), "four.test\n").unwrap();
+        let (lists, _) = store.read_after(&lists);
+        assert!(has(&lists, "four.test") && !has(&lists, "one.test"));
+        assert!(has(&lists, "free.two.test"));
     }
 
     #[test]

@@ -69,18 +69,40 @@ impl NameTable {
         }
     }
 
+    /// Makes an empty table that can take names over from this one.
+    pub fn successor(&self) -> Self {
+        Self {
+            slots: Vec::new(),
+            len: 0,
+            most: self.most,
+            state: self.state.clone(),
+        }
+    }
+
+    /// Takes the names of one list over from the table that this one is a [successor](Self::successor) of, as far as there
+    /// is room.
+    pub fn take_over(&mut self, former: &Self, list: u8) {
+        let of_list = |word: &&u64| **word != 0 && (**word >> LIST_SHIFT) & 0xff == u64::from(list);
+        for word in former.slots.iter().filter(of_list) {
+            let _full = self.insert_word(*word);
+        }
+    }
+
     /// Adds a name in lower case without a final dot. One that is there already keeps its list, unless the new entry
     /// covers more.
     ///
     /// # Errors
     /// The table is full.
     pub fn insert(&mut self, name: &[u8], scope: Scope, list: u8) -> Result<(), TableFull> {
+        let hash = self.hash(name);
+        self.insert_word(hash | (u64::from(list) << LIST_SHIFT) | OCCUPIED | scope.bit())
+    }
+
+    fn insert_word(&mut self, word: u64) -> Result<(), TableFull> {
         if (self.len + 1) * 4 > self.slots.len() * 3 {
             self.grow();
         }
-        let hash = self.hash(name);
-        let word = hash | (u64::from(list) << LIST_SHIFT) | OCCUPIED | scope.bit();
-        let index = self.place(hash);
+        let index = self.place(word & HASH);
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };

@@ -167,7 +167,7 @@ pub fn ping(permitted: io::Result<()>) -> Finding {
         Err(error) => Finding::warning(
             Check::Ping,
             format!(
-                "this system gives this user no ping sockets ({error}): clients' pings are lost, all else works"
+                "this system gives this user no ping sockets ({error}): clients' pings are refused, all else works"
             ),
             PING_REMEDY,
         ),

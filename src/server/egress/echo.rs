@@ -10,7 +10,7 @@
 //! # Limits
 //!
 //! At most [`MAX_ECHOES`] sockets per session, each ended after [`ECHO_IDLE`] without a
-//! request. Where the sysctl forbids such sockets, requests are dropped and counted.
+//! request. Where the sysctl forbids such sockets, requests are counted, and their senders are to be told.
 
 use std::collections::HashMap;
 use std::io;
@@ -49,7 +49,7 @@ pub struct EchoStats {
     pub requests: u64,
     /// Replies passed on.
     pub replies: u64,
-    /// Requests dropped because the system gives no ping socket.
+    /// Requests not sent because the system gives no ping socket.
     pub no_socket: u64,
     /// Requests dropped because too many sockets are open.
     pub too_many: u64,
@@ -74,7 +74,7 @@ impl EchoSockets {
         }
     }
 
-    /// Sends an echo request of `client`'s to `origin`.
+    /// Sends an echo request of `client`'s to `origin`, or drops it; returns whether this system lets it send any.
     pub fn send(
         &mut self,
         now: Instant,
@@ -83,24 +83,24 @@ impl EchoSockets {
         ident: u16,
         sequence: u16,
         payload: &[u8],
-    ) {
+    ) -> bool {
         let owner = (client, ident, origin.is_ipv4());
         let key = match self.by_client.get(&owner) {
             Some(&key) => key,
             None if self.echoes.len() >= MAX_ECHOES => {
                 self.stats.too_many += 1;
-                return;
+                return true;
             }
             None => match open(origin) {
                 Ok(socket) => self.insert(now, owner, socket),
-                Err(_) => {
+                Err(error) => {
                     self.stats.no_socket += 1;
-                    return;
+                    return error.kind() != io::ErrorKind::PermissionDenied;
                 }
             },
         };
         let Some(echo) = self.echoes.get_mut(key) else {
-            return;
+            return true;
         };
         echo.last_used = now;
         let kind = if origin.is_ipv4() {
@@ -121,6 +121,7 @@ impl EchoSockets {
         if echo.notice.queue() {
             self.sweep.get_or_insert(now + ECHO_IDLE);
         }
+        true
     }
 
     /// Moves the replies into the tunnel, through a buffer of `pool`; returns whether there were any.
@@ -274,7 +275,7 @@ fn socket(v4: bool) -> io::Result<Socket> {
 ///
 /// # Errors
 ///
-/// It does not, and clients' pings are dropped.
+/// It does not, and clients' pings are refused.
 pub fn permitted() -> io::Result<()> {
     socket(true).map(drop)
 }
@@ -404,12 +405,12 @@ mod tests {
     }
 
     #[test]
-    fn request_without_permission_for_ping_sockets_is_dropped_and_counted() {
+    fn request_without_permission_for_ping_sockets_is_refused_and_counted() {
         on_host(|| async {
             set_sysctl("net/ipv4/ping_group_range", "1 0");
             let origin = IpAddr::from([127, 0, 0, 1]);
             let mut echoes = EchoSockets::new();
-            echoes.send(Instant::now(), client(origin), origin, 7, 1, b"x");
+            assert!(!echoes.send(Instant::now(), client(origin), origin, 7, 1, b"x"));
             assert_eq!(echoes.stats().no_socket, 1);
             assert_eq!((echoes.echoes.len(), echoes.poll_timeout()), (0, None));
         });

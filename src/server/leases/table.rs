@@ -132,15 +132,22 @@ impl Leases {
 
     /// Takes all leases of a client away, which is not to come back.
     pub fn forget(&mut self, key: &PublicKey) {
-        let instances = self.instances.get(key).into_iter().flatten();
-        let owners: Vec<Owner> = instances
-            .map(|instance| Owner {
-                key: *key,
-                instance: *instance,
-            })
-            .collect();
-        for owner in owners {
+        for owner in self.owners(key) {
             self.remove(&owner);
+        }
+    }
+
+    /// Counts every instance of a client as gone that holds nothing: the next one takes its lease over.
+    pub fn abandon(&mut self, key: &PublicKey) {
+        for owner in self.owners(key) {
+            let entry = self.entries.get_mut(&owner);
+            if let Some((entry, since)) = entry.and_then(|entry| match entry.hold {
+                Hold::Away { until: since } | Hold::Idle { since } => Some((entry, since)),
+                Hold::Held(_) | Hold::Left { .. } => None,
+            }) {
+                entry.hold = Hold::Left { since };
+                self.changed = true;
+            }
         }
     }
 
@@ -330,6 +337,15 @@ impl Leases {
         };
         self.insert(owner, Entry { lease, hold });
         Some(())
+    }
+
+    fn owners(&self, key: &PublicKey) -> Vec<Owner> {
+        let instances = self.instances.get(key).into_iter().flatten();
+        let owner = |instance: &Instance| Owner {
+            key: *key,
+            instance: *instance,
+        };
+        instances.map(owner).collect()
     }
 
     /// Takes up a lease that `owner` has already.

@@ -284,6 +284,22 @@ fn a_client_that_left_has_its_addresses_again_as_another_instance() {
 }
 
 #[test]
+fn client_that_was_abandoned_has_its_addresses_again_as_another_instance() {
+    let mut leases = both();
+    let first = leases.acquire(at(0), owner(1, 1)).expect("a lease");
+    leases.acquire(at(0), owner(2, 1)).expect("another's");
+    leases.release(at(1), &owner(1, 1));
+    leases.abandon(&owner(1, 1).key);
+    // Over a restart, and with others before it.
+    let mut new = both();
+    new.restore(at(3), &leases.save(at(2)), |_| true)
+        .expect("JSON");
+    assert_ne!(new.acquire(at(4), owner(3, 1)), Ok(first));
+    assert_eq!(new.acquire(at(5), owner(1, 9)), Ok(first));
+    assert_eq!(leases.acquire(at(5), owner(1, 1)), Ok(first));
+}
+
+#[test]
 fn fixed_addresses_come_before_those_of_an_instance_that_left() {
     let mut leases = leases("10.86.0.0/24", &[(1, "10.86.0.9")]);
     let acquire = |leases: &mut Leases, instance| {

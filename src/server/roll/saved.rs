@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::table::{Enrolled, Invitation, InvitationState, Roll};
+use super::table::{Enrolled, Former, Invitation, InvitationState, Roll};
 use crate::proto::PublicKey;
 use crate::wire::{InvitationId, is_client_name};
 
@@ -19,6 +19,8 @@ struct Saved {
     clients: Vec<SavedClient>,
     invitations: Vec<SavedInvitation>,
     denied: Vec<SavedDenial>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    revoked: Vec<SavedFormer>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +44,15 @@ struct SavedInvitation {
     used_by: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     withdrawn: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedFormer {
+    name: String,
+    public_key: String,
+    since: u64,
+    revoked: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,12 +85,19 @@ pub(super) fn write(roll: &Roll) -> Vec<u8> {
         public_key: key.to_string(),
         since: seconds(*since),
     });
+    let revoked = roll.revoked.iter().map(|(key, former)| SavedFormer {
+        name: former.was.name.clone(),
+        public_key: key.to_string(),
+        since: seconds(former.was.since),
+        revoked: seconds(former.revoked),
+    });
     // Neither strings nor numbers can fail to be written into memory.
     let mut bytes = serde_json::to_vec_pretty(&Saved {
         version: VERSION,
         clients: clients.collect(),
         invitations: invitations.collect(),
         denied: denied.collect(),
+        revoked: revoked.collect(),
     })
     .unwrap_or_default();
     bytes.push(b'\n');
@@ -121,10 +139,24 @@ pub(super) fn read(bytes: &[u8]) -> Result<Roll, RestoreError> {
     for denial in saved.denied {
         denied.insert(key(&denial.public_key)?, time(denial.since)?);
     }
+    let mut revoked = BTreeMap::new();
+    for former in saved.revoked {
+        let was = Enrolled {
+            name: name(former.name)?,
+            since: time(former.since)?,
+        };
+        let key = key(&former.public_key)?;
+        let former = Former {
+            was,
+            revoked: time(former.revoked)?,
+        };
+        revoked.insert(key, former);
+    }
     Ok(Roll {
         invitations,
         clients,
         denied,
+        revoked,
     })
 }
 

@@ -17,6 +17,7 @@ pub struct Roll {
     pub(super) clients: BTreeMap<PublicKey, Enrolled>,
     /// Since when.
     pub(super) denied: BTreeMap<PublicKey, SystemTime>,
+    pub(super) revoked: BTreeMap<PublicKey, Former>,
 }
 
 /// An invitation.
@@ -55,6 +56,15 @@ pub struct Enrolled {
     pub name: String,
     /// Since when it is a client.
     pub since: SystemTime,
+}
+
+/// What is kept of a client that had enrolled and was revoked, so that it can be let in again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// What it was; its name may be another's by now.
+    pub was: Enrolled,
+    /// When it was revoked.
+    pub revoked: SystemTime,
 }
 
 /// How a key may be a client's by its token.
@@ -193,12 +203,46 @@ impl Roll {
             let name = invitation.name.clone();
             self.clients.insert(key, Enrolled { name, since: now });
             self.denied.remove(&key);
+            self.revoked.remove(&key);
         }
     }
 
-    /// Forgets a client that has enrolled; whether there was one with this key.
-    pub fn forget(&mut self, key: &PublicKey) -> bool {
-        self.clients.remove(key).is_some()
+    /// Takes a client out that has enrolled; whether there was one with this key. What it was stays on record, so that it
+    /// can be let in again; of [`MAX_REVOKED`] the one that was revoked first is forgotten.
+    pub fn revoke(&mut self, now: SystemTime, key: &PublicKey) -> bool {
+        let Some(was) = self.clients.remove(key) else {
+            return false;
+        };
+        if self.revoked.len() >= MAX_REVOKED {
+            let oldest = self.revoked.iter().min_by_key(|(_, it)| it.revoked);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.revoked.remove(&oldest);
+            }
+        }
+        let revoked = now;
+        self.revoked.insert(*key, Former { was, revoked });
+        true
+    }
+
+    /// Makes a client again what it was before it was revoked.
+    ///
+    /// # Errors
+    /// [`ReadmitError`]; nothing has changed then.
+    pub fn readmit(&mut self, now: SystemTime, key: &PublicKey) -> Result<(), ReadmitError> {
+        let former = self.revoked.get(key).ok_or(ReadmitError::Gone)?;
+        let was = former.was.clone();
+        if self.clients.values().any(|client| client.name == was.name) {
+            return Err(ReadmitError::taken(&was.name, key));
+        }
+        if self.invited(now, &was.name) {
+            return Err(ReadmitError::Invited { name: was.name });
+        }
+        if self.clients.len() >= MAX_ENROLLED {
+            return Err(ReadmitError::TooManyClients);
+        }
+        self.revoked.remove(key);
+        self.clients.insert(*key, was);
+        Ok(())
     }
 
     /// Denies a key that the configuration lists; whether that is news.
@@ -218,7 +262,7 @@ impl Roll {
         self.denied.contains_key(key)
     }
 
-    /// Gives the client with this key another name.
+    /// Gives the client with this key another name, one that was revoked too.
     ///
     /// # Errors
     /// [`RenameError`]; nothing has changed then.
@@ -244,24 +288,15 @@ impl Roll {
                 name: name.to_owned(),
             });
         }
-        let client = self.clients.get_mut(key).ok_or(RenameError::Gone)?;
-        name.clone_into(&mut client.name);
+        let former = (self.revoked.get_mut(key)).map(|former| &mut former.was);
+        let client = self.clients.get_mut(key).or(former);
+        name.clone_into(&mut client.ok_or(RenameError::Gone)?.name);
         Ok(())
     }
 
     /// The keys that are denied.
     pub fn denied(&self) -> impl Iterator<Item = &PublicKey> {
         self.denied.keys()
-    }
-
-    /// The keys that have enrolled and were revoked, as long as their invitations are remembered.
-    pub fn former(&self) -> impl Iterator<Item = &PublicKey> {
-        let used = self.invitations.values();
-        used.filter_map(|invitation| match &invitation.state {
-            InvitationState::Used { by } => Some(by),
-            InvitationState::Open | InvitationState::Withdrawn => None,
-        })
-        .filter(|key| !self.clients.contains_key(key))
     }
 
     /// The client with this key.
@@ -272,6 +307,16 @@ impl Roll {
     /// The clients that have enrolled, in the order of their keys.
     pub fn clients(&self) -> impl Iterator<Item = (&PublicKey, &Enrolled)> {
         self.clients.iter()
+    }
+
+    /// What is kept of those that had enrolled and were revoked, in the order of their keys.
+    pub fn revoked(&self) -> impl Iterator<Item = (&PublicKey, &Former)> {
+        self.revoked.iter()
+    }
+
+    /// Whether a client with this key had enrolled and was revoked.
+    pub fn remembers(&self, key: &PublicKey) -> bool {
+        self.revoked.contains_key(key)
     }
 
     /// The invitations there are, spent ones among them.
@@ -359,6 +404,46 @@ pub enum RenameError {
     Gone,
 }
 
+/// Why a client that was revoked stays out.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReadmitError {
+    /// Another client has its name by now.
+    #[error(
+        "another client is `{name}` by now: give the revoked one another name first (adit clients rename {key} NAME), then restore it by that"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+        /// The key of the client that was revoked.
+        key: PublicKey,
+    },
+    /// Somebody else is invited by its name.
+    #[error(
+        "somebody is invited as `{name}`: withdraw that invitation first (adit invite --withdraw {name})"
+    )]
+    Invited {
+        /// The name.
+        name: String,
+    },
+    /// As many clients have enrolled as there may be.
+    #[error("{MAX_ENROLLED} clients have enrolled, and the server keeps no more: revoke some")]
+    TooManyClients,
+    /// It is not on record.
+    #[error("there is no such client any more")]
+    Gone,
+}
+
+impl ReadmitError {
+    /// Says that another client has the name of the one with this key.
+    pub fn taken(name: &str, key: &PublicKey) -> Self {
+        Self::Taken {
+            name: name.to_owned(),
+            key: *key,
+        }
+    }
+}
+
 /// How long a spent invitation is remembered after its end, to tell whoever comes with it.
 pub const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -370,6 +455,9 @@ pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Invitations that are kept, open and spent: a school's worth, 256 KiB.
 pub const MAX_INVITATIONS: usize = 1024;
+
+/// Clients that had enrolled, were revoked and are on record: as many as are revoked in years by hand, 128 KiB.
+pub const MAX_REVOKED: usize = 1024;
 
 /// Clients that may have enrolled: more than the addresses of most pools, 8 MiB.
 pub const MAX_ENROLLED: usize = 65_536;

@@ -77,7 +77,7 @@ fn same_key_may_come_again_also_after_the_end_but_not_after_it_was_revoked() {
         enrolled("laptop")
     );
     assert_eq!(roll, before, "a repeat changes nothing");
-    assert!(roll.forget(&key(1)));
+    assert!(roll.revoke(at(6), &key(1)));
     let refused = enrol(&mut roll, at(7), &id, &token(1), key(1), false);
     assert_eq!(refused, (Verdict::Used, None));
 }
@@ -213,6 +213,54 @@ fn denied_keys_are_denied_until_they_are_allowed() {
 }
 
 #[test]
+fn revoked_client_is_on_record_and_what_it_was_when_it_is_readmitted() {
+    let (mut roll, id) = inviting();
+    enrol(&mut roll, at(5), &id, &token(1), key(1), false);
+    let before = roll.clone();
+    assert!(roll.revoke(at(6), &key(1)) && !roll.revoke(at(7), &key(1)));
+    assert!(roll.client(&key(1)).is_none() && roll.remembers(&key(1)));
+    // Its name is free meanwhile, and then it needs another.
+    roll.invite(at(8), "laptop", HOUR, &token(2)).unwrap();
+    let invited = roll.readmit(at(9), &key(1));
+    assert!(matches!(invited, Err(ReadmitError::Invited { .. })));
+    let second = invitation_id(&token(2));
+    enrol(&mut roll, at(9), &second, &token(2), key(2), false);
+    let taken = roll.readmit(at(9), &key(1)).unwrap_err().to_string();
+    assert!(taken.contains(&key(1).to_string()), "{taken}");
+    assert_eq!(roll.rename(at(10), &key(1), "desk"), Ok(()));
+    assert_eq!(roll.readmit(at(11), &key(1)), Ok(()));
+    assert_eq!(roll.client(&key(1)).unwrap().name, "desk");
+    assert_eq!(roll.readmit(at(11), &key(1)), Err(ReadmitError::Gone));
+    // Where nobody has taken its name, nothing is left of it all; by a new invitation, neither.
+    let mut roll = before.clone();
+    roll.revoke(at(6), &key(1));
+    assert_eq!(roll.readmit(at(7), &key(1)), Ok(()));
+    assert_eq!(roll, before);
+    roll.revoke(at(6), &key(1));
+    roll.invite(at(8), "laptop", HOUR, &token(2)).unwrap();
+    enrol(&mut roll, at(9), &second, &token(2), key(1), false);
+    assert!(roll.client(&key(1)).is_some() && !roll.remembers(&key(1)));
+}
+
+#[test]
+fn revoked_clients_on_record_are_bounded_and_the_first_goes() {
+    let mut roll = Roll::default();
+    for number in 0..=MAX_REVOKED {
+        let mut bytes = [7; 32];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        let (now, one) = (at(number as u64), PublicKey::from_bytes(bytes));
+        roll.invite(now, "phone", HOUR, &Token::from_bytes(bytes))
+            .unwrap();
+        let token = Token::from_bytes(bytes);
+        roll.enter(now, &invitation_id(&token), one);
+        roll.revoke(now, &one);
+    }
+    assert_eq!(roll.revoked().count(), MAX_REVOKED);
+    let oldest = roll.revoked().map(|(_, it)| it.revoked).min();
+    assert_eq!(oldest, Some(at(1)));
+}
+
+#[test]
 fn roll_survives_a_round_trip_and_holds_no_token() {
     let (mut roll, id) = inviting();
     roll.invite(at(0), "phone", HOUR, &token(2)).unwrap();
@@ -220,6 +268,9 @@ fn roll_survives_a_round_trip_and_holds_no_token() {
     enrol(&mut roll, at(5), &id, &token(1), key(1), false);
     roll.withdraw(at(6), "phone");
     roll.deny(at(7), key(9));
+    let third = invitation_id(&token(3));
+    enrol(&mut roll, at(8), &third, &token(3), key(8), false);
+    assert!(roll.revoke(at(9), &key(8)));
     let bytes = roll.save();
     assert_eq!(Roll::restore(&bytes).unwrap(), roll);
     let text = String::from_utf8(bytes).unwrap();
@@ -280,8 +331,11 @@ proptest! {
                 3 => {
                     roll.withdraw(at(now), &format!("n{a}"));
                 }
+                4 if a > 1 => {
+                    roll.revoke(at(now), &key(b));
+                }
                 4 => {
-                    roll.forget(&key(b));
+                    let _ = roll.readmit(at(now), &key(b));
                 }
                 _ => {
                     let _ = roll.rename(at(now), &key(b), &format!("n{a}"));
@@ -292,6 +346,7 @@ proptest! {
             let count = names.len();
             names.dedup();
             prop_assert_eq!(names.len(), count, "a name twice");
+            prop_assert!(!roll.revoked().any(|(key, _)| roll.client(key).is_some()));
             prop_assert_eq!(&Roll::restore(&roll.save()).unwrap(), &roll);
         }
     }
