@@ -50,9 +50,12 @@ impl Policy {
                     };
                 }
             };
-            let alias = written.records.iter().find_map(|data| match data {
-                RData::CNAME(target) => Some(&target.0),
-                _ => None,
+            let alias = written.records.iter().find_map(|data| {
+                if let RData::CNAME(target) = data {
+                    Some(&target.0)
+                } else {
+                    None
+                }
             });
             match alias {
                 Some(target) => name = target.to_lowercase(),

@@ -233,7 +233,7 @@ async fn name_service_answers_the_driver_with_ipv4_first() {
     );
     let service = tokio::spawn(service);
     for (query, host) in [(1, name("a.test")), (2, name("none.test"))] {
-        let by = crate::client::rules::ResolvedBy::Tunnel;
+        let by = ResolvedBy::Tunnel;
         queries.try_send(NameQuery { query, host, by }).unwrap();
         let Some(Command::Resolved {
             query: answered,
