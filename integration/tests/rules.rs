@@ -276,8 +276,9 @@ fn nc(scene: &Scene, host: &str) -> String {
     let request = format!("GET /peer HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     // one that is refused does not read it
     let _gone = stdin.write_all(request.as_bytes());
-    let output = child.wait_with_output().expect("an own child");
+    // it is over when both ends have said theirs
     drop(stdin);
+    let output = child.wait_with_output().expect("an own child");
     let said = [output.stdout, output.stderr].concat();
     format!(
         "{} {}",

@@ -6,7 +6,7 @@
 //! The device of the next start is a new one.
 //!
 //! Where somebody else's program wants it otherwise, each mends what the other has done, for ever. That is told with how often,
-//! at first at once and then ever less often ([`Quarrel`]).
+//! at first at once and then ever less often.
 //!
 //! A host may have its IPv6 switched off altogether, which takes the interface's addresses, too: that is not for us to undo.
 //! It is told, IPv4 is looked after as before, and IPv6 is set up again once the host has it.
