@@ -108,7 +108,7 @@
 //! | [`client::resolve`] | one for names that the driver wants | the lookups under way |
 //! | [`client::dns`] | one that listens, one a TCP connection to it, one that prefetches, one that fetches lists | the local resolver's sockets; answers under way |
 //! | [`client::forwards`] | one a forward, one a connection until both its ends stand, one a UDP peer | what listens; a UDP peer's socket or inner port |
-//! | [`io::control`] | one, and one a connection | the control socket; for `adit nc`, nothing but the news of how its flow has ended |
+//! | [`io::control`] | one, and one a connection | the control socket; for `adit nc`, the news of how its flow has ended, and the flow itself where rules send it beside the tunnel |
 //! | [`server::listening`] | one a listener | the listening socket |
 //! | [`server::accept`] | one a connection, until it is known who calls | a stranger's socket |
 //! | [`server::datagrams`] | two a socket: one that reads and sorts, one that answers handshakes | the socket's reading side; the handshakes' queue |
@@ -276,7 +276,7 @@
 //! - **The inner MTU is a constant of the server**, pushed to the client, and does not follow the lane: on stream lanes
 //!   it only sets how packets look to a TUN device and to the far end.
 //! - **A rule about networks never makes a name leak**: names are resolved through the tunnel, and by the host only where a
-//!   `direct` rule names the name. What the tunnel resolves to a private address goes nowhere directly, since strangers
+//!   `direct` rule names the name; by nobody, where a record of the client's own file has it. What the tunnel resolves to a private address goes nowhere directly, since strangers
 //!   would choose what is reached in the client's network ([`client::rules`]).
 //! - **A flow keeps what it was judged by.** Rules that change end the flows that they send another way, and no others;
 //!   so the driver asks each flow's judgement again instead of knowing rules itself.

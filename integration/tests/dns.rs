@@ -284,7 +284,7 @@ fn command_tells(scene: &Scene) {
         "{blocked}"
     );
     assert!(
-        blocked.contains("rules: through the tunnel (there is no rule)"),
+        blocked.contains("rules: none decides, since it has no address"),
         "{blocked}"
     );
     let split = say(&["git.corp.example"]);
@@ -298,11 +298,24 @@ fn command_tells(scene: &Scene) {
     );
     let upstream = say(&["both.example", "aaaa"]);
     assert!(
-        upstream.contains("no rule is about this name"),
+        upstream.contains("no record, list or split is about this name"),
+        "{upstream}"
+    );
+    assert!(
+        upstream.contains("rules: through the tunnel (there is no rule)"),
         "{upstream}"
     );
     assert!(upstream.contains(&ORIGIN6.to_string()), "{upstream}");
     assert!(say(&["long.example", "TXT"]).contains("xxx"));
+    let address = say(&["192.0.2.7"]);
+    for told in [
+        "192.0.2.7, an address: no name is resolved",
+        "rules: through the tunnel (there is no rule)",
+        "its name: 7.2.0.192.in-addr.arpa PTR",
+        "the client on 127.0.0.1:5353 says: ",
+    ] {
+        assert!(address.contains(told), "{address}");
+    }
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    process::Stdio,
     time::Duration,
 };
 
@@ -56,6 +57,11 @@ struct Scene {
 
 impl Scene {
     fn new(rules: &str) -> Self {
+        Self::with(rules, "")
+    }
+
+    /// The same with further keys.
+    fn with(rules: &str, more: &str) -> Self {
         let lab = Lab::new();
         let public = Zone::new()
             .address("public.example", 60, ORIGIN4)
@@ -90,7 +96,7 @@ impl Scene {
         };
         let client = ClientConfig {
             more: format!(
-                "rules: [{rules}]\nproxies:\n  - {{listen: '{PLAIN}', rules: []}}\n  - {{listen: '{HOME}', rules: [direct printer.home, block *]}}"
+                "rules: [{rules}]\nproxies:\n  - {{listen: '{PLAIN}', rules: []}}\n  - {{listen: '{HOME}', rules: [direct printer.home, block *]}}\n{more}"
             ),
             ..ClientConfig::to(&lanes)
         };
@@ -255,6 +261,87 @@ fn datagrams_go_by_the_rules(scene: &Scene) {
             assert_eq!(peer, (from, 7).into());
         }
     });
+}
+
+/// What `adit nc` gets of a web server that tells whom it sees, or what it says instead.
+fn nc(scene: &Scene, host: &str) -> String {
+    let mut command = scene.workdir.command(&scene.lab.client, User::Nobody);
+    command.args(["nc", "-c", path(&scene.client_config), host, "80"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("adit runs");
+    let mut stdin = child.stdin.take().expect("it was piped");
+    let request = format!("GET /peer HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    // one that is refused does not read it
+    let _gone = stdin.write_all(request.as_bytes());
+    // it is over when both ends have said theirs
+    drop(stdin);
+    let output = child.wait_with_output().expect("an own child");
+    let said = [output.stdout, output.stderr].concat();
+    format!(
+        "{} {}",
+        output.status.code().expect("it was not killed"),
+        String::from_utf8_lossy(&said)
+    )
+}
+
+#[test]
+fn nc_goes_by_the_rules_and_a_forward_by_the_way_that_it_names() {
+    if !can_run(NEEDS) {
+        return;
+    }
+    let rules = "block *.ads.example, direct printer.home 10.77.1.0/24, block udp port 9";
+    let mut scene = Scene::with(
+        rules,
+        &format!(
+            "dns:\n  records: [nas.example A {SERVER4}]\nlocal_forwards: ['{}:{ORIGIN4}:80', '{}:{SERVER4}:80', '{}:x.ads.example:80']",
+            loopback(2001),
+            loopback(2002),
+            loopback(2003),
+        ),
+    );
+    let (tunnel, direct) = (format!("\n{EGRESS4}:"), format!("\n{CLIENT4}:"));
+    for runs in [true, false] {
+        if !runs {
+            // A forward is no rule's business: the tunnel leads to what is blocked, and not to what is direct.
+            let forwarded = |port: u16| scene.peer(Via::Direct, &loopback(port).to_string());
+            let through = format!("{EGRESS4}:");
+            for port in [2001, 2003] {
+                let got = forwarded(port);
+                assert!(got.starts_with(&through), "{port}: {got}");
+            }
+            let got = forwarded(2002);
+            assert!(!got.contains(&CLIENT4.to_string()), "{got}");
+            scene.client.stop();
+        }
+        for (host, seen) in [
+            ("public.example", &tunnel),
+            (&ORIGIN4.to_string(), &tunnel),
+            ("printer.home", &direct),
+            (&SERVER4.to_string(), &direct),
+            // By a rule about networks alone, since a record of the file says where it is.
+            ("nas.example", &direct),
+        ] {
+            let got = nc(&scene, host);
+            assert!(got.starts_with("0 "), "{host}: {got}");
+            assert!(got.contains(seen.as_str()), "{host}: {got}");
+        }
+        let got = nc(&scene, "x.ads.example");
+        assert!(got.starts_with("1 "), "{got}");
+        assert!(
+            got.contains("a rule of this client blocks the destination"),
+            "{got}"
+        );
+        let got = nc(&scene, "evil.example");
+        assert!(got.contains("to a private address"), "{got}");
+    }
+    let asked = scene.home_names.asked();
+    let strange = asked
+        .iter()
+        .find(|question| question.name != "printer.home");
+    assert!(strange.is_none(), "{strange:?}");
 }
 
 /// A flow to an echo, through the proxy at hand.

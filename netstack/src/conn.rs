@@ -230,7 +230,9 @@ impl Conn {
         if parsed.has(SYN) {
             self.learn_mss(packet, smol_now);
         }
-        self.echo.note(packet, parsed);
+        if self.window.accepts(parsed, before_read) {
+            self.echo.note(packet, parsed);
+        }
         self.divide_ack(smol_now, packet, parsed)?;
         // A super-packet is worth an acknowledgement of its own; smaller ones wait for company or for an answer.
         let delay = if parsed.payload >= 2 * usize::from(self.shape.own_mss) {

@@ -224,6 +224,37 @@ fn a_mark_is_echoed_until_the_peer_says_that_it_sends_less() {
 }
 
 #[test]
+fn what_lies_outside_of_the_window_neither_marks_nor_takes_back_a_mark() {
+    for v6 in [false, true] {
+        let mut scene = Scene::connected(v6, SYN | ACK | ECE);
+        scene.answered(0, CAPABLE);
+        let next = scene.sequence;
+        // All of it came before, up to the last byte; or it begins where the window ends, or far from there.
+        let outside = |scene: &mut Scene, flags: u8, ecn: u8| {
+            for sequence in [next - 1_000, next + (64 << 10), next + (1 << 30)] {
+                scene.sequence = sequence;
+                scene.say(ACK | flags, ecn, 1_000);
+                scene.now += Duration::from_secs(2);
+                scene.hear();
+            }
+            scene.sequence = next;
+        };
+        outside(&mut scene, 0, MARKED);
+        assert_eq!(scene.answered(0, CAPABLE), ACK);
+        let next = scene.sequence;
+        assert_eq!(scene.answered(0, MARKED), ACK | ECE);
+        outside(&mut scene, CWR, CAPABLE);
+        scene.sequence = next + 1_000;
+        assert_eq!(scene.answered(0, CAPABLE), ACK | ECE);
+        // What reaches into the window from before it counts.
+        scene.sequence -= 1;
+        assert_eq!(scene.answered(CWR, CAPABLE), ACK);
+        scene.sequence -= 1;
+        assert_eq!(scene.answered(0, MARKED), ACK | ECE);
+    }
+}
+
+#[test]
 fn nothing_is_echoed_to_a_peer_that_has_not_agreed() {
     for answer in [SYN | ACK, SYN | ACK | ECE | CWR] {
         let mut scene = Scene::connected(false, answer);

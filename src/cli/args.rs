@@ -103,10 +103,11 @@ pub(super) enum Command {
     /// Without arguments, of all whose state folder is where such folders are. One that still runs is left alone: it undoes
     /// its changes when it ends, and the next start does so too.
     Cleanup(CleanupArgs),
-    /// Show how the client would answer a name, and why
+    /// Show how the client would answer a name, and why, and which way `rules:` send what goes there
     ///
-    /// What the rules and lists say of it is read from the configuration, also where no client runs; the answer is
-    /// that of the local resolver (dns) of the client that runs, if it has one.
+    /// What records, lists and `split` under `dns:` say of the name, and `rules:` of its addresses, is read from the
+    /// configuration, also where no client runs; the answer is that of the local resolver (dns) of the client that runs, if
+    /// it has one. Of an address it tells what `rules:` do to it, and asks for its name (PTR).
     Dns(DnsArgs),
     /// Show how a running server or client is: its sessions, lanes, losses and what repaired them
     Status(StatusArgs),
@@ -123,7 +124,7 @@ pub(super) enum Command {
     /// Connect standard input and output to a port beyond the server, as ssh's ProxyCommand wants it
     ///
     /// Goes through the client that runs, if one does; else a session is made, by the configuration, for this
-    /// connection alone: ssh -o ProxyCommand="adit nc -c client.yaml %h %p" intranet.example
+    /// connection alone. Its `rules:` hold, as for the proxy: ssh -o ProxyCommand="adit nc -c client.yaml %h %p" intranet.example
     Nc(NcArgs),
     /// Measure: a path with all its parts on this host, any SOCKS5 proxy, or a server with thousands of clients
     Bench(BenchArgs),
@@ -403,12 +404,12 @@ pub(super) struct CleanupArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DnsArgs {
-    /// The name
+    /// The name, or an address
     #[arg(value_name = "NAME")]
     pub(super) name: String,
-    /// The type of records
-    #[arg(value_name = "TYPE", default_value = "A")]
-    pub(super) kind: String,
+    /// The type of records; A if none is given
+    #[arg(value_name = "TYPE")]
+    pub(super) kind: Option<String>,
     /// The client's configuration file
     #[arg(short, long, value_name = "FILE", env = "ADIT_CONFIG")]
     pub(super) config: Option<PathBuf>,

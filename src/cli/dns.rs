@@ -1,10 +1,10 @@
-//! `adit dns NAME`: how a client would answer a name, and why.
+//! `adit dns NAME`: how a client would answer a name, and why, and which way its `rules:` send what goes there.
 //!
 //! The decision is made from the configuration and the lists as they lie on the disk, whether or not a client runs; the
 //! answer comes from the local resolver of the client that runs, if one does.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,26 +14,18 @@ use hickory_proto::rr::{Name, RecordType};
 use super::args::DnsArgs;
 use super::serve::load_client;
 use super::{Failure, print};
-use crate::client::dns::Domain;
 use crate::client::dns::lists::{ListError, ListStore};
 use crate::client::dns::policy::Policy;
-use crate::client::rules::explain;
+use crate::client::dns::{Domain, Own};
+use crate::client::rules::{Subject, explain};
+use crate::config::ClientConfig;
 
-/// Shows the decision about a name, and the answer.
+/// Shows the decisions about a name or an address, and the answer.
 pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
-    let wrong = |what: String| Failure::Usage(what);
-    let mut name = Name::from_utf8(&args.name)
-        .map_err(|error| wrong(format!("`{}` is not a name: {error}", args.name)))?;
-    name.set_fqdn(true);
-    let kind: RecordType = (args.kind.to_ascii_uppercase().parse()).map_err(|_| {
-        wrong(format!(
-            "`{}` is not a type: write A, AAAA, TXT, …",
-            args.kind
-        ))
-    })?;
+    let asked = Asked::read(args).map_err(Failure::Usage)?;
     let flags = args.settings();
     let config = load_client(args.config.as_deref(), &flags)?.0.config;
-    let domain = Domain::new(&name);
+    let domain = Domain::new(&asked.name);
     let store = ListStore::new(&config.dns)
         .context("no folder for fetched lists of names")
         .map_err(Failure::Run)?;
@@ -48,28 +40,116 @@ pub(super) fn run(args: &DnsArgs) -> Result<(), Failure> {
         }
     }
     let policy = Policy::new(&config.dns).with_lists(lists);
-    print(&format!("{} {kind}", args.name))?;
-    print(&format!("  {}", policy.explain(&domain)))?;
-    let lower = args.name.trim_end_matches('.').to_lowercase();
-    let listeners = config.listeners();
-    for listener in &listeners {
-        let of = match listeners.len() {
-            1 => "rules".to_owned(),
-            _ => format!("rules of the proxy on {}", listener.listen),
-        };
-        print(&format!("  {of}: {}", explain(&listener.rules, &lower)))?;
+    let Asked { name, kind, .. } = &asked;
+    if let Some(address) = asked.address {
+        print(&format!("{address}, an address: no name is resolved"))?;
+        judged(&config, &[Subject::Address(address)])?;
+        print(&format!("its name: {} {kind}", written(name)))?;
+        print(&format!("  {}", policy.explain(&domain)))?;
+    } else {
+        print(&format!("{} {kind}", args.name))?;
+        print(&format!("  {}", policy.explain(&domain)))?;
+        let lower = written(name).to_lowercase();
+        match policy.own(name) {
+            Own::Addresses(addresses) => {
+                let records = addresses.iter().map(|ip| Subject::Record(&lower, *ip));
+                judged(&config, &records.collect::<Vec<_>>())?;
+            }
+            Own::Blocked | Own::Never => judged(&config, &[])?,
+            Own::Alias(_) | Own::Nothing => judged(&config, &[Subject::Name(&lower)])?,
+        }
     }
     let Some(resolver) = config.dns.listen else {
         return print(
             "  not asked: there is no local resolver: set dns: 127.0.0.1:5353 to have one",
         );
     };
-    match ask(resolver, &name, kind) {
+    match ask(resolver, name, *kind) {
         Ok(answer) => tell(&answer, resolver),
         Err(error) => print(&format!(
             "  not asked: no client answers on {resolver} ({error}); what is written above is from its file"
         )),
     }
+}
+
+/// What is to be looked at.
+#[derive(Debug)]
+struct Asked {
+    name: Name,
+    kind: RecordType,
+    /// The address that the name stands for, where it is one.
+    address: Option<IpAddr>,
+}
+
+impl Asked {
+    fn read(args: &DnsArgs) -> Result<Self, String> {
+        let kind = match &args.kind {
+            Some(text) => Some(
+                text.to_ascii_uppercase()
+                    .parse::<RecordType>()
+                    .map_err(|_| format!("`{text}` is not a type: write A, AAAA, TXT, …"))?,
+            ),
+            None => None,
+        };
+        if let Some(address) = literal(&args.name) {
+            if let Some(other) = kind.filter(|kind| *kind != RecordType::PTR) {
+                return Err(format!(
+                    "{address} is an address, which has no {other} record: leave the type out, and its name (PTR) is asked for"
+                ));
+            }
+            let mut name = Name::from(address);
+            name.set_fqdn(true);
+            return Ok(Self {
+                name,
+                kind: RecordType::PTR,
+                address: Some(address),
+            });
+        }
+        let mut name = Name::from_utf8(&args.name)
+            .map_err(|error| format!("`{}` is not a name: {error}", args.name))?;
+        name.set_fqdn(true);
+        Ok(Self {
+            name,
+            kind: kind.unwrap_or(RecordType::A),
+            address: None,
+        })
+    }
+}
+
+/// Reads an address as applications write it, an IPv6 one perhaps in brackets.
+fn literal(text: &str) -> Option<IpAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    bare.unwrap_or(text).parse().ok()
+}
+
+/// A name without its final dot.
+fn written(name: &Name) -> String {
+    let text = name.to_ascii();
+    text.strip_suffix('.').unwrap_or(&text).to_owned()
+}
+
+/// Prints what the rules of each proxy do to what is known of a destination; to a name that has no address, where nothing is.
+fn judged(config: &ClientConfig, subjects: &[Subject<'_>]) -> Result<(), Failure> {
+    let listeners = config.listeners();
+    for listener in &listeners {
+        let of = match listeners.len() {
+            1 => "rules".to_owned(),
+            _ => format!("rules of the proxy on {}", listener.listen),
+        };
+        if subjects.is_empty() {
+            print(&format!("  {of}: none decides, since it has no address"))?;
+        }
+        for subject in subjects {
+            let told = explain(&listener.rules, *subject);
+            match subject {
+                Subject::Record(_, ip) => print(&format!("  {of}: {ip}: {told}"))?,
+                Subject::Name(_) | Subject::Address(_) => print(&format!("  {of}: {told}"))?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Prints an answer as dig would, in short.

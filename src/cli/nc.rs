@@ -1,4 +1,4 @@
-//! `adit nc`: standard input and output as a connection through the tunnel.
+//! `adit nc`: standard input and output as a connection, as `rules:` have it: through the tunnel unless they say otherwise.
 //!
 //! The connection is one end of a socket pair, whose other end is handed to a running client, or to a session of our own;
 //! two threads copy between this end and standard input and output. An end of either direction is passed on by itself,
@@ -23,6 +23,7 @@ use super::args::Args as AllArgs;
 use super::running::{Found, Which};
 use super::{Failure, logging, signals};
 use crate::client::control::{connect, connect_order, is_finished};
+use crate::client::rules::{InForce, Rules};
 use crate::client::run::Client;
 use crate::config::ClientConfig;
 use crate::io::control::Caller;
@@ -33,7 +34,7 @@ use crate::io::relay::{Fate, FlowWatch};
 pub(super) struct NcArgs {
     #[command(flatten)]
     which: Which,
-    /// A name, which is resolved beyond the server, or an address
+    /// A name, which is resolved beyond the server unless `rules:` say otherwise, or an address
     #[arg(value_name = "HOST")]
     host: String,
     /// The port
@@ -84,10 +85,12 @@ fn alone(config: &ClientConfig, args: &NcArgs) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         signals::listen(stop.clone(), None).context("cannot listen for signals")?;
         let client = Client::start(config)?;
+        // Nothing replaces them: this process reads its configuration once.
+        let (_replace, rules) = InForce::new(Rules::new(&config.rules));
         let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => Err(anyhow::Error::msg("stopped")),
-            outcome = converse(&client, args) => outcome,
+            outcome = converse(&client, rules, args) => outcome,
             () = client.ended() => bail!("the tunnel's driver has failed; the log says more"),
         };
         client.close().await;
@@ -98,15 +101,14 @@ fn alone(config: &ClientConfig, args: &NcArgs) -> anyhow::Result<()> {
     outcome
 }
 
-async fn converse(client: &Client, args: &NcArgs) -> anyhow::Result<()> {
+async fn converse(client: &Client, rules: InForce, args: &NcArgs) -> anyhow::Result<()> {
     let (near, far) = UnixStream::pair()?;
     let watch = FlowWatch::new(Arc::default());
-    let resolver = client.resolver();
     let place = (args.host.as_str(), args.port);
-    let fate = connect(&resolver, place, OwnedFd::from(far), watch).await;
+    let fate = connect(&client.opener(rules), place, OwnedFd::from(far), watch).await;
     let fate = fate.map_err(anyhow::Error::msg)?;
     let copying = Copying::start(near)?;
-    let finished = matches!(fate.await, Ok(Fate::Finished));
+    let finished = matches!(fate.await, Fate::Finished);
     if finished {
         // What was written last may not have arrived.
         let _late = timeout(DRAIN, client.tunnel().idle()).await;

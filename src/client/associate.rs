@@ -34,7 +34,7 @@ mod entry;
 mod lookups;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -47,7 +47,7 @@ pub(super) use self::entry::Application;
 use self::entry::{Association, Route};
 use self::lookups::{Lookups, Unresolved};
 use super::proxy::udp_header;
-use super::resolve::{NameQueries, ResolveError};
+use super::resolve::{Found, NameQueries, ResolveError};
 use super::rules::Way;
 use super::tunnel::{ConnectError, HandleId};
 use crate::io::carrier::has_room;
@@ -186,7 +186,7 @@ impl Associations {
         &mut self,
         now: Instant,
         query: u64,
-        addresses: Result<Vec<IpAddr>, ResolveError>,
+        found: Result<Found, ResolveError>,
     ) {
         let Some(asked) = self.lookups.take(query) else {
             return;
@@ -195,11 +195,11 @@ impl Associations {
             .by_handle
             .get(&asked.handle)
             .and_then(|key| self.entries.get_mut(*key));
-        let (Ok(addresses), Some(entry)) = (addresses, entry) else {
+        let (Ok(found), Some(entry)) = (found, entry) else {
             self.stats.unresolved += 1;
             return;
         };
-        entry.remember(now, asked.host.clone(), asked.by, addresses);
+        entry.remember(now, asked.host.clone(), asked.by, found);
         match entry.route(now, &asked.host, asked.port) {
             Route::Send(Way::Tunnel, to) if self.waiting.len() < MAX_WAITING => {
                 self.waiting.push_back(Waiting {
@@ -648,6 +648,14 @@ mod tests {
         assert!(wire.packets[0].ends_with(b"last"));
     }
 
+    /// The address of a name, as it is said by somebody.
+    fn found(by: ResolvedBy) -> Result<Found, ResolveError> {
+        Ok(Found {
+            addresses: vec![[192, 0, 2, 9].into()],
+            by,
+        })
+    }
+
     #[tokio::test]
     async fn datagram_to_a_name_leaves_with_its_answer_once_there_is_room() {
         let mut setting = Setting::new();
@@ -657,7 +665,7 @@ mod tests {
         let query = setting.asks(&mut wire).await;
         assert_eq!(query.query, 70, "numbers start where they were told to");
         let now = Instant::now();
-        let answer = || Ok(vec![[192, 0, 2, 9].into()]);
+        let answer = || found(ResolvedBy::Tunnel);
         setting.associations.resolved(now, 69, answer());
         assert_eq!(setting.associations.lookups.len(), 1, "not ours");
         setting.associations.resolved(now, 70, answer());
@@ -689,8 +697,7 @@ mod tests {
                 to: ([192, 0, 2, 1], 53).into(),
                 payload: Vec::new(),
             }));
-        let addresses = Ok(vec![[192, 0, 2, 9].into()]);
-        associations.resolved(Instant::now(), 70, addresses);
+        associations.resolved(Instant::now(), 70, found(ResolvedBy::Tunnel));
         assert_eq!(associations.waiting.len(), MAX_WAITING);
         assert_eq!(associations.stats.no_room, 1);
     }
@@ -851,16 +858,39 @@ mod tests {
         let query = ask(&mut setting).await;
         assert_eq!(query.by, ResolvedBy::Host);
         let now = Instant::now();
-        let answer = Ok(vec![[192, 0, 2, 9].into()]);
+        let answer = found(ResolvedBy::Host);
         setting.associations.resolved(now, query.query, answer);
         assert_eq!(setting.associations.stats.blocked, 1);
         // What one resolver has said is not what the other says.
         setting.replace.put(Rules::default());
         let query = ask(&mut setting).await;
         assert_eq!(query.by, ResolvedBy::Tunnel);
-        let answer = Ok(vec![[192, 0, 2, 9].into()]);
+        let answer = found(ResolvedBy::Tunnel);
         setting.associations.resolved(now, query.query, answer);
         setting.settle(&mut wire, 1).await;
         assert!(wire.packets[0].ends_with(b"named"));
+    }
+
+    #[tokio::test]
+    async fn name_is_judged_by_who_has_said_its_addresses_and_not_by_who_was_to_be_asked() {
+        let mut setting = Setting::new();
+        setting.replace.put(listed(&["direct 127.0.0.0/8"]));
+        let mut wire = Wire::default();
+        for (association, by) in [(1, ResolvedBy::Tunnel), (2, ResolvedBy::Record)] {
+            let relay = setting.associate(association).await;
+            setting.send(relay, TO_NAME, b"named");
+            let query = setting.asks(&mut wire).await;
+            assert_eq!(query.by, ResolvedBy::Tunnel);
+            let found = Found {
+                addresses: vec![[127, 0, 0, 1].into()],
+                by,
+            };
+            (setting.associations).resolved(Instant::now(), query.query, Ok(found));
+            // What strangers say of a name leads nowhere in this network; a record of the file does.
+            let directly = usize::from(by == ResolvedBy::Record);
+            assert_eq!(setting.associations.stats.blocked, 1, "{by:?}");
+            assert_eq!(setting.associations.direct_sockets(), directly, "{by:?}");
+        }
+        assert!(wire.packets.is_empty());
     }
 }

@@ -8,7 +8,7 @@
 //! | `forward.add` | `forward`: `-L 8080:h:80` | adds it: the forward as it is listed, and `warning` if there is one |
 //! | `forward.remove` | `id`, or `forward` | removes it: the forward as it was |
 //! | `forward.list` | | a list of forwards |
-//! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
+//! | `connect` | `host`, `port`, and a Unix socket beside it | makes the socket a connection to there, by the client's rules; answers when it stands, and again how it ended: `{"end": "finished"}` or `"cut"` |
 //! | `session` | `wait`: milliseconds | whether there is a session with a lane, as soon as there is one, else after `wait`, at most 30 s, with `state`, which says why there is none; and `refused`, at once, where the server refuses this client |
 //! | `share` | a TUN device beside it | ends its packets: what its interface is to be given; and again when it has ended |
 //!
@@ -21,21 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::down::Down;
 use super::enclosure::Enclosures;
 use super::forwards::{ForwardError, Forwards, Listed};
-use super::resolve::{Host, Resolver};
+use super::proxy::Context;
+use super::resolve::Host;
 use super::status::Reporter;
 use crate::config::{ClientConfig, ControlSocket, Forward};
 use crate::io::control::{Commands, Done, Request, Surroundings, Wanted, short_key};
-use crate::io::relay::{Endpoint, Fate, FlowWatch};
+use crate::io::relay::{Fate, FlowWatch};
 use crate::reload::Asker;
 
 /// Tells where a client with this configuration takes orders.
@@ -85,7 +86,7 @@ pub struct Orders {
     /// Its forwards.
     pub forwards: Forwards,
     /// What connects.
-    pub resolver: Resolver,
+    pub opener: Opener,
     /// What lets other commands share it.
     pub enclosures: Enclosures,
     /// What tells how it is.
@@ -96,17 +97,22 @@ pub struct Orders {
     pub open: Arc<AtomicU64>,
 }
 
-/// Makes `socket`, a connected Unix stream socket, a connection to `host`; what is returned tells how it ends.
+/// Opens connections as the client's rules have them; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Opener(pub(in crate::client) Arc<Context>);
+
+/// Makes `socket`, a connected Unix stream socket, a connection to `host`, by the way that the rules give it; what is
+/// returned tells how it ends, and is to be polled until then, since it may carry the bytes.
 ///
 /// # Errors
 ///
 /// A sentence that says why there is no connection.
 pub async fn connect(
-    resolver: &Resolver,
+    Opener(context): &Opener,
     (host, port): (&str, u16),
     socket: OwnedFd,
-    mut watch: FlowWatch,
-) -> Result<oneshot::Receiver<Fate>, String> {
+    watch: FlowWatch,
+) -> Result<BoxFuture<'static, Fate>, String> {
     let unusable = |error: &dyn std::fmt::Display| format!("the socket is of no use: {error}");
     let is_stream = sockopt::socket_domain(&socket).is_ok_and(|it| it == AddressFamily::UNIX)
         && sockopt::socket_type(&socket).is_ok_and(|it| it == SocketType::STREAM);
@@ -118,11 +124,12 @@ pub async fn connect(
         .and_then(|()| UnixStream::from_std(socket))
         .map_err(|error| unusable(&error))?;
     let name = Host::parse(host.as_bytes()).map_err(|error| format!("`{host}`: {error}"))?;
-    let fate = watch.fate();
-    let flow = resolver.connect(&name, port).await;
-    let flow = flow.map_err(|error| format!("no connection to {name}:{port}: {error}"))?;
-    flow.attach_watched(Endpoint::Unix(socket), Vec::new(), watch);
-    Ok(fate)
+    let opened = context.open(&name, port).await;
+    let opened = opened.map_err(|error| {
+        context.count_failure(&error);
+        format!("no connection to {name}:{port}: {error}")
+    })?;
+    Ok(opened.carry_watched(socket, watch))
 }
 
 impl Commands for Orders {
@@ -138,7 +145,7 @@ impl Commands for Orders {
                 Ok(fate) => Done::Later {
                     now: Value::Null,
                     end: Box::pin(async move {
-                        let finished = matches!(fate.await, Ok(Fate::Finished));
+                        let finished = matches!(fate.await, Fate::Finished);
                         json!({END: if finished { FINISHED } else { "cut" }})
                     }),
                 },
@@ -245,7 +252,7 @@ impl Orders {
         &self,
         request: &Request,
         passed: Option<OwnedFd>,
-    ) -> Result<oneshot::Receiver<Fate>, String> {
+    ) -> Result<BoxFuture<'static, Fate>, String> {
         let host = request.text("host")?;
         let port = u16::try_from(request.number("port")?)
             .ok()
@@ -253,7 +260,7 @@ impl Orders {
             .ok_or_else(|| "`port` is not one: it goes from 1 to 65535".to_owned())?;
         let socket = passed.ok_or_else(|| "connect needs a socket beside it".to_owned())?;
         let watch = FlowWatch::new(Arc::clone(&self.open));
-        connect(&self.resolver, (host, port), socket, watch).await
+        connect(&self.opener, (host, port), socket, watch).await
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Names are answered by the same [`Dns`] as those that come to the local resolver, with its rules and its cache. So no
-//! name is asked of the system's resolver here, which would leak it, unless a split rule says so (what a [rule](super::rules)
+//! name is asked of the system's resolver here, which would leak it, unless a `split` entry says so (what a [rule](super::rules)
 //! of the proxy sends there goes [beside the tunnel](super::direct)). A lookup takes [`LOOKUP_LIMIT`] at most, whatever the
 //! name servers do.
 
@@ -29,12 +29,12 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use host::{Host, HostError};
 pub(super) use known::Known;
-pub use names::{NameQueries, NameQuery, name_service};
+pub use names::{Found, NameQueries, NameQuery, name_service};
 pub(in crate::client) use provider::{TunnelRuntime, connect_error as tunnel_error};
 
-use super::dns::{ANSWER_LIMIT, Dns, Failure, Question, Reply, address};
+use super::dns::{ANSWER_LIMIT, Dns, Failure, Own, Question, Reply, address};
 use super::down::{Down, TUNNEL_WAIT};
-use super::rules::Blocked;
+use super::rules::{Blocked, ResolvedBy};
 use super::tunnel::{ConnectError, Flow, Tunnel};
 use crate::wire::InnerConfig;
 use race::{Family, Race};
@@ -58,6 +58,32 @@ impl Resolver {
         Self { tunnel, dns }
     }
 
+    /// Tells what is known of `host` without asking, where `by` is to resolve it, and who has said so: records of this
+    /// client's configuration go before everybody, and its lists of names to block do.
+    ///
+    /// # Errors
+    ///
+    /// It has no address, whoever is asked.
+    pub(super) fn known<'a>(
+        &self,
+        host: &'a Host,
+        by: ResolvedBy,
+    ) -> Result<(Known<'a>, ResolvedBy), ResolveError> {
+        let known = host.known()?;
+        let Known::Ask(name) = &known else {
+            return Ok((known, by));
+        };
+        let written = Name::from_ascii(name).map_err(|_| ResolveError::InvalidName)?;
+        match self.dns.own(&written) {
+            Own::Addresses(none) if none.is_empty() => Err(ResolveError::NoAddress),
+            Own::Addresses(addresses) => Ok((Known::Addresses(addresses), ResolvedBy::Record)),
+            Own::Blocked => Err(ResolveError::Blocked),
+            Own::Never => Err(ResolveError::NotFound),
+            Own::Alias(target) => Ok((Known::Ask(target.into()), by)),
+            Own::Nothing => Ok((known, by)),
+        }
+    }
+
     /// Finds the addresses of `host`: IPv6 and IPv4 in turn, only families that the
     /// session has.
     ///
@@ -69,6 +95,7 @@ impl Resolver {
             Known::Addresses(addresses) => return Ok(addresses),
             Known::Ask(name) => name,
         };
+        let name = name.as_ref();
         let deadline = Instant::now() + LOOKUP_LIMIT;
         let inner = self.configured(deadline).await?;
         let (v6, v4) = tokio::join!(
@@ -139,11 +166,11 @@ impl Resolver {
             let until = Instant::now() + TUNNEL_WAIT;
             let inner = Arc::new(self.configured(until).await?);
             for family in [Family::V6, Family::V4] {
-                let inner = Arc::clone(&inner);
+                let (inner, name) = (Arc::clone(&inner), name.clone());
                 lookups.push(async move {
                     (
                         family,
-                        self.ask_patiently(&inner, name, family, until).await,
+                        self.ask_patiently(&inner, &name, family, until).await,
                     )
                 });
             }

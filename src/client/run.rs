@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::connect::Connector;
-use super::control::Orders;
+use super::control::{Opener, Orders};
 use super::direct::Direct;
 use super::dns::lists::{ListService, ListStore, tell};
 use super::dns::{Dns, DnsError, ListenError, LocalResolver};
@@ -192,6 +192,20 @@ impl Client {
         self.dns.clone()
     }
 
+    /// Returns what opens connections by `rules`.
+    pub fn opener(&self, rules: InForce) -> Opener {
+        let settings = ProxySettings {
+            rules,
+            direct: self.direct(),
+            ..ProxySettings::default()
+        };
+        Opener(Arc::new(Context {
+            settings,
+            tunnel: self.tunnel(),
+            resolver: self.resolver(),
+        }))
+    }
+
     /// Returns what lets other commands share this client, by `rules`, until `stop`.
     /// They are written down in `book`.
     pub fn enclosures(
@@ -200,17 +214,9 @@ impl Client {
         book: Arc<Book>,
         stop: &CancellationToken,
     ) -> Enclosures {
-        let settings = ProxySettings {
-            rules,
-            direct: self.direct(),
-            ..ProxySettings::default()
-        };
+        let Opener(proxy) = self.opener(rules);
         Enclosures {
-            proxy: Arc::new(Context {
-                settings,
-                tunnel: self.tunnel(),
-                resolver: self.resolver(),
-            }),
+            proxy,
             dns: self.dns(),
             share: self.share.part(),
             pool: self.pool.clone(),
@@ -290,7 +296,7 @@ pub struct Services {
 
 impl Services {
     /// Adds the forwards of `config` to `client`, and takes orders for it over `listener` until `stop`; commands that share
-    /// it go by `rules`. `proxies` is what its proxies count, `reload` what reads its configuration again.
+    /// it and single connections go by `rules`. `proxies` is what its proxies count, `reload` what reads its configuration again.
     ///
     /// # Errors
     ///
@@ -336,7 +342,7 @@ impl Services {
             debug!(socket = %listener.path().display(), "takes orders");
             let orders = Arc::new(Orders {
                 forwards: forwards.clone(),
-                resolver: client.resolver(),
+                opener: client.opener(rules.clone()),
                 enclosures: client.enclosures(rules, book, stop),
                 reporter,
                 reload,

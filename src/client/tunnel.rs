@@ -45,7 +45,7 @@ use self::handle::{Asked, Handle, Kind, LastWords};
 pub use self::incoming::{Arrivals, IncomingFlow, Listener, Refusal};
 pub use self::port::{Association, Datagram, UdpPort};
 use super::down::Down;
-use super::resolve::ResolveError;
+use super::resolve::{Found, ResolveError};
 use super::rules::InForce;
 use super::status::Look;
 use crate::wire::InnerConfig;
@@ -188,12 +188,9 @@ impl Tunnel {
     /// Tells the driver what became of a name it asked the resolver for.
     ///
     /// Waits while the driver's queue is full; does nothing when the driver has gone.
-    pub async fn resolved(&self, query: u64, addresses: Result<Vec<IpAddr>, ResolveError>) {
+    pub async fn resolved(&self, query: u64, found: Result<Found, ResolveError>) {
         // A driver that has gone has no use for the answer.
-        let _gone = self
-            .commands
-            .send(Command::Resolved { query, addresses })
-            .await;
+        let _gone = self.commands.send(Command::Resolved { query, found }).await;
     }
 
     /// Has the flows that [`Flow::attach_judged`] gave away judged again, since rules have changed.

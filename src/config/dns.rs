@@ -1,7 +1,7 @@
 //! How a client finds names: `dns:`, an address to listen on or a group of keys.
 //!
 //! `dns: 127.0.0.1:5353` is short for `dns: {listen: "127.0.0.1:5353"}`. The rest of the group holds for the proxy too,
-//! whether or not there is a local resolver. What a rule means is told by [`crate::client::dns`].
+//! whether or not there is a local resolver. What each means is told by [`crate::client::dns`].
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -42,7 +42,7 @@ pub struct DnsConfig {
 }
 
 impl Default for DnsConfig {
-    /// No local resolver, no rules: what the server names is asked.
+    /// No local resolver, no records, no lists: what the server names is asked.
     fn default() -> Self {
         Self {
             listen: None,
@@ -90,7 +90,7 @@ pub struct SplitRule {
     pub target: SplitTarget,
 }
 
-/// Whom a split rule names.
+/// Whom a `split` entry names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SplitTarget {
     /// The resolvers of this host, by its own network.

@@ -5,6 +5,9 @@
 //! there. Lists of groups (`clients`) live in the file only. Reading never stops at a mistake: problems are
 //! collected, and [`Settings::finish`] adds the keys that nobody asked for.
 
+mod groups;
+mod unknown;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +16,8 @@ use super::dns::ListSource;
 use super::error::{ConfigError, Place, Problem, Source};
 use super::files;
 use super::yaml::{self, Entry, Node, Value};
+pub(super) use groups::Group;
+pub(super) use unknown::nearest;
 
 /// Where the settings of a program come from.
 #[derive(Clone, Copy)]
@@ -43,22 +48,6 @@ pub(super) struct Located<T> {
     /// The key with its path: `clients[0].name`.
     pub(super) key: String,
     pub(super) place: Place,
-}
-
-/// One group of keys in a list of groups.
-#[derive(Clone, Debug)]
-pub(super) struct Group {
-    /// `clients[0]`.
-    path: String,
-    entries: Vec<Entry>,
-    pub(super) place: Place,
-}
-
-impl Group {
-    /// Names a key of the group with its path: `clients[0].name`.
-    pub(super) fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.path)
-    }
 }
 
 /// The settings while they are being read.
@@ -317,93 +306,6 @@ impl<'a> Settings<'a> {
         Some(items)
     }
 
-    /// Reads a list of groups, which only a file can hold.
-    ///
-    /// `keys` are those of a group, which are known even where there is no group.
-    pub(super) fn groups(&mut self, key: &str, keys: &[&str]) -> Vec<Group> {
-        self.known
-            .extend(keys.iter().map(|inner| format!("{key}[].{inner}")));
-        self.known.insert(format!("{key}[]"));
-        let Some(node) = find(&self.entries, key) else {
-            return Vec::new();
-        };
-        let items = match node.value {
-            Value::Null => return Vec::new(),
-            Value::List(items) => items,
-            Value::Text(_) | Value::Map(_) => {
-                let message = format!(
-                    "found {}, where a list is expected: begin each item with `- `",
-                    node.value.kind()
-                );
-                self.problem(key, Place::File(node.spot), message);
-                return Vec::new();
-            }
-        };
-        let mut groups = Vec::new();
-        for (index, item) in items.into_iter().enumerate() {
-            let path = format!("{key}[{index}]");
-            let place = Place::File(item.spot);
-            match item.value {
-                Value::Map(entries) => groups.push(Group {
-                    path,
-                    entries,
-                    place,
-                }),
-                Value::Null | Value::Text(_) | Value::List(_) => {
-                    let message = format!(
-                        "found {}, where a group of `key: value` is expected",
-                        item.value.kind()
-                    );
-                    self.problem(&path, place, message);
-                }
-            }
-        }
-        groups
-    }
-
-    /// Reads one value of a group.
-    pub(super) fn value_in<T>(
-        &mut self,
-        group: &Group,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<Located<T>> {
-        let (text, place) = self.text_in(group, key)?;
-        self.parsed(&group.key(key), &text, place, parse)
-    }
-
-    /// Like [`Self::value_in`], for a value that must never be shown.
-    pub(super) fn secret_in<T>(
-        &mut self,
-        group: &Group,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<Located<T>> {
-        let (text, place) = self.text_in(group, key)?;
-        self.parsed(&group.key(key), &text, hide(place), parse)
-    }
-
-    /// Reads a list of a group; a single value is a list of one. `None` where the key is not set.
-    pub(super) fn list_in<T>(
-        &mut self,
-        group: &Group,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<Vec<Located<T>>> {
-        let node = find(&group.entries, key)?;
-        let mut items = Vec::new();
-        for (path, text, place) in self.items(&group.key(key), node)? {
-            items.extend(self.parsed(&path, &text, place, &parse));
-        }
-        Some(items)
-    }
-
-    /// Reads one path of a group.
-    pub(super) fn path_in(&mut self, group: &Group, key: &str) -> Option<Located<PathBuf>> {
-        let (text, place) = self.text_in(group, key)?;
-        self.parsed_path(&group.key(key), &text, place)
-    }
-
     /// Adds a problem.
     pub(super) fn problem(&mut self, key: &str, place: Place, message: impl Into<String>) {
         if self.problems.len() >= MAX_PROBLEMS {
@@ -445,15 +347,6 @@ impl<'a> Settings<'a> {
         }
         let message = format!("is missing: {right} (or set {})", variable(key));
         self.problem(key, Place::Missing(self.path.clone()), message);
-    }
-
-    /// Adds the problem that a group lacks a key.
-    pub(super) fn missing_in(&mut self, group: &Group, key: &str, right: &str) {
-        let path = group.key(key);
-        if self.has_problem(&path) {
-            return;
-        }
-        self.problem(&path, group.place.clone(), format!("is missing: {right}"));
     }
 
     /// Adds something that should be looked at but does not stop the start.
@@ -594,11 +487,6 @@ impl<'a> Settings<'a> {
         }
     }
 
-    fn text_in(&mut self, group: &Group, key: &str) -> Option<(String, Place)> {
-        let node = find(&group.entries, key)?;
-        self.scalar(&group.key(key), node)
-    }
-
     fn flag(&self, key: &str) -> Option<(Vec<String>, Place)> {
         let given = self.inputs.flags.iter().find(|flag| flag.key == key)?;
         Some((given.values.clone(), Place::Flag(given.flag)))
@@ -689,65 +577,6 @@ impl<'a> Settings<'a> {
             place,
         })
     }
-
-    /// Walks the file beside the keys that were asked for.
-    fn unknown_keys(&mut self, entries: &[Entry], path: &str, pattern: &str) {
-        for entry in entries {
-            let path = join(path, &entry.key);
-            let pattern = join(pattern, &entry.key);
-            let group = format!("{pattern}.");
-            let list = format!("{pattern}[]");
-            match &entry.node.value {
-                Value::Map(inner) if self.known.iter().any(|known| known.starts_with(&group)) => {
-                    self.unknown_keys(inner, &path, &pattern);
-                }
-                Value::Null | Value::Text(_) | Value::List(_) | Value::Map(_)
-                    if self.known.contains(&pattern) => {}
-                Value::List(items) if self.known.contains(&list) => {
-                    for (index, item) in items.iter().enumerate() {
-                        if let Value::Map(inner) = &item.value {
-                            self.unknown_keys(inner, &format!("{path}[{index}]"), &list);
-                        }
-                    }
-                }
-                Value::Null | Value::Text(_) | Value::List(_) | Value::Map(_) => {
-                    let is_known = |known: &String| known.starts_with(&group) || *known == list;
-                    if !self.known.iter().any(is_known) {
-                        let message = self.unknown_key(&pattern);
-                        self.problem(&path, Place::File(entry.key_spot.clone()), message);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Words the answer to an unknown key: the nearest known one, or all.
-    fn unknown_key(&self, pattern: &str) -> String {
-        let (parent, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
-        let siblings: BTreeSet<&str> = self
-            .known
-            .iter()
-            .filter_map(|known| sibling(known, parent))
-            .collect();
-        if let Some(near) = nearest(name, siblings.iter().copied()) {
-            return format!("unknown key `{name}`: did you mean `{near}`?");
-        }
-        let meant =
-            (OTHER_WORDS.iter()).find(|(word, key)| *word == name && siblings.contains(key));
-        if let Some((_, key)) = meant {
-            return format!("unknown key `{name}`: it is called `{key}` here");
-        }
-        // A key that exists elsewhere is named with its place.
-        if let Some(elsewhere) = self
-            .known
-            .iter()
-            .find(|known| known.rsplit('.').next() == Some(name))
-        {
-            return format!("unknown key `{name}` in this place: there is `{elsewhere}`");
-        }
-        let all: Vec<&str> = siblings.into_iter().collect();
-        format!("unknown key `{name}`: the keys here are {}", all.join(", "))
-    }
 }
 
 /// A text with its key and place.
@@ -767,39 +596,6 @@ pub fn variable(key: &str) -> String {
     format!("ADIT_{}", key.to_uppercase().replace('.', "_"))
 }
 
-/// Finds the nearest of some words, if one is near enough to be meant.
-pub(super) fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
-    let flat = |text: &str| text.to_lowercase().replace('-', "_");
-    let word = flat(word);
-    // One slip in three characters; more would guess.
-    let most = (word.chars().count() / 3).clamp(1, 3);
-    words
-        .map(|known| (strsim::damerau_levenshtein(&word, &flat(known)), known))
-        .filter(|(distance, _)| *distance <= most)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, known)| known)
-}
-
-/// The name that `known` has directly below `parent`, if it is there.
-fn sibling<'k>(known: &'k str, parent: &str) -> Option<&'k str> {
-    let rest = if parent.is_empty() {
-        known
-    } else {
-        known.strip_prefix(parent)?.strip_prefix('.')?
-    };
-    rest.split(['.', '['])
-        .next()
-        .filter(|name| !name.is_empty())
-}
-
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
-}
-
 fn find(entries: &[Entry], key: &str) -> Option<Node> {
     entries
         .iter()
@@ -813,16 +609,6 @@ fn hide(place: Place) -> Place {
         Place::Variable(_) | Place::Flag(_) | Place::Missing(_) => place,
     }
 }
-
-/// What other programs call a key, and the other one of ours, where no slip of the hand explains it.
-const OTHER_WORDS: [(&str, &str); 6] = [
-    ("listen", "proxy"),
-    ("socks5", "proxy"),
-    ("forwards", "local_forwards"),
-    ("private_key", "key_file"),
-    ("endpoint", "server"),
-    ("peers", "clients"),
-];
 
 /// Mistakes told at once: more than anybody corrects before the next check.
 const MAX_PROBLEMS: usize = 30;

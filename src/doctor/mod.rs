@@ -33,6 +33,7 @@ pub mod leftover;
 mod measure;
 pub mod path;
 mod prober;
+pub mod program;
 pub mod running;
 pub mod server;
 mod volley;

@@ -10,7 +10,8 @@ use rustix::fs::{Access, access};
 use super::clock::{self as clocks, Clock, FarEnd};
 use super::finding::{Check, Finding};
 use super::host::{self, Descriptors, Device, Filter, Situation};
-use super::running::{Held, Program, Running, Wants};
+use super::program::Program;
+use super::running::{Held, Running, Wants};
 use crate::config::{EgressKind, Kind, ListenAddr, Scheme, ServerConfig};
 use crate::io::journal::network;
 use crate::io::limits::most_open_files;
@@ -101,6 +102,7 @@ pub fn examine_unwritten(server: &Program, tell: &mut impl FnMut(Finding)) {
             .into_iter()
             .for_each(&mut *tell);
         tell(conntrack());
+        tell(backlog());
     }
     if let Some((open, most)) = server.descriptors {
         tell(host::descriptors(Descriptors {
@@ -138,6 +140,11 @@ fn buffers(tell: &mut impl FnMut(Finding)) {
 fn conntrack() -> Finding {
     let count = number("net/netfilter/nf_conntrack_count");
     host::conntrack(count, number("net/netfilter/nf_conntrack_max"))
+}
+
+fn backlog() -> Finding {
+    let stat = fs::read_to_string("/proc/net/softnet_stat").ok();
+    host::backlog(stat.as_deref(), number("net/core/netdev_max_backlog"))
 }
 
 fn ports(config: &ServerConfig, running: &Running, tell: &mut impl FnMut(Finding)) {
@@ -234,6 +241,7 @@ fn egress(config: &ServerConfig, running: &Running, tell: &mut impl FnMut(Findin
         tell(finding);
     }
     tell(conntrack());
+    tell(backlog());
     tell(Finding::skipped(
         Check::Ping,
         "the kernel forwards clients' pings as any other packet",

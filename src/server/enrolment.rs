@@ -22,7 +22,6 @@
 //! Those of the roll. A change writes some kilobytes and waits for the disk on the thread that makes it; changes come from
 //! the control socket, and from guests that have a valid token, once each.
 
-use std::collections::HashSet;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -11,6 +11,9 @@
 //! can be marked: what smoltcp sends does not say that it may be, since smoltcp could not answer an echo; it is held
 //! back before the tunnel's queue instead.
 //!
+//! What lies outside of the receive window says nothing, neither by a mark nor by CWR (RFC 3168 §6.1.5): it is a copy of what came, or
+//! somebody else's who guesses.
+//!
 //! A SYN that has to be sent again offers nothing (RFC 3168 §6.1.1.1), for paths that drop those that do.
 
 use crate::cut::CWR;
@@ -35,7 +38,7 @@ impl Echo {
         self.agreed = syn.flags & (ECE | CWR) == wanted;
     }
 
-    /// Takes note of a packet that came, with its IP header.
+    /// Takes note of a packet that came within the window, with its IP header.
     pub(crate) fn note(&mut self, packet: &[u8], parsed: Segment) {
         // In this order: what reports a smaller window may have met the next congestion itself.
         if parsed.has(CWR) {

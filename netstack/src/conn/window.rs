@@ -88,6 +88,20 @@ impl Window {
         parsed.payload > 0 && !parsed.has(RST) && self.next.is_some() && before(self.told, end)
     }
 
+    /// Says whether any of a segment lies in the window that the peer was told (RFC 9293 §3.10.7.4), while `queue` bytes wait
+    /// to be read.
+    pub(crate) fn accepts(&self, parsed: Segment, queue: usize) -> bool {
+        let Some(next) = self.next else {
+            return false;
+        };
+        let first = next.wrapping_add(queue as u32);
+        if parsed.payload == 0 {
+            return !before(parsed.sequence, first) && !before(self.told, parsed.sequence);
+        }
+        let end = parsed.sequence.wrapping_add(parsed.payload as u32);
+        before(first, end) && before(parsed.sequence, self.told)
+    }
+
     /// Takes note that the application has read `count` bytes; `most` is what memory allows the window to be.
     pub(crate) fn advance(&mut self, now: Instant, count: usize, most: usize) {
         let Some(next) = &mut self.next else {

@@ -13,7 +13,7 @@ use crate::config::{
     ClientConfig, ConfigError, Inputs, Kind, Loaded, ServerConfig, guess_kind, state_base,
 };
 use crate::doctor::leftover::{self, Left};
-use crate::doctor::running::{Program, ask};
+use crate::doctor::program::{Program, ask};
 use crate::io::file::open_regular;
 use crate::server::control as server_control;
 

@@ -10,7 +10,7 @@ use adit_netstack::{PacketSink, Stack};
 use tokio::net::UdpSocket;
 
 use crate::client::direct::DirectUdp;
-use crate::client::resolve::Host;
+use crate::client::resolve::{Found, Host};
 use crate::client::rules::{Destination, InForce, ResolvedBy, Way};
 use crate::client::tunnel::{HandleId, Lifeline};
 use crate::config::Transport;
@@ -55,9 +55,9 @@ pub(super) struct Association {
 /// The addresses of a name.
 #[derive(Debug)]
 struct Known {
-    by: ResolvedBy,
-    /// The best first.
-    addresses: Vec<IpAddr>,
+    /// Who was asked.
+    asked: ResolvedBy,
+    found: Found,
     until: Instant,
 }
 
@@ -121,28 +121,23 @@ impl Association {
             return Route::Blocked;
         };
         let known = self.names.get(host);
-        let Some(known) = known.filter(|known| now < known.until && known.by == by) else {
+        let Some(known) = known.filter(|known| now < known.until && known.asked == by) else {
             return Route::Ask(by);
         };
-        (known.addresses.iter())
-            .find_map(|ip| judge(Some((name, by)), *ip))
+        let Found { addresses, by } = &known.found;
+        (addresses.iter())
+            .find_map(|ip| judge(Some((name, *by)), *ip))
             .unwrap_or(Route::Blocked)
     }
 
     /// Keeps the addresses of a name for a while.
-    pub(super) fn remember(
-        &mut self,
-        now: Instant,
-        host: Host,
-        by: ResolvedBy,
-        addresses: Vec<IpAddr>,
-    ) {
+    pub(super) fn remember(&mut self, now: Instant, host: Host, asked: ResolvedBy, found: Found) {
         if self.names.len() >= MAX_NAMES {
             self.names.clear();
         }
         let known = Known {
-            by,
-            addresses,
+            asked,
+            found,
             until: now + NAME_TTL,
         };
         self.names.insert(host, known);

@@ -6,17 +6,20 @@ use std::net::IpAddr;
 use tokio::time::timeout;
 
 use super::Direct;
-use crate::client::resolve::{Host, Known, LOOKUP_LIMIT, ResolveError};
+use crate::client::resolve::{Known, LOOKUP_LIMIT, ResolveError};
 
 impl Direct {
     /// Finds the addresses of a host, in the order in which this one would try them.
     ///
     /// # Errors
     /// There is none, or no answer in [`LOOKUP_LIMIT`].
-    pub async fn lookup(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
-        match host.known()? {
+    pub(in crate::client) async fn lookup(
+        &self,
+        host: Known<'_>,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
+        match host {
             Known::Addresses(addresses) => Ok(addresses),
-            Known::Ask(name) => self.ask(name).await,
+            Known::Ask(name) => self.ask(&name).await,
         }
     }
 
@@ -44,6 +47,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::client::resolve::Host;
 
     #[tokio::test]
     async fn host_answers_for_its_own_names_and_refuses_what_nobody_has() {
@@ -64,7 +68,10 @@ mod tests {
             lookups: Arc::new(tokio::sync::Semaphore::new(0)),
             ..Direct::new()
         };
-        let lookup = async |name: &str| direct.lookup(&Host::parse(name.as_bytes()).unwrap()).await;
+        let lookup = async |name: &str| {
+            let host = Host::parse(name.as_bytes()).unwrap();
+            direct.lookup(host.known()?).await
+        };
         assert!(lookup("dev.localhost").await.is_ok());
         assert_eq!(lookup("a.onion").await, Err(ResolveError::Onion));
         assert_eq!(lookup("a.invalid").await, Err(ResolveError::NotFound));

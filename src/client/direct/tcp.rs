@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::debug;
@@ -17,6 +17,7 @@ use crate::client::ports;
 use crate::client::proxy::Counter;
 use crate::client::rules::Judged;
 use crate::client::tunnel::ConnectError;
+use crate::io::relay::Fate;
 
 impl Direct {
     /// Connects to `remote`.
@@ -65,7 +66,12 @@ impl DirectFlow {
 
     /// Moves bytes between the application and the origin until both have ended, one has failed, or the rules end it;
     /// `early` is what the application has sent already.
-    pub async fn relay(self, application: TcpStream, early: &[u8], judged: &Judged) {
+    pub(in crate::client) async fn relay(
+        self,
+        application: impl Application,
+        early: &[u8],
+        judged: &Judged,
+    ) -> Fate {
         let Self {
             socket,
             stats,
@@ -96,6 +102,11 @@ impl DirectFlow {
             () = judged.overruled() => stats.overruled.add(),
         }
         drop(permit);
+        if pair.in_order {
+            Fate::Finished
+        } else {
+            Fate::Cut
+        }
     }
 
     /// Gives the connection to somebody who looks at the bytes, and what counts it as open.
@@ -105,24 +116,42 @@ impl DirectFlow {
 }
 
 /// Two sockets of one flow: unless it has ended in order, each end sees a reset, as it would without us.
-struct Pair {
-    application: TcpStream,
+struct Pair<A: Application> {
+    application: A,
     origin: TcpStream,
     in_order: bool,
 }
 
-impl Drop for Pair {
+impl<A: Application> Drop for Pair<A> {
     fn drop(&mut self) {
         if self.in_order {
             return;
         }
-        for socket in [&self.application, &self.origin] {
-            let socket = SockRef::from(socket);
-            // A zero linger makes close(2) send RST; where it cannot be set, a plain close is the next best thing.
-            if socket.set_linger(Some(Duration::ZERO)).is_err() {
-                let _ = socket.shutdown(Shutdown::Both);
-            }
+        self.application.cut();
+        self.origin.cut();
+    }
+}
+
+/// A socket of whoever has asked for a connection.
+pub(in crate::client) trait Application: AsyncRead + AsyncWrite + Unpin {
+    /// Has the other end see a reset when this one is dropped, or what comes next to one.
+    fn cut(&self);
+}
+
+impl Application for TcpStream {
+    fn cut(&self) {
+        let socket = SockRef::from(self);
+        // A zero linger makes close(2) send RST; where it cannot be set, a plain close is the next best thing.
+        if socket.set_linger(Some(Duration::ZERO)).is_err() {
+            let _ = socket.shutdown(Shutdown::Both);
         }
+    }
+}
+
+impl Application for UnixStream {
+    fn cut(&self) {
+        // Also where another process has a copy of the descriptor, which a plain close would leave open.
+        let _gone = SockRef::from(self).shutdown(Shutdown::Both);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A name as rules and lists see it: lower-case text whose suffixes are looked up one after the other.
+//! A name as records, lists and `split` see it: lower-case text whose suffixes are looked up one after the other.
 
 use hickory_proto::rr::Name;
 
@@ -12,7 +12,7 @@ pub struct Domain {
 impl Domain {
     /// Takes a name from a message.
     ///
-    /// A byte that would change the text's meaning (a dot inside a label, what is not ASCII) becomes one that no rule
+    /// A byte that would change the text's meaning (a dot inside a label, what is not ASCII) becomes one that no record
     /// and no list has, so that such a name matches its honest suffixes only.
     pub fn new(name: &Name) -> Self {
         let mut domain = Self {
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Domain {
 
 /// RFC 1035, section 2.3.4, is 255 bytes with a length before each label and one at the end.
 const MAX_TEXT: usize = 255;
-/// In no name of a rule or a list, which are ASCII.
+/// In no name of a record or a list, which are ASCII.
 const STRANGE: u8 = 0xff;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Answers questions: by rule, from the cache, or by asking.
+//! Answers questions: by records, lists and `split`, from the cache, or by asking.
 //!
 //! [`Dns::from_memory`] never waits; [`Dns::answer`] asks whoever the policy says if that has nothing. Of questions that
 //! are the same one goes out, and all who ask meanwhile share its answer; when none of them waits any more, it is given
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{BLOCKED, Kept, Made, Question, Reply};
 use super::cache::{Cache, CacheLimits};
 use super::domain::Domain;
+use super::own::{MAX_ALIASES, Own};
 use super::policy::{Decision, Policy, Special};
 use super::stats::{DnsStats, count};
 use super::upstream::Failure;
@@ -124,7 +125,7 @@ impl Dns {
         Ok(Self::over(config, tunnel, tls, outside))
     }
 
-    /// Makes a resolver without rules: what the server names is asked.
+    /// Makes a resolver without records, lists or `split`: what the server names is asked.
     pub fn plain(tunnel: Tunnel) -> Self {
         Self::over(&DnsConfig::default(), tunnel, None, Outside::default())
     }
@@ -155,13 +156,13 @@ impl Dns {
         }
     }
 
-    /// The rules as they are now.
+    /// The policy as it is now.
     pub fn policy(&self) -> Policy {
         let policy = self.shared.policy.read();
         policy.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the rules.
+    /// Changes the policy.
     pub fn change_policy(&self, change: impl FnOnce(Policy) -> Policy) {
         let mut policy = (self.shared.policy.write()).unwrap_or_else(PoisonError::into_inner);
         *policy = change(policy.clone());
@@ -172,7 +173,20 @@ impl Dns {
         &self.shared.stats
     }
 
-    /// Answers what needs nobody else: rules, and what is kept.
+    /// Tells what is known of a name without asking anybody; counted where that is an answer.
+    pub fn own(&self, name: &Name) -> Own {
+        let own = self.policy().own(name);
+        let counter = match own {
+            Own::Addresses(_) | Own::Never => &self.shared.stats.local,
+            Own::Blocked => &self.shared.stats.blocked,
+            Own::Alias(_) | Own::Nothing => return own,
+        };
+        count(&self.shared.stats.queries);
+        count(counter);
+        own
+    }
+
+    /// Answers what needs nobody else: what the policy itself answers, and what is kept.
     pub fn from_memory(&self, question: &Question) -> Option<Reply> {
         let local = self.local(question);
         match self.remembered(local) {
@@ -292,7 +306,7 @@ impl Dns {
         }
     }
 
-    /// Decides what the rules say, following aliases that they have.
+    /// Decides what the policy says, following aliases that they have.
     fn local(&self, question: &Question) -> Local {
         let policy = self.policy();
         let mut question = question.clone();
@@ -356,7 +370,7 @@ impl Dns {
         }
     }
 
-    /// Completes what rules say from the cache; what is missing where it has nothing.
+    /// Completes what the policy says from the cache; what is missing where it has nothing.
     fn remembered(&self, local: Local) -> Remembered {
         match local.end {
             End::Made(made) => Remembered::Reply(chained(local.chain, Reply::Made(Box::new(made)))),
@@ -544,9 +558,6 @@ pub const ANSWER_LIMIT: Duration = Duration::from_millis(4500);
 
 /// Questions that upstreams are asked at a time; more wait. Each may take a port of the inner address.
 pub const MAX_ASKED: usize = 200;
-
-/// Aliases of the configuration that lead to one another.
-const MAX_ALIASES: usize = 8;
 
 /// Prefetches that wait, and those under way.
 const PREFETCH_QUEUE: usize = 256;

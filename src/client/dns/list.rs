@@ -63,7 +63,7 @@ pub enum BadLine {
     #[error("has no host name where one is expected")]
     Name,
     /// A rule about pages or parts of them, which DNS knows nothing of.
-    #[error("is a rule that DNS cannot follow")]
+    #[error("is a filter for pages, which DNS cannot follow")]
     Rule,
     /// There is no room.
     #[error("is one name more than all lists together may have")]

@@ -10,7 +10,7 @@
 //!                                                  └─ prefetch            │ held while there is no session,
 //!                                                                         ▼ at most for ANSWER_LIMIT
 //!                                              what the server pushes, plain, DoT, DoH: through the tunnel;
-//!                                              `system` of a split rule alone: by the host's own network
+//!                                              `system` of a `split` entry alone: by the host's own network
 //! ```
 //!
 //! The [`policy`] decides by name alone. What it leaves is looked up in the [`cache`], and asked of an upstream by
@@ -25,7 +25,7 @@
 //! # Nothing leaks
 //!
 //! Every upstream is reached by the tunnel's own sockets, which exist inside the session. While there is none, questions
-//! are held; after [`ANSWER_LIMIT`] they are answered with SERVFAIL. Only what a split rule sends to
+//! are held; after [`ANSWER_LIMIT`] they are answered with SERVFAIL. Only what a `split` entry sends to
 //! `system` leaves by the host's own network, because somebody wrote so.
 //!
 //! # What it passes on, and what not
@@ -43,6 +43,7 @@ mod fetch;
 mod list;
 mod listen;
 pub mod lists;
+mod own;
 pub mod policy;
 mod records;
 mod stats;
@@ -58,6 +59,7 @@ pub use engine::{ANSWER_LIMIT, Dns, DnsError, MAX_ASKED};
 pub(crate) use list::read as read_list;
 pub use list::{BadLine, Entry, ListReport};
 pub use listen::{ListenError, LocalResolver, MAX_DATAGRAMS, MAX_OF_SENDER, MAX_STREAMS};
+pub use own::Own;
 pub use records::{Records, Written};
 pub use stats::DnsStats;
 pub(crate) use table::is_listed;

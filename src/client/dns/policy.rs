@@ -22,7 +22,7 @@ use super::records::{Records, Written};
 use super::table::{Found, NameTable};
 use crate::config::{DnsConfig, SplitRule, SplitTarget, StaticRecord};
 
-/// All rules at one time; cheap to clone and never changed.
+/// Records, lists and split at one time; cheap to clone and never changed.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     records: Arc<Records>,
@@ -167,7 +167,7 @@ impl Policy {
         }
     }
 
-    /// All that split rules say, by the number that a decision has.
+    /// All that `split` says, by the number that a decision has.
     pub fn split_groups(&self) -> &[SplitGroup] {
         &self.split.groups
     }
@@ -282,7 +282,7 @@ impl fmt::Display for Explained<'_> {
                 unblocked(f, allowed)
             }
             Decision::Upstream { allowed } => {
-                f.write_str("upstream: no rule is about this name")?;
+                f.write_str("upstream: no record, list or split is about this name")?;
                 unblocked(f, allowed)
             }
         }
@@ -349,37 +349,55 @@ mod tests {
     }
 
     #[test]
-    fn each_name_is_decided_by_the_first_rule_that_knows_it() {
+    fn each_name_is_decided_by_the_first_that_knows_it() {
         let cases = [
             ("localhost.", "special: names below localhost"),
             ("a.b.LocalHost.", "special: names below localhost"),
-            ("notlocalhost.", "upstream: no rule is about this name"),
+            (
+                "notlocalhost.",
+                "upstream: no record, list or split is about this name",
+            ),
             ("x.invalid.", "special: names below invalid"),
             ("x.onion.", "special: names below onion"),
             ("nas.home.", "static: a record of the configuration"),
             ("NAS.Home.", "static: a record of the configuration"),
-            ("x.nas.home.", "upstream: no rule is about this name"),
+            (
+                "x.nas.home.",
+                "upstream: no record, list or split is about this name",
+            ),
             (
                 "x.dev.test.",
                 "static: a record of the configuration, for *.dev.test",
             ),
-            ("dev.test.", "upstream: no rule is about this name"),
+            (
+                "dev.test.",
+                "upstream: no record, list or split is about this name",
+            ),
             ("intra.test.", "static: a record that the server pushed"),
             ("ads.listed.test.", "static: a record of the configuration"),
             ("listed.test.", "blocked: first.txt has listed.test"),
             ("a.b.listed.test.", "blocked: first.txt has listed.test"),
-            ("xlisted.test.", "upstream: no rule is about this name"),
+            (
+                "xlisted.test.",
+                "upstream: no record, list or split is about this name",
+            ),
             ("exact.test.", "blocked: second.txt has exact.test"),
-            ("below.exact.test.", "upstream: no rule is about this name"),
+            (
+                "below.exact.test.",
+                "upstream: no record, list or split is about this name",
+            ),
             (
                 "good.listed.test.",
-                "upstream: no rule is about this name; it would be blocked, but second.txt allows it",
+                "upstream: no record, list or split is about this name; it would be blocked, but second.txt allows it",
             ),
             (
                 "x.good.listed.test.",
-                "upstream: no rule is about this name; it would be blocked, but second.txt allows it",
+                "upstream: no record, list or split is about this name; it would be blocked, but second.txt allows it",
             ),
-            ("free.test.", "upstream: no rule is about this name"),
+            (
+                "free.test.",
+                "upstream: no record, list or split is about this name",
+            ),
             (
                 "corp.test.",
                 "split: names below corp.test are asked of 10.0.0.53, tls://10.0.0.54",
@@ -398,9 +416,15 @@ mod tests {
                 "fine.lan.",
                 "split: names below lan are asked of system; it would be blocked, but second.txt allows it",
             ),
-            ("xlan.", "upstream: no rule is about this name"),
-            (".", "upstream: no rule is about this name"),
-            ("example.com.", "upstream: no rule is about this name"),
+            (
+                "xlan.",
+                "upstream: no record, list or split is about this name",
+            ),
+            (".", "upstream: no record, list or split is about this name"),
+            (
+                "example.com.",
+                "upstream: no record, list or split is about this name",
+            ),
         ];
         let policy = policy();
         for (name, expected) in cases {

@@ -17,7 +17,7 @@ pub struct DnsStats {
     pub joined: AtomicU64,
     /// Those asked of an upstream, prefetches among them.
     pub asked: AtomicU64,
-    /// Those of them that a split rule sent elsewhere.
+    /// Those of them that a `split` entry sent elsewhere.
     pub split: AtomicU64,
     /// Those asked because an answer in use was about to end.
     pub prefetched: AtomicU64,

@@ -1,4 +1,4 @@
-//! Whom a question goes to: the upstream, or those of a split rule; through the tunnel, or by the host's own network.
+//! Whom a question goes to: the upstream, or those of a `split` entry; through the tunnel, or by the host's own network.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,7 @@ use crate::wire::InnerConfig;
 pub(super) enum Route {
     /// To the upstream.
     Upstream,
-    /// To those of the split rule with this number.
+    /// To those of the `split` suffix with this number.
     Split(usize),
 }
 

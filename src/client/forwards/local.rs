@@ -112,7 +112,7 @@ async fn open(
     _permit: OwnedSemaphorePermit,
 ) {
     match resolver.connect(&host, port).await {
-        Ok(flow) => flow.attach_watched(endpoint, Vec::new(), counters.open()),
+        Ok(flow) => flow.attach_watched(endpoint, counters.open(), None),
         Err(error) => {
             counters.refuse(error);
             endpoint.reset();

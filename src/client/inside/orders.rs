@@ -74,9 +74,9 @@ impl Inside {
                 let (associations, stack) = self.associations();
                 associations.remove(stack, association);
             }
-            Command::Resolved { query, addresses } => {
+            Command::Resolved { query, found } => {
                 let (associations, _) = self.associations();
-                associations.resolved(now, query, addresses);
+                associations.resolved(now, query, found);
             }
         }
     }

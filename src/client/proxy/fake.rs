@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::udp_header;
+use crate::client::dns::Dns;
 use crate::client::down::Down;
 use crate::client::resolve::{Host, Resolver};
 use crate::client::tunnel::{
@@ -26,6 +27,7 @@ pub(crate) const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 86, 0, 1));
 /// A fake network behind a tunnel.
 pub(crate) struct FakeNet {
     pub(crate) tunnel: Tunnel,
+    dns: Dns,
     pub(crate) resolver: Resolver,
     configure: Box<dyn Fn(Session) + Send + Sync>,
     state: Arc<Mutex<State>>,
@@ -122,7 +124,8 @@ impl FakeNet {
             SocketAddr::new(NAME_SERVER, 53),
             Route::To(name_server.local_addr().unwrap()),
         );
-        let resolver = Resolver::new(tunnel.clone());
+        let dns = Dns::plain(tunnel.clone());
+        let resolver = Resolver::over(tunnel.clone(), dns.clone());
         let served = Arc::clone(&state);
         let driver = tokio::spawn(async move {
             tokio::spawn(serve_tcp_names(name_server, Arc::clone(&served)));
@@ -132,6 +135,7 @@ impl FakeNet {
         });
         Self {
             tunnel,
+            dns,
             resolver,
             configure,
             state,
@@ -142,6 +146,12 @@ impl FakeNet {
     /// Changes what the session has.
     pub(crate) fn configure(&self, session: Session) {
         (self.configure)(session);
+    }
+
+    /// Puts records of the client's own file into force.
+    pub(crate) fn records(&self, records: &[&str]) {
+        let records: Vec<_> = records.iter().map(|text| text.parse().unwrap()).collect();
+        (self.dns).change_policy(|policy| policy.with_records(&records));
     }
 
     /// Makes `inner` lead to `route`.

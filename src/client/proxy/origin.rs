@@ -6,8 +6,10 @@ use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context as TaskContext, Poll};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -17,7 +19,7 @@ use crate::client::resolve::{CONNECT_LIMIT, Host, Known, OriginError, ResolveErr
 use crate::client::rules::{Blocked, Destination, Judged, ResolvedBy, Rules, Way};
 use crate::client::tunnel::{ConnectError, Flow, FlowStream};
 use crate::config::Transport;
-use crate::io::relay::{Endpoint, Pipe};
+use crate::io::relay::{Endpoint, Fate, FlowWatch, Pipe};
 
 /// A connection to an origin, and what was judged of it.
 pub(in crate::client) struct Opened {
@@ -54,6 +56,13 @@ impl Context {
             Some(name) => rules.of_name(name, port, Transport::Tcp)?,
             None => ResolvedBy::Tunnel,
         };
+        let (known, by) = match self.resolver.known(host, by)? {
+            (known @ Known::Ask(_), ResolvedBy::Host) => {
+                let addresses = self.settings.direct.lookup(known).await?;
+                (Known::Addresses(addresses), by)
+            }
+            known => known,
+        };
         let judge = |ip: IpAddr| {
             rules.of_address(&Destination {
                 name: name.map(|name| (name, by)),
@@ -61,12 +70,6 @@ impl Context {
                 port,
                 transport: Transport::Tcp,
             })
-        };
-        let known = match (host.known()?, by) {
-            (Known::Ask(_), ResolvedBy::Host) => {
-                Known::Addresses(self.settings.direct.lookup(host).await?)
-            }
-            (known, ResolvedBy::Host | ResolvedBy::Tunnel) => known,
         };
         let refused = OnceLock::new();
         let admit = |ip: &IpAddr| match judge(*ip) {
@@ -123,7 +126,32 @@ impl Opened {
         let Self { flow, judged } = self;
         match flow {
             Carried::Tunnel(flow) => flow.attach_judged(application, early, judged),
-            Carried::Direct(flow) => flow.relay(application, &early, &judged).await,
+            Carried::Direct(flow) => {
+                flow.relay(application, &early, &judged).await;
+            }
+        }
+    }
+
+    /// Connects a Unix socket, which `watch` counts; what is returned tells how it ends, and carries the bytes of what goes
+    /// beside the tunnel.
+    pub(in crate::client) fn carry_watched(
+        self,
+        application: UnixStream,
+        mut watch: FlowWatch,
+    ) -> BoxFuture<'static, Fate> {
+        let Self { flow, judged } = self;
+        match flow {
+            Carried::Tunnel(flow) => {
+                let fate = watch.fate();
+                flow.attach_watched(Endpoint::Unix(application), watch, Some(judged));
+                async move { fate.await.unwrap_or(Fate::Cut) }.boxed()
+            }
+            Carried::Direct(flow) => async move {
+                let fate = flow.relay(application, &[], &judged).await;
+                drop(watch);
+                fate
+            }
+            .boxed(),
         }
     }
 

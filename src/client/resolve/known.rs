@@ -1,5 +1,6 @@
 //! What is known about a host without asking anybody.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Host, ResolveError};
@@ -10,7 +11,7 @@ pub(in crate::client) enum Known<'a> {
     /// Its addresses.
     Addresses(Vec<IpAddr>),
     /// That somebody is to be asked for this name.
-    Ask(&'a str),
+    Ask(Cow<'a, str>),
 }
 
 impl Host {
@@ -29,7 +30,7 @@ impl Host {
             // RFC 6761 section 6.4.
             Some("invalid") => Err(ResolveError::NotFound),
             Some("onion") => Err(ResolveError::Onion),
-            Some(_) | None => Ok(Known::Ask(name)),
+            Some(_) | None => Ok(Known::Ask(name.into())),
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Host, ResolveError, Resolver};
+use super::{Host, Known, ResolveError, Resolver};
 use crate::client::direct::Direct;
 use crate::client::rules::ResolvedBy;
 use crate::client::tunnel::Tunnel;
@@ -19,6 +19,15 @@ pub struct NameQuery {
     /// The name.
     pub host: Host,
     /// Whose resolver is to be asked.
+    pub by: ResolvedBy,
+}
+
+/// The addresses of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// At least one, best first.
+    pub addresses: Vec<IpAddr>,
+    /// Who has said them: who was asked, or nobody had to be.
     pub by: ResolvedBy,
 }
 
@@ -47,7 +56,7 @@ async fn serve(
     mut queries: mpsc::Receiver<NameQuery>,
     stop: CancellationToken,
 ) {
-    let mut lookups: JoinSet<(u64, Result<Vec<IpAddr>, ResolveError>)> = JoinSet::new();
+    let mut lookups: JoinSet<(u64, Result<Found, ResolveError>)> = JoinSet::new();
     loop {
         let room = lookups.len() < CONCURRENT;
         tokio::select! {
@@ -62,15 +71,30 @@ async fn serve(
                 let Some(NameQuery { query, host, by }) = query else { return };
                 let (resolver, direct) = (resolver.clone(), direct.clone());
                 lookups.spawn(async move {
-                    let answer = match by {
-                        ResolvedBy::Tunnel => resolver.lookup(&host).await,
-                        ResolvedBy::Host => direct.lookup(&host).await,
-                    };
-                    (query, answer.map(ipv4_first))
+                    (query, find(&resolver, &direct, &host, by).await)
                 });
             }
         }
     }
+}
+
+async fn find(
+    resolver: &Resolver,
+    direct: &Direct,
+    host: &Host,
+    by: ResolvedBy,
+) -> Result<Found, ResolveError> {
+    let (addresses, by) = match resolver.known(host, by)? {
+        (Known::Addresses(addresses), by) => (addresses, by),
+        (known @ Known::Ask(_), ResolvedBy::Host) => (direct.lookup(known).await?, by),
+        (Known::Ask(_), ResolvedBy::Tunnel | ResolvedBy::Record) => {
+            (resolver.lookup(host).await?, by)
+        }
+    };
+    Ok(Found {
+        addresses: ipv4_first(addresses),
+        by,
+    })
 }
 
 /// Orders addresses for datagrams, which cannot race: nobody hears of one that got lost,

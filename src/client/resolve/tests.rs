@@ -259,18 +259,21 @@ async fn name_service_answers_the_driver_with_ipv4_first() {
     );
     let service = tokio::spawn(service);
     for (query, host) in [(1, name("a.test")), (2, name("none.test"))] {
-        let by = crate::client::rules::ResolvedBy::Tunnel;
+        let by = ResolvedBy::Tunnel;
         queries.try_send(NameQuery { query, host, by }).unwrap();
         let Some(Command::Resolved {
             query: answered,
-            addresses: answer,
+            found: answer,
         }) = commands.recv().await
         else {
             panic!("no answer");
         };
         assert_eq!(answered, query);
         match query {
-            1 => assert_eq!(answer, Ok(addresses(&["192.0.2.1", "2001:db8::1"]))),
+            1 => {
+                let addresses = addresses(&["192.0.2.1", "2001:db8::1"]);
+                assert_eq!(answer, Ok(Found { addresses, by }));
+            }
             _ => assert_eq!(answer, Err(ResolveError::NotFound)),
         }
     }

@@ -31,6 +31,8 @@ pub enum ResolvedBy {
     Tunnel,
     /// This host's own.
     Host,
+    /// Nobody's: the client's own configuration has them, under `dns: records:`.
+    Record,
 }
 
 /// An address, and what is known about it.
@@ -138,7 +140,7 @@ impl Rules {
 }
 
 /// Whether a rule with `direct` may send there what it fits.
-fn directly(to: &Destination<'_>, ip: IpAddr, fit: Fit) -> Result<(), Blocked> {
+pub(super) fn directly(to: &Destination<'_>, ip: IpAddr, fit: Fit) -> Result<(), Blocked> {
     let is_named = match fit {
         Fit::Network => true,
         Fit::Domain => to.name.is_some_and(|(name, _)| is_localhost(name)),
@@ -151,7 +153,7 @@ fn directly(to: &Destination<'_>, ip: IpAddr, fit: Fit) -> Result<(), Blocked> {
         Some((name, ResolvedBy::Tunnel)) if is_private(ip) && !is_localhost(name) => {
             Err(Blocked::Rebound)
         }
-        Some((_, ResolvedBy::Tunnel | ResolvedBy::Host)) | None => Ok(()),
+        Some((_, ResolvedBy::Tunnel | ResolvedBy::Host | ResolvedBy::Record)) | None => Ok(()),
     }
 }
 
@@ -231,7 +233,7 @@ impl Prepared {
     }
 
     /// The most telling fit: a network says more about an address than a name that leads to it.
-    fn fit(&self, name: Option<&str>, ip: IpAddr) -> Option<Fit> {
+    pub(super) fn fit(&self, name: Option<&str>, ip: IpAddr) -> Option<Fit> {
         if self.networks.contains(ip) {
             return Some(Fit::Network);
         }

@@ -32,6 +32,11 @@
 //! that it belongs there. In the same way this host itself, loopback, is reached directly only by a rule that names its
 //! address or `localhost`: [`Blocked::ThisHost`].
 //!
+//! **Records.** Where `dns: records:` of this client's own configuration gives a name its addresses, nobody is asked for it,
+//! whoever would have been, and no stranger chooses: rules about networks judge these addresses like any that was asked for
+//! as such. Lists of names to block hold for every name, too. What a server pushes is its word: it goes where the tunnel's
+//! resolver goes.
+//!
 //! An IPv6 address that is IPv4 in an IPv6 coat is judged as IPv4.
 //!
 //! # Replacing the rules
@@ -50,7 +55,7 @@ mod explain;
 mod in_force;
 mod judge;
 
-pub use explain::explain;
+pub use explain::{Subject, explain};
 pub use in_force::{InForce, Judged, Replace};
 #[cfg(test)]
 pub(super) use judge::listed;

@@ -12,7 +12,7 @@ use super::handle::LastWords;
 use super::port::Datagram;
 use super::{Arrivals, ConnectError, HandleId, Refusal};
 use crate::client::down::Down;
-use crate::client::resolve::ResolveError;
+use crate::client::resolve::{Found, ResolveError};
 use crate::client::rules::{InForce, Judged};
 use crate::client::status::Look;
 use crate::io::relay::{Endpoint, FlowWatch};
@@ -204,8 +204,8 @@ pub enum Command {
     Resolved {
         /// The driver's number of the query.
         query: u64,
-        /// The addresses, at least one, best first.
-        addresses: Result<Vec<IpAddr>, ResolveError>,
+        /// The addresses.
+        found: Result<Found, ResolveError>,
     },
 }
 

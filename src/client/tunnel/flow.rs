@@ -42,10 +42,11 @@ impl Flow {
         handle.attach(Attachment::Tcp(socket), early, Some(Box::new(judged)));
     }
 
-    /// The same for any socket, and for somebody who wants to know how the flow ends.
-    pub fn attach_watched(self, endpoint: Endpoint, early: Vec<u8>, watch: FlowWatch) {
+    /// The same for any socket, and for somebody who wants to know how the flow ends; without `judged` no rules end it.
+    pub fn attach_watched(self, endpoint: Endpoint, watch: FlowWatch, judged: Option<Judged>) {
         let Self { handle, remote: _ } = self;
-        handle.attach(Attachment::Watched { endpoint, watch }, early, None);
+        let attachment = Attachment::Watched { endpoint, watch };
+        handle.attach(attachment, Vec::new(), judged.map(Box::new));
     }
 
     /// Turns the flow into a stream of bytes, for those who must look at them.

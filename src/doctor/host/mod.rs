@@ -8,5 +8,5 @@ mod resources;
 mod service;
 
 pub use egress::{Device, Filter, Situation, conntrack, forwarding, nftables, ping, tun};
-pub use resources::{Descriptors, buffers, descriptors};
+pub use resources::{Descriptors, backlog, buffers, descriptors};
 pub use service::{certificate, clients, port, state};

@@ -85,6 +85,43 @@ pub fn buffers(name: &str, most: Option<u64>, wanted: u64) -> Finding {
         .figure("wanted", wanted)
 }
 
+/// Judges how many packets the kernel has dropped since it started because they waited for a processor that was behind: `stat` is
+/// /proc/net/softnet_stat, a line each processor, hexadecimal, packets first and dropped ones second; `most` may wait for each.
+pub fn backlog(stat: Option<&str>, most: Option<u64>) -> Finding {
+    let name = "net.core.netdev_max_backlog";
+    let sum = |column| -> Option<u64> {
+        let mut lines = stat?.lines();
+        lines.try_fold(0_u64, |sum, line| {
+            let field = line.split_ascii_whitespace().nth(column)?;
+            Some(sum.saturating_add(u64::from_str_radix(field, 16).ok()?))
+        })
+    };
+    let (Some(packets), Some(dropped), Some(most)) = (sum(0), sum(1), most) else {
+        return Finding::skipped(
+            Check::Buffers,
+            "the kernel does not tell (a container's /proc may hide it)",
+        )
+        .about(name);
+    };
+    let words = format!(
+        "{most} packets may wait for a processor; {dropped} of {packets} were dropped since this host started"
+    );
+    let finding = if dropped > packets / DROPPED_AMONG {
+        let next = format!("sysctl -w {name}={} on the host", most.saturating_mul(4));
+        Finding::warning(Check::Buffers, words, next)
+    } else {
+        Finding::ok(Check::Buffers, words)
+    };
+    finding
+        .about(name)
+        .figure("packets", packets)
+        .figure("dropped", dropped)
+        .figure("most", most)
+}
+
+/// One packet dropped among so many is what downloads begin to feel on a long path; fewer are a burst long ago.
+const DROPPED_AMONG: u64 = 10_000;
+
 /// Descriptors of the program itself.
 const OWN: u64 = 64;
 
@@ -114,6 +151,24 @@ mod tests {
                 flows,
             };
             assert_eq!(descriptors(asked).verdict, verdict, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn packets_dropped_before_a_processor_are_summed_up_over_all_of_them() {
+        let stat = "000f4240 00000000 00000001 00000000\n000f4240 000000c9 00000000 00000000\n";
+        let found = backlog(Some(stat), Some(1000));
+        assert_eq!(found.verdict, Verdict::Warning, "201 of two millions");
+        assert_eq!(found.figures["dropped"], 201);
+        assert!(found.words.contains("201 of 2000000"), "{}", found.words);
+        let fewer = stat.replace("c9", "c8");
+        assert_eq!(backlog(Some(&fewer), Some(1000)).verdict, Verdict::Ok);
+        for (stat, most) in [
+            (None, Some(1000)),
+            (Some("no"), Some(1)),
+            (Some(stat), None),
+        ] {
+            assert_eq!(backlog(stat, most).verdict, Verdict::Skipped);
         }
     }
 

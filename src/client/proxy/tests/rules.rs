@@ -124,6 +124,40 @@ async fn name_that_the_tunnel_rebinds_is_told_apart_from_a_blocked_one() {
     proxy.finish().await;
 }
 
+#[tokio::test]
+async fn records_of_the_file_are_judged_by_their_addresses_and_nobody_is_asked_for_them() {
+    let (proxy, _replace) =
+        with_rules(&["block 192.0.2.0/24", "direct 127.0.0.2 dev.home www.home"]).await;
+    proxy.net.records(&[
+        // By a rule about its network alone, where what strangers say would be refused.
+        "nas.home A 127.0.0.2",
+        "spam.home A 192.0.2.1",
+        // By a rule that names the name: this host's resolver knows nothing of it.
+        "dev.home A 127.0.0.2",
+        "www.home CNAME dev.home",
+        // Through the tunnel.
+        "far.home A 198.51.100.7",
+    ]);
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for host in ["nas.home", "dev.home", "www.home"] {
+        let (code, stream) = socks_reply(&proxy, host, port).await;
+        assert_eq!(code, 0, "{host}");
+        listener.accept().await.unwrap();
+        drop(stream);
+    }
+    assert_eq!(socks_reply(&proxy, "spam.home", 80).await.0, 2);
+    let origin = echo().await;
+    proxy.net.route("198.51.100.7:80", Route::To(origin));
+    let (code, stream) = socks_reply(&proxy, "far.home", 80).await;
+    assert_eq!(code, 0);
+    drop(stream);
+    assert_eq!(proxy.net.connects(), ["198.51.100.7:80".parse().unwrap()]);
+    assert!(proxy.net.asked().is_empty(), "{:?}", proxy.net.asked());
+    assert_eq!(proxy.stats.direct.value(), 3);
+    proxy.finish().await;
+}
+
 /// An origin that answers each request with its number on that connection, after the head.
 async fn counting_web() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
