@@ -335,7 +335,8 @@
 //!   default, so that a new one does not compile before it is known whether it can be followed ([`server::reload`]).
 //! - **Who was revoked is told so in the handshake.** Strangers meet silence, and so did whoever had been a client: it could not
 //!   tell a revocation from a blocked port, and neither could `adit doctor`. The answer is sealed for the client's key, is
-//!   given to none but a key that the server has known, and to no replay; the roll keeps such keys on record, for `restore`, too.
+//!   given to none but a key that the server has known, and costs less than any other, since nothing is kept of who gets no session,
+//!   not even the time that it says; the roll keeps such keys on record, for `restore`, too.
 //! - **The session of a whole host goes first, and nothing else waits for it.** The client's own session, which has its control
 //!   socket, begins with it and asks for its lease when the host goes through the tunnel: a fixed address is the host's, and
 //!   `adit status` answers while the kill switch lets nothing out.

@@ -17,7 +17,7 @@
 //!
 //! Each is a line in the match of [`Orders`]' `call` and in the table above, and a function that takes what it needs of the
 //! [`Request`]. An order is carried out on a task of its own connection, never on a session's: it changes what sessions
-//! share ([`Shared::peers`], [`Shared::revoke`]) or asks them, with a time-out. A command finds the server by
+//! share ([`Shared::peers`], [`Shared::enrolment`]) or asks them, with a time-out. A command finds the server by
 //! `cli::running::Which::find_server`.
 
 use std::os::fd::OwnedFd;

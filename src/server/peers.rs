@@ -8,8 +8,8 @@
 //! tell clients apart by them.
 //!
 //! Handshakes look their client up here, and a session looks once more when its first sealed frame has opened: a client
-//! that was taken out in between is not served. Whoever takes a client out ends its sessions, too:
-//! [`Shared::revoke`](super::shared::Shared::revoke) does both.
+//! that was taken out in between is not served. Whoever takes a client out ends its sessions, too, as
+//! [`orders`](super::orders) and [`reload`](super::reload) do.
 //!
 //! # Limits
 //!
@@ -156,7 +156,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Takes a client out. Its sessions go on: see [`Shared::revoke`](super::shared::Shared::revoke).
+    /// Takes a client out. Its sessions go on: whoever calls this ends them.
     pub fn remove(&self, key: &PublicKey) -> Option<Peer> {
         self.write().remove(key)
     }

@@ -20,7 +20,7 @@ use super::filter::DestinationPolicy;
 use super::leases::Lease;
 use super::ledger::Ledger;
 use super::local::LocalLimits;
-use super::peers::{Peer, Peers};
+use super::peers::Peers;
 use super::reach::Reach;
 use super::registry::Registry;
 use super::router::Router;
@@ -236,15 +236,6 @@ impl Shared {
     /// Returns the name of the client with this key, for logs.
     pub fn client_name(&self, key: &PublicKey) -> String {
         self.peers.name(key)
-    }
-
-    /// Takes a client out and ends its sessions; returns it, and how many sessions it had.
-    ///
-    /// From now on its handshakes are refused, and nothing reaches it: what its sessions had open ends with them.
-    pub fn revoke(&self, key: &PublicKey) -> Option<(Peer, usize)> {
-        let peer = self.peers.remove(key)?;
-        let ended = self.cut_off(key);
-        Some((peer, ended))
     }
 
     /// Returns whether `address` lies in the clients' networks.

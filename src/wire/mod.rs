@@ -83,8 +83,8 @@
 //! not newer, or older than the server's start, is answered by a Challenge: 32 bytes, random ones
 //! that belong to the connection on a stream lane (two challenges a connection, no more), a MAC on
 //! a datagram lane (below). The client makes a new message 1 that carries them; it is taken unless
-//! its time is that of the one taken last. A handshake changes nothing about a living session until its first sealed
-//! frame opens.
+//! its time is that of the one taken last. Of a client that is refused as revoked nothing is remembered. A handshake changes
+//! nothing about a living session until its first sealed frame opens.
 //!
 //! **Silence.** Whatever else is wrong with a message 1 (length, version, kind, key, tag, an
 //! unknown client) is answered by nothing at all, so that a stranger learns nothing. A client

@@ -89,14 +89,26 @@ impl NewestTimes {
         time: u64,
         proven: bool,
     ) -> bool {
-        let known = self.newest.get(&(key, instance));
-        // A challenge of an address is good until one answer to it is accepted: of two at once, too.
-        let repeated = known.is_some_and(|times| times.last == time);
-        let fresh = !repeated && (proven || !self.is_stale(&key, &instance, time));
+        let fresh = self.is_fresh(key, instance, time, proven);
         if fresh {
             self.accept(key, instance, time);
         }
         fresh
+    }
+
+    /// As [`NewestTimes::admit`] says, and nothing is kept: of whoever gets no session in any case, who could otherwise fill
+    /// the table with times of a far future, and have every client be asked for proof.
+    pub(super) fn is_fresh(
+        &self,
+        key: PublicKey,
+        instance: [u8; INSTANCE_LEN],
+        time: u64,
+        proven: bool,
+    ) -> bool {
+        let known = self.newest.get(&(key, instance));
+        // A challenge of an address is good until one answer to it is accepted: of two at once, too.
+        let repeated = known.is_some_and(|times| times.last == time);
+        !repeated && (proven || !self.is_stale(&key, &instance, time))
     }
 
     fn is_stale(&self, key: &PublicKey, instance: &[u8; INSTANCE_LEN], time: u64) -> bool {

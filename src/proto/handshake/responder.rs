@@ -154,7 +154,13 @@ impl Responder {
                 }
             }
         };
-        if !self.times().admit(peer, instance, heard.hello.time, proven) {
+        let time = heard.hello.time;
+        let fresh = if entry.revoked {
+            self.times().is_fresh(peer, instance, time, proven)
+        } else {
+            self.times().admit(peer, instance, time, proven)
+        };
+        if !fresh {
             let challenge = freshness
                 .issue(&whose, &mut generator)
                 .ok_or(Silence::Stale { key: peer })?;

@@ -210,6 +210,9 @@ fn client_that_was_revoked_is_told_by_a_server_that_knows_its_secrets_and_by_no_
     // Who repeats what he has recorded learns nothing that he would not have learned before.
     let replayed = server.take_new(&heard_before);
     assert!(matches!(replayed, Ok(Answer::Challenge(_))), "{replayed:?}");
+    // Nothing is kept of what it says: neither times of a far future nor instances fill a table that clients share.
+    let again = server.take_new(&init);
+    assert!(matches!(again, Ok(Answer::Refuse { .. })), "{again:?}");
 }
 
 #[test]
