@@ -1,8 +1,9 @@
 //! Where else a server with this identity may have kept who has enrolled: whoever runs it as another user has another state
 //! folder, in which nobody is known.
 //!
-//! Places are looked at, and nothing in them is opened but by its owner: what lies in a folder of another user's is that
-//! user's to say, and may be made for us to find. So it is told whose it is.
+//! Places are looked at, and nothing in a user's folder is opened: what lies there is that user's to say, and may be made for
+//! us to find. So it is told whose it is. In the folder of the package's unit the key is read, as a regular file and not waited
+//! for: the unit's user can put anything there.
 
 use std::collections::HashSet;
 use std::env;
@@ -73,7 +74,9 @@ fn in_words(found: &Found) -> String {
 fn of_unit(key: &SecretKey) -> Option<PathBuf> {
     let folder = PathBuf::from(SYSTEM);
     let names = ["server.key", "key"].into_iter();
-    let mut keys = names.filter_map(|name| read_key::<SecretKey>(&folder.join(name)).ok());
+    let is_file = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|it| it.is_file());
+    let files = names.map(|name| folder.join(name)).filter(is_file);
+    let mut keys = files.filter_map(|file| read_key::<SecretKey>(&file).ok());
     keys.any(|it| it.public() == key.public()).then_some(folder)
 }
 
