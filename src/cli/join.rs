@@ -140,6 +140,13 @@ impl Text {
                 Ok(", which says so already".to_owned())
             }
             Self::Changed(file, edited) => {
+                // The server was waited for: whoever had it open in an editor may have saved it.
+                if fs::read(&file).is_ok_and(|now| now != edited.before.as_bytes()) {
+                    return Err(Failure::Usage(format!(
+                        "{} was changed meanwhile, and is as it was left: the same command again has it lead to this server",
+                        file.display()
+                    )));
+                }
                 rewrite_atomically(&file, edited.text.as_bytes())
                     .with_context(|| format!("cannot write {}", file.display()))
                     .map_err(Failure::Run)?;
@@ -158,12 +165,19 @@ fn prepare(
     key_file: &Path,
 ) -> Result<(ClientConfig, Text), Failure> {
     let config = check(args, link, key_file)?;
-    if !file.exists() {
+    if file.symlink_metadata().is_err() {
         return Ok((config, Text::New(configuration(args, link, key_file))));
     }
+    // A link that leads nowhere is told before the server is asked, too.
     let meant = (file.canonicalize())
         .with_context(|| file.display().to_string())
         .map_err(Failure::Run)?;
+    if !meant.is_file() {
+        return Err(Failure::Usage(format!(
+            "{} is not a file, so that there is nothing in it to change",
+            file.display()
+        )));
+    }
     let changes = changes(args, link, key_file);
     let edited = edit_file(file, &changes).map_err(|error| match error {
         EditError::Read(error) => error.into(),
@@ -439,6 +453,30 @@ mod tests {
         let told = text.write(&args, &file).unwrap();
         assert_eq!(told, "; changed in it: preshared_key_file; all else stays");
         assert_eq!(fs::read_to_string(&file).unwrap(), more);
+        // What somebody saves while the server is asked is not lost.
+        let other = Link {
+            servers: vec!["tls://other.example:1".parse().unwrap()],
+            token: Token::from_bytes([2; 32]),
+            ..link
+        };
+        let (_, text) = prepare(&args, &other, &file, &key_file).unwrap();
+        fs::write(&file, format!("{more}# saved\n")).unwrap();
+        let refused = text.write(&args, &file).unwrap_err();
+        assert!(
+            matches!(&refused, Failure::Usage(why) if why.contains("meanwhile")),
+            "{refused:?}"
+        );
+        assert!(fs::read_to_string(&file).unwrap().ends_with("# saved\n"));
+        // Nor is anything asked for a file that cannot be written.
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("gone", &file).unwrap();
+        assert!(prepare(&args, &other, &file, &key_file).is_err());
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(matches!(
+            prepare(&args, &other, &file, &key_file),
+            Err(Failure::Usage(_))
+        ));
     }
 
     #[test]

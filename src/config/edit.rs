@@ -32,6 +32,8 @@ pub struct Change {
 /// A text in which keys were changed.
 #[derive(Debug)]
 pub struct Edited {
+    /// The text as it was.
+    pub before: String,
     /// The text.
     pub text: String,
     /// The keys that were something else before.
@@ -72,6 +74,7 @@ pub fn edit_file(path: &Path, changes: &[Change]) -> Result<Edited, EditError> {
 fn edit(path: &Path, text: String, changes: &[Change]) -> Result<Edited, EditError> {
     let before = parse(path, &text)?;
     let mut edited = Edited {
+        before: text.clone(),
         text,
         changed: Vec::new(),
     };
