@@ -220,7 +220,7 @@ fn hint(reason: CloseReason) -> &'static str {
         }
         CloseReason::PoolExhausted => "; its `network:` has no free address",
         CloseReason::Revoked => {
-            "; this client was revoked: whoever runs the server may invite it anew or, where its configuration lists this client, say `adit clients restore`"
+            "; this client was revoked: whoever runs the server may say `adit clients restore` or invite it anew"
         }
         CloseReason::ShuttingDown
         | CloseReason::Idle
