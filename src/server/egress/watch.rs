@@ -38,26 +38,28 @@ pub async fn keep(settings: &TunSettings) -> RunError {
                     warn!(%interface, times, "{}", mended_words(times));
                 }
             }
-            Ok(Seen::WithoutIpv6) => tell(&mut told, NO_IPV6.to_owned(), &mut trouble),
+            Ok(Seen::WithoutIpv6) => {
+                tell(clock::now(), &mut told, NO_IPV6.to_owned(), &mut trouble);
+            }
             Err(Trouble::Gone) => return deleted(settings),
-            Err(Trouble::Netlink(error)) => tell(
-                &mut told,
-                format!("the interface of this server cannot be looked after: {error}"),
-                &mut trouble,
-            ),
+            Err(Trouble::Netlink(error)) => {
+                let text = format!("the interface of this server cannot be looked after: {error}");
+                tell(clock::now(), &mut told, text, &mut trouble);
+            }
         }
         network.changed().await;
     }
 }
 
-/// Tells what is wrong once, as long as it stays so: a host of containers changes its network all the time.
-fn tell(told: &mut String, text: String, trouble: &mut Quarrel) {
-    if text != *told {
-        if let Some(times) = trouble.begin(clock::now()) {
-            warn!(times, "{text}");
-        }
+/// Tells what is wrong once, as long as it stays so: a host of containers changes its network all the time. What is not to be
+/// told yet is told when it is still so later; returns whether it was told now.
+fn tell(now: Instant, told: &mut String, text: String, trouble: &mut Quarrel) -> bool {
+    let is_told = text != *told && trouble.begin(now).is_some();
+    if is_told {
+        warn!("{text}");
         *told = text;
     }
+    is_told
 }
 
 /// What is said of an interface that was put right so many times since it was said last.
@@ -198,6 +200,19 @@ mod tests {
         assert_eq!(minutes, expected);
         assert_eq!(told[..3], [(0, 1), (1, 120), (3, 240)]);
         assert_eq!(told.last().unwrap().1, 7_200, "an hour's");
+    }
+
+    #[test]
+    fn trouble_that_is_not_told_yet_is_told_later_if_it_lasts() {
+        let (mut told, mut trouble) = (String::new(), Quarrel::default());
+        let start = Instant::now();
+        let mut tell = |seconds, text: &str| {
+            let now = start + Duration::from_secs(seconds);
+            tell(now, &mut told, text.to_owned(), &mut trouble)
+        };
+        assert!(tell(0, "one") && !tell(1, "one"));
+        assert!(!tell(20, "another"), "a moment after the first");
+        assert!(tell(61, "another") && !tell(300, "another"));
     }
 
     #[test]
