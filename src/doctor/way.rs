@@ -211,8 +211,8 @@ fn remedy(trouble: Trouble, server: &LaneAddr, best: Option<&Way>, key: &PublicK
         (Trouble::Proxy, _) => {
             "compare `via` with what other programs here use, or set it to off".to_owned()
         }
-        (Trouble::Revoked, _) => "ask whoever runs the server to invite this client anew (adit join LINK takes the link), \
-             or, where its configuration lists this client, to say `adit clients restore`"
+        (Trouble::Revoked, _) => "ask whoever runs the server to say `adit clients restore`, or to invite this client anew \
+             (adit join LINK takes the link)"
             .to_owned(),
         (Trouble::Answer, _) => "compare `preshared_key_file` with what the server has for this client, and the versions \
              of both ends"

@@ -376,7 +376,7 @@ fn describe(error: &OriginError) -> (StatusCode, &'static str, &'static str) {
 
 fn tunnel_down(down: Down) -> (StatusCode, &'static str, &'static str) {
     let what_to_do = if down.is_final() {
-        "Ask whoever runs the VPN server for a new invitation or, where its configuration lists this client, for `adit clients restore`."
+        "Ask whoever runs the VPN server for `adit clients restore` or a new invitation."
     } else {
         "The client keeps trying to reach the VPN server; `adit status` and its log say more."
     };
