@@ -633,6 +633,29 @@ mod tests {
     }
 
     #[test]
+    fn of_several_that_were_revoked_by_one_name_none_is_restored_but_by_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let enrolment = both(&folder);
+        enrolment.revoke(NOW, "phone").unwrap();
+        let second = Token::from_bytes([8; 32]);
+        enrolment.invite(NOW, "phone", HOUR, &second).unwrap();
+        let enrolled = enrolment.enrol(NOW, &invitation_id(&second), &second, key(3));
+        assert_eq!(enrolled, (Verdict::Enrolled, "phone".into()));
+        enrolment.revoke(NOW, "phone").unwrap();
+        let unclear = enrolment.restore(NOW, "phone");
+        assert!(matches!(unclear, Err(EnrolmentError::Several { .. })));
+        assert!(!admits(&enrolment, 2) && !admits(&enrolment, 3));
+        enrolment.restore(NOW, &key(2).to_string()).unwrap();
+        assert!(admits(&enrolment, 2) && !admits(&enrolment, 3));
+        // One that has the name is no reason to pass the one over that had it.
+        let error = enrolment.restore(NOW, "phone").unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("adit clients rename {}", key(3))),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn client_that_is_revoked_by_both_ways_in_has_both_again() {
         let folder = tempfile::tempdir().unwrap();
         let enrolment = both(&folder);
