@@ -231,7 +231,7 @@ fn prepare(inner: &Inner, patience: Option<Duration>, is_shared: bool) -> anyhow
             let why = if is_shared {
                 "the client that runs does not reach its server, and its log says why"
             } else {
-                "no server has answered, and --log-level info tells of each attempt"
+                "no server has answered, and --log-level info tells of each attempt (where `adit client --tun` leads this host, use --share)"
             };
             bail!(
                 "the tunnel is not up after {} s: {why}; --wait gives it longer, --no-wait starts the command all the same",

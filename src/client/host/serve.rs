@@ -98,6 +98,9 @@ impl Host {
             Share::alone(config.memory / HARD),
             stop.clone(),
         );
+        if tunnel.kill_switch {
+            info!(interface = %tunnel.name, "the kill switch is on: until the host goes through the tunnel, nothing but that leaves it");
+        }
         let driver = driver.over(device);
         let driver = tokio::spawn(async move {
             // Without a handle the driver would take itself for abandoned.
