@@ -424,9 +424,9 @@ impl Adit {
     ///
     /// # Panics
     ///
-    /// If it has ended, or has not become ready in 30 s.
+    /// If it has ended, or has not become ready in a minute.
     pub fn expect_ready(&mut self) {
-        if self.ready(ENDS_WITHIN).is_none() {
+        if self.ready(READY_WITHIN).is_none() {
             panic!(
                 "adit did not become ready (ended: {:?})\n{}",
                 self.process.exited(),
@@ -700,6 +700,8 @@ const RUNTIME: &str = "run";
 const STATE_KEY: &str = "state_dir";
 /// The hang guard of everything that should take a moment.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
+/// The hang guard of a start: a client that was refused asks again after up to 20 s.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// The hang guard of a release build from nothing on a small machine.
 const BUILT_WITHIN: Duration = Duration::from_secs(1200);
 /// Below the range of ephemeral ports, which begins at 32768.
